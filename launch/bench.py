@@ -1,0 +1,282 @@
+r"""Measures speed; one JSON object a line on stdout.
+
+python -m launch.bench --what=step [--method=unimatch] [--mpmc=recommended] \
+    [--backbone=resnet50] [--crop=321] [--batch_size=2] [--dtype=float32] [--steps=5]
+python -m launch.bench --what=mpmc ...    pooling, targets and weights beside the step
+python -m launch.bench --what=data --dataset=camvid --data_dir=data
+python -m launch.bench --what=eval --dataset=camvid --data_dir=data
+
+Figures of one invocation were measured in one run and may be compared as ratios;
+those of different machines or runs may not.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from configs import base, presets
+from launch import runs
+from mpmc_jax.data.build import build_eval, build_train, dataset_info
+from mpmc_jax.evaluation.evaluator import Evaluator
+from mpmc_jax.models.build import init_variables, tap_channels
+from mpmc_jax.models.pooling import average_pool
+from mpmc_jax.plugins.mpmc import MPMC, adaptive_weights, patch_targets
+from mpmc_jax.training import report
+from mpmc_jax.training.build import Setup, build_base, build_setup, init_state
+from mpmc_jax.training.parallel import Layout, Parallel
+from mpmc_jax.training.step import make_step
+from mpmc_jax.types import Array, Batch, Crops
+
+CLASSES = 21
+
+
+def configuration(args: argparse.Namespace) -> ml_collections.ConfigDict:
+    """The default configuration with the command line's settings."""
+    config = base.get_base()
+    config.data.name = args.dataset
+    config.data.data_dir = args.data_dir
+    config.data.crop = args.crop
+    config.model.dtype = args.dtype
+    config.train.batch_size = args.batch_size
+    config.train.group_size = args.group_size
+    config.train.parallel = args.parallel
+    argument = f"method={args.method},mpmc={args.mpmc},backbone={args.backbone}"
+    return presets.apply(config, argument)
+
+
+def random_batch(config: ml_collections.ConfigDict, setup: Setup) -> Batch:
+    """Noise of the shapes that the method asks for."""
+    rng = np.random.default_rng(0)
+    size, crop = config.train.batch_size, config.data.crop
+
+    def crops(label: bool) -> Crops:
+        shape = (size, crop, crop)
+        return Crops(
+            image=rng.integers(0, 256, (*shape, 3), np.uint8),
+            extent=np.tile(np.array([0, 0, crop, crop], np.int32), (size, 1)),
+            index=np.arange(size, dtype=np.int32),
+            record=np.arange(size, dtype=np.int32),
+            label=rng.integers(0, CLASSES, shape, np.uint8) if label else None,
+        )
+
+    streams = setup.method.streams
+    return Batch(
+        crops(label=True),
+        crops(label=False) if streams.unlabeled else None,
+        crops(label=False) if streams.partner else None,
+    )
+
+
+def seconds(function: Callable[[], Any], repeats: int) -> list[float]:
+    """Wall time of each call, after one that warms up."""
+    jax.block_until_ready(function())
+    times = []
+    for _ in range(repeats):
+        begin = time.perf_counter()
+        jax.block_until_ready(function())
+        times.append(time.perf_counter() - begin)
+    return times
+
+
+def noise_setup(config: ml_collections.ConfigDict) -> Setup:
+    """The parts of a run that needs no data set."""
+    model, method = build_base(config, num_classes=CLASSES, channels=3)
+    return build_setup(config, model, method, steps_per_epoch=1000)
+
+
+def bench_step(config: ml_collections.ConfigDict, repeats: int) -> dict[str, Any]:
+    """images/s (labelled and unlabelled), FLOPs, peak memory and compile time."""
+    setup = noise_setup(config)
+    parallel = Parallel(
+        config.train.parallel,
+        Layout(
+            config.train.batch_size, config.train.group_size, config.train.accumulation
+        ),
+    )
+    batch = parallel.place(random_batch(config, setup))
+    state = parallel.replicate(init_state(setup, config.seed))
+    begin = time.perf_counter()
+    expected = [parallel.replicate(np.asarray(i, np.int32)) for i in range(repeats + 1)]
+    lowered = parallel.compile(make_step(setup.step)).lower(state, batch, expected[0])
+    compiled = lowered.compile()
+    compile_seconds = time.perf_counter() - begin
+    times = []
+    for number in expected:
+        begin = time.perf_counter()
+        state, metrics = compiled(state, batch, number)
+        jax.block_until_ready(metrics)
+        times.append(time.perf_counter() - begin)
+    step_seconds = statistics.median(times[1:])
+    images = config.train.batch_size * (2 if setup.method.streams.unlabeled else 1)
+    memory = compiled.memory_analysis()
+    return {
+        "images_per_second": images / step_seconds,
+        "step_seconds": step_seconds,
+        "flops": _flops(compiled),
+        "peak_bytes": memory.temp_size_in_bytes + memory.argument_size_in_bytes,
+        "compile_seconds": compile_seconds,
+    }
+
+
+def _flops(compiled: Any) -> float:
+    cost = compiled.cost_analysis()
+    return float((cost[0] if isinstance(cost, list) else cost)["flops"])
+
+
+def bench_mpmc(config: ml_collections.ConfigDict, repeats: int) -> dict[str, Any]:
+    """Seconds of MPMC's own operations at the step's shapes, and their share of it.
+
+    Pooling runs on the taps of the labelled images and of all views, with its gradient,
+    and once more without on the views for the teacher; targets on the labelled images;
+    weights on each view.
+    """
+    setup = noise_setup(config)
+    plugin = setup.plugin
+    if not isinstance(plugin, MPMC):
+        raise ValueError("--what=mpmc needs --mpmc=paper or --mpmc=recommended")
+    size, crop = config.train.batch_size, config.data.crop
+    views = {"unimatch": 3, "mean_teacher": 1, "supervised": 0}[config.method.name]
+    # "lite" projects to 64 channels before it pools.
+    channels = 64 if plugin.head == "lite" else tap_channels(setup.model, plugin.tap)
+    rng = np.random.default_rng(0)
+    taps = jnp.asarray(
+        rng.standard_normal((size * (1 + views), *plugin.tap_size, channels)),
+        config.model.dtype,
+    )
+    labels = jnp.asarray(rng.integers(0, CLASSES, (size, crop, crop)))
+    logits = jnp.asarray(
+        rng.standard_normal((size, *plugin.tap_size, CLASSES)), jnp.float32
+    )
+    windows = [window for window in plugin.windows if window > 1]
+
+    def pooled(z: Array) -> Array:
+        return sum(average_pool(z, window) for window in windows)
+
+    def pulled_back(z: Array) -> Array:
+        out, pull = jax.vjp(pooled, z)
+        return pull(out)[0]
+
+    def weights(z: Array, pseudo: Array) -> tuple[Array, Array]:
+        return adaptive_weights(
+            z, pseudo, confidence=plugin.confidence, scale=plugin.lambda_scale
+        )
+
+    parts = {"pooling": seconds(lambda f=jax.jit(pulled_back): f(taps), repeats)}
+    if views:
+        teacher = taps[size:]
+        parts["pooling_teacher"] = seconds(
+            lambda f=jax.jit(pooled): f(teacher), repeats
+        )
+        once = seconds(lambda f=jax.jit(weights): f(logits, labels), repeats)
+        parts["weights"] = [views * value for value in once]
+    targets = jax.jit(
+        lambda y: patch_targets(y, CLASSES, plugin.field, size=plugin.tap_size)
+    )
+    parts["targets"] = seconds(lambda: targets(labels), repeats)
+    medians = {name: statistics.median(times) for name, times in parts.items()}
+    step = bench_step(config, repeats)
+    share = sum(medians.values()) / step["step_seconds"]
+    return {**{f"{k}_seconds": v for k, v in medians.items()}, "share": share, **step}
+
+
+def bench_data(config: ml_collections.ConfigDict, repeats: int) -> dict[str, Any]:
+    """Crops a second and core that the pipeline makes."""
+    info = dataset_info(config)
+    _, method = build_base(
+        config, num_classes=info.num_classes, channels=info.channels
+    )
+    pipeline = build_train(config, method.streams)
+    iterator = pipeline.iterator()
+    try:
+        next(iterator)
+        begin, busy = time.perf_counter(), time.process_time()
+        made = 0
+        for _ in range(20 * repeats):
+            batch = next(iterator)
+            made += sum(part.image.shape[0] for part in jax.tree.leaves(
+                batch, is_leaf=lambda x: isinstance(x, Crops)
+            ))
+        wall, busy = time.perf_counter() - begin, time.process_time() - busy
+    finally:
+        iterator.close()
+    return {
+        "images_per_second": made / wall,
+        "images_per_core_second": made / busy,
+        "threads": config.data.threads,
+    }
+
+
+def bench_eval(config: ml_collections.ConfigDict, repeats: int) -> dict[str, Any]:
+    """Validation images a second, compilation apart."""
+    info = dataset_info(config)
+    model, method = build_base(
+        config, num_classes=info.num_classes, channels=info.channels
+    )
+    setup = build_setup(config, model, method, steps_per_epoch=1)
+    module = setup.step.modules[method.networks[0]]
+    evaluator = Evaluator(
+        module,
+        info.num_classes,
+        batch_size=config.eval.batch_size,
+        pad_to=config.eval.pad_to,
+    )
+    variables = init_variables(jax.random.key(0), model)
+    source = build_eval(config, "val")
+    first = evaluator.run(variables, source)
+    times = [evaluator.run(variables, source).seconds for _ in range(repeats)]
+    return {
+        "images_per_second": first.num_images / statistics.median(times),
+        "first_pass_seconds": first.seconds,
+        "programs": first.programs,
+    }
+
+
+BENCHES = {
+    "step": bench_step,
+    "mpmc": bench_mpmc,
+    "data": bench_data,
+    "eval": bench_eval,
+}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point; user errors end with one line and status 1."""
+    parser = argparse.ArgumentParser(
+        prog="python -m launch.bench",
+        description=__doc__,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--what", choices=sorted(BENCHES), default="step")
+    parser.add_argument("--method", default="unimatch")
+    parser.add_argument("--mpmc", default="recommended")
+    parser.add_argument("--backbone", default="resnet50")
+    parser.add_argument("--crop", type=int, default=321)
+    parser.add_argument("--batch_size", type=int, default=2)
+    parser.add_argument("--group_size", type=int, default=2)
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--parallel", default="pmap")
+    parser.add_argument("--dataset", default="synthetic")
+    parser.add_argument("--data_dir", default="data")
+    parser.add_argument("--steps", type=int, default=5, help="timed repetitions")
+    args = parser.parse_args(arguments)
+    try:
+        config = configuration(args)
+        figures = BENCHES[args.what](config, args.steps)
+    except (ValueError, FileNotFoundError) as error:
+        sys.exit(f"error: {error}")
+    manifest = report.manifest(config.seed, {"dataset": args.dataset})
+    print(json.dumps({**vars(args), **figures, "manifest": manifest}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,116 @@
+"""Segments images with a trained run.
+
+python -m launch.predict --workdir=runs/camvid --input=DIR_OR_FILES --output=DIR
+
+--input is a folder of images, or files separated by commas. Every image NAME.* gives
+NAME_index.png (palette PNG whose values are the classes), NAME_color.png and
+NAME_overlay.png, from the best checkpoint.
+"""
+
+import argparse
+import collections
+import pathlib
+import sys
+from collections.abc import Sequence
+
+import numpy as np
+
+from launch import runs
+from launch.cache import keep_compiled_programs
+from mpmc_jax.data.source import IMAGE_SUFFIXES, UnreadableImage, decode_image
+from mpmc_jax.evaluation.pictures import write_prediction
+from mpmc_jax.evaluation.predict import Predictor
+from mpmc_jax.training.checkpoint import CheckpointError
+from mpmc_jax.training.workdir import WorkdirError
+
+
+def find_images(inputs: Sequence[str]) -> list[pathlib.Path]:
+    """The image files that --input names; of folders, those with an image's suffix.
+
+    Raises:
+      FileNotFoundError: a path does not exist, or a folder holds no image.
+      ValueError: two files have the same stem, so that one result would replace the
+        other.
+    """
+    files = []
+    for path in map(pathlib.Path, inputs):
+        if not path.exists():
+            raise FileNotFoundError(f"--input={path} does not exist")
+        files += _images_in(path) if path.is_dir() else [path]
+    stems = collections.Counter(path.stem for path in files)
+    twice = sorted(str(path) for path in files if stems[path.stem] > 1)
+    if twice:
+        raise ValueError(
+            f"--input holds files whose results would have the same name: {twice}; "
+            "rename them, or predict them into different --output folders"
+        )
+    return files
+
+
+def _images_in(folder: pathlib.Path) -> list[pathlib.Path]:
+    files = [
+        path
+        for path in sorted(folder.iterdir())
+        if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
+    ]
+    if not files:
+        raise FileNotFoundError(
+            f"--input={folder} holds no image; known suffixes: {list(IMAGE_SUFFIXES)}"
+        )
+    return files
+
+
+def predict(
+    run: runs.Run, files: Sequence[pathlib.Path], output: pathlib.Path
+) -> list[str]:
+    """Segments every file it can read.
+
+    Returns:
+      One line for each file that could not be read.
+    """
+    predictor = Predictor(run.module, run.variables)
+    problems = []
+    for path in files:
+        try:
+            picture = decode_image(path.read_bytes(), run.info.channels)
+        except (UnreadableImage, OSError) as error:
+            problems.append(f"{path}: {error}")
+            continue
+        image = np.asarray(picture)
+        image = image[..., None] if image.ndim == 2 else image
+        write_prediction(output / path.stem, predictor(image), image, run.info.palette)
+    return problems
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m launch.predict", description=__doc__, allow_abbrev=False
+    )
+    parser.add_argument("--workdir", required=True, help="directory of the run")
+    parser.add_argument(
+        "--input", required=True, help="a folder, or files separated by commas"
+    )
+    parser.add_argument("--output", required=True, help="folder for the results")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point; user errors end with one line and status 1."""
+    args = parse(arguments)
+    keep_compiled_programs()
+    output = pathlib.Path(args.output)
+    try:
+        files = find_images(args.input.split(","))
+        output.mkdir(parents=True, exist_ok=True)
+        run = runs.open_run(args.workdir)
+    except (ValueError, OSError, CheckpointError, WorkdirError) as error:
+        sys.exit(f"error: {error}")
+    problems = predict(run, files, output)
+    print(f"{len(files) - len(problems)} of {len(files)} images written to {output}")
+    if problems:
+        sys.exit("\n".join(f"error: {problem}" for problem in problems))
+
+
+if __name__ == "__main__":
+    main()

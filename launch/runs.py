@@ -1,0 +1,182 @@
+"""What the launch programs share: building a run's parts and opening a finished one."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+
+from configs import base
+from mpmc_jax.data import pipeline as pipeline_lib
+from mpmc_jax.data.build import build_train, dataset_info
+from mpmc_jax.data.info import DatasetInfo
+from mpmc_jax.evaluation.evaluator import PatchProbe
+from mpmc_jax.plugins.mpmc import MPMC, patch_targets
+from mpmc_jax.training import workdir as workdir_lib
+from mpmc_jax.training.build import Setup, build_base, build_setup, init_state
+from mpmc_jax.training.checkpoint import Checkpointer
+from mpmc_jax.training.state import PLUGIN, TrainState
+from mpmc_jax.types import Array, Network, PyTree
+
+CHECKPOINTS = "checkpoints"
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run read back from its directory.
+
+    Attributes:
+      config: its configuration.
+      info: the data set it was trained on.
+      module: the segmenter.
+      variables: {"params", "batch_stats"} of the network to use.
+      step: the checkpoint's step.
+      network_name: "teacher" or "student".
+      probe: its patch classifier, or None without MPMC.
+      manifest: what the run wrote of its circumstances.
+    """
+
+    config: ml_collections.ConfigDict
+    info: DatasetInfo
+    module: Any
+    variables: PyTree
+    step: int
+    network_name: str
+    probe: PatchProbe | None
+    manifest: dict[str, Any]
+
+
+def prepare(
+    config: ml_collections.ConfigDict,
+) -> tuple[DatasetInfo, pipeline_lib.TrainPipeline, Setup]:
+    """Data set, pipeline and parts of a run.
+
+    Raises:
+      ValueError, FileNotFoundError: bad settings or data; the message has the mend.
+    """
+    info = dataset_info(config)
+    model, method = build_base(
+        config, num_classes=info.num_classes, channels=info.channels
+    )
+    pipeline = build_train(
+        config,
+        method.streams,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+    setup = build_setup(
+        config, model, method, steps_per_epoch=pipeline.steps_per_epoch
+    )
+    return info, pipeline, setup
+
+
+def network_to_use(config: ml_collections.ConfigDict, state: TrainState) -> str:
+    """Which network is evaluated: "teacher" where one is averaged, or as configured.
+
+    Raises:
+      ValueError: an unknown choice, or a teacher where there is none.
+    """
+    choice = config.eval.network
+    if choice not in ("auto", "student", "teacher"):
+        raise ValueError(
+            f"eval.network={choice!r} is unknown; valid: ['auto', 'student', 'teacher']"
+        )
+    if choice == "teacher" and state.ema_params is None:
+        raise ValueError(
+            f"eval.network='teacher', but method.name={config.method.name!r} keeps no "
+            "average; use 'auto' or set method.ema_decay"
+        )
+    if choice == "auto":
+        return "student" if state.ema_params is None else "teacher"
+    return choice
+
+
+def select(state: TrainState, which: str, network: str) -> dict[str, PyTree]:
+    """{"params", "batch_stats"} of one network of the state."""
+    if which == "teacher":
+        params, stats = state.ema_params, state.ema_batch_stats
+    else:
+        params, stats = state.params, state.batch_stats
+    return {"params": params[network], "batch_stats": stats[network]}
+
+
+def probe_builder(
+    setup: Setup,
+) -> Callable[[TrainState, str], PatchProbe | None]:
+    """(state, "student" or "teacher") -> the patch classifier to evaluate beside it.
+
+    The returned probes share one function, so that they share compiled programs.
+    """
+    plugin = setup.plugin
+    if not isinstance(plugin, MPMC):
+        return lambda state, which: None
+    network = setup.method.networks[0]
+    module = setup.step.modules[network]
+    head = plugin.classifier()
+
+    def apply(variables: PyTree, images: Array, labels: Array):
+        tap = Network(module, **variables["network"]).taps(images, plugin.tap)
+        logits = head.apply(variables["head"], tap, train=False)
+        targets, valid = patch_targets(
+            labels, plugin.num_classes, plugin.field, size=tap.shape[1:3]
+        )
+        return logits, targets, valid
+
+    def build(state: TrainState, which: str) -> PatchProbe:
+        variables = {
+            "network": select(state, which, network),
+            "head": select(state, which, PLUGIN),
+        }
+        return PatchProbe(variables=variables, apply=apply)
+
+    return build
+
+
+def open_run(workdir: str, checkpoint: str = "best") -> Run:
+    """Reads a run back.
+
+    Args:
+      workdir: its directory.
+      checkpoint: "best", "last" or a step.
+
+    Raises:
+      WorkdirError, CheckpointError, FileNotFoundError: what is missing, and the mend.
+    """
+    path = Path(workdir)
+    config = workdir_lib.load(path, base.get_base())
+    jax.config.update("jax_default_matmul_precision", config.matmul_precision)
+    manifest = json.loads((path / "manifest.json").read_text())
+    info = dataset_info(config)
+    model, method = build_base(
+        config, num_classes=info.num_classes, channels=info.channels
+    )
+    setup = build_setup(
+        config, model, method, steps_per_epoch=manifest["steps_per_epoch"]
+    )
+    like = jax.eval_shape(lambda: init_state(setup, config.seed))
+    checkpointer = Checkpointer(path / CHECKPOINTS, config.train.keep)
+    try:
+        restored = checkpointer.restore(checkpoint, like)
+    finally:
+        checkpointer.close()
+    which = network_to_use(config, restored.state)
+    network = setup.method.networks[0]
+    return Run(
+        config=config,
+        info=info,
+        module=setup.step.modules[network],
+        variables=select(restored.state, which, network),
+        step=restored.step,
+        network_name=which,
+        probe=probe_builder(setup)(restored.state, which),
+        manifest=manifest,
+    )
+
+
+def to_host(state: TrainState) -> TrainState:
+    """The state as NumPy; the key stays a key."""
+    return jax.tree.map(np.asarray, state.replace(key=None)).replace(key=state.key)

@@ -1,0 +1,40 @@
+#!/usr/bin/env bash
+# Everything that is checked, on a bare machine: environment, format, lint, types, tests.
+#
+#   bash launch/test.sh           fast tests
+#   bash launch/test.sh --full    the slow ones as well
+#
+# The virtual environment is .venv, or $MPMC_VENV; the interpreter python3, or $PYTHON.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+marks="not full"
+case "${1-}" in
+    "") ;;
+    --full) marks="full or not full" ;;
+    *) echo "usage: bash launch/test.sh [--full]" >&2; exit 2 ;;
+esac
+
+venv=${MPMC_VENV:-.venv}
+[ -x "$venv/bin/python" ] || "${PYTHON:-python3}" -m venv "$venv"
+python=$venv/bin/python
+
+# Installation is skipped where the requirements are those installed last.
+wanted=$(cat requirements.txt pyproject.toml | sha256sum)
+stamp=$venv/requirements.sha256
+if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
+    echo "== installing into $venv"
+    "$python" -m pip install --quiet --upgrade pip
+    "$python" -m pip install --quiet --editable '.[dev]'
+    echo "$wanted" >"$stamp"
+fi
+
+echo "== format and lint"
+"$python" -m ruff format --check .
+"$python" -m ruff check .
+echo "== types"
+"$python" -m basedpyright
+echo "== tests"
+SECONDS=0
+"$python" -m pytest -q -m "$marks" --durations=15
+echo "== all passed; the tests took $SECONDS s"

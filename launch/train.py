@@ -1,0 +1,180 @@
+"""Trains a run, or goes on with it.
+
+python -m launch.train --config=configs/camvid.py:method=unimatch,mpmc=recommended \\
+    --workdir=runs/camvid [--config.train.steps=1000]
+
+The same command again resumes from the newest intact checkpoint.
+"""
+
+import functools
+import json
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import ml_collections
+from absl import app, flags
+from absl import logging as absl_logging
+from ml_collections import config_flags
+
+from launch import runs
+from launch.cache import keep_compiled_programs
+from mpmc_jax.data.build import build_eval
+from mpmc_jax.data.splits import Split
+from mpmc_jax.evaluation.evaluator import Evaluator
+from mpmc_jax.training import loop, report, workdir
+from mpmc_jax.training.build import Setup, init_state, total_steps
+from mpmc_jax.training.checkpoint import Checkpointer, CheckpointError
+from mpmc_jax.training.parallel import Layout, Parallel
+from mpmc_jax.training.state import TrainState
+from mpmc_jax.types import Batch
+
+_LOG = logging.getLogger("mpmc_jax.train")
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration of the run.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.")
+
+
+def loop_config(
+    config: ml_collections.ConfigDict, steps_per_epoch: int
+) -> loop.LoopConfig:
+    """Rhythm of the run; 0 means once an epoch."""
+    return loop.LoopConfig(
+        steps=total_steps(config, steps_per_epoch),
+        log_every=config.train.log_every,
+        eval_every=config.train.eval_every or steps_per_epoch,
+        checkpoint_every=config.train.checkpoint_every or steps_per_epoch,
+    )
+
+
+def make_evaluate(
+    config: ml_collections.ConfigDict, setup: Setup, info: runs.DatasetInfo
+) -> Callable[[TrainState], dict[str, float]]:
+    """One copy of the state -> the numbers of the validation split."""
+    source = build_eval(config, "val")
+    network = setup.method.networks[0]
+    evaluator = Evaluator(
+        setup.step.modules[network],
+        info.num_classes,
+        batch_size=config.eval.batch_size,
+        pad_to=config.eval.pad_to,
+    )
+    probe = runs.probe_builder(setup)
+
+    def evaluate(state: TrainState) -> dict[str, float]:
+        which = runs.network_to_use(config, state)
+        variables = runs.select(state, which, network)
+        result = evaluator.run(variables, source, probe(state, which))
+        scalars = result.scalars(info.class_names)
+        return {f"val/{name}": value for name, value in scalars.items()}
+
+    return evaluate
+
+
+def initial_state(
+    config: ml_collections.ConfigDict, setup: Setup, checkpointer: Checkpointer
+) -> TrainState:
+    """The newest checkpoint's state, or a fresh one."""
+    like = jax.eval_shape(lambda: init_state(setup, config.seed))
+    restored = checkpointer.restore_latest(like)
+    if restored is not None:
+        _LOG.info("going on from step %d", restored.step)
+        return restored.state
+    return runs.to_host(init_state(setup, config.seed))
+
+
+def train(config: ml_collections.ConfigDict, directory: Path) -> TrainState:
+    """Trains `config` in `directory` to its last step; returns the last state."""
+    jax.config.update("jax_default_matmul_precision", config.matmul_precision)
+    info, pipeline, setup = runs.prepare(config)
+    parallel = Parallel(
+        config.train.parallel,
+        Layout(
+            config.train.batch_size, config.train.group_size, config.train.accumulation
+        ),
+    )
+    workdir.claim(directory, config)
+    checkpointer = Checkpointer(directory / runs.CHECKPOINTS, config.train.keep)
+    state = initial_state(config, setup, checkpointer)
+    start = int(state.step)
+    if jax.process_index() == 0:
+        pipeline.split.save(directory / "splits")
+        _write_manifest(config, directory, info, pipeline)
+    rhythm = loop_config(config, pipeline.steps_per_epoch)
+    _LOG.info(
+        "%d labelled images (each %d times an epoch), %d unlabelled; %d steps an "
+        "epoch, %d in all; %d devices",
+        pipeline.num_labeled,
+        pipeline.repetition,
+        pipeline.num_unlabeled,
+        pipeline.steps_per_epoch,
+        rhythm.steps,
+        jax.device_count(),
+    )
+    reporter = report.Report(directory, start, rhythm.steps, config.train.batch_size)
+    data = pipeline.iterator(start)
+    try:
+        return loop.train(
+            rhythm,
+            setup.step,
+            parallel,
+            state,
+            data,
+            evaluate=make_evaluate(config, setup, info),
+            checkpointer=checkpointer,
+            report=reporter,
+            names=functools.partial(names_of, pipeline.split),
+        )
+    finally:
+        data.close()
+        reporter.close()
+        checkpointer.close()
+
+
+def names_of(split: Split, batch: Batch) -> dict[str, list[str]]:
+    """The ids of a batch's images by stream."""
+    names = {"labeled": [split.labeled[i] for i in batch.labeled.index]}
+    if batch.unlabeled is not None:
+        names["unlabeled"] = [split.unlabeled[i] for i in batch.unlabeled.index]
+    return names
+
+
+def _write_manifest(config, directory, info, pipeline) -> None:
+    facts = {
+        "dataset": info.name,
+        "fingerprint": info.fingerprint,
+        "labeled": pipeline.num_labeled,
+        "unlabeled": pipeline.num_unlabeled,
+    }
+    manifest = report.manifest(config.seed, facts)
+    manifest["steps_per_epoch"] = pipeline.steps_per_epoch
+    manifest["format_version"] = config.format_version
+    text = json.dumps(manifest, indent=2) + "\n"
+    (directory / "manifest.json").write_text(text)
+
+
+def main(argv: list[str]) -> None:
+    """Entry point; user errors end with one line and status 1."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments {argv[1:]}")
+    absl_logging.set_verbosity(absl_logging.WARNING)
+    report.speak()
+    keep_compiled_programs()
+    try:
+        train(_CONFIG.value, Path(_WORKDIR.value))
+    except (
+        ValueError,
+        FileNotFoundError,
+        CheckpointError,
+        workdir.WorkdirError,
+        loop.NonFiniteError,
+        loop.Interrupted,
+    ) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["config", "workdir"])
+    app.run(main)

@@ -1,0 +1,146 @@
+"""The door between configurations, names and the data code."""
+
+import pathlib
+from collections.abc import Callable
+
+import ml_collections
+
+from mpmc_jax.data import splits
+from mpmc_jax.data.builders import base, camvid, folder, synthetic
+from mpmc_jax.data.evaluation_source import EvalSource
+from mpmc_jax.data.host import CropConfig
+from mpmc_jax.data.info import DatasetInfo, open_dataset
+from mpmc_jax.data.pipeline import PipelineConfig, TrainPipeline
+from mpmc_jax.data.source import Source
+from mpmc_jax.types import Streams
+
+BUILDERS: dict[str, type[base.SegmentationBuilder]] = {
+    "synthetic": synthetic.Synthetic,
+    "folder": folder.Folder,
+    "camvid": camvid.Camvid,
+}
+
+# Each takes the source folder, and class names given by hand, which `folder` reads.
+SOURCES: dict[str, Callable[[pathlib.Path, tuple[str, ...]], Source]] = {
+    "synthetic": lambda directory, classes: synthetic.make_source(),
+    "folder": folder.read_source,
+    "camvid": lambda directory, classes: camvid.read_source(directory),
+}
+
+
+def _known(name: str) -> str:
+    if name not in BUILDERS:
+        raise ValueError(f"unknown data set {name!r}; one of {', '.join(BUILDERS)}")
+    return name
+
+
+def read_source(name: str, directory: str, classes: tuple[str, ...] = ()) -> Source:
+    """Describes the data set `name` that lies in `directory`.
+
+    Raises:
+      ValueError: unknown name; the text lists the valid ones.
+      FileNotFoundError: the folder is missing or empty.
+    """
+    _known(name)
+    if name != "synthetic":
+        folder_path = pathlib.Path(directory)
+        if not directory or not folder_path.is_dir():
+            raise FileNotFoundError(
+                f"--source={directory}: no such folder; it must hold {name!r}"
+            )
+        if not any(folder_path.iterdir()):
+            raise FileNotFoundError(f"--source={directory}: the folder is empty")
+    return SOURCES[name](pathlib.Path(directory), classes)
+
+
+def prepare(
+    source: Source, present: dict[str, tuple[int, ...]], data_dir: str
+) -> pathlib.Path:
+    """Writes a checked source below `data_dir`; returns the data set's folder."""
+    builder = BUILDERS[_known(source.name)]
+    return base.write(builder(source=source, present=present, data_dir=data_dir))
+
+
+def is_prepared(data_dir: str, name: str) -> bool:
+    """Whether the data set is there in full."""
+    return (base.dataset_directory(data_dir, _known(name)) / "metadata.json").is_file()
+
+
+def compare(source: Source, data_dir: str) -> str:
+    """Says of a prepared data set whether its source is still the same."""
+    info = open_dataset(data_dir, source.name)
+    if source.fingerprint() == info.fingerprint:
+        return f"Already prepared in {info.directory}; the source has not changed."
+    return (
+        f"Already prepared in {info.directory}, but the source HAS CHANGED since; "
+        "remove that folder and run again to take the changes in."
+    )
+
+
+def dataset_info(config: ml_collections.ConfigDict) -> DatasetInfo:
+    """The facts of the configured data set.
+
+    Raises:
+      ValueError: unknown name.
+      FileNotFoundError: it was not prepared.
+    """
+    return open_dataset(config.data.data_dir, _known(config.data.name))
+
+
+def build_split(config: ml_collections.ConfigDict, info: DatasetInfo) -> splits.Split:
+    """The configured split: from two id lists if given, else drawn.
+
+    Raises:
+      FileNotFoundError, ValueError: see `splits`.
+    """
+    data = config.data
+    ids = info.ids["train"]
+    present = {key: info.present[key] for key in ids if key in info.present}
+    if data.labeled_ids:
+        return splits.read_split(ids, present, data.labeled_ids, data.unlabeled_ids)
+    if data.unlabeled_ids:
+        raise ValueError("data.unlabeled_ids is given without data.labeled_ids")
+    return splits.draw_split(ids, present, data.split, data.split_seed)
+
+
+def build_train(
+    config: ml_collections.ConfigDict,
+    streams: Streams,
+    *,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> TrainPipeline:
+    """The configured training batches, of what the method asks for in `streams`.
+
+    Raises:
+      FileNotFoundError, ValueError: anything amiss with data set, split or settings.
+    """
+    info = dataset_info(config)
+    data = config.data
+    crop = CropConfig(
+        size=data.crop,
+        scale_min=data.scale_min,
+        scale_max=data.scale_max,
+        flip=data.flip,
+        fill=streams.fill,
+    )
+    settings = PipelineConfig(
+        batch_size=config.train.batch_size,
+        crop=crop,
+        streams=streams,
+        seed=config.seed,
+        threads=data.threads,
+        prefetch=data.prefetch,
+        process_index=process_index,
+        process_count=process_count,
+    )
+    return TrainPipeline(info, build_split(config, info), settings)
+
+
+def build_eval(config: ml_collections.ConfigDict, split: str = "val") -> EvalSource:
+    """Whole labelled images of one split of the configured data set.
+
+    Raises:
+      FileNotFoundError, ValueError: see `EvalSource`.
+    """
+    return EvalSource(config.data.data_dir, _known(config.data.name), split)

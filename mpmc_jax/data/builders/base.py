@@ -1,0 +1,128 @@
+"""Writing and finding prepared data sets: TFDS with ArrayRecord, no TensorFlow.
+
+A record holds `image` and `mask` as encoded bytes, `id`, and `labeled`. Unlabelled
+images carry a one-pixel void mask, because a TFDS feature cannot be absent. Records
+lie in the order of the source, so that position and id are interchangeable, and
+metadata.json beside them holds everything else that training needs to know.
+"""
+
+import contextlib
+import io
+import os
+import pathlib
+from collections.abc import Iterator
+
+import numpy as np
+import tensorflow_datasets as tfds
+from absl import logging
+
+from mpmc_jax.data import source as source_lib
+from mpmc_jax.data.source import Sample, Source
+from mpmc_jax.types import IGNORE_LABEL
+
+VERSION = "1.0.0"
+_NO_MASK = source_lib.encode_png(np.full((1, 1), IGNORE_LABEL, np.uint8))
+# TFDS sorts records by 128-bit keys and distributes them over temporary buckets by
+# the leading bits, so consecutive integers would all be held in memory at once.
+_KEY_BITS = 128
+
+
+class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """Writes a checked `Source`; a subclass gives the data set its name.
+
+    Args:
+      source: what to write; must be free of problems.
+      present: id of each labelled sample -> indices of the classes in its mask.
+      data_dir: folder of all prepared data sets.
+    """
+
+    VERSION = tfds.core.Version(VERSION)
+
+    def __init__(
+        self, *, source: Source, present: dict[str, tuple[int, ...]], data_dir: str
+    ):
+        self._source = source
+        self._present = present
+        super().__init__(data_dir=data_dir, file_format="array_record")
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        source = self._source
+        metadata = tfds.core.MetadataDict(
+            class_names=source.class_names,
+            palette=source.palette,
+            channels=source.channels,
+            ignore_label=IGNORE_LABEL,
+            fingerprint=source.fingerprint(),
+            ids={
+                split: [sample.id for sample in samples]
+                for split, samples in source.splits.items()
+            },
+            present=self._present,
+        )
+        return tfds.core.DatasetInfo(
+            builder=self,
+            features=tfds.features.FeaturesDict(
+                {
+                    "id": tfds.features.Text(),
+                    "image": tfds.features.Image(shape=(None, None, source.channels)),
+                    "mask": tfds.features.Image(shape=(None, None, 1)),
+                    "labeled": np.bool_,
+                }
+            ),
+            metadata=metadata,
+            disable_shuffling=True,
+        )
+
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict:
+        del dl_manager  # Nothing is ever downloaded.
+        return {
+            split: self._generate_examples(samples)
+            for split, samples in self._source.splits.items()
+        }
+
+    def _generate_examples(
+        self, samples: tuple[Sample, ...]
+    ) -> Iterator[tuple[int, dict]]:
+        for position, sample in enumerate(samples):
+            key = (position << _KEY_BITS) // len(samples)
+            yield key, self._encode(sample)
+
+    def _encode(self, sample: Sample) -> dict:
+        mask = _NO_MASK
+        if sample.mask is not None:
+            mask = _index_mask(sample.mask, self._source)
+        return {
+            "id": sample.id,
+            "image": io.BytesIO(source_lib.read_bytes(sample.image)),
+            "mask": io.BytesIO(mask),
+            "labeled": sample.mask is not None,
+        }
+
+
+def _index_mask(mask: pathlib.Path | bytes, source: Source) -> bytes:
+    """The mask's own bytes where they hold 8-bit indices, else a PNG that does."""
+    content = source_lib.read_bytes(mask)
+    if source_lib.open_image(content).mode in ("L", "P"):
+        return content
+    return source_lib.encode_png(source_lib.decode_mask(content, source.colors))
+
+
+def dataset_directory(data_dir: str | os.PathLike, name: str) -> pathlib.Path:
+    """Where the prepared data set `name` lies, or would lie."""
+    return pathlib.Path(data_dir) / name / VERSION
+
+
+def write(builder: SegmentationBuilder) -> pathlib.Path:
+    """Prepares a data set, in one step as far as a reader can see; returns its folder.
+
+    A run that is killed leaves an `incomplete` folder beside it and no data set.
+    """
+    tfds.disable_progress_bar()
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.WARNING)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            builder.download_and_prepare()
+    finally:
+        logging.set_verbosity(verbosity)
+    return pathlib.Path(builder.data_dir)

@@ -1,0 +1,147 @@
+"""Finds what is wrong with a data set before anything is trained on it."""
+
+import collections
+import concurrent.futures
+import dataclasses
+import os
+
+import numpy as np
+
+from mpmc_jax.data import source as source_lib
+from mpmc_jax.data.source import Sample, Source, UnreadableImage, shorten
+from mpmc_jax.types import IGNORE_LABEL
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """The outcome of `check_source`.
+
+    Attributes:
+      problems: one line each; empty if the data set can be prepared.
+      pixels: (256,) pixels of each label value, over all readable masks.
+      images: (256,) masks in which each value occurs.
+      present: id of each labelled sample -> the classes in its mask.
+    """
+
+    problems: tuple[str, ...]
+    pixels: np.ndarray
+    images: np.ndarray
+    present: dict[str, tuple[int, ...]]
+
+    def table(self, class_names: tuple[str, ...]) -> str:
+        """Label values with class names, pixels, shares and numbers of images."""
+        values = sorted(
+            {*range(len(class_names)), *np.flatnonzero(self.pixels).tolist()}
+        )
+        names = {**dict(enumerate(class_names)), IGNORE_LABEL: "(void)"}
+        total = max(int(self.pixels.sum()), 1)
+        rows = [f"{'value':>5}  {'class':<20}{'pixels':>14}{'share':>9}{'images':>8}"]
+        for value in values:
+            count, images = int(self.pixels[value]), int(self.images[value])
+            rows.append(
+                f"{value:>5}  {names.get(value, '(no such class)'):<20}{count:>14}"
+                f"{count / total:>9.2%}{images:>8}"
+            )
+        return "\n".join(rows)
+
+
+def check_source(source: Source) -> Report:
+    """Decodes every image and mask of a source and collects all problems."""
+    problems = list(source.problems)
+    samples = [sample for split in source.splits.values() for sample in split]
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        outcomes = pool.map(lambda sample: _check_sample(sample, source), samples)
+    pixels, images = np.zeros(256, np.int64), np.zeros(256, np.int64)
+    present = {}
+    for sample, (found, counts) in zip(samples, outcomes, strict=True):
+        problems += found
+        if counts is not None:
+            pixels += counts
+            images += counts > 0
+            seen = np.flatnonzero(counts[: len(source.class_names)])
+            present[sample.id] = tuple(map(int, seen))
+    if not source.problems:
+        problems += _check_splits(source)
+    return Report(tuple(problems), pixels, images, present)
+
+
+def _check_splits(source: Source) -> list[str]:
+    problems = []
+    for split, samples in source.splits.items():
+        if not any(sample.mask is not None for sample in samples):
+            problems.append(f"{source.name}: no labelled image in split {split!r}")
+    ids = [sample.id for samples in source.splits.values() for sample in samples]
+    again = [key for key, count in collections.Counter(ids).items() if count > 1]
+    if again:
+        problems.append(f"{source.name}: ids that occur twice: {shorten(again)}")
+    return problems
+
+
+def _check_sample(
+    sample: Sample, source: Source
+) -> tuple[list[str], np.ndarray | None]:
+    """Problems of one sample, and its (256,) label counts where it has a mask."""
+    problems = []
+    size = None
+    try:
+        content = source_lib.read_bytes(sample.image)
+        size = source_lib.decode_image(content, source.channels).size
+    except (UnreadableImage, OSError) as error:
+        problems.append(f"{sample.name('image')}: {error}")
+    if sample.mask is None:
+        return problems, None
+    name = sample.name("mask")
+    try:
+        content = source_lib.read_bytes(sample.mask)
+        label_hw = source_lib.decode_mask(content, source.colors)
+    except (UnreadableImage, OSError) as error:
+        return [*problems, f"{name}: {error}"], None
+    mask_size = label_hw.shape[::-1]
+    if size is not None and size != mask_size:
+        problems.append(
+            f"{name}: {mask_size[0]}x{mask_size[1]}, but its image "
+            f"{sample.name('image')} has {size[0]}x{size[1]} (width x height)"
+        )
+    counts = np.bincount(label_hw.ravel(), minlength=256)
+    problems += _check_values(name, content, counts, len(source.class_names))
+    return problems, counts
+
+
+def _check_values(
+    name: str, content: bytes, counts: np.ndarray, num_classes: int
+) -> list[str]:
+    """Complains of values that are neither a class nor void; none without classes."""
+    wrong = np.flatnonzero(counts[num_classes:IGNORE_LABEL]) + num_classes
+    if not num_classes or not wrong.size:
+        return []
+    if wrong.tolist() == [num_classes] and not counts[0]:
+        mend = "do labels start at 1? subtract one"
+    elif wrong.tolist() == [num_classes]:
+        mend = f"void must be 255, not {num_classes}; or is a class name missing?"
+    elif source_lib.open_image(content).mode == "P":
+        mend = "a palette PNG: its indices count, not its colours; void must be 255"
+    else:
+        mend = f"store class indices 0..{num_classes - 1}, and 255 for void"
+    return [
+        f"{name}: values {shorten(wrong.tolist(), 8)} are not below the class count "
+        f"{num_classes}; {mend}"
+    ]
+
+
+def summary(source: Source) -> str:
+    """Images of each split and the class names, for people."""
+    lines = []
+    for split, samples in source.splits.items():
+        labeled = sum(sample.mask is not None for sample in samples)
+        lines.append(
+            f"{source.name}/{split}: {len(samples)} images, {labeled} with mask"
+        )
+    kind = {1: "grey", 3: "RGB"}[source.channels]
+    names = ", ".join(source.class_names)
+    return "\n".join([*lines, f"{len(source.class_names)} classes, {kind}: {names}"])
+
+
+def failure(report: Report) -> str:
+    """All problems, one a line, under a heading."""
+    heading = f"ERROR: {len(report.problems)} problems"
+    return "\n".join([heading, *(f"  {line}" for line in report.problems)])

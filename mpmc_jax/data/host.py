@@ -1,0 +1,200 @@
+"""Geometry on the host: random resize, crop and flip of uint8 images.
+
+Published orders, from the specification of UniMatch and AugSeg (sections 2.1, 2.3):
+
+    unimatch   resize, pad, crop, flip    the flip moves padding to the left
+    augseg     resize, flip, pad, crop    padding always at the right
+
+Padding is at the bottom in both. A geometry first draws a `Placement` and then applies
+it, so that image and label move alike, and so that only the pixels of the crop are ever
+computed: Pillow's `resize(size, box=...)` is resizing the whole and cropping then, to
+the rounding of a grey level (labels agree exactly).
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+from PIL import Image
+
+from mpmc_jax.types import IGNORE_LABEL
+
+# "mean": the ImageNet mean times 255, truncated, as AugSeg pads.
+FILLS = {"black": (0, 0, 0), "mean": (123, 116, 103)}
+
+
+@dataclasses.dataclass(frozen=True)
+class CropConfig:
+    """How large crops are and how images may be scaled.
+
+    Attributes:
+      size: side of the square crop, in pixels.
+      scale_min: least factor of the random resize, relative to the image.
+      scale_max: greatest.
+      flip: whether to mirror horizontally half of the time.
+      fill: colour of the padding, "black" or "mean".
+    """
+
+    size: int
+    scale_min: float = 0.5
+    scale_max: float = 2.0
+    flip: bool = True
+    fill: str = "black"
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise ValueError(f"data.crop must be positive, not {self.size}")
+        if not 0 < self.scale_min <= self.scale_max:
+            raise ValueError(
+                f"data.scale_min={self.scale_min} and data.scale_max={self.scale_max}: "
+                "need 0 < scale_min <= scale_max"
+            )
+        if self.fill not in FILLS:
+            raise ValueError(f"unknown fill {self.fill!r}; one of {sorted(FILLS)}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Placement:
+    """Where a crop comes from and where it lies on the canvas.
+
+    Attributes:
+      resized: rows and columns of the whole image after resizing.
+      window: (top, left, bottom, right) of the crop in the resized image.
+      flip: whether the window is mirrored.
+      column: column of the canvas where the window begins; its row is 0.
+    """
+
+    resized: tuple[int, int]
+    window: tuple[int, int, int, int]
+    flip: bool
+    column: int
+
+    def extent(self) -> np.ndarray:
+        """(4,) int32: top, left, bottom, right of the real pixels on the canvas."""
+        top, left, bottom, right = self.window
+        return np.array(
+            [0, self.column, bottom - top, self.column + right - left], np.int32
+        )
+
+
+def _draw_offset(rng: np.random.Generator, length: int, size: int) -> int:
+    return int(rng.integers(0, max(length - size, 0), endpoint=True))
+
+
+def draw_unimatch(
+    rng: np.random.Generator, size: tuple[int, int], config: CropConfig
+) -> Placement:
+    """UniMatch's crop of an image of `size` (rows, columns).
+
+    Draws, in order: long side (integer, both ends included), column, row, flip.
+    """
+    long = max(size)
+    low, high = int(config.scale_min * long), int(config.scale_max * long)
+    drawn = max(int(rng.integers(low, high, endpoint=True)), 1)
+    # The short side is rounded, halves up; the long side is what was drawn.
+    rows, columns = (max(int(drawn * side / long + 0.5), 1) for side in size)
+    left = _draw_offset(rng, columns, config.size)
+    top = _draw_offset(rng, rows, config.size)
+    flip = bool(rng.random() < 0.5) and config.flip
+    right, bottom = min(left + config.size, columns), min(top + config.size, rows)
+    column = config.size - (right - left) if flip else 0
+    return Placement((rows, columns), (top, left, bottom, right), flip, column)
+
+
+def draw_augseg(
+    rng: np.random.Generator, size: tuple[int, int], config: CropConfig
+) -> Placement:
+    """AugSeg's crop of an image of `size` (rows, columns), its Cityscapes scaling.
+
+    Draws, in order: factor (continuous; both sides are floored), flip, column, row.
+    The column counts in the mirrored image, as there the crop comes last.
+    """
+    factor = rng.uniform(config.scale_min, config.scale_max)
+    rows, columns = (max(int(factor * side), 1) for side in size)
+    flip = bool(rng.random() < 0.5) and config.flip
+    left = _draw_offset(rng, columns, config.size)
+    top = _draw_offset(rng, rows, config.size)
+    right, bottom = min(left + config.size, columns), min(top + config.size, rows)
+    if flip:
+        left, right = columns - right, columns - left
+    return Placement((rows, columns), (top, left, bottom, right), flip, 0)
+
+
+Geometry = Callable[[np.random.Generator, tuple[int, int], CropConfig], Placement]
+
+GEOMETRIES: dict[str, Geometry] = {"unimatch": draw_unimatch, "augseg": draw_augseg}
+
+
+def build_geometry(name: str) -> Geometry:
+    """The geometry `name`.
+
+    Raises:
+      ValueError: there is none; the text lists the valid names.
+    """
+    if name not in GEOMETRIES:
+        raise ValueError(f"unknown geometry {name!r}; one of {sorted(GEOMETRIES)}")
+    return GEOMETRIES[name]
+
+
+def _resize_window(image: Image.Image, placement: Placement) -> np.ndarray:
+    rows, columns = placement.resized
+    top, left, bottom, right = placement.window
+    across, down = image.width / columns, image.height / rows
+    # Rounding must not carry the box over the border.
+    box = (
+        left * across,
+        top * down,
+        min(right * across, image.width),
+        min(bottom * down, image.height),
+    )
+    size = (right - left, bottom - top)
+    return np.asarray(image.resize(size, Image.Resampling.BILINEAR, box=box))
+
+
+def _on_canvas(
+    window: np.ndarray, placement: Placement, canvas: np.ndarray
+) -> np.ndarray:
+    top, left, bottom, right = placement.extent()
+    canvas[top:bottom, left:right] = window[:, ::-1] if placement.flip else window
+    return canvas
+
+
+def crop_image(
+    image: Image.Image, placement: Placement, config: CropConfig
+) -> np.ndarray:
+    """PIL image of mode L or RGB -> (size,size,1 or 3) uint8, bilinear."""
+    window = _resize_window(image, placement)
+    if window.ndim == 2:
+        window = window[..., None]
+    fill = np.array(FILLS[config.fill], np.uint8)
+    if window.shape[-1] == 1:
+        fill = fill.mean(keepdims=True).astype(np.uint8)
+    canvas = np.empty((config.size, config.size, window.shape[-1]), np.uint8)
+    canvas[:] = fill
+    return _on_canvas(window, placement, canvas)
+
+
+def _nearest(length: int, resized: int) -> np.ndarray:
+    """(resized,) source position of each pixel, as Pillow computes it.
+
+    Pillow adds up the step, so that at ties its rounding decides; the sum is repeated
+    here because the published crops were made with it.
+    """
+    steps = np.full(resized, length / resized)
+    steps[0] *= 0.5
+    return np.cumsum(steps).astype(int)
+
+
+def crop_label(
+    label_hw: np.ndarray, placement: Placement, config: CropConfig
+) -> np.ndarray:
+    """(h,w) uint8 labels -> (size,size), nearest neighbour, void where padded.
+
+    By index: Pillow's `box` is in single precision, which at ties would not give the
+    pixel that resizing the whole map gives.
+    """
+    top, left, bottom, right = placement.window
+    rows = _nearest(label_hw.shape[0], placement.resized[0])[top:bottom]
+    columns = _nearest(label_hw.shape[1], placement.resized[1])[left:right]
+    canvas = np.full((config.size, config.size), IGNORE_LABEL, np.uint8)
+    return _on_canvas(label_hw[rows[:, None], columns[None, :]], placement, canvas)

@@ -1,0 +1,80 @@
+"""Opening a prepared data set: its facts, and random access to its records."""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import tensorflow_datasets as tfds
+
+from mpmc_jax.data.builders.base import dataset_directory
+from mpmc_jax.data.source import Color
+
+
+@dataclasses.dataclass(frozen=True)
+class DatasetInfo:
+    """What a prepared data set says of itself.
+
+    Attributes:
+      name: the data set.
+      directory: its folder.
+      class_names: index -> name.
+      palette: index -> RGB colour.
+      channels: 1 (grey) or 3 (RGB).
+      fingerprint: SHA-256 of the source it was prepared from.
+      ids: split -> ids; position i is record i.
+      present: id of each labelled image -> indices of the classes in its mask.
+    """
+
+    name: str
+    directory: pathlib.Path
+    class_names: tuple[str, ...]
+    palette: tuple[Color, ...]
+    channels: int
+    fingerprint: str
+    ids: dict[str, tuple[str, ...]]
+    present: dict[str, tuple[int, ...]]
+
+    @property
+    def num_classes(self) -> int:
+        """Classes, void not counted."""
+        return len(self.class_names)
+
+    def records(self, split: str) -> Sequence[dict]:
+        """Random access to {"id", "image", "mask", "labeled"}; the first three bytes.
+
+        Nothing is decoded: a record costs a read, whatever it holds.
+        """
+        skip = tfds.decode.SkipDecoding()
+        builder = tfds.builder_from_directory(self.directory)
+        # A decorator of TFDS hides the signature from type checkers.
+        as_data_source: Any = builder.as_data_source
+        return as_data_source(split=split, decoders={"image": skip, "mask": skip})
+
+
+def open_dataset(data_dir: str, name: str) -> DatasetInfo:
+    """Reads the facts of the prepared data set `name` under `data_dir`.
+
+    Raises:
+      FileNotFoundError: it was not prepared there; the text has the command to run.
+    """
+    directory = dataset_directory(data_dir, name)
+    path = directory / "metadata.json"
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"no prepared data set {name!r} in {data_dir!r} (looked for {path}); run: "
+            f"python -m launch.prepare_data --dataset={name}"
+            f"{'' if name == 'synthetic' else ' --source=DIR'} --data_dir={data_dir}"
+        )
+    facts = json.loads(path.read_text())
+    return DatasetInfo(
+        name=name,
+        directory=directory,
+        class_names=tuple(facts["class_names"]),
+        palette=tuple(tuple(color) for color in facts["palette"]),
+        channels=facts["channels"],
+        fingerprint=facts["fingerprint"],
+        ids={split: tuple(ids) for split, ids in facts["ids"].items()},
+        present={key: tuple(value) for key, value in facts["present"].items()},
+    )

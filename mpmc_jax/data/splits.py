@@ -1,0 +1,178 @@
+"""Which training images give their labels and which do not.
+
+A split comes from two published id lists, or is drawn from a seed such that every class
+occurs among the labelled images. Without a mask an image can only be unlabelled.
+"""
+
+import dataclasses
+import math
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from mpmc_jax.data import lists
+from mpmc_jax.data.source import shorten
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """Ids of the labelled and of the unlabelled training images, in order."""
+
+    labeled: tuple[str, ...]
+    unlabeled: tuple[str, ...]
+
+    def save(self, directory: str | pathlib.Path) -> None:
+        """Writes labeled.txt and unlabeled.txt: bare ids, one a line."""
+        folder = pathlib.Path(directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in ("labeled", "unlabeled"):
+            ids = getattr(self, name)
+            (folder / f"{name}.txt").write_text("".join(f"{key}\n" for key in ids))
+
+
+def count_labeled(split: str, available: int) -> int:
+    """Number of labelled images that "1_16", "full" or "30" asks of `available`.
+
+    Fractions round up, as in the published splits (1/16 of 10582 is 662).
+
+    Raises:
+      ValueError: not such a text; zero; or more than are available.
+    """
+    if split == "full":
+        return available
+    try:
+        numerator, *denominator = (int(part) for part in split.split("_"))
+        if len(denominator) > 1 or 0 in denominator or numerator < 0:
+            raise ValueError
+    except ValueError:
+        raise ValueError(
+            f"data.split={split!r} is none of: a fraction such as 1_16, a number of "
+            "labelled images such as 30, full"
+        ) from None
+    count = numerator
+    if denominator:
+        count = math.ceil(available * numerator / denominator[0])
+    if not count:
+        raise ValueError(f"data.split={split!r} leaves no labelled image at all")
+    if count > available:
+        raise ValueError(
+            f"data.split={split!r} asks for {count} labelled images; only {available} "
+            "training images have a mask"
+        )
+    return count
+
+
+def draw_split(
+    ids: Sequence[str], present: dict[str, tuple[int, ...]], split: str, seed: int
+) -> Split:
+    """Draws a split from a seed; the order of `ids` is kept in both halves.
+
+    Every class that occurs at all occurs among the labelled images if their number
+    allows: classes are served rarest first, each by a random image that has it.
+    "full" labels everything and leaves every image in the unlabelled list as well.
+
+    Args:
+      ids: the training images.
+      present: id of each image with a mask -> the classes in it.
+      split: see `count_labeled`.
+      seed: any integer from 0.
+
+    Raises:
+      ValueError: see `count_labeled`.
+    """
+    candidates = [key for key in ids if key in present]
+    if not candidates:
+        raise ValueError("no training image has a mask: no labelled image at all")
+    count = count_labeled(split, len(candidates))
+    if split == "full":
+        return Split(tuple(candidates), tuple(ids))
+    permutation = np.random.default_rng(seed).permutation(len(candidates))
+    order = [candidates[i] for i in permutation]
+    chosen = _cover_classes(order, present, count)
+    chosen |= set([key for key in order if key not in chosen][: count - len(chosen)])
+    return Split(
+        tuple(key for key in ids if key in chosen),
+        tuple(key for key in ids if key not in chosen),
+    )
+
+
+def _cover_classes(
+    order: list[str], present: dict[str, tuple[int, ...]], count: int
+) -> set[str]:
+    """The first image of `order` for each class not yet covered, rarest class first."""
+    frequency: dict[int, int] = {}
+    for key in order:
+        for label in present[key]:
+            frequency[label] = frequency.get(label, 0) + 1
+    chosen: set[str] = set()
+    covered: set[int] = set()
+    for label in sorted(frequency, key=lambda c: (frequency[c], c)):
+        if label not in covered and len(chosen) < count:
+            key = next(key for key in order if label in present[key])
+            chosen.add(key)
+            covered |= set(present[key])
+    return chosen
+
+
+def read_split(
+    ids: Sequence[str],
+    present: dict[str, tuple[int, ...]],
+    labeled_path: str,
+    unlabeled_path: str,
+) -> Split:
+    """Reads published id lists, of either format (see `lists`).
+
+    Args:
+      ids: the training images of the data set.
+      present: see `draw_split`.
+      labeled_path: list of the labelled images.
+      unlabeled_path: list of the others; "" means all other training images.
+
+    Raises:
+      FileNotFoundError: a list does not exist.
+      ValueError: a list names absent ids, repeats ids, overlaps the other, names an
+        image without a mask as labelled, or no labelled image is left.
+    """
+    labeled = read_ids(labeled_path, ids)
+    if not labeled:
+        raise ValueError(f"{labeled_path}: empty list; no labelled image at all")
+    bare = [key for key in labeled if key not in present]
+    if bare:
+        raise ValueError(
+            f"{labeled_path}: labelled images without mask: {shorten(bare)}"
+        )
+    chosen = set(labeled)
+    if not unlabeled_path:
+        return Split(labeled, tuple(key for key in ids if key not in chosen))
+    unlabeled = read_ids(unlabeled_path, ids)
+    both = [key for key in unlabeled if key in chosen]
+    if both:
+        raise ValueError(
+            f"{labeled_path} and {unlabeled_path} overlap in {len(both)} ids: "
+            f"{shorten(both)}; an image is labelled or unlabelled"
+        )
+    return Split(labeled, unlabeled)
+
+
+def read_ids(path: str, known: Sequence[str]) -> tuple[str, ...]:
+    """The ids that a list of either format names, in its order.
+
+    Raises:
+      FileNotFoundError: there is no such list.
+      ValueError: it names ids that are not in `known`, or repeats some.
+    """
+    lines = lists.read_lines(pathlib.Path(path))
+    known_set = frozenset(known)
+    found = [lists.resolve(line, known_set) for line in lines]
+    absent = [line for line, key in zip(lines, found, strict=True) if key is None]
+    if absent:
+        raise ValueError(
+            f"{path}: {len(absent)} of {len(lines)} lines name no training image of "
+            f"this data set: {shorten(absent)}"
+        )
+    ids = [key for key in found if key is not None]
+    again = lists.repeated(ids)
+    if again:
+        raise ValueError(f"{path}: repeats {len(again)} ids: {shorten(again)}")
+    return tuple(ids)

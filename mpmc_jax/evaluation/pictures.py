@@ -1,0 +1,102 @@
+"""Predictions as pictures: index map, colours, overlay, and panels side by side."""
+
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+Palette = Sequence[tuple[int, int, int]]
+
+_VOID_COLOR = (0, 0, 0)
+_OVERLAY_OPACITY = 0.5
+_WHITE = 255
+_MARGIN = 4
+_CAPTION_HEIGHT = 16
+
+
+def colorize(index: np.ndarray, palette: Palette) -> np.ndarray:
+    """Class indices in their colours: (h,w) uint8 -> (h,w,3) uint8; the rest black."""
+    table = np.full((256, 3), _VOID_COLOR, np.uint8)
+    table[: len(palette)] = palette
+    return table[index]
+
+
+def overlay(image: np.ndarray, colors: np.ndarray) -> np.ndarray:
+    """Half-transparent colours (h,w,3) over an image (h,w,1 or 3): (h,w,3) uint8."""
+    mixed = (1 - _OVERLAY_OPACITY) * image + _OVERLAY_OPACITY * colors
+    return np.round(mixed).astype(np.uint8)
+
+
+def heat_map(values: np.ndarray) -> np.ndarray:
+    """Values (h,w) as grey (h,w,1) uint8, from black at the least to white."""
+    low, high = float(values.min()), float(values.max())
+    unit = (values - low) / (high - low) if high > low else np.zeros_like(values)
+    return np.round(255 * unit).astype(np.uint8)[..., None]
+
+
+def write_prediction(
+    stem: pathlib.Path, index: np.ndarray, image: np.ndarray, palette: Palette
+) -> list[pathlib.Path]:
+    """Writes STEM_index.png, STEM_color.png and STEM_overlay.png.
+
+    Args:
+      stem: path without a suffix; its folder exists.
+      index: (h,w) uint8 classes. The file is a palette PNG: its values are the
+        classes, and viewers show the colours.
+      image: (h,w,1 or 3) uint8.
+      palette: class -> RGB.
+
+    Returns:
+      The three paths.
+    """
+    colors = colorize(index, palette)
+    # A palette turns a grey picture into mode "P" and leaves its values alone.
+    indexed = Image.fromarray(index)
+    indexed.putpalette(colorize(np.arange(256), palette).tobytes())
+    pictures = {
+        "index": indexed,
+        "color": Image.fromarray(colors),
+        "overlay": Image.fromarray(overlay(image, colors)),
+    }
+    paths = []
+    for kind, picture in pictures.items():
+        paths.append(stem.with_name(f"{stem.name}_{kind}.png"))
+        picture.save(paths[-1])
+    return paths
+
+
+def panel(rows: Sequence[Sequence[np.ndarray]], captions: Sequence[str]) -> Image.Image:
+    """Sets pictures of one size side by side under captions, one row an example.
+
+    Args:
+      rows: pictures (h,w,1 or 3) uint8, one for every caption.
+      captions: what each column shows.
+
+    Raises:
+      ValueError: the pictures differ in size, or a row does not match the captions.
+    """
+    sizes = {picture.shape[:2] for pictures in rows for picture in pictures}
+    counts = {len(pictures) for pictures in rows}
+    if len(sizes) != 1 or counts != {len(captions)}:
+        raise ValueError(
+            f"a panel needs pictures of one size, {len(captions)} a row; these have "
+            f"sizes {sorted(sizes)} and come {sorted(counts)} a row"
+        )
+    height, width = (side + _MARGIN for side in sizes.pop())
+    canvas = Image.new(
+        "RGB",
+        (len(captions) * width + _MARGIN, _CAPTION_HEIGHT + len(rows) * height),
+        (_WHITE, _WHITE, _WHITE),
+    )
+    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default()
+    for column, caption in enumerate(captions):
+        left = _MARGIN + column * width
+        draw.text((left, 2), caption, fill=(0, 0, 0), font=font)
+        for row, pictures in enumerate(rows):
+            rgb = np.broadcast_to(pictures[column], (*pictures[column].shape[:2], 3))
+            canvas.paste(
+                Image.fromarray(np.ascontiguousarray(rgb)),
+                (left, _CAPTION_HEIGHT + row * height),
+            )
+    return canvas

@@ -1,0 +1,49 @@
+"""From uint8 images to classes, whole images at their own size."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mpmc_jax.models.preprocess import normalize, to_unit
+from mpmc_jax.types import Array, PyTree
+
+
+def network_input(images: Array) -> Array:
+    """uint8 images (b,h,w,c) -> what the networks eat, same shape."""
+    return normalize(to_unit(images, jnp.result_type(float)))
+
+
+def predict_classes(module: Any, variables: PyTree, images: Array) -> Array:
+    """The likeliest class of every pixel.
+
+    Args:
+      module: a segmenter; `module.apply(variables, images)` gives a Prediction at
+        the images' size.
+      variables: {"params", "batch_stats"} of the module.
+      images: (b,h,w,c), see `network_input`.
+
+    Returns:
+      (b,h,w) int32.
+    """
+    logits_bhwc = module.apply(variables, images).logits
+    return jnp.argmax(logits_bhwc, axis=-1).astype(jnp.int32)
+
+
+class Predictor:
+    """Segments single images; compiles one program a distinct size."""
+
+    def __init__(self, module: Any, variables: PyTree):
+        """Takes a segmenter and its {"params", "batch_stats"}."""
+        self._variables = variables
+        self._classes = jax.jit(
+            lambda variables, images: predict_classes(
+                module, variables, network_input(images)
+            )
+        )
+
+    def __call__(self, image: np.ndarray) -> np.ndarray:
+        """The class of every pixel: (h,w,c) uint8 -> (h,w) uint8."""
+        classes = self._classes(self._variables, jnp.asarray(image)[None])
+        return np.asarray(classes[0]).astype(np.uint8)

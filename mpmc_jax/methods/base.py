@@ -1,0 +1,117 @@
+"""What a base method is: how unlabelled images supervise the student.
+
+A method draws (`augment`), makes targets without gradient (`prepare`) and makes the
+predictions that the targets supervise (`views`). It knows no optimiser, no plug-in
+and no device: the step calls it once per micro-batch on every device.
+"""
+
+from typing import Literal, Protocol
+
+import jax.numpy as jnp
+
+from mpmc_jax.models import preprocess
+from mpmc_jax.types import (
+    Array,
+    Batch,
+    Features,
+    Inputs,
+    Keys,
+    Network,
+    Outputs,
+    Prediction,
+    PyTree,
+    Region,
+    Streams,
+)
+
+
+class Method(Protocol):
+    """The interface of a base method; implementations are frozen dataclasses.
+
+    Attributes:
+      networks: names of the students.
+      streams: what the data pipeline must emit.
+      scale: factor on the whole objective, the plug-in's terms included.
+      teacher: "student" if the students themselves make the targets, "average" if
+        their moving average does.
+      supervised_loss: "ce" or "ohem".
+    """
+
+    networks: tuple[str, ...]
+    streams: Streams
+    scale: float
+    teacher: Literal["student", "average"]
+    supervised_loss: str
+
+    def init(self, key: Array) -> PyTree:
+        """The method's own state at step 0."""
+        ...
+
+    def augment(self, batch: Batch, state: PyTree, keys: Keys) -> Inputs:
+        """Every random draw of the step."""
+        ...
+
+    def regions(self, inputs: Inputs) -> dict[str, Region]:
+        """Where each loss term counts, by name: "supervised" and every view's."""
+        ...
+
+    def prepare(
+        self, teachers: dict[str, Network], inputs: Inputs, state: PyTree
+    ) -> tuple[PyTree, dict[str, PyTree], PyTree]:
+        """Targets, teacher statistics that moved, and state; no gradient flows."""
+        ...
+
+    def views(
+        self,
+        students: dict[str, Network],
+        teachers: dict[str, Network],
+        inputs: Inputs,
+        targets: PyTree,
+        state: PyTree,
+    ) -> Outputs:
+        """The student's passes; differentiated by the step."""
+        ...
+
+    def average(self, step: Array, epoch: Array) -> tuple[Array, Array] | None:
+        """Decay of the averaged parameters and statistics after this step.
+
+        None: the method keeps no average.
+        """
+        ...
+
+
+def real_images(crops_image: Array) -> Array:
+    """uint8 images -> [0, 1] in the default float type (float64 under x64)."""
+    return preprocess.to_unit(crops_image, jnp.zeros(()).dtype)
+
+
+def supervised_region(inputs: Inputs, ignore_label: int = 255) -> Region:
+    """Labelled pixels; padding of labelled crops is void already."""
+    labeled = inputs.label != ignore_label
+    return Region(valid=labeled, real=labeled)
+
+
+def take(taps: dict[str, Array], start: int, stop: int) -> dict[str, Array]:
+    """The examples start..stop of every tap."""
+    return {name: tap[start:stop] for name, tap in taps.items()}
+
+
+def warmed_decay(step: Array, decay: float) -> Array:
+    """min(1 - 1/(t+1), decay): a plain average at first, then exponential."""
+    return jnp.minimum(1 - 1 / (step.astype(float) + 1), decay)
+
+
+
+def labels(batch: Batch) -> Array:
+    """The labels of the labelled crops as int32."""
+    return batch.labeled.label.astype(jnp.int32)
+
+
+def all_taps(features: Features, prediction: Prediction) -> dict[str, Array]:
+    """Every map that a plug-in may read; what it does not read is never computed."""
+    return {**features.taps, "decoder": prediction.decoder}
+
+
+def share(mask: Array) -> tuple[Array, Array]:
+    """(sum, count) of a mask, a metric that adds up over devices."""
+    return mask.sum(), jnp.asarray(mask.size)

@@ -1,0 +1,80 @@
+"""The registry of base methods: name -> constructor from a configuration."""
+
+import ml_collections
+
+from mpmc_jax.methods.base import Method
+from mpmc_jax.methods.mean_teacher import MeanTeacher
+from mpmc_jax.methods.supervised import SupervisedOnly
+from mpmc_jax.methods.unimatch import UniMatch
+
+
+def _supervised(config: ml_collections.ConfigDict, perturbed: dict[str, int]) -> Method:
+    del perturbed
+    return SupervisedOnly(supervised_loss=config.method.supervised_loss)
+
+
+def _mean_teacher(
+    config: ml_collections.ConfigDict, perturbed: dict[str, int]
+) -> Method:
+    del perturbed
+    return MeanTeacher(
+        group_size=config.train.group_size,
+        threshold=config.method.threshold,
+        ema_decay=config.method.ema_decay,
+        cutmix=config.method.cutmix,
+        supervised_loss=config.method.supervised_loss,
+    )
+
+
+def _unimatch(config: ml_collections.ConfigDict, perturbed: dict[str, int]) -> Method:
+    return UniMatch(
+        perturbed=tuple(perturbed.items()),
+        threshold=config.method.threshold,
+        ema_decay=config.method.ema_decay,
+        supervised_loss=config.method.supervised_loss,
+    )
+
+
+# name -> constructor, and the variant of the network that its authors used.
+METHODS = {
+    "supervised": (_supervised, "unimatch"),
+    "mean_teacher": (_mean_teacher, "unimatch"),
+    "unimatch": (_unimatch, "unimatch"),
+}
+
+
+def default_variant(name: str) -> str:
+    """The network variant of the method's authors.
+
+    Raises:
+      ValueError: unknown method; the message lists the valid ones.
+    """
+    return _entry(name)[1]
+
+
+def _entry(name: str):
+    if name not in METHODS:
+        raise ValueError(f"method.name={name!r} is unknown; valid: {sorted(METHODS)}")
+    return METHODS[name]
+
+
+def build_method(
+    config: ml_collections.ConfigDict, perturbed: dict[str, int]
+) -> Method:
+    """The base method that `config.method.name` names.
+
+    Args:
+      config: the whole configuration.
+      perturbed: tap -> channels of the encoder outputs that the decoder reads.
+
+    Raises:
+      ValueError: unknown name or supervised loss; the message lists the valid ones.
+    """
+    constructor, _ = _entry(config.method.name)
+    losses = ("ce", "ohem")
+    if config.method.supervised_loss not in losses:
+        raise ValueError(
+            f"method.supervised_loss={config.method.supervised_loss!r} is unknown; "
+            f"valid: {list(losses)}"
+        )
+    return constructor(config, perturbed)

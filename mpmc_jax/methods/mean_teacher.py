@@ -1,0 +1,126 @@
+"""Mean teacher, the "basic teacher-student framework" of the paper's section 3.1.
+
+The paper leaves its details open; this project's baseline is: teacher = average of
+the student (decay 0.999, warmed up as min(1 - 1/(t+1), decay)), in evaluation mode on
+the weak view; threshold 0.95; UniMatch's strong augmentation and CutMix box, the
+partner being the next image of the group; one student pass over [labelled, mixed].
+"""
+
+import dataclasses
+from typing import Literal
+
+import jax.numpy as jnp
+
+from mpmc_jax.methods import augment, base, mixing, pseudo_labels
+from mpmc_jax.models import preprocess
+from mpmc_jax.types import Array, Batch, Inputs, Keys, Network, Outputs, Streams
+from mpmc_jax.types import PyTree, Region, Supervised, View
+
+
+@dataclasses.dataclass(frozen=True)
+class MeanTeacher:
+    """L = L_x + alpha * 4 * L_u, so that alpha = 0.25 weighs both equally (D11)."""
+
+    group_size: int
+    threshold: float = 0.95
+    ema_decay: float = 0.999
+    cutmix: bool = True
+    supervised_loss: str = "ce"
+    networks: tuple[str, ...] = ("student",)
+    streams: Streams = Streams()
+    scale: float = 1.0
+    teacher: Literal["student", "average"] = "average"
+
+    def __post_init__(self) -> None:
+        if self.cutmix and self.group_size < 2:
+            raise ValueError(
+                "mean_teacher mixes each image with the next one of its group, but "
+                f"train.group_size={self.group_size} leaves no other image; use a "
+                "group of at least 2, or method.cutmix=False"
+            )
+
+    def init(self, key: Array) -> PyTree:
+        del key
+        return {}
+
+    def augment(self, batch: Batch, state: PyTree, keys: Keys) -> Inputs:
+        del state
+        weak = base.real_images(batch.unlabeled.image)
+        size = weak.shape[1:3]
+        real = mixing.extent_mask(batch.unlabeled.extent, *size)
+        strong = augment.strong_view(keys.examples("strong"), weak)
+        inputs = Inputs(
+            image=preprocess.normalize(base.real_images(batch.labeled.image)),
+            label=base.labels(batch),
+            weak=preprocess.normalize(weak),
+            real=real,
+            strong=(preprocess.normalize(strong),),
+        )
+        if not self.cutmix:
+            return inputs
+        boxes = mixing.draw_boxes(keys.examples("box"), size[0])
+        return inputs.replace(boxes=(mixing.box_mask(boxes, *size),))
+
+    def _mix(self, inputs: Inputs, value: Array) -> Array:
+        """The next image of the group inside the box, the image itself outside."""
+        if not self.cutmix:
+            return value
+        partner = mixing.roll_in_groups(value, self.group_size)
+        return mixing.paste(inputs.boxes[0], partner, value)
+
+    def regions(self, inputs: Inputs) -> dict[str, Region]:
+        real = self._mix(inputs, inputs.real)
+        return {
+            "supervised": base.supervised_region(inputs),
+            "unlabeled": Region(valid=real, real=real),
+        }
+
+    def prepare(self, teachers: dict[str, Network], inputs: Inputs, state: PyTree):
+        teacher = teachers["student"]
+        features, teacher = teacher.encode(inputs.weak)
+        prediction, teacher = teacher.decode(features)
+        logits = teacher.upsample(prediction.logits, features.size)
+        confidence, label = pseudo_labels.confidence_and_label(logits)
+        return {"confidence": confidence, "label": label}, {}, state
+
+    def views(
+        self,
+        students: dict[str, Network],
+        teachers: dict[str, Network],
+        inputs: Inputs,
+        targets: PyTree,
+        state: PyTree,
+    ) -> Outputs:
+        mixed = self._mix(inputs, inputs.strong[0])
+        images = jnp.concatenate([inputs.image, mixed])
+        features, student = students["student"].encode(images)
+        prediction, student = student.decode(features)
+        logits = student.upsample(prediction.logits, features.size)
+        taps = base.all_taps(features, prediction)
+        b, total = inputs.image.shape[0], images.shape[0]
+        regions = self.regions(inputs)
+        confident = targets["confidence"] >= self.threshold
+        supervised = Supervised(
+            logits=logits[:b],
+            taps=base.take(taps, 0, b),
+            label=inputs.label,
+            region=regions["supervised"],
+        )
+        view = View(
+            logits=logits[b:],
+            taps=base.take(taps, b, total),
+            image=self._mix(inputs, inputs.weak),
+            target=self._mix(inputs, targets["label"]),
+            weight=self._mix(inputs, confident).astype(logits.dtype),
+            region=regions["unlabeled"],
+            teacher=teachers["student"],
+            name="unlabeled",
+            coefficient=4.0,
+        )
+        metrics = {"confident": base.share(confident)}
+        return Outputs(supervised, (view,), {"student": student}, state, metrics)
+
+    def average(self, step: Array, epoch: Array) -> tuple[Array, Array]:
+        del epoch
+        decay = base.warmed_decay(step, self.ema_decay)
+        return decay, decay

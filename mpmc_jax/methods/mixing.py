@@ -1,0 +1,118 @@
+"""CutMix boxes, masks of rectangles, pasting, and partners within a group.
+
+A rectangle is four int32: top, left, bottom, right, the last two excluded.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from mpmc_jax.types import Array, PyTree
+
+_AREA_RANGE = (0.02, 0.4)
+_RATIO_RANGE = (0.3, 1 / 0.3)
+_CANDIDATES = 512
+
+
+def draw_box(key: Array, size: int, *, probability: float = 0.5) -> Array:
+    """Draws UniMatch's CutMix box for one square crop (dataset/transform.py).
+
+    With `probability` there is a box. Its area is uniform in 0.02..0.4 of the crop;
+    then ratio (uniform in 0.3..1/0.3) and corner (any pixel of the crop) are drawn
+    until the box lies inside. The repetition is a fixed number of candidates of which
+    the first that fits is taken. A candidate fits with a probability of at least
+    the mean over r of max(0, 1 - sqrt(a/r)) max(0, 1 - sqrt(a r)), which falls with
+    the area a: 0.0593 at a = 0.4, for any crop. So all 512 fail in less than one
+    draw of 10^13, and only then is a box lost.
+
+    Args:
+      key: of one example.
+      size: side of the crop in pixels.
+      probability: of a box at all.
+
+    Returns:
+      (4,) int32 top, left, bottom, right; zeros for no box.
+    """
+    # One call for all: every call of the generator compiles to a program of its own.
+    uniform = jax.random.uniform(key, (2 + 3 * _CANDIDATES,), jnp.float32)
+    wanted = uniform[0] < probability
+    area = _between(uniform[1], *_AREA_RANGE) * size**2
+    ratio, top, left = uniform[2:].reshape(3, _CANDIDATES)
+    ratio = _between(ratio, *_RATIO_RANGE)
+    height = jnp.floor(jnp.sqrt(area * ratio))
+    width = jnp.floor(jnp.sqrt(area / ratio))
+    top, left = jnp.floor(top * size), jnp.floor(left * size)
+    boxes = jnp.stack([top, left, top + height, left + width], axis=-1)
+    fits = (boxes <= size).all(-1)
+    box = jnp.where(wanted & fits.any(), boxes[jnp.argmax(fits)], 0)
+    return box.astype(jnp.int32)
+
+
+def _between(uniform: Array, low: float, high: float) -> Array:
+    return low + (high - low) * uniform
+
+
+def draw_boxes(keys_b: Array, size: int, *, probability: float = 0.5) -> Array:
+    """One CutMix box an example: (b,) keys -> (b,4); see `draw_box`."""
+    return jax.vmap(lambda key: draw_box(key, size, probability=probability))(keys_b)
+
+
+def box_mask(boxes_b4: Array, height: int, width: int) -> Array:
+    """The pixels inside each rectangle: (b,4) -> (b,height,width) bool."""
+    top, left, bottom, right = (boxes_b4[:, i, None, None] for i in range(4))
+    row = jnp.arange(height)[None, :, None]
+    column = jnp.arange(width)[None, None, :]
+    return (row >= top) & (row < bottom) & (column >= left) & (column < right)
+
+
+def extent_mask(extents_b4: Array, height: int, width: int) -> Array:
+    """The real pixels of crops (`Crops.extent`): (b,4) -> (b,height,width) bool."""
+    return box_mask(extents_b4, height, width)
+
+
+def paste(mask_bhw: Array, inside: Array, outside: Array) -> Array:
+    """Takes `inside` where the mask holds and `outside` elsewhere.
+
+    Args:
+      mask_bhw: (b,h,w) bool.
+      inside: (b,h,w), as labels are, or (b,h,w,c), as images are.
+      outside: like `inside`.
+
+    Returns:
+      An array like `inside`.
+
+    Raises:
+      ValueError: the shapes do not agree.
+    """
+    if inside.shape != outside.shape or inside.shape[:3] != mask_bhw.shape:
+        raise ValueError(
+            f"cannot paste {inside.shape} into {outside.shape} by a mask of "
+            f"{mask_bhw.shape}: the two must be alike and begin with the mask's shape"
+        )
+    mask = mask_bhw.reshape(mask_bhw.shape + (1,) * (inside.ndim - 3))
+    return jnp.where(mask, inside, outside)
+
+
+def roll_in_groups(tree_b: PyTree, group_size: int) -> PyTree:
+    """Gives every example its group's next one; the last takes the first.
+
+    Args:
+      tree_b: arrays whose first axis holds whole groups, one after another.
+      group_size: examples in a group. A group of one is its own partner.
+
+    Returns:
+      The same structure, with example (i + 1) mod group_size at place i of a group.
+
+    Raises:
+      ValueError: the examples do not make whole groups.
+    """
+
+    def roll(x: Array) -> Array:
+        if x.shape[0] % group_size:
+            raise ValueError(
+                f"{x.shape[0]} examples on a device do not make whole groups of "
+                f"{group_size}; change the batch size or group_size"
+            )
+        grouped = x.reshape((-1, group_size) + x.shape[1:])
+        return jnp.roll(grouped, -1, axis=1).reshape(x.shape)
+
+    return jax.tree.map(roll, tree_b)

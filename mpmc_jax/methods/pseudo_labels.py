@@ -1,0 +1,26 @@
+"""Pseudo-labels from a network's scores."""
+
+import jax
+import jax.numpy as jnp
+
+from mpmc_jax.types import Array
+
+
+def confidence_and_label(logits_bhwc: Array) -> tuple[Array, Array]:
+    """The likeliest class of every pixel and its softmax probability.
+
+    A target, not a prediction: no gradient flows back.
+
+    Args:
+      logits_bhwc: class scores, of any float type.
+
+    Returns:
+      confidence_bhw: in 1/c..1, float32 (float64 for float64 scores).
+      label_bhw: int32; the first class of a tie.
+    """
+    logits_bhwc = jax.lax.stop_gradient(logits_bhwc)
+    label_bhw = jnp.argmax(logits_bhwc, axis=-1).astype(jnp.int32)
+    scores = logits_bhwc.astype(jnp.promote_types(logits_bhwc.dtype, jnp.float32))
+    # The largest softmax is exp(0) over the sum: no (b,h,w,c) quotient is needed.
+    shifted = scores - scores.max(axis=-1, keepdims=True)
+    return 1 / jnp.exp(shifted).sum(axis=-1), label_bhw

@@ -1,0 +1,58 @@
+"""Plain supervision: the labelled images alone, the baseline of every comparison."""
+
+import dataclasses
+from typing import Literal
+
+from mpmc_jax.methods import base
+from mpmc_jax.models import preprocess
+from mpmc_jax.types import Array, Batch, Inputs, Keys, Network, Outputs, Streams
+from mpmc_jax.types import PyTree, Region, Supervised
+
+
+@dataclasses.dataclass(frozen=True)
+class SupervisedOnly:
+    """Cross-entropy (or OHEM) on labelled crops; L = L_x."""
+
+    supervised_loss: str = "ce"
+    networks: tuple[str, ...] = ("student",)
+    streams: Streams = Streams(unlabeled=False)
+    scale: float = 1.0
+    teacher: Literal["student", "average"] = "student"
+
+    def init(self, key: Array) -> PyTree:
+        del key
+        return {}
+
+    def augment(self, batch: Batch, state: PyTree, keys: Keys) -> Inputs:
+        del state, keys
+        image = preprocess.normalize(base.real_images(batch.labeled.image))
+        return Inputs(image=image, label=base.labels(batch))
+
+    def regions(self, inputs: Inputs) -> dict[str, Region]:
+        return {"supervised": base.supervised_region(inputs)}
+
+    def prepare(self, teachers: dict[str, Network], inputs: Inputs, state: PyTree):
+        del teachers, inputs
+        return None, {}, state
+
+    def views(
+        self,
+        students: dict[str, Network],
+        teachers: dict[str, Network],
+        inputs: Inputs,
+        targets: PyTree,
+        state: PyTree,
+    ) -> Outputs:
+        del teachers, targets
+        features, student = students["student"].encode(inputs.image)
+        prediction, student = student.decode(features)
+        supervised = Supervised(
+            logits=student.upsample(prediction.logits, features.size),
+            taps=base.all_taps(features, prediction),
+            label=inputs.label,
+            region=self.regions(inputs)["supervised"],
+        )
+        return Outputs(supervised, (), {"student": student}, state)
+
+    def average(self, step: Array, epoch: Array) -> None:
+        del step, epoch

@@ -1,0 +1,232 @@
+"""UniMatch (CVPR 2023): two strong views and a feature-perturbed one.
+
+Faithful to the published implementation: the CutMix partner is a second crop of the
+same image; its pseudo-labels come from an evaluation-mode pass, those outside the
+boxes from the train-mode pass of the weak view; the perturbed features are decoded
+in one batch with the clean ones; the three unlabelled terms divide by the number of
+pixels that are not padding. There is no averaged teacher.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from mpmc_jax.methods import augment, base, mixing, pseudo_labels
+from mpmc_jax.models import preprocess
+from mpmc_jax.types import Array, Batch, Features, Inputs, Keys, Network, Outputs
+from mpmc_jax.types import PyTree, Region, Streams, Supervised, View
+
+
+@dataclasses.dataclass(frozen=True)
+class UniMatch:
+    """L = 1/2 (L_x + alpha (L_s1 + L_s2 + 2 L_fp)), alpha = 0.25.
+
+    Attributes:
+      perturbed: (tap, channels) of the encoder outputs whose channels are dropped.
+      threshold: pseudo-labels below this confidence do not count.
+      ema_decay: if positive, an average is kept for evaluation only.
+    """
+
+    perturbed: tuple[tuple[str, int], ...]
+    threshold: float = 0.95
+    ema_decay: float = 0.0
+    supervised_loss: str = "ce"
+    networks: tuple[str, ...] = ("student",)
+    streams: Streams = Streams(partner=True)
+    scale: float = 0.5
+    teacher: Literal["student", "average"] = "student"
+
+    def init(self, key: Array) -> PyTree:
+        del key
+        return {}
+
+    def augment(self, batch: Batch, state: PyTree, keys: Keys) -> Inputs:
+        del state
+        weak = base.real_images(batch.unlabeled.image)
+        partner = base.real_images(batch.partner.image)
+        size = weak.shape[1:3]
+
+        def strong(images: Array, stream: str) -> Array:
+            view = augment.strong_view(keys.examples(stream), images)
+            return preprocess.normalize(view)
+
+        def box(stream: str) -> Array:
+            drawn = mixing.draw_boxes(keys.examples(stream), size[0])
+            return mixing.box_mask(drawn, *size)
+
+        return Inputs(
+            image=preprocess.normalize(base.real_images(batch.labeled.image)),
+            label=base.labels(batch),
+            weak=preprocess.normalize(weak),
+            real=mixing.extent_mask(batch.unlabeled.extent, *size),
+            strong=(strong(weak, "strong1"), strong(weak, "strong2")),
+            partner_weak=preprocess.normalize(partner),
+            partner_real=mixing.extent_mask(batch.partner.extent, *size),
+            partner_strong=(
+                strong(partner, "partner_strong1"),
+                strong(partner, "partner_strong2"),
+            ),
+            boxes=(box("box1"), box("box2")),
+            dropout=self._dropout(keys, weak.dtype),
+        )
+
+    def _dropout(self, keys: Keys, dtype: jnp.dtype) -> dict[str, Array]:
+        """Multipliers of the features of [labelled, weak], by tap."""
+
+        def masks(tap: str, channels: int) -> Array:
+            parts = [
+                augment.feature_dropout_mask(
+                    keys.examples(f"dropout/{tap}/{stream}"), channels, dtype=dtype
+                )
+                for stream in ("labeled", "unlabeled")
+            ]
+            return jnp.concatenate(parts)
+
+        return {tap: masks(tap, channels) for tap, channels in self.perturbed}
+
+    def regions(self, inputs: Inputs) -> dict[str, Region]:
+        def mixed(box: Array) -> Region:
+            real = mixing.paste(box, inputs.partner_real, inputs.real)
+            return Region(valid=real, real=real)
+
+        return {
+            "supervised": base.supervised_region(inputs),
+            "s1": mixed(inputs.boxes[0]),
+            "s2": mixed(inputs.boxes[1]),
+            "fp": Region(valid=inputs.real, real=inputs.real),
+        }
+
+    def prepare(self, teachers: dict[str, Network], inputs: Inputs, state: PyTree):
+        """Confidence and label of the partner crops, in evaluation mode."""
+        teacher = teachers["student"]
+        features, teacher = teacher.encode(inputs.partner_weak)
+        prediction, teacher = teacher.decode(features)
+        logits = teacher.upsample(prediction.logits, features.size)
+        return pseudo_labels.confidence_and_label(logits), {}, state
+
+    def views(
+        self,
+        students: dict[str, Network],
+        teachers: dict[str, Network],
+        inputs: Inputs,
+        targets: tuple[Array, Array],
+        state: PyTree,
+    ) -> Outputs:
+        clean, perturbed, student = self._weak_pass(students["student"], inputs)
+        strong, student = self._strong_pass(student, inputs)
+        b = inputs.image.shape[0]
+        supervised = Supervised(
+            logits=clean.logits[:b],
+            taps=base.take(clean.taps, 0, b),
+            label=inputs.label,
+            region=base.supervised_region(inputs),
+        )
+        weak_logits = jax.lax.stop_gradient(clean.logits[b:])
+        confidence, label = pseudo_labels.confidence_and_label(weak_logits)
+        views = self._views(
+            inputs, (confidence, label), targets, perturbed, strong, teachers["student"]
+        )
+        metrics = {"confident": base.share(confidence >= self.threshold)}
+        return Outputs(supervised, views, {"student": student}, state, metrics)
+
+    def _weak_pass(
+        self, student: Network, inputs: Inputs
+    ) -> tuple["_Pass", "_Pass", Network]:
+        """[x, u] encoded once; clean and perturbed features decoded as one batch."""
+        images = jnp.concatenate([inputs.image, inputs.weak])
+        features, student = student.encode(images)
+        clean_taps = features.taps
+        dropped = {
+            tap: clean_taps[tap] * mask.astype(clean_taps[tap].dtype)
+            for tap, mask in inputs.dropout.items()
+        }
+        doubled = {
+            tap: jnp.concatenate([clean_taps[tap], dropped[tap]]) for tap in dropped
+        }
+        prediction, student = student.decode(Features(doubled, features.size))
+        n, b = images.shape[0], inputs.image.shape[0]
+
+        def part(taps: Mapping[str, Array], start: int, stop: int) -> "_Pass":
+            logits = student.upsample(prediction.logits[start:stop], features.size)
+            decoder = {"decoder": prediction.decoder[start:stop]}
+            return _Pass(logits, {**taps, **decoder})
+
+        clean = part(clean_taps, 0, n)
+        # The perturbed labelled half is decoded for its share of the statistics only.
+        unlabeled_taps = base.take({**clean_taps, **dropped}, b, n)
+        perturbed = part(unlabeled_taps, n + b, 2 * n)
+        return clean, perturbed, student
+
+    def _strong_pass(
+        self, student: Network, inputs: Inputs
+    ) -> tuple[tuple["_Pass", ...], Network]:
+        """[s1, s2] after CutMix, one batch."""
+        mixed = [
+            mixing.paste(box, partner, image)
+            for box, partner, image in zip(
+                inputs.boxes, inputs.partner_strong, inputs.strong, strict=True
+            )
+        ]
+        features, student = student.encode(jnp.concatenate(mixed))
+        prediction, student = student.decode(features)
+        logits = student.upsample(prediction.logits, features.size)
+        taps = base.all_taps(features, prediction)
+        b = mixed[0].shape[0]
+        parts = tuple(
+            _Pass(logits[i * b : (i + 1) * b], base.take(taps, i * b, (i + 1) * b))
+            for i in range(len(mixed))
+        )
+        return parts, student
+
+    def _views(
+        self,
+        inputs: Inputs,
+        weak: tuple[Array, Array],
+        partner: tuple[Array, Array],
+        perturbed: "_Pass",
+        strong: tuple["_Pass", ...],
+        teacher: Network,
+    ) -> tuple[View, ...]:
+        regions = self.regions(inputs)
+
+        def view(name, passed, image, confidence, label, coefficient) -> View:
+            confident = confidence >= self.threshold
+            return View(
+                logits=passed.logits,
+                taps=passed.taps,
+                image=image,
+                target=label,
+                weight=confident.astype(passed.logits.dtype),
+                region=regions[name],
+                teacher=teacher,
+                name=name,
+                coefficient=coefficient,
+            )
+
+        views = [view("fp", perturbed, inputs.weak, *weak, 2.0)]
+        for name, passed, box in zip(("s1", "s2"), strong, inputs.boxes, strict=True):
+            image = mixing.paste(box, inputs.partner_weak, inputs.weak)
+            pasted = [
+                mixing.paste(box, inside, outside)
+                for inside, outside in zip(partner, weak, strict=True)
+            ]
+            views.append(view(name, passed, image, *pasted, 1.0))
+        return tuple(views)
+
+    def average(self, step: Array, epoch: Array) -> tuple[Array, Array] | None:
+        del epoch
+        if not self.ema_decay:
+            return None
+        decay = base.warmed_decay(step, self.ema_decay)
+        return decay, decay
+
+
+@dataclasses.dataclass(frozen=True)
+class _Pass:
+    """Full-size logits and taps of some examples of a pass."""
+
+    logits: Array
+    taps: dict[str, Array]

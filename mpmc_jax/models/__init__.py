@@ -1,0 +1,26 @@
+"""Segmentation networks, the patch classifier, and what is known about both."""
+
+from mpmc_jax.models.build import (
+    build_segmenter,
+    init_variables,
+    perturbed_taps,
+    receptive_field,
+    tap_channels,
+)
+from mpmc_jax.models.config import ModelConfig
+from mpmc_jax.models.patch_classifier import PatchClassifier
+from mpmc_jax.models.pretrained import load_torch_backbone, load_torch_state_dict
+from mpmc_jax.models.receptive_field import ReceptiveField
+
+__all__ = [
+    "ModelConfig",
+    "PatchClassifier",
+    "ReceptiveField",
+    "build_segmenter",
+    "init_variables",
+    "load_torch_backbone",
+    "load_torch_state_dict",
+    "perturbed_taps",
+    "receptive_field",
+    "tap_channels",
+]

@@ -1,0 +1,124 @@
+"""From a `ModelConfig` to a network and the facts that others ask of it."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from mpmc_jax.models import deeplabv3plus, resnet
+from mpmc_jax.models.config import ModelConfig
+from mpmc_jax.models.receptive_field import ReceptiveField, Window, compose
+from mpmc_jax.types import Array, PyTree
+
+
+@dataclasses.dataclass(frozen=True)
+class Tap:
+    """A named intermediate map: its channels and the windows that lead to it."""
+
+    channels: int
+    windows: tuple[Window, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Architecture:
+    """A segmenter and its taps.
+
+    Attributes:
+      module: with `encode`, `decode` and `upsample`.
+      taps: every map that a patch classifier may read, by name.
+      decoder_inputs: the taps that the decoder reads.
+    """
+
+    module: nn.Module
+    taps: dict[str, Tap]
+    decoder_inputs: tuple[str, ...]
+
+
+def _deeplabv3plus(config: ModelConfig) -> Architecture:
+    variant = deeplabv3plus.VARIANTS[config.variant]
+    encoder = resnet.resnet_spec(
+        resnet.BACKBONES[config.backbone],
+        width=config.width,
+        layer4_dilations=variant.layer4_dilations,
+        ceil_pool=variant.ceil_pool,
+        zero_init_residual=variant.zero_init_residual,
+    )
+    decoder = deeplabv3plus.decoder_spec(config.width)
+    module = deeplabv3plus.DeepLabV3Plus(
+        encoder_spec=encoder,
+        decoder_spec=decoder,
+        variant=variant,
+        num_classes=config.num_classes,
+        dtype=config.dtype,
+        remat=config.remat,
+    )
+    taps = {
+        layer: Tap(encoder.channels(layer), tuple(encoder.windows(layer)))
+        for layer in resnet.LAYERS
+    }
+    windows = deeplabv3plus.decoder_windows(encoder, decoder)
+    taps["decoder"] = Tap(decoder.channels, tuple(windows))
+    return Architecture(module, taps, deeplabv3plus.DECODER_INPUTS)
+
+
+# One line an architecture; `config.NAMES` lists the same names.
+ARCHITECTURES = {"deeplabv3plus": _deeplabv3plus}
+
+
+def build_segmenter(config: ModelConfig, *, axis_name: str | None = None) -> nn.Module:
+    """The network of a config, its batch norm synchronised over `axis_name`."""
+    return _architecture(config).module.clone(axis_name=axis_name)
+
+
+def init_variables(key: Array, config: ModelConfig) -> dict[str, PyTree]:
+    """Fresh variables: {"params": {"backbone", "decoder"}, "batch_stats": ...}."""
+    # Shapes of variables do not depend on the image size; 32 pixels are enough.
+    images_bhwc = jnp.zeros((1, 32, 32, config.in_channels), jnp.float32)
+    # Compiled to run once: optimising it takes three times as long as it saves.
+    init = jax.jit(
+        build_segmenter(config).init,
+        compiler_options={"xla_backend_optimization_level": 0},
+    )
+    return init(key, images_bhwc)
+
+
+def tap_channels(config: ModelConfig, tap: str) -> int:
+    """Channels of a tap; ValueError lists the valid names."""
+    return _tap(config, tap).channels
+
+
+def perturbed_taps(config: ModelConfig) -> dict[str, int]:
+    """Name and channels of the encoder outputs that the decoder reads.
+
+    UniMatch's feature perturbation drops channels of exactly these.
+    """
+    names = _architecture(config).decoder_inputs
+    return {name: tap_channels(config, name) for name in names}
+
+
+def receptive_field(config: ModelConfig, tap: str) -> ReceptiveField:
+    """What one position of a tap sees, from the network's own windows.
+
+    Counts convolutions and max-pooling; global average pooling does not count. The
+    tap "decoder" takes the widest path, upsampling included, so its field is an upper
+    bound (and assumes the sizes at which the grids of both paths coincide: 16 n + 1).
+
+    Raises:
+      ValueError: the network has no such tap; the message lists its taps.
+    """
+    return compose(_tap(config, tap).windows)
+
+
+def _architecture(config: ModelConfig) -> Architecture:
+    return ARCHITECTURES[config.name](config)
+
+
+def _tap(config: ModelConfig, tap: str) -> Tap:
+    taps = _architecture(config).taps
+    if tap not in taps:
+        raise ValueError(
+            f"tap {tap!r} of {config.name}/{config.backbone}: valid are "
+            f"{', '.join(taps)}"
+        )
+    return taps[tap]

@@ -1,0 +1,64 @@
+"""What a network is, as plain data."""
+
+import dataclasses
+from collections.abc import Collection
+
+from mpmc_jax.models.deeplabv3plus import VARIANTS
+from mpmc_jax.models.resnet import BACKBONES
+
+NAMES = ("deeplabv3plus",)
+DTYPES = ("float32", "bfloat16")
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """A segmenter's description; the registries of `models.build` turn it into one.
+
+    Attributes:
+      name: the architecture.
+      backbone: the encoder, a key of `resnet.BACKBONES`.
+      variant: whose version of it, a key of `deeplabv3plus.VARIANTS`.
+      num_classes: classes, void not counted.
+      in_channels: channels of the images.
+      embedding: add a pixel-embedding head.
+      auxiliary: add an auxiliary classifier.
+      dtype: compute dtype; parameters and statistics are float32 always.
+      width: scales every channel count by width/64; a multiple of 4.
+      remat: recompute residual blocks in the backward pass: less memory, more time.
+
+    Raises:
+      ValueError: a value is not valid; the message lists those that are.
+    """
+
+    name: str = "deeplabv3plus"
+    backbone: str = "resnet50"
+    variant: str = "unimatch"
+    num_classes: int = 21
+    in_channels: int = 3
+    embedding: bool = False
+    auxiliary: bool = False
+    dtype: str = "float32"
+    width: int = 64
+    remat: bool = False
+
+    def __post_init__(self) -> None:
+        _require("name", self.name, NAMES)
+        _require("backbone", self.backbone, BACKBONES)
+        _require("variant", self.variant, VARIANTS)
+        _require("dtype", self.dtype, DTYPES)
+        for field in ("num_classes", "in_channels", "width"):
+            if getattr(self, field) < 1:
+                raise ValueError(f"model.{field}={getattr(self, field)}: must be >= 1")
+        if self.width % 4:
+            raise ValueError(f"model.width={self.width}: must be a multiple of 4")
+        for field in ("embedding", "auxiliary"):
+            if getattr(self, field):
+                raise ValueError(
+                    f"model.{field}=True: no variant of {', '.join(VARIANTS)} has "
+                    "that head; valid is False"
+                )
+
+
+def _require(field: str, value: str, valid: Collection[str]) -> None:
+    if value not in valid:
+        raise ValueError(f"model.{field}={value!r}: valid are {', '.join(valid)}")

@@ -1,0 +1,88 @@
+"""MPMC's patch classifier: which classes does each receptive field contain (eq. 2)."""
+
+import jax
+from flax import linen as nn
+
+from mpmc_jax.models import layers
+from mpmc_jax.models.layers import ConvSpec
+from mpmc_jax.models.pooling import WINDOWS, average_pool, multi_scale_pool
+
+Array = jax.Array
+
+# Widths of the three blocks at `width` 64 (design decision D16).
+HEADS = {"paper": (256, 128, 64), "lite": (64, 64, 64)}
+PROJECTION = 64
+
+
+class ScaleProjection(nn.Module):
+    """1x1 projection of the concatenated scales, each projected before it is pooled."""
+
+    features: int
+    windows: tuple[int, ...]
+
+    @nn.compact
+    def __call__(self, z_bhwd: Array) -> Array:
+        """(b,h,w,d) -> (b,h,w,features)."""
+        spec = ConvSpec(self.features)
+        scales = [
+            average_pool(layers.Conv(spec, name=f"window{w}")(z_bhwd), w)
+            for w in self.windows
+        ]
+        return sum(scales[1:], start=scales[0])
+
+
+class PatchClassifier(nn.Module):
+    """A tap -> logits of the classes in every position's receptive field.
+
+    "paper": the tap pooled at every window, concatenated, through three blocks of
+    widths 256, 128, 64; a block is conv3x3, conv3x3, conv1x1, each without bias and
+    followed by batch norm and ReLU. Then one linear layer with bias.
+    "lite": each scale is first projected to 64 channels by its own 1x1 kernel and the
+    projections are added; blocks of width 64. Projection commutes with pooling, so
+    the 64 channels are pooled and no map of all scales' channels exists.
+
+    Computes in the dtype of the tap; logits are float32, or float64 for such input.
+
+    Attributes:
+      num_classes: channels of the logits.
+      head: a key of `HEADS`.
+      windows: pooling windows, any non-empty selection of (1, 7, 19).
+      axis_name: devices over which batch norm is synchronised, or None.
+      width: scales all widths by width/64; for tests.
+    """
+
+    num_classes: int
+    head: str = "paper"
+    windows: tuple[int, ...] = WINDOWS
+    axis_name: str | None = None
+    width: int = 64
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.head not in HEADS:
+            raise ValueError(f"mpmc.head={self.head!r}: valid are {', '.join(HEADS)}")
+        windows = tuple(self.windows)
+        known = set(windows) <= set(WINDOWS)
+        if not windows or not known or len(set(windows)) < len(windows):
+            raise ValueError(
+                f"mpmc.windows={windows}: must be one or more of {WINDOWS}, each once"
+            )
+
+    @nn.compact
+    def __call__(self, z_bhwd: Array, *, train: bool) -> Array:
+        """(b,h,w,d) -> (b,h,w,num_classes)."""
+        if self.head == "lite":
+            features = PROJECTION * self.width // 64
+            x_bhwd = ScaleProjection(features, self.windows, name="project")(z_bhwd)
+        else:
+            x_bhwd = multi_scale_pool(z_bhwd, self.windows)
+        for i, features in enumerate(HEADS[self.head]):
+            features = features * self.width // 64
+            for j, kernel in enumerate((3, 3, 1)):
+                x_bhwd = layers.ConvNorm(
+                    ConvSpec(features, kernel),
+                    self.axis_name,
+                    name=f"block{i}_conv{j}",
+                )(x_bhwd, train=train)
+        classifier = layers.Conv(ConvSpec(self.num_classes), True, name="classifier")
+        return classifier(layers.at_least_float32(x_bhwd))

@@ -1,0 +1,47 @@
+"""Average pooling of patch features at several scales, at stride 1."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from mpmc_jax.models.layers import at_least_float32
+
+Array = jax.Array
+
+WINDOWS = (1, 7, 19)
+
+
+def average_pool(z_bhwd: Array, window: int) -> Array:
+    """Mean over a centred window x window square: (b,h,w,d) -> the same shape.
+
+    Zero padding counts: the sum is divided by window^2 at the border too, as the
+    published MPMC does. Two one-dimensional sums cost 1/40 of the square one on a CPU
+    and agree to rounding. They run in float32, or float64 for such input, and are
+    rounded once: a 361-term sum in bfloat16 is off by 2 %.
+
+    Raises:
+      ValueError: the window is not odd and positive.
+    """
+    if window < 1 or window % 2 == 0:
+        raise ValueError(f"pooling window {window}: must be odd and positive")
+    if window == 1:
+        return z_bhwd
+    sum_bhwd = at_least_float32(z_bhwd)
+    for axis in (1, 2):
+        dimensions = [1] * 4
+        dimensions[axis] = window
+        padding = [(0, 0)] * 4
+        padding[axis] = (window // 2, window // 2)
+        # The initial value is concrete, or it is not recognised as a sum and has no
+        # gradient.
+        sum_bhwd = lax.reduce_window(
+            sum_bhwd, 0.0, lax.add, dimensions, (1,) * 4, padding
+        )
+    return (sum_bhwd / window**2).astype(z_bhwd.dtype)
+
+
+def multi_scale_pool(z_bhwd: Array, windows: Sequence[int] = WINDOWS) -> Array:
+    """The pooled maps side by side, in the order given: (b,h,w,d*len(windows))."""
+    return jnp.concatenate([average_pool(z_bhwd, w) for w in windows], axis=-1)

@@ -1,0 +1,63 @@
+"""Receptive fields, from the list of windows that a network is built from.
+
+Composing windows (Araujo et al., "Computing receptive fields of convolutional neural
+networks", Distill 2019): a window of kernel k and dilation e at jump j, the distance
+in pixels between its inputs, widens the field by e(k-1)j; its stride multiplies j.
+"""
+
+import dataclasses
+from collections.abc import Iterable
+from fractions import Fraction
+
+from mpmc_jax.models.layers import ConvSpec
+
+
+@dataclasses.dataclass(frozen=True)
+class Interpolation:
+    """Bilinear upsampling as a window: its two neighbours, within +-1 position."""
+
+    factor: int
+    kernel: int = 3
+    dilation: int = 1
+
+    @property
+    def stride(self) -> Fraction:
+        """Below one: the jump shrinks."""
+        return Fraction(1, self.factor)
+
+
+Window = ConvSpec | Interpolation
+
+
+@dataclasses.dataclass(frozen=True)
+class ReceptiveField:
+    """What one position of a map sees of the image.
+
+    Position i covers the rows i*stride - padding to i*stride - padding + size - 1;
+    rows outside the image are zero padding.
+
+    Attributes:
+      size: side of the square, in pixels.
+      stride: pixels between neighbouring positions.
+      padding: pixels by which the first position's square leaves the image.
+    """
+
+    size: int
+    stride: int
+    padding: int
+
+
+def compose(windows: Iterable[Window]) -> ReceptiveField:
+    """The field of a chain of symmetrically padded windows, first one first."""
+    size, jump, padding = Fraction(1), Fraction(1), Fraction(0)
+    for window in windows:
+        reach = window.dilation * (window.kernel - 1)
+        size += reach * jump
+        padding += reach // 2 * jump
+        jump *= window.stride
+    return ReceptiveField(int(size), int(jump), int(padding))
+
+
+def stride_of(windows: Iterable[Window]) -> int:
+    """Pixels between neighbouring positions at the end of a chain."""
+    return compose(windows).stride

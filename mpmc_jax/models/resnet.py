@@ -1,0 +1,234 @@
+"""Residual networks with an output stride of 16 (He et al. 2016, dilated).
+
+A network is data first: `resnet_spec` lists its convolutions, the module runs that
+list, and `receptive_field` reads the same list. Channels, dilations and pooling are
+those of the methods' published encoders: a stem of three 3x3 convolutions for ResNet-50
+and -101; layer4 keeps layer3's resolution and dilates instead. ResNet-18 has the
+plain 7x7 stem of its published ImageNet weights and, unlike those, the same dilated
+layer4.
+"""
+
+import dataclasses
+
+import jax
+import numpy as np
+from flax import linen as nn
+from jax import lax
+from jax.nn import initializers
+
+from mpmc_jax.models import layers
+from mpmc_jax.models.layers import ConvSpec
+
+Array = jax.Array
+
+LAYERS = ("layer1", "layer2", "layer3", "layer4")
+STRIDES = (1, 2, 2, 1)
+MAX_POOL = ConvSpec(features=0, kernel=3, stride=2)
+
+
+@dataclasses.dataclass(frozen=True)
+class Backbone:
+    """A row of the table of backbones."""
+
+    depths: tuple[int, int, int, int]
+    bottleneck: bool
+    deep_stem: bool
+
+
+BACKBONES = {
+    "resnet18": Backbone((2, 2, 2, 2), bottleneck=False, deep_stem=False),
+    "resnet50": Backbone((3, 4, 6, 3), bottleneck=True, deep_stem=True),
+    "resnet101": Backbone((3, 4, 23, 3), bottleneck=True, deep_stem=True),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockSpec:
+    """A residual block: its convolutions, and that of its shortcut if it has one."""
+
+    convs: tuple[ConvSpec, ...]
+    shortcut: ConvSpec | None
+
+
+@dataclasses.dataclass(frozen=True)
+class ResNetSpec:
+    """A whole encoder as data.
+
+    Attributes:
+      stem: the convolutions before the max-pool (3x3, stride 2, padding 1).
+      ceil_pool: the max-pool rounds its output size up (AugSeg) or down.
+      blocks: the blocks of layer1 to layer4.
+      zero_init_residual: each block's last batch norm starts at scale 0.
+    """
+
+    stem: tuple[ConvSpec, ...]
+    ceil_pool: bool
+    blocks: tuple[tuple[BlockSpec, ...], ...]
+    zero_init_residual: bool = False
+
+    def channels(self, layer: str) -> int:
+        """Channels of a layer's output."""
+        return self.blocks[LAYERS.index(layer)][-1].convs[-1].features
+
+    def windows(self, layer: str) -> list[ConvSpec]:
+        """Every window between the image and a layer's output, shortcuts left out."""
+        chain = [*self.stem, MAX_POOL]
+        for blocks in self.blocks[: LAYERS.index(layer) + 1]:
+            chain += [conv for block in blocks for conv in block.convs]
+        return chain
+
+
+def resnet_spec(
+    backbone: Backbone,
+    *,
+    width: int,
+    layer4_dilations: tuple[int, ...],
+    ceil_pool: bool,
+    zero_init_residual: bool,
+) -> ResNetSpec:
+    """The convolutions of a backbone.
+
+    Args:
+      backbone: a row of `BACKBONES`.
+      width: channels of layer1's inner convolutions; 64 as published.
+      layer4_dilations: dilation of the 3x3 convolutions of layer4's blocks.
+      ceil_pool: see `ResNetSpec`.
+      zero_init_residual: see `ResNetSpec`.
+    """
+    if backbone.deep_stem:
+        stem = (ConvSpec(width, 3, 2), ConvSpec(width, 3), ConvSpec(2 * width, 3))
+    else:
+        stem = (ConvSpec(width, 7, 2),)
+    channels, all_blocks = stem[-1].features, []
+    for index, depth in enumerate(backbone.depths):
+        dilations = layer4_dilations if LAYERS[index] == "layer4" else (1,) * depth
+        blocks = []
+        for i in range(depth):
+            stride = STRIDES[index] if i == 0 else 1
+            block = _block_spec(
+                backbone.bottleneck, channels, width << index, stride, dilations[i]
+            )
+            channels = block.convs[-1].features
+            blocks.append(block)
+        all_blocks.append(tuple(blocks))
+    return ResNetSpec(stem, ceil_pool, tuple(all_blocks), zero_init_residual)
+
+
+def _block_spec(
+    bottleneck: bool, channels: int, inner: int, stride: int, dilation: int
+) -> BlockSpec:
+    if bottleneck:
+        convs = (
+            ConvSpec(inner),
+            ConvSpec(inner, 3, stride, dilation),
+            ConvSpec(4 * inner),
+        )
+    else:
+        convs = (
+            ConvSpec(inner, 3, stride, dilation),
+            ConvSpec(inner, 3, 1, dilation),
+        )
+    out = convs[-1].features
+    changes = stride > 1 or channels != out
+    return BlockSpec(convs, ConvSpec(out, 1, stride) if changes else None)
+
+
+class ResidualBlock(nn.Module):
+    """relu(convolutions(x) + shortcut(x)): basic or bottleneck, as the spec says."""
+
+    spec: BlockSpec
+    axis_name: str | None = None
+    zero_init: bool = False
+
+    @nn.compact
+    def __call__(self, x_bhwd: Array, train: bool) -> Array:
+        """(b,h,w,d) -> (b,h',w',d'); `train` is positional for `nn.remat`."""
+        out_bhwd = x_bhwd
+        for i, conv in enumerate(self.spec.convs, start=1):
+            last = i == len(self.spec.convs)
+            out_bhwd = layers.ConvNorm(
+                conv,
+                self.axis_name,
+                relu=not last,
+                kernel_init=layers.kaiming_normal_fan_out,
+                scale_init=_scale_init(self.zero_init and last),
+                name=f"conv{i}",
+            )(out_bhwd, train=train)
+        if self.spec.shortcut is not None:
+            x_bhwd = layers.ConvNorm(
+                self.spec.shortcut,
+                self.axis_name,
+                relu=False,
+                kernel_init=layers.kaiming_normal_fan_out,
+                name="shortcut",
+            )(x_bhwd, train=train)
+        return nn.relu(out_bhwd + x_bhwd)
+
+
+class ResNet(nn.Module):
+    """(b,h,w,c) images -> the outputs of layer1, layer2, ... up to `until`.
+
+    Attributes:
+      spec: from `resnet_spec`.
+      axis_name: devices over which batch norm is synchronised.
+      remat: recompute each block's activations in the backward pass.
+    """
+
+    spec: ResNetSpec
+    axis_name: str | None = None
+    remat: bool = False
+
+    @nn.compact
+    def __call__(
+        self, images_bhwc: Array, *, until: str | None, train: bool
+    ) -> dict[str, Array]:
+        """Run the layers in order; None for `until` runs them all."""
+        x_bhwd = images_bhwc
+        for i, conv in enumerate(self.spec.stem):
+            x_bhwd = layers.ConvNorm(
+                conv,
+                self.axis_name,
+                kernel_init=layers.kaiming_normal_fan_out,
+                name=f"stem{i}",
+            )(x_bhwd, train=train)
+        x_bhwd = max_pool(x_bhwd, ceil=self.spec.ceil_pool)
+
+        block_cls = ResidualBlock
+        if self.remat:
+            # Argument 2 is `train`, counted with self.
+            block_cls = nn.remat(ResidualBlock, static_argnums=(2,))
+        taps = {}
+        for layer, blocks in zip(LAYERS, self.spec.blocks, strict=True):
+            for i, block in enumerate(blocks):
+                x_bhwd = block_cls(
+                    block,
+                    self.axis_name,
+                    self.spec.zero_init_residual,
+                    name=f"{layer}_{i}",
+                )(x_bhwd, train)
+            taps[layer] = x_bhwd
+            if layer == until:
+                break
+        return taps
+
+
+def max_pool(x_bhwd: Array, *, ceil: bool) -> Array:
+    """3x3 max-pool of stride 2 and padding 1, its size rounded up or down."""
+    spec, pads = MAX_POOL, []
+    for size in x_bhwd.shape[1:3]:
+        remainder = (size + 2 * spec.padding - spec.kernel) % spec.stride
+        # Rounding up, one more window starts on the last row and hangs over.
+        extra = spec.stride - remainder if ceil and remainder else 0
+        pads.append((spec.padding, spec.padding + extra))
+    return lax.reduce_window(
+        x_bhwd,
+        -np.inf,  # concrete, or it is not recognised as a maximum
+        lax.max,
+        (1, spec.kernel, spec.kernel, 1),
+        (1, spec.stride, spec.stride, 1),
+        ((0, 0), *pads, (0, 0)),
+    )
+
+
+def _scale_init(zero: bool) -> initializers.Initializer:
+    return initializers.zeros if zero else initializers.ones

@@ -1,0 +1,5 @@
+"""Plug-ins: supervision that any base method can carry."""
+
+from mpmc_jax.plugins.base import Identity as Identity
+from mpmc_jax.plugins.base import Plugin as Plugin
+from mpmc_jax.plugins.build import build_plugin as build_plugin

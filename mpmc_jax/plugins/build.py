@@ -1,0 +1,68 @@
+"""Plug-ins from the configuration."""
+
+from absl import logging
+from ml_collections import ConfigDict
+
+from mpmc_jax.models.receptive_field import ReceptiveField
+from mpmc_jax.plugins.base import Identity, Plugin
+from mpmc_jax.plugins.mpmc import MPMC
+from mpmc_jax.plugins.weights import CONFIDENCES, SCALES
+
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "confidence": tuple(CONFIDENCES),
+    "lambda_scale": SCALES,
+    "target": ("soft", "hard"),
+    "teacher_head": ("student", "ema"),
+}
+
+
+def build_plugin(
+    config: ConfigDict,
+    num_classes: int,
+    field: ReceptiveField,
+    tap_size: tuple[int, int],
+    *,
+    axis_name: str | None = None,
+) -> Plugin:
+    """The plug-in of a run: MPMC where `mpmc.enabled`, else `Identity`.
+
+    Args:
+      config: the whole configuration; `mpmc`, and of the rest what MPMC depends on.
+      num_classes: C.
+      field: receptive field of `mpmc.tap`.
+      tap_size: rows and columns of that tap at `data.crop`.
+      axis_name: device axis of batch norm.
+
+    Raises:
+      ValueError: on a value of `mpmc` outside its choices, and on the head "ema"
+        where the method keeps no average.
+    """
+    mpmc = config.mpmc
+    if not mpmc.enabled:
+        return Identity()
+    for key, valid in _CHOICES.items():
+        if mpmc[key] not in valid:
+            raise ValueError(f"mpmc.{key} is {mpmc[key]!r}; valid: {', '.join(valid)}")
+    if mpmc.teacher_head == "ema" and not config.method.ema_decay:
+        raise ValueError(
+            f"mpmc.teacher_head is 'ema', but method {config.method.name!r} keeps no "
+            "average (method.ema_decay is 0); use 'student' or set method.ema_decay"
+        )
+    if field.size >= config.data.crop:
+        logging.warning(
+            "A patch of %s (%d pixels) covers the whole crop (%d): every patch holds "
+            "the same classes.",
+            mpmc.tap,
+            field.size,
+            config.data.crop,
+        )
+    plugin = MPMC(
+        num_classes=num_classes,
+        field=field,
+        tap_size=tap_size,
+        axis_name=axis_name,
+        width=config.model.width,
+        **{key: mpmc[key] for key in mpmc if key != "enabled"},
+    )
+    plugin.classifier()  # refuses an unknown head or window before any work is done
+    return plugin

@@ -1,0 +1,184 @@
+"""From a configuration to the parts of a run that need no data and no file."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+
+from mpmc_jax.methods.base import Method
+from mpmc_jax.methods.build import build_method, default_variant
+from mpmc_jax.models.build import (
+    build_segmenter,
+    init_variables,
+    perturbed_taps,
+    receptive_field,
+    tap_channels,
+)
+from mpmc_jax.models.config import ModelConfig
+from mpmc_jax.plugins.base import Plugin
+from mpmc_jax.plugins.build import build_plugin
+from mpmc_jax.training import objective
+from mpmc_jax.training.optimizer import Schedule, build_optimizer
+from mpmc_jax.training.state import PLUGIN, TrainState
+from mpmc_jax.training.step import AXIS, StepConfig
+from mpmc_jax.types import Array, Network, PyTree, stream_key
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """What train, evaluate, predict and bench share.
+
+    Attributes:
+      model: the network's configuration.
+      method, plugin: the base method and the plug-in.
+      step: the parts of the training step.
+    """
+
+    model: ModelConfig
+    method: Method
+    plugin: Plugin
+    step: StepConfig
+
+
+def model_config(
+    config: ml_collections.ConfigDict, num_classes: int, channels: int
+) -> ModelConfig:
+    """The network of a run; "auto" becomes the variant of the method's authors."""
+    variant = config.model.variant
+    if variant == "auto":
+        variant = default_variant(config.method.name)
+    return ModelConfig(
+        name=config.model.name,
+        backbone=config.model.backbone,
+        variant=variant,
+        num_classes=num_classes,
+        in_channels=channels,
+        dtype=config.model.dtype,
+        width=config.model.width,
+        remat=config.model.remat,
+    )
+
+
+def build_base(
+    config: ml_collections.ConfigDict, *, num_classes: int, channels: int
+) -> tuple[ModelConfig, Method]:
+    """Network configuration and base method: what the data pipeline depends on.
+
+    Raises:
+      ValueError: an unknown name; the message lists the valid ones.
+    """
+    model = model_config(config, num_classes, channels)
+    return model, build_method(config, perturbed_taps(model))
+
+
+def build_setup(
+    config: ml_collections.ConfigDict,
+    model: ModelConfig,
+    method: Method,
+    *,
+    steps_per_epoch: int,
+    axis_name: str | None = AXIS,
+) -> Setup:
+    """The parts of a run.
+
+    Raises:
+      ValueError: an unknown name anywhere; the message lists the valid ones.
+    """
+    plugin = build_plugin(
+        config,
+        model.num_classes,
+        receptive_field(model, config.mpmc.tap),
+        tap_size(model, config.mpmc.tap, config.data.crop),
+        axis_name=axis_name,
+    )
+    schedule = Schedule(
+        lr=config.optimizer.lr,
+        steps=total_steps(config, steps_per_epoch),
+        power=config.optimizer.power,
+        lag=config.optimizer.lag,
+    )
+    step = StepConfig(
+        method=method,
+        plugin=plugin,
+        modules={
+            name: build_segmenter(model, axis_name=axis_name)
+            for name in method.networks
+        },
+        optimizer=build_optimizer(
+            schedule,
+            head_multiplier=config.optimizer.head_multiplier,
+            momentum=config.optimizer.momentum,
+            weight_decay=config.optimizer.weight_decay,
+        ),
+        schedule=schedule,
+        supervised_loss=objective.SupervisedLoss(
+            name=config.method.supervised_loss,
+            group_size=config.train.group_size,
+            threshold=config.method.ohem_threshold,
+            min_kept=config.method.ohem_min_kept,
+        ),
+        batch_size=config.train.batch_size,
+        group_size=config.train.group_size,
+        micro_batches=config.train.accumulation,
+        steps_per_epoch=steps_per_epoch,
+        axis_name=axis_name,
+    )
+    return Setup(model, method, plugin, step)
+
+
+def total_steps(config: ml_collections.ConfigDict, steps_per_epoch: int) -> int:
+    """Length of the run in steps."""
+    steps = config.train.steps or config.train.epochs * steps_per_epoch
+    if steps < 1:
+        raise ValueError(
+            f"train.steps={config.train.steps} and train.epochs={config.train.epochs} "
+            "make no step; set one of them"
+        )
+    return steps
+
+
+def init_state(setup: Setup, seed: int) -> TrainState:
+    """The state at step 0; every network has a key of its own name."""
+    key = jax.random.key(seed)
+    networks = {
+        name: init_variables(stream_key(key, f"init/{name}"), setup.model)
+        for name in setup.method.networks
+    }
+    params = {name: v["params"] for name, v in networks.items()}
+    stats = {name: v["batch_stats"] for name, v in networks.items()}
+    head = setup.plugin.init(stream_key(key, "init/plugin"), _example_taps(setup))
+    if head:
+        params[PLUGIN], stats[PLUGIN] = head["params"], head["batch_stats"]
+    zero = jnp.zeros((), jnp.int32)
+    averaged = setup.method.average(zero, zero) is not None
+    return TrainState(
+        step=zero,
+        params=params,
+        batch_stats=stats,
+        ema_params=params if averaged else None,
+        ema_batch_stats=stats if averaged else None,
+        opt_state=setup.step.optimizer.init(params),
+        method_state=setup.method.init(stream_key(key, "init/method")),
+        key=key,
+    )
+
+
+def _example_taps(setup: Setup) -> dict[str, Array]:
+    return {
+        tap: jnp.zeros((1, 8, 8, tap_channels(setup.model, tap)))
+        for tap in setup.plugin.taps
+    }
+
+
+def tap_size(model: ModelConfig, tap: str, crop: int) -> tuple[int, int]:
+    """Rows and columns of a tap at a square crop."""
+    module = build_segmenter(model)
+    images = jax.ShapeDtypeStruct((1, crop, crop, model.in_channels), jnp.float32)
+    key = jax.ShapeDtypeStruct((), jax.random.key(0).dtype)
+    variables = jax.eval_shape(module.init, key, images)
+
+    def read(variables: PyTree, images: Array) -> Array:
+        network = Network(module, variables["params"], variables["batch_stats"])
+        return network.taps(images, tap)
+
+    return jax.eval_shape(read, variables, images).shape[1:3]

@@ -1,0 +1,243 @@
+"""Saving and restoring a run with Orbax, safe against damage.
+
+A checkpoint is the state's arrays plus a JSON item with the format version, the data
+iterator's position and a checksum. Orbax restores flipped bytes without a word, and
+cannot open a directory with a truncated metrics file; so every restore is checked,
+steps are tried newest first, and a damaged one is set aside, not deleted.
+"""
+
+import dataclasses
+import json
+import logging
+import zlib
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers
+
+from mpmc_jax.training.state import TrainState
+from mpmc_jax.types import PyTree
+
+_LOG = logging.getLogger(__name__)
+
+FORMAT_VERSION = 1
+METRIC = "val/miou"
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that cannot be read or written; the message says what to do."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Restored:
+    """A checkpoint read back.
+
+    Attributes:
+      state: arrays as NumPy on the host, the key as a typed key.
+      data_state: the data iterator's position.
+      step: the checkpoint's step.
+    """
+
+    state: TrainState
+    data_state: dict[str, Any]
+    step: int
+
+
+class Checkpointer:
+    """Keeps the newest `keep` checkpoints of a run and the best by val/miou.
+
+    Raises:
+      CheckpointError: the directory cannot be written.
+    """
+
+    def __init__(self, directory: Path, keep: int = 2) -> None:
+        self._directory = directory.absolute()
+        self._keep = keep
+        self._check_writable()
+        self._set_aside_unreadable()
+        self._manager = self._open()
+
+    def _check_writable(self) -> None:
+        try:
+            self._directory.mkdir(parents=True, exist_ok=True)
+            probe = self._directory / f".writable-{jax.process_index()}"
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise CheckpointError(
+                f"cannot write checkpoints to {self._directory}: {error.strerror}; "
+                "choose another --workdir or mend its permissions"
+            ) from error
+
+    def _open(self) -> ocp.CheckpointManager:
+        def metric(metrics: dict[str, float]) -> float:
+            return metrics[METRIC]
+
+        policy = checkpoint_managers.AnyPreservationPolicy(
+            [
+                checkpoint_managers.LatestN(self._keep),
+                checkpoint_managers.BestN(get_metric_fn=metric, n=1),
+            ]
+        )
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=policy, best_fn=metric, best_mode="max"
+        )
+        return ocp.CheckpointManager(self._directory, options=options)
+
+    def _set_aside_unreadable(self) -> None:
+        """A truncated metrics file would keep the manager from opening at all."""
+        for metrics in self._directory.glob("*/metrics/metrics"):
+            try:
+                json.loads(metrics.read_text())
+            except (OSError, ValueError):
+                self._set_aside(metrics.parent.parent, "its metrics are damaged")
+
+    def _set_aside(self, folder: Path, why: str) -> None:
+        target = folder.with_name(f"damaged-{folder.name}")
+        number = 1
+        while target.exists():
+            number += 1
+            target = folder.with_name(f"damaged-{folder.name}-{number}")
+        folder.rename(target)
+        _LOG.warning("checkpoint %s: %s; moved to %s", folder, why, target.name)
+
+    def save(
+        self,
+        state: TrainState,
+        data_state: dict[str, Any],
+        miou: float | None,
+        *,
+        wait: bool = False,
+    ) -> None:
+        """Saves in the background; a step that is saved already is left as it is.
+
+        Args:
+          state: one copy of the state, on the host or a device.
+          data_state: the data iterator's position at this step.
+          miou: the evaluation at this step; None ranks below every evaluation.
+          wait: return only when it is on disk.
+        """
+        arrays = jax.tree.map(np.asarray, _arrays(state))
+        step = int(arrays.step)
+        if step in self._manager.all_steps():
+            self._manager.wait_until_finished()
+            return
+        meta = {
+            "format_version": FORMAT_VERSION,
+            "data_state": data_state,
+            "checksum": checksum(arrays),
+        }
+        try:
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(arrays), meta=ocp.args.JsonSave(meta)
+                ),
+                metrics={METRIC: -1.0 if miou is None else miou},
+                force=True,
+            )
+            if wait:
+                self._manager.wait_until_finished()
+        except OSError as error:
+            raise CheckpointError(
+                f"saving step {step} to {self._directory} failed: {error}; the "
+                "checkpoints before it are intact: free space or mend permissions, "
+                "then run the same command again"
+            ) from error
+
+    def restore_latest(self, like: TrainState) -> Restored | None:
+        """The newest intact checkpoint, or None where there is none.
+
+        Damaged ones on the way are set aside.
+
+        Raises:
+          CheckpointError: a checkpoint of another format version, or one whose
+            arrays do not fit `like`.
+        """
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            try:
+                return self._restore(step, like)
+            except CheckpointError:
+                raise
+            except Exception as error:  # any damage must not end the run
+                self._manager.close()
+                self._set_aside(self._directory / str(step), _first_line(error))
+                self._manager = self._open()
+        return None
+
+    def restore(self, which: str, like: TrainState) -> Restored:
+        """A chosen checkpoint: "last", "best" or a step.
+
+        Raises:
+          CheckpointError: there is none, or it is damaged; lists what there is.
+        """
+        steps = sorted(self._manager.all_steps())
+        if which == "last":
+            step = self._manager.latest_step()
+        elif which == "best":
+            step = self._manager.best_step()
+        else:
+            step = int(which) if which.isdigit() else None
+        if step is None or step not in steps:
+            raise CheckpointError(
+                f"{self._directory} holds no checkpoint {which!r}; steps there: "
+                f"{steps or 'none'}; choose last, best or one of these"
+            )
+        try:
+            return self._restore(step, like)
+        except CheckpointError:
+            raise
+        except Exception as error:
+            raise CheckpointError(
+                f"checkpoint {self._directory / str(step)} is damaged "
+                f"({_first_line(error)}); choose another of {steps}"
+            ) from error
+
+    def _restore(self, step: int, like: TrainState) -> Restored:
+        meta = self._manager.restore(
+            step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())
+        ).meta
+        if meta["format_version"] != FORMAT_VERSION:
+            raise CheckpointError(
+                f"{self._directory / str(step)} has format version "
+                f"{meta['format_version']}, this program reads {FORMAT_VERSION}; "
+                "continue with the release that wrote it, or start a new --workdir"
+            )
+        target = jax.tree.map(
+            lambda x: np.empty(x.shape, x.dtype), jax.eval_shape(_arrays, like)
+        )
+        arrays = self._manager.restore(
+            step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target))
+        ).state
+        if checksum(arrays) != meta["checksum"]:
+            raise ValueError("its checksum differs: bytes changed on disk")
+        state = arrays.replace(key=jax.random.wrap_key_data(arrays.key))
+        return Restored(state, meta["data_state"], step)
+
+    def close(self) -> None:
+        """Waits for the save under way."""
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+
+
+def _arrays(state: TrainState) -> TrainState:
+    """The state with its key as plain numbers: every leaf an ordinary array."""
+    return state.replace(key=jax.random.key_data(state.key))
+
+
+def checksum(tree: PyTree) -> int:
+    """CRC-32 over names, types, shapes and bytes of all leaves."""
+    value = 0
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        array = np.ascontiguousarray(leaf)
+        name = f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}"
+        value = zlib.crc32(name.encode(), value)
+        value = zlib.crc32(array.reshape(-1).view(np.uint8), value)
+    return value

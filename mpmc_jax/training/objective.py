@@ -1,0 +1,118 @@
+"""The total loss of a step, from what a method and a plug-in hand over.
+
+    L = scale * (L_x + alpha * sum_v coefficient_v L_v + plug-in terms + extra)
+
+Every mean is a global one. `Totals` adds over devices such that the value is the
+same everywhere while the gradient is the local share: the step sums the gradients.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from mpmc_jax import losses
+from mpmc_jax.types import Array, Outputs, Supervised, View
+
+
+@dataclasses.dataclass(frozen=True)
+class Totals:
+    """Sums over devices and micro-batches.
+
+    Attributes:
+      axis_name: the mapped axis, or None on a single device.
+      counts: term -> number of pixels (or patches) of the whole batch.
+      micro_batches: number of parts of the batch, the weight of divisors that are
+        only known once a part's predictions are.
+    """
+
+    axis_name: str | None
+    counts: dict[str, Array]
+    micro_batches: int = 1
+
+    def sum(self, x: Array) -> Array:
+        """Sum over devices; its gradient is that of this device's share."""
+        if self.axis_name is None:
+            return x
+        return x + jax.lax.stop_gradient(jax.lax.psum(x, self.axis_name) - x)
+
+    def mean(self, name: str, x: Array) -> Array:
+        """This micro-batch's share of the mean over the whole batch."""
+        count = jnp.maximum(self.counts[name], 1)
+        return self.sum(x) / count.astype(x.dtype)
+
+    def local_mean(self, x: Array, divisor: Array) -> Array:
+        """A mean whose divisor depends on predictions, averaged over micro-batches."""
+        divisor = self.sum(divisor.astype(x.dtype))
+        safe = jnp.where(divisor > 0, divisor, jnp.ones_like(divisor))
+        return self.sum(x) / safe / self.micro_batches
+
+
+@dataclasses.dataclass(frozen=True)
+class SupervisedLoss:
+    """L_x: "ce", or "ohem" with its threshold and kept pixels per group (D14)."""
+
+    name: str
+    group_size: int
+    threshold: float
+    min_kept: int
+
+    def __call__(self, supervised: Supervised, totals: Totals) -> Array:
+        logits, label = supervised.logits, supervised.label
+        pixel = losses.pixel_cross_entropy(logits, label)
+        if self.name == "ce":
+            return totals.mean("supervised", pixel.sum())
+        grouped = (label.shape[0] // self.group_size, self.group_size)
+        keep = jax.vmap(
+            lambda z, y: losses.ohem_keep(
+                z, y, threshold=self.threshold, min_kept=self.min_kept
+            )
+        )(
+            logits.reshape(grouped + logits.shape[1:]),
+            label.reshape(grouped + label.shape[1:]),
+        ).reshape(label.shape)
+        return totals.local_mean(jnp.where(keep, pixel, 0).sum(), keep.sum())
+
+
+def view_loss(view: View, totals: Totals) -> Array:
+    """One unlabelled term: weighted cross-entropy over the view's own divisor."""
+    if view.loss != "ce":
+        raise ValueError(f"view {view.name!r} asks for the loss {view.loss!r}")
+    pixel = losses.pixel_cross_entropy(view.logits, view.target)
+    valid = view.region.valid
+    summed = jnp.where(valid, view.weight.astype(pixel.dtype) * pixel, 0).sum()
+    if view.normaliser is None:
+        return totals.mean(view.name, summed)
+    return totals.local_mean(summed, view.normaliser)
+
+
+def combine(
+    outputs: Outputs,
+    views: tuple[View, ...],
+    plugin_terms: dict[str, Array],
+    totals: Totals,
+    supervised_loss: SupervisedLoss,
+    *,
+    scale: float,
+    alpha: float,
+) -> tuple[Array, dict[str, Array]]:
+    """Total loss and its unweighted terms by name (those of the plug-in as weighted).
+
+    Args:
+      outputs: the method's.
+      views: the method's views after the plug-in refined them.
+      plugin_terms: the plug-in's losses, already weighted.
+      totals: sums and counts.
+      supervised_loss: L_x.
+      scale: the method's factor on everything.
+      alpha: weight of the unlabelled terms, eq. 7.
+    """
+    terms = {"supervised": supervised_loss(outputs.supervised, totals)}
+    loss = terms["supervised"]
+    for view in views:
+        terms[view.name] = view_loss(view, totals)
+        loss = loss + alpha * view.coefficient * terms[view.name]
+    for name, value in {**outputs.extra, **plugin_terms}.items():
+        terms[name] = value
+        loss = loss + value
+    return scale * loss, terms

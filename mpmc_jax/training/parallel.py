@@ -1,0 +1,172 @@
+"""The one file that knows devices: mapping, replication, placing, fetching.
+
+A global batch of B records holds G = B / group_size groups; record r belongs to group
+r mod G. A device holds whole groups, and every micro-batch holds the same groups
+however many devices there are, so nothing that a step draws or ranks depends on them.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from mpmc_jax.training.step import AXIS
+from mpmc_jax.types import PyTree
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How a batch divides.
+
+    Attributes:
+      batch_size: records over all processes and devices.
+      group_size: records a group.
+      micro_batches: parts of the batch.
+    """
+
+    batch_size: int
+    group_size: int
+    micro_batches: int
+
+    def check(self, devices: int, processes: int) -> None:
+        """Raises ValueError unless groups divide into parts, devices, processes."""
+        if self.batch_size < 1 or self.batch_size % self.group_size:
+            raise ValueError(
+                f"train.batch_size={self.batch_size} is not a multiple of "
+                f"train.group_size={self.group_size}"
+            )
+        groups = self.batch_size // self.group_size
+        if devices % processes or groups % (devices * self.micro_batches):
+            raise ValueError(
+                f"train.batch_size={self.batch_size} makes {groups} groups of "
+                f"train.group_size={self.group_size}, which do not divide over "
+                f"{devices} devices x train.accumulation={self.micro_batches}; use a "
+                f"batch size that is a multiple of "
+                f"{self.group_size * devices * self.micro_batches}, or a smaller group"
+            )
+
+    def order(self, devices: int, processes: int) -> np.ndarray:
+        """Local row numbers in the order (device, micro-batch, group, member).
+
+        Process p receives the records p, p + P, p + 2P ..., so that its row i is a
+        member of its local group i mod (G/P).
+        """
+        rows = self.batch_size // processes
+        groups = rows // self.group_size
+        local_devices = devices // processes
+        by_group = np.arange(rows).reshape(self.group_size, groups).T
+        split = by_group.reshape(
+            self.micro_batches,
+            local_devices,
+            groups // (self.micro_batches * local_devices),
+            self.group_size,
+        )
+        return split.transpose(1, 0, 2, 3).reshape(-1)
+
+
+class Parallel:
+    """Maps a per-device step over all devices.
+
+    Args:
+      kind: "pmap" or "shard_map"; the same function, the same numbers.
+      layout: how batches divide.
+      devices: defaults to all devices of all processes.
+
+    Raises:
+      ValueError: unknown kind, or a batch that does not divide.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        layout: Layout,
+        devices: Sequence[jax.Device] | None = None,
+    ) -> None:
+        kinds = ("pmap", "shard_map")
+        if kind not in kinds:
+            raise ValueError(f"train.parallel={kind!r} is unknown; valid: {list(kinds)}")
+        self.kind = kind
+        self.devices = list(devices if devices is not None else jax.devices())
+        self.processes = jax.process_count()
+        layout.check(len(self.devices), self.processes)
+        self._order = layout.order(len(self.devices), self.processes)
+        # pmap takes and returns what this process holds; shard_map what all hold.
+        held = [d for d in self.devices if d.process_index == jax.process_index()]
+        self._local = held
+        mesh_devices = held if kind == "pmap" else self.devices
+        self._mesh = Mesh(
+            np.asarray(mesh_devices), (AXIS,), axis_types=(AxisType.Auto,)
+        )
+
+    def compile(self, step: Callable[..., Any]) -> Callable[..., Any]:
+        """The mapped step; its first argument is donated."""
+        if self.kind == "pmap":
+            return jax.pmap(
+                step, axis_name=AXIS, devices=self.devices, donate_argnums=(0,)
+            )
+        mapped = jax.shard_map(
+            step,
+            mesh=self._mesh,
+            in_specs=(P(), P(AXIS), P()),
+            out_specs=P(),
+            # The step sums its gradients itself (see objective.Totals.sum).
+            check_vma=False,
+        )
+        return jax.jit(mapped, donate_argnums=(0,))
+
+    def replicate(self, tree: PyTree) -> PyTree:
+        """A host tree -> the same values on every device.
+
+        Always fresh buffers: the step donates them, the caller keeps its own.
+        """
+        if self.kind == "pmap":
+            count = len(self._local)
+            sharding = NamedSharding(self._mesh, P(AXIS))
+            return jax.tree.map(
+                lambda x: jax.device_put(_repeat(x, count), sharding), tree
+            )
+        sharding = NamedSharding(self._mesh, P())
+        return jax.tree.map(
+            lambda x: jax.device_put(_copy(x), sharding), tree
+        )
+
+    def place(self, batch: PyTree) -> PyTree:
+        """This process's rows of a batch (NumPy) -> devices."""
+        rows = jax.tree.map(lambda x: np.asarray(x)[self._order], batch)
+        sharding = NamedSharding(self._mesh, P(AXIS))
+        if self.kind == "pmap":
+            count = len(self._local)
+            rows = jax.tree.map(
+                lambda x: x.reshape((count, -1) + x.shape[1:]), rows
+            )
+            return jax.device_put(rows, sharding)
+        return jax.tree.map(
+            lambda x: jax.make_array_from_process_local_data(sharding, x), rows
+        )
+
+    def fetch(self, tree: PyTree) -> PyTree:
+        """One copy of a replicated tree, still on its device."""
+        if self.kind == "pmap":
+            return jax.tree.map(lambda x: x.addressable_shards[0].data[0], tree)
+        return jax.tree.map(lambda x: x.addressable_shards[0].data, tree)
+
+
+def _is_key(x: Any) -> bool:
+    return isinstance(x, jax.Array) and jax.dtypes.issubdtype(
+        x.dtype, jax.dtypes.prng_key
+    )
+
+
+def _repeat(x: Any, count: int) -> Any:
+    if _is_key(x):
+        return jax.numpy.broadcast_to(x[None], (count, *x.shape))
+    x = np.asarray(x)
+    return np.broadcast_to(x[None], (count, *x.shape))
+
+
+def _copy(x: Any) -> Any:
+    return x.copy() if _is_key(x) else np.array(x)

@@ -1,0 +1,177 @@
+"""What a run tells: progress, metrics.jsonl, TensorBoard, manifest."""
+
+import importlib.metadata
+import json
+import logging
+import math
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import tqdm
+from tensorboardX import SummaryWriter
+
+_LOG = logging.getLogger(__name__)
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+
+
+def manifest(seed: int, data: dict[str, Any]) -> dict[str, Any]:
+    """Versions, devices, seed, data fingerprint and revision of a run."""
+    devices = jax.devices()
+    return {
+        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "device_kind": devices[0].device_kind,
+        "device_count": len(devices),
+        "process_count": jax.process_count(),
+        "matmul_precision": str(jax.config.jax_default_matmul_precision),
+        "seed": seed,
+        "data": data,
+        "revision": revision(),
+    }
+
+
+def revision() -> str:
+    """The git revision of this code, with "-dirty" where files differ from it."""
+    try:
+        return subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+class _BarHandler(logging.StreamHandler):
+    """Writes lines above the progress bar, where there is one."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.tqdm.write(self.format(record), file=sys.stderr)
+
+
+def speak() -> None:
+    """Lets this package's messages through to the terminal, and only these.
+
+    The libraries' own (Orbax, grain) stay at warnings: they would drown a run's.
+    """
+    logger = logging.getLogger("mpmc_jax")
+    if not logger.handlers:
+        handler = _BarHandler()
+        handler.setFormatter(logging.Formatter("%(asctime)s  %(message)s", "%H:%M:%S"))
+        logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+
+
+class Report:
+    """Writes a run's numbers as they come; only process 0 writes.
+
+    `metrics.jsonl` gets one object a line with `step` and flat names. On resume the
+    lines after the restored step are dropped, so that no step stands there twice.
+    """
+
+    def __init__(self, workdir: Path, start: int, steps: int, batch_size: int) -> None:
+        self._active = jax.process_index() == 0
+        self._steps = steps
+        self._batch_size = batch_size
+        self._sums: dict[str, float] = {}
+        self._count = 0
+        self._since = time.monotonic()
+        if not self._active:
+            return
+        self._path = workdir / "metrics.jsonl"
+        _drop_after(self._path, start)
+        self._file = self._path.open("a")
+        self._tensorboard = SummaryWriter(str(workdir / "tensorboard"))
+        self._bar = tqdm.tqdm(
+            total=steps,
+            initial=start,
+            disable=not sys.stderr.isatty(),
+            unit="step",
+            dynamic_ncols=True,
+        )
+
+    def add(self, values: dict[str, float]) -> None:
+        """Counts one step's numbers towards the next line."""
+        for name, value in values.items():
+            self._sums[name] = self._sums.get(name, 0.0) + float(value)
+        self._count += 1
+        if self._active:
+            self._bar.update()
+
+    def flush(self, step: int) -> None:
+        """Writes the means since the last line, with images/s and the time left."""
+        if not self._count:
+            return
+        seconds = time.monotonic() - self._since
+        values = {f"train/{k}": v / self._count for k, v in self._sums.items()}
+        per_step = seconds / self._count
+        values["train/images_per_second"] = self._batch_size / per_step
+        left = per_step * (self._steps - step)
+        self.write(step, values)
+        self._say(
+            f"step {step}/{self._steps}  loss {values['train/loss']:.4f}  "
+            f"lr {values['train/lr']:.2e}  "
+            f"{values['train/images_per_second']:.2f} images/s  "
+            f"{duration(left)} left"
+        )
+        self.pause()
+
+    def pause(self) -> None:
+        """Restarts the clock and the means: what came between was no training."""
+        self._sums, self._count, self._since = {}, 0, time.monotonic()
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """One line of metrics.jsonl, and the same to TensorBoard."""
+        if not self._active:
+            return
+        # JSON has no NaN; null says that there was no number.
+        shown = {k: v if math.isfinite(v) else None for k, v in values.items()}
+        self._file.write(json.dumps({"step": step, **shown}) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            self._tensorboard.add_scalar(name, value, step)
+
+    def _say(self, text: str) -> None:
+        if not self._active:
+            return
+        if self._bar.disable:
+            _LOG.info(text)
+        else:
+            self._bar.set_postfix_str(text.partition("  ")[2])
+
+    def close(self) -> None:
+        """Ends the files and the bar."""
+        if self._active:
+            self._bar.close()
+            self._file.close()
+            self._tensorboard.close()
+
+
+def duration(seconds: float) -> str:
+    """Seconds as 1h02m or 3m07s."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{rest:02d}s"
+
+
+def _drop_after(path: Path, step: int) -> None:
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line)
+        except ValueError:
+            break  # a line that a kill cut short; nothing follows it
+    path.write_text("".join(line + "\n" for line in kept))

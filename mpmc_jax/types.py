@@ -1,0 +1,322 @@
+"""The data that passes between the parts, and the legend of shape suffixes.
+
+Array names carry their axes in lower case:
+
+    b examples on one device      h, w rows and columns of the array at hand
+    c image channels or classes   d feature channels      r patches (h*w of a tap)
+
+So `logits_bhwc` are class scores and `label_bhw` a label map. Everything here is
+plain data: no part of the training loop, no network and no file is needed to make it.
+"""
+
+import dataclasses
+from typing import Any, Literal
+
+import jax
+from flax import struct
+
+Array = jax.Array
+PyTree = Any
+
+IGNORE_LABEL = 255
+
+
+@struct.dataclass
+class Crops:
+    """One stream's share of a batch, as the host made it (geometry only).
+
+    Attributes:
+      image: (b,h,w,c) uint8.
+      extent: (b,4) int32, the rectangle of real pixels (top, left, bottom, right);
+        what lies outside it is padding.
+      index: (b,) int32, the example's position in its id list.
+      record: (b,) int32, the example's position in the global batch. Random keys
+        derive from it, never from a device number.
+      label: (b,h,w) uint8 with 255 for void, or None where labels stay closed.
+    """
+
+    image: Array
+    extent: Array
+    index: Array
+    record: Array
+    label: Array | None = None
+
+
+@struct.dataclass
+class Batch:
+    """What one optimiser step consumes.
+
+    Attributes:
+      labeled: crops with labels.
+      unlabeled: crops without labels, or None for a supervised method.
+      partner: a second, independent crop of each unlabelled image (UniMatch's
+        CutMix partner), or None.
+    """
+
+    labeled: Crops
+    unlabeled: Crops | None = None
+    partner: Crops | None = None
+
+
+@struct.dataclass
+class Features:
+    """What an encoder hands to a decoder.
+
+    Attributes:
+      taps: name of the layer -> (b,h,w,d) map.
+      size: rows and columns of the input images.
+    """
+
+    taps: dict[str, Array]
+    size: tuple[int, int] = struct.field(pytree_node=False)
+
+
+@struct.dataclass
+class Prediction:
+    """What a segmenter says, at the decoder's stride or at full size.
+
+    Attributes:
+      logits: (b,h,w,c) float32.
+      embedding: (b,h,w,d) pixel embedding, or None.
+      auxiliary: (b,h,w,c) logits of the auxiliary head, or None.
+      decoder: (b,h,w,d) the decoder's last feature map, the tap named "decoder".
+    """
+
+    logits: Array
+    embedding: Array | None = None
+    auxiliary: Array | None = None
+    decoder: Array | None = None
+
+
+@struct.dataclass
+class Network:
+    """A segmenter with its variables: the handle through which methods see networks.
+
+    Train-mode calls move the running statistics, so every call returns the handle
+    to use next; the order of calls is the order of updates.
+    """
+
+    module: Any = struct.field(pytree_node=False)
+    params: PyTree
+    batch_stats: PyTree
+    train: bool = struct.field(pytree_node=False, default=False)
+
+    def _apply(self, method: str, *args: Any, **kwargs: Any) -> tuple[Any, "Network"]:
+        variables = {"params": self.params, "batch_stats": self.batch_stats}
+        method_fn = getattr(self.module, method)
+        if not self.train:
+            out = self.module.apply(variables, *args, method=method_fn, **kwargs)
+            return out, self
+        out, moved = self.module.apply(
+            variables,
+            *args,
+            train=True,
+            method=method_fn,
+            mutable=["batch_stats"],
+            **kwargs,
+        )
+        # A partial pass touches part of the statistics; Flax returns all of them.
+        return out, self.replace(batch_stats=moved["batch_stats"])
+
+    def encode(self, images: Array, until: str | None = None):
+        """(b,h,w,c) normalised images -> (Features, Network)."""
+        return self._apply("encode", images, until=until)
+
+    def decode(self, features: Features):
+        """Features -> (Prediction at the decoder's stride, Network)."""
+        return self._apply("decode", features)
+
+    def upsample(self, logits: Array, size: tuple[int, int]) -> Array:
+        """Logits at the decoder's stride -> (b,*size,c), as this network does it."""
+        return self.module.upsample(logits, size)
+
+    def taps(self, images: Array, tap: str) -> Array:
+        """The map of one tap, without moving any statistic: (b,h,w,d)."""
+        if tap != "decoder":
+            features, _ = self.encode(images, until=tap)
+            return features.taps[tap]
+        features, network = self.encode(images)
+        prediction, _ = network.decode(features)
+        return prediction.decoder
+
+    def frozen(self) -> "Network":
+        """The same network as a constant in evaluation mode: a teacher."""
+        return self.replace(
+            params=jax.lax.stop_gradient(self.params),
+            batch_stats=jax.lax.stop_gradient(self.batch_stats),
+            train=False,
+        )
+
+
+@struct.dataclass
+class Region:
+    """Where a loss term counts; known before any prediction.
+
+    Attributes:
+      valid: (b,h,w) bool, the pixels by whose number the base method divides.
+      real: (b,h,w) bool, the pixels that come from an image (and, for the
+        supervised term, carry a label). The plug-in looks at these alone.
+    """
+
+    valid: Array
+    real: Array
+
+
+@struct.dataclass
+class Supervised:
+    """The labelled part of a step.
+
+    Attributes:
+      logits: (b,h,w,c) full size.
+      taps: tap name -> (b,h,w,d).
+      label: (b,h,w) integer, after any pasting.
+      region: where it counts.
+      auxiliary: (b,h,w,c) logits of the auxiliary head, or None.
+    """
+
+    logits: Array
+    taps: dict[str, Array]
+    label: Array
+    region: Region
+    auxiliary: Array | None = None
+
+
+@struct.dataclass
+class View:
+    """One way in which a target supervises a prediction.
+
+    Attributes:
+      logits: (b,h,w,c) student logits at full size.
+      taps: tap name -> (b,h,w,d) of the same pass.
+      image: (b,h,w,c) normalised weak image, mixed as the view was; what a plug-in
+        shows to its teacher.
+      target: (b,h,w) integer pseudo-labels.
+      weight: (b,h,w) weight of each pixel's loss; 0 where its confidence is too low.
+      region: where it counts. The term divides by the number of `region.valid`
+        pixels of the whole batch unless `normaliser` is given.
+      teacher: the network that made the target, frozen.
+      truth: (b,h,w) bool, pixels whose target is ground truth, or None.
+      normaliser: this device's share of a divisor that depends on predictions.
+      name: names the term in the metrics.
+      loss: "ce" or "dice".
+      coefficient: the method's own weight of the term, before alpha.
+      unlabelled: False where the images are labelled ones.
+      network: the student that made the logits.
+    """
+
+    logits: Array
+    taps: dict[str, Array]
+    image: Array
+    target: Array
+    weight: Array
+    region: Region
+    teacher: Network
+    truth: Array | None = None
+    normaliser: Array | None = None
+    name: str = struct.field(pytree_node=False, default="unlabeled")
+    loss: Literal["ce", "dice"] = struct.field(pytree_node=False, default="ce")
+    coefficient: float = struct.field(pytree_node=False, default=1.0)
+    unlabelled: bool = struct.field(pytree_node=False, default=True)
+    network: str = struct.field(pytree_node=False, default="student")
+
+
+@dataclasses.dataclass(frozen=True)
+class Streams:
+    """What a method asks of the data pipeline.
+
+    Attributes:
+      unlabeled: whether there is an unlabelled stream.
+      partner: whether every unlabelled image comes with a second, independent crop.
+      geometry: how an image becomes a crop; a key of `data.host.GEOMETRIES`.
+      fill: colour of the padding, "black" or "mean".
+    """
+
+    unlabeled: bool = True
+    partner: bool = False
+    geometry: str = "unimatch"
+    fill: Literal["black", "mean"] = "black"
+
+
+@dataclasses.dataclass(frozen=True)
+class Keys:
+    """The random keys of one micro-batch on one device.
+
+    A stream is a name; an example's key depends on (seed, name, step, record) and a
+    group's on (seed, name, step, group), so no draw depends on the device count.
+    """
+
+    root: Array
+    step: Array
+    record: Array
+    group: Array
+
+    def _fold(self, name: str, identities: Array) -> Array:
+        base = jax.random.fold_in(stream_key(self.root, name), self.step)
+        return jax.vmap(lambda i: jax.random.fold_in(base, i))(identities)
+
+    def examples(self, name: str) -> Array:
+        """(b,) keys, one an example."""
+        return self._fold(name, self.record)
+
+    def groups(self, name: str) -> Array:
+        """(g,) keys, one a group."""
+        return self._fold(name, self.group)
+
+
+def stream_key(root: Array, name: str) -> Array:
+    """The key of a named stream; the name's bytes decide, not the order of calls."""
+    number = 0
+    for byte in name.encode():
+        number = (number * 257 + byte) % (2**31 - 1)
+    return jax.random.fold_in(root, number)
+
+
+
+@struct.dataclass
+class Inputs:
+    """What `Method.augment` made of a batch; every random draw lies behind it.
+
+    Images are normalised and not yet mixed.
+
+    Attributes:
+      image: (b,h,w,c) labelled images.
+      label: (b,h,w) integer labels, 255 void.
+      weak: (b,h,w,c) unlabelled images, or None for a supervised method.
+      real: (b,h,w) bool, real pixels of `weak`.
+      strong: strong views of `weak`, each (b,h,w,c).
+      partner_weak, partner_real, partner_strong: the same of the partner crops.
+      boxes: one (b,h,w) bool mask a strong view, True where the partner goes.
+      dropout: tap name -> (2b,1,1,d) multiplier of the features of [image, weak].
+    """
+
+    image: Array
+    label: Array
+    weak: Array | None = None
+    real: Array | None = None
+    strong: tuple[Array, ...] = ()
+    partner_weak: Array | None = None
+    partner_real: Array | None = None
+    partner_strong: tuple[Array, ...] = ()
+    boxes: tuple[Array, ...] = ()
+    dropout: dict[str, Array] = struct.field(default_factory=dict)
+
+
+@struct.dataclass
+class Outputs:
+    """What `Method.views` returns.
+
+    Attributes:
+      supervised: the labelled part.
+      views: the unlabelled parts, empty for a supervised method.
+      students: the networks after the passes, with their moved statistics.
+      state: the method's own state after the step.
+      metrics: name -> (sum, count) of this device, averaged over devices.
+      extra: name -> scalar loss terms of the method's own (already weighted).
+    """
+
+    supervised: Supervised
+    views: tuple[View, ...]
+    students: dict[str, Network]
+    state: PyTree
+    metrics: dict[str, tuple[Array, Array]] = struct.field(default_factory=dict)
+    extra: dict[str, Array] = struct.field(default_factory=dict)

@@ -1,0 +1,151 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from mpmc_jax.data import host
+
+
+def _photo(rng, rows, columns):
+    """Smooth, with some noise: like a photograph and unlike white noise."""
+    coarse = Image.fromarray(rng.integers(0, 256, (6, 7, 3), dtype=np.uint8))
+    smooth = np.asarray(coarse.resize((columns, rows), Image.Resampling.BICUBIC))
+    noisy = smooth + rng.normal(0, 3, smooth.shape)
+    return Image.fromarray(np.clip(noisy, 0, 255).astype(np.uint8))
+
+
+def _two_steps(image, placement, resample):
+    """Resizes the whole, then cuts the window out: what `host` does at once."""
+    whole = np.asarray(image.resize(placement.resized[::-1], resample))
+    top, left, bottom, right = placement.window
+    window = whole[top:bottom, left:right]
+    return window[:, ::-1] if placement.flip else window
+
+
+@pytest.mark.parametrize("name", sorted(host.GEOMETRIES))
+def test_one_call_equals_resize_then_crop(name):
+    rng = np.random.default_rng(1)
+    differing = []
+    for _ in range(150):
+        size = tuple(int(v) for v in rng.integers(20, 220, 2))
+        config = host.CropConfig(int(rng.integers(16, 160)))
+        image = _photo(rng, *size)
+        label = rng.integers(0, 256, size, dtype=np.uint8)
+        placement = host.GEOMETRIES[name](rng, size, config)
+        top, left, bottom, right = placement.extent()
+        crop = host.crop_image(image, placement, config)[top:bottom, left:right]
+        expected = _two_steps(image, placement, Image.Resampling.BILINEAR)
+        difference = np.abs(crop.astype(int) - expected)
+        # Pillow takes `box` in single precision, and rounds after each of two passes.
+        assert difference.max() <= 2
+        differing.append((difference > 0).mean())
+        nearest = _two_steps(
+            Image.fromarray(label), placement, Image.Resampling.NEAREST
+        )
+        labels = host.crop_label(label, placement, config)[top:bottom, left:right]
+        np.testing.assert_array_equal(labels, nearest)
+    assert np.median(differing) < 0.005
+    assert np.mean(differing) < 0.08
+
+
+def test_doubling_is_bit_identical():
+    image = _photo(np.random.default_rng(2), 64, 96)
+    config = host.CropConfig(50)
+    placement = host.Placement((128, 192), (13, 57, 63, 107), True, 0)
+    np.testing.assert_array_equal(
+        host.crop_image(image, placement, config),
+        _two_steps(image, placement, Image.Resampling.BILINEAR),
+    )
+
+
+@pytest.mark.parametrize("name", sorted(host.GEOMETRIES))
+@pytest.mark.parametrize("fill", sorted(host.FILLS))
+def test_extent_separates_image_from_padding(name, fill):
+    rng = np.random.default_rng(3)
+    config = host.CropConfig(64, 0.3, 1.6, fill=fill)
+    image = Image.fromarray(np.full((50, 90, 3), 200, np.uint8))
+    label = np.full((50, 90), 3, np.uint8)
+    columns = set()
+    for _ in range(60):
+        placement = host.GEOMETRIES[name](rng, (50, 90), config)
+        top, left, bottom, right = placement.extent()
+        real = np.zeros((64, 64), bool)
+        real[top:bottom, left:right] = True
+        crop = host.crop_image(image, placement, config)
+        np.testing.assert_array_equal(crop[real], 200)
+        assert (crop[~real] == np.array([host.FILLS[fill]])).all()
+        labels = host.crop_label(label, placement, config)
+        np.testing.assert_array_equal(labels, np.where(real, 3, 255))
+        if not real.all(axis=0).any() or right - left < 64:
+            columns.add((placement.flip, int(left) == 0))
+    # UniMatch flips the padded crop; AugSeg pads what it has flipped.
+    expected = {(False, True), (True, name == "augseg")}
+    assert {c for c in columns if c in expected} == expected
+    if name == "augseg":
+        assert all(at_left for _, at_left in columns)
+
+
+@pytest.mark.parametrize("name", sorted(host.GEOMETRIES))
+def test_draws_cover_their_ranges(name):
+    rng = np.random.default_rng(4)
+    config = host.CropConfig(10, 0.5, 2.0)
+    drawn = [host.GEOMETRIES[name](rng, (10, 20), config) for _ in range(2000)]
+    long = {placement.resized[1] for placement in drawn}
+    assert min(long) == 10
+    # A continuous factor below 2 never floors to the upper end.
+    assert max(long) == (40 if name == "unimatch" else 39)
+    assert 0.45 < np.mean([placement.flip for placement in drawn]) < 0.55
+    widest = [p for p in drawn if p.resized[1] >= 30]
+    starts = {p.window[1] for p in widest}
+    assert min(starts) == 0
+    assert max(p.window[3] - p.resized[1] for p in widest) == 0
+    for p in drawn:
+        assert 0 <= p.window[0] < p.window[2] <= p.resized[0]
+        assert 0 <= p.window[1] < p.window[3] <= p.resized[1]
+        assert p.window[3] - p.window[1] == min(10, p.resized[1])
+
+
+def test_unimatch_rounds_the_short_side_half_up():
+    class LongSide25:
+        def integers(self, low, high, endpoint):
+            return 25 if low else 0
+
+        def random(self):
+            return 0.9
+
+    placement = host.draw_unimatch(LongSide25(), (30, 50), host.CropConfig(8))
+    assert placement.resized == (15, 25)
+    placement = host.draw_unimatch(LongSide25(), (21, 50), host.CropConfig(8))
+    assert placement.resized == (11, 25)  # 10.5 goes up.
+
+
+def test_no_flip_when_switched_off_and_draws_stay_the_same():
+    for name, geometry in host.GEOMETRIES.items():
+        on = host.CropConfig(16)
+        off = host.CropConfig(16, flip=False)
+        for seed in range(20):
+            a = geometry(np.random.default_rng(seed), (40, 60), on)
+            b = geometry(np.random.default_rng(seed), (40, 60), off)
+            assert not b.flip
+            assert a.resized == b.resized
+            if name == "unimatch":
+                assert a.window == b.window
+
+
+def test_grey_images_keep_one_channel():
+    config = host.CropConfig(30, fill="mean")
+    placement = host.Placement((20, 20), (0, 0, 20, 20), False, 0)
+    crop = host.crop_image(Image.new("L", (20, 20), 9), placement, config)
+    assert crop.shape == (30, 30, 1)
+    assert crop[0, 0, 0] == 9
+    assert crop[29, 29, 0] == 114
+
+
+def test_settings_are_checked():
+    with pytest.raises(ValueError, match="scale_min=2"):
+        host.CropConfig(8, 2.0, 1.0)
+    with pytest.raises(ValueError, match=r"data\.crop"):
+        host.CropConfig(0)
+    with pytest.raises(ValueError, match="black"):
+        host.CropConfig(8, fill="pink")
+    with pytest.raises(ValueError, match="augseg.*unimatch"):
+        host.build_geometry("random")

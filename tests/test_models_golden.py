@@ -1,0 +1,130 @@
+"""The networks against the numbers of their published implementations."""
+
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import traverse_util
+
+from mpmc_jax.models import ModelConfig, build_segmenter, load_torch_state_dict
+from mpmc_jax.models.pretrained import torch_names
+from tests import golden
+from tests.x64 import run_x64
+
+# File name -> variant, for the networks this project has.
+KINDS = {"deeplabv3plus": "unimatch", "augseg": "augseg"}
+
+
+def load(json_path: Path, dtype=np.float32):
+    """(config, module, variables) of a golden network."""
+    described = json.loads(json_path.read_text())
+    config = ModelConfig(
+        backbone=described["arch"],
+        variant=KINDS[json_path.name.split("_")[0]],
+        num_classes=described["num_classes"],
+    )
+    weights = golden.recipe_state_dict(json_path, dtype)
+    return config, build_segmenter(config), load_torch_state_dict(weights, config)
+
+
+def channels_last(images: np.ndarray, dtype=np.float32) -> jax.Array:
+    return jnp.asarray(images.transpose(0, 2, 3, 1), dtype)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_evaluation_maps_equal_the_published_ones(kind):
+    for json_path in golden.golden_files(f"{kind}_*.json"):
+        _, module, variables = load(json_path)
+        arrays = np.load(json_path.with_suffix(".npz"))
+        apply = jax.jit(module.apply)
+        images = [name for name in arrays.files if name.startswith("image_")]
+        assert images
+        for name in images:
+            with jax.default_matmul_precision("highest"):
+                logits = apply(variables, channels_last(arrays[name])).logits
+            assert logits.dtype == jnp.float32
+            expected = arrays[name.replace("image", "logits")]
+            found = np.asarray(logits).transpose(0, 3, 1, 2)
+            assert golden.spatial_error(found, expected) < 1e-4, (json_path, name)
+
+
+def train_errors(dtype=np.float32) -> dict[str, float]:
+    """Worst error, by kind of quantity, of a train-mode pass over all golden files."""
+    worst = {"logits": 0.0, "loss": 0.0, "gradients": 0.0, "statistics": 0.0}
+
+    def note(kind: str, error: float) -> None:
+        worst[kind] = max(worst[kind], float(error))
+
+    for path in golden.golden_files("deeplabv3plus_*_train.npz"):
+        json_path = path.with_name(path.name.replace("_train.npz", ".json"))
+        arrays = np.load(path)
+        config, module, variables = load(json_path, dtype)
+        with jax.default_matmul_precision("highest"):
+            found = _train_pass(module, variables, arrays, dtype)
+        logits, loss, stats, gradients = jax.device_get(found)
+        logits = logits.transpose(0, 3, 1, 2)[:, :, ::4, ::4]
+        note("logits", golden.spatial_error(logits, arrays["logits"]))
+        note("loss", abs(loss / arrays["loss"] - 1))
+        leaves = _by_torch_name(config, {"params": gradients, "batch_stats": stats})
+        names = arrays["grad_norm_names"]
+        for name, expected in zip(names, arrays["grad_norms"], strict=True):
+            note("gradients", abs(np.linalg.norm(leaves[name]) / expected - 1))
+        for i, name in enumerate(arrays["stat_names"]):
+            expected = arrays[f"stat_{i}"]
+            difference = np.abs(leaves[name] - expected).max()
+            note("statistics", difference / np.abs(expected).max())
+    return worst
+
+
+def _train_pass(module, variables, arrays, dtype):
+    images = channels_last(arrays["image"], dtype)
+    labels = jnp.asarray(arrays["labels"])
+
+    @jax.jit
+    def run(params):
+        def mean_cross_entropy(params):
+            prediction, moved = module.apply(
+                {"params": params, "batch_stats": variables["batch_stats"]},
+                images,
+                train=True,
+                mutable=["batch_stats"],
+            )
+            valid = labels != 255
+            target = jax.nn.one_hot(
+                jnp.where(valid, labels, 0), module.num_classes, dtype=dtype
+            )
+            log_prob = jax.nn.log_softmax(prediction.logits)
+            loss = -jnp.sum(target * log_prob * valid[..., None]) / jnp.sum(valid)
+            return loss, (prediction.logits, moved["batch_stats"])
+
+        (loss, (logits, stats)), gradients = jax.value_and_grad(
+            mean_cross_entropy, has_aux=True
+        )(params)
+        return logits, loss, stats, gradients
+
+    return run(variables["params"])
+
+
+def _by_torch_name(config: ModelConfig, variables) -> dict[str, np.ndarray]:
+    leaves = traverse_util.flatten_dict(variables)
+    return {name: leaves[path] for path, name in torch_names(config).items()}
+
+
+def test_training_pass_equals_the_published_one_in_float32():
+    worst = train_errors()
+    assert worst["loss"] < 1e-5
+    assert worst["statistics"] < 1e-4
+    assert worst["gradients"] < 2e-2
+
+
+@pytest.mark.full
+def test_training_pass_equals_the_published_one_in_float64():
+    golden.golden_dir()
+    worst = run_x64(
+        "import json, numpy\nfrom tests import test_models_golden\n"
+        "print(json.dumps(test_models_golden.train_errors(numpy.float64)))"
+    )
+    assert max(worst.values()) < 1e-8, worst

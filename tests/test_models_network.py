@@ -1,0 +1,231 @@
+"""The segmenters: halves, sizes, dtypes, statistics, bad configurations."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mpmc_jax.models import (
+    ModelConfig,
+    build_segmenter,
+    init_variables,
+    perturbed_taps,
+    tap_channels,
+)
+from mpmc_jax.models.preprocess import normalize, to_unit
+from tests.x64 import run_x64
+
+KEY = jax.random.key(0)
+TINY = ModelConfig(backbone="resnet18", width=8, num_classes=5)
+TINY_BOTTLENECK = ModelConfig(variant="augseg", width=4, num_classes=3)
+
+
+def setup(config=TINY, size=(33, 40)):
+    images = jax.random.normal(KEY, (2, *size, config.in_channels))
+    return build_segmenter(config), init_variables(KEY, config), images
+
+
+@partial(jax.jit, static_argnames=("module", "method", "until"))
+def evaluate(module, variables, inputs, method="__call__", **kwargs):
+    return module.apply(variables, inputs, method=method, **kwargs)
+
+
+@partial(jax.jit, static_argnames=("module", "method", "until"))
+def train(module, variables, inputs, method="__call__", **kwargs):
+    return module.apply(
+        variables, inputs, train=True, method=method, mutable=["batch_stats"], **kwargs
+    )
+
+
+@pytest.mark.parametrize("config", [TINY, TINY_BOTTLENECK])
+@pytest.mark.parametrize("size", [(33, 40), (36, 17)])
+def test_sizes_channels_and_strides(config, size):
+    def run(key):
+        module, variables, images = setup(config, size)
+        encoded = module.apply(variables, images, method="encode")
+        return encoded, module.apply(variables, images)
+
+    features, prediction = jax.eval_shape(run, KEY)
+    assert prediction.logits.shape == (2, *size, config.num_classes)
+    assert features.size == size
+    half = [-(-n // 2) for n in size]
+    rounds_up = config.variant == "augseg"
+    quarter = [-(-n // 2) + (rounds_up and n % 2 == 0) for n in half]
+    assert features.taps["layer1"].shape[1:3] == tuple(quarter)
+    for tap, map_bhwd in features.taps.items():
+        assert map_bhwd.shape[-1] == tap_channels(config, tap), tap
+    assert prediction.decoder.shape == (2, *quarter, tap_channels(config, "decoder"))
+    layer3, layer4 = features.taps["layer3"], features.taps["layer4"]
+    assert layer3.shape[:3] == layer4.shape[:3]
+
+
+def test_halves_compose_to_the_whole():
+    module, variables, images = setup()
+    features = evaluate(module, variables, images, "encode")
+    halves = evaluate(module, variables, features, "decode")
+    whole = evaluate(module, variables, images)
+    assert halves.logits.shape[1:3] == features.taps["layer1"].shape[1:3]
+    upsampled = module.upsample(halves.logits, features.size)
+    np.testing.assert_allclose(upsampled, whole.logits, atol=1e-6)
+    np.testing.assert_allclose(halves.decoder, whole.decoder, atol=1e-5)
+
+
+def test_the_decoder_reads_exactly_the_perturbed_taps():
+    module, variables, images = setup()
+    features = evaluate(module, variables, images, "encode")
+    assert perturbed_taps(TINY) == {"layer1": 8, "layer4": 64}
+
+    def total(features):
+        return module.apply(variables, features, method="decode").logits.sum()
+
+    gradients = jax.jit(jax.grad(total))(features).taps
+    read = {tap for tap, gradient in gradients.items() if np.any(gradient)}
+    assert read == set(perturbed_taps(TINY))
+
+
+def test_encoding_until_a_tap_stops_there():
+    module, variables, images = setup()
+
+    def flops(until):
+        encode = jax.jit(lambda v, x: module.apply(v, x, until=until, method="encode"))
+        return encode.lower(variables, images).cost_analysis()["flops"]
+
+    features, moved = train(module, variables, images, "encode", until="layer1")
+    assert set(features.taps) == {"layer1"}
+    assert flops("layer1") < 0.4 * flops(None)
+    before, after = variables["batch_stats"], moved["batch_stats"]
+    assert jax.tree.structure(before) == jax.tree.structure(after)
+    changed = {
+        unit
+        for half in before
+        for unit in before[half]
+        if any(
+            np.any(a != b)
+            for a, b in zip(
+                jax.tree.leaves(before[half][unit]),
+                jax.tree.leaves(after[half][unit]),
+                strict=True,
+            )
+        )
+    }
+    assert changed == {"stem0", "layer1_0", "layer1_1"}
+
+
+def test_encoding_until_nowhere_names_the_layers():
+    module, variables, images = setup()
+    with pytest.raises(ValueError, match="'layer9'.*layer1, layer2, layer3, layer4"):
+        module.apply(variables, images, until="layer9", method=module.encode)
+
+
+def test_bfloat16_computes_narrow_and_keeps_wide():
+    config = ModelConfig(backbone="resnet18", width=8, num_classes=5, dtype="bfloat16")
+    module, variables, images = setup(config)
+    exact, _ = train(build_segmenter(TINY), variables, images)
+
+    def loss(params):
+        prediction, moved = module.apply(
+            variables | {"params": params}, images, train=True, mutable=["batch_stats"]
+        )
+        return jnp.mean(prediction.logits**2), (prediction, moved)
+
+    gradient_fn = jax.jit(jax.grad(loss, has_aux=True))
+    gradients, (prediction, moved) = gradient_fn(variables["params"])
+    assert prediction.decoder.dtype == jnp.bfloat16
+    assert prediction.logits.dtype == jnp.float32
+    for leaf in jax.tree.leaves((variables["params"], moved, gradients)):
+        assert leaf.dtype == jnp.float32
+        assert np.isfinite(leaf).all()
+    error = np.abs(prediction.logits - exact.logits).mean() / np.std(exact.logits)
+    assert 0 < error < 0.1
+
+
+def rematerialisation_errors() -> dict[str, float]:
+    """Worst relative gradient difference with and without remat, in float64."""
+    outcomes = []
+    for remat in (False, True):
+        config = ModelConfig(backbone="resnet18", width=8, num_classes=5, remat=remat)
+        module, variables, images = setup(config)
+        variables = jax.tree.map(lambda v: v.astype(jnp.float64), variables)
+
+        def loss(params, module=module, variables=variables, images=images):
+            prediction, moved = module.apply(
+                variables | {"params": params},
+                images.astype(jnp.float64),
+                train=True,
+                mutable=["batch_stats"],
+            )
+            return jnp.mean(prediction.logits**2), moved
+
+        outcomes.append(jax.jit(jax.grad(loss, has_aux=True))(variables["params"]))
+    assert jax.tree.structure(outcomes[0]) == jax.tree.structure(outcomes[1])
+    differences = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), *outcomes)
+    gradients, moved = (max(jax.tree.leaves(part)) for part in differences)
+    return {"gradients": gradients, "statistics": moved}
+
+
+def test_rematerialisation_changes_nothing():
+    errors = run_x64(
+        "import json\nfrom tests.test_models_network import rematerialisation_errors\n"
+        "print(json.dumps(rematerialisation_errors()))"
+    )
+    assert max(errors.values()) < 1e-10, errors
+
+
+# Derived from the published implementations; their logs print 40.5M and 59.5M.
+@pytest.mark.parametrize(
+    ("backbone", "variant", "classes", "count"),
+    [
+        ("resnet50", "unimatch", 21, 40_475_957),
+        ("resnet50", "unimatch", 19, 40_475_443),
+        ("resnet101", "unimatch", 21, 59_468_085),
+        ("resnet50", "augseg", 21, 40_475_957 + 48),
+        ("resnet101", "augseg", 19, 59_467_571 + 48),
+    ],
+)
+def test_parameter_counts_are_the_published_ones(backbone, variant, classes, count):
+    config = ModelConfig(backbone=backbone, variant=variant, num_classes=classes)
+    shapes = jax.eval_shape(lambda key: init_variables(key, config), KEY)
+    assert set(shapes["params"]) == {"backbone", "decoder"}
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes["params"])) == count
+
+
+def test_initialisation_depends_on_the_key_and_covers_every_unit():
+    first, second = (init_variables(jax.random.key(i), TINY) for i in (0, 1))
+    flat = jax.tree.leaves_with_path(first["params"])
+    for (path, a), b in zip(flat, jax.tree.leaves(second["params"]), strict=True):
+        is_kernel = path[-1].key == "kernel"
+        assert np.any(a != b) == (is_kernel or "classifier" in str(path)), path
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("name", "pspnet", "deeplabv3plus"),
+        ("backbone", "resnet34", "resnet18, resnet50, resnet101"),
+        ("variant", "u2pl", "unimatch, augseg"),
+        ("dtype", "float16", "float32, bfloat16"),
+        ("num_classes", 0, ">= 1"),
+        ("width", 6, "multiple of 4"),
+        ("embedding", True, "no variant"),
+        ("auxiliary", True, "no variant"),
+    ],
+)
+def test_bad_configuration_names_the_field_and_the_valid_values(field, value, message):
+    with pytest.raises(ValueError, match=f"model.{field}=.*{message}"):
+        ModelConfig(**{field: value})
+
+
+def test_unknown_tap_lists_the_taps():
+    with pytest.raises(ValueError, match="layer1, layer2, layer3, layer4, decoder"):
+        tap_channels(TINY, "layer5")
+
+
+def test_preprocessing_centres_imagenet_colours_only():
+    white = jnp.full((1, 1, 1, 3), 255, jnp.uint8)
+    found = normalize(to_unit(white))[0, 0, 0]
+    expected = (1 - np.array([0.485, 0.456, 0.406])) / np.array([0.229, 0.224, 0.225])
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    grey = jnp.full((1, 1, 1, 1), 51, jnp.uint8)
+    np.testing.assert_allclose(normalize(to_unit(grey)), 0.2, rtol=1e-6)

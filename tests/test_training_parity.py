@@ -1,0 +1,118 @@
+"""What must not depend on devices, mapping, micro-batches or the plug-in's presence."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+import tiny
+from x64 import run_x64
+
+from mpmc_jax.training.state import PLUGIN
+from mpmc_jax.training.step import _keys
+
+# The plug-in trains nothing and weighs nothing: lambda_s = 1, no term of its own.
+SILENT = {"mpmc__lambda_s": False, "mpmc__beta": 0.0, "mpmc__labeled_weight": 0.0}
+
+
+def _trees(state):
+    """Everything a step moves, the plug-in's part left out."""
+    network = [state.params, state.batch_stats, state.ema_params, state.ema_batch_stats]
+    return [
+        {k: v for k, v in tree.items() if k != PLUGIN} for tree in network if tree
+    ] + [state.opt_state[1].trace["student"]]
+
+
+def silent_plugin_difference(method: str) -> float:
+    """After three steps: MPMC that says nothing against MPMC off."""
+    off, _ = tiny.run(tiny.config(f"method={method}"), 3)
+    on, _ = tiny.run(tiny.config(f"method={method},mpmc=paper", **SILENT), 3)
+    return tiny.difference(_trees(on), _trees(off))
+
+
+def mapping_difference(method: str) -> dict[str, float]:
+    """Two steps on one device against four, by pmap and by shard_map."""
+    cfg = tiny.config(f"method={method},mpmc=recommended")
+    one, metrics = tiny.run(cfg, 2)
+    found = {}
+    for kind in ("pmap", "shard_map"):
+        four, values = tiny.run(cfg, 2, kind=kind, devices=4)
+        found[f"{kind} state"] = tiny.difference(
+            four.replace(key=None), one.replace(key=None)
+        )
+        found[f"{kind} values"] = tiny.difference(
+            [m.values for m in values], [m.values for m in metrics]
+        )
+    return found
+
+
+def micro_batch_difference() -> float:
+    """Two micro-batches on one device against the same on two."""
+    cfg = tiny.config("method=unimatch,mpmc=recommended", train__accumulation=2)
+    one, _ = tiny.run(cfg, 2)
+    two, _ = tiny.run(cfg, 2, devices=2)
+    return tiny.difference(two.replace(key=None), one.replace(key=None))
+
+
+def _x64(call: str):
+    return run_x64(
+        "import sys; sys.path.insert(0, 'tests')\n"
+        "import json, warnings\n"
+        "warnings.filterwarnings('ignore', message='.*load_module')\n"
+        "import test_training_parity as t\n"
+        f"print(json.dumps({{'found': t.{call}}}))"
+    )["found"]
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("method", ["mean_teacher", "unimatch"])
+def test_a_silent_plugin_moves_nothing(method):
+    assert _x64(f"silent_plugin_difference({method!r})") < 1e-12
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("method", ["mean_teacher", "unimatch"])
+def test_devices_and_mappings_agree(method):
+    found = _x64(f"mapping_difference({method!r})")
+    assert set(found) == {
+        f"{kind} {what}" for kind in ("pmap", "shard_map") for what in ("state", "values")
+    }
+    assert max(found.values()) < 1e-10, json.dumps(found)
+
+
+@pytest.mark.full
+def test_micro_batches_hold_the_same_groups_on_any_number_of_devices():
+    assert _x64("micro_batch_difference()") < 1e-10
+
+
+@pytest.mark.parametrize("method", ["mean_teacher", "unimatch"])
+def test_no_two_examples_draw_the_same(method):
+    cfg = tiny.config(f"method={method}")
+    parts = tiny.setup(cfg)
+    state = tiny.init_state(parts, 0)
+    batch = tiny.batch(0, cfg, parts.method)
+    # The same image everywhere: what differs afterwards was drawn.
+    image = np.repeat(batch.unlabeled.image[1:2], 8, axis=0)
+    batch = batch.replace(unlabeled=batch.unlabeled.replace(image=image))
+    if batch.partner is not None:
+        batch = batch.replace(partner=batch.partner.replace(image=image))
+    augment = jax.jit(
+        lambda state, batch: parts.method.augment(
+            batch, {}, _keys(parts.step, state, batch)
+        )
+    )
+    inputs = augment(state, batch)
+    views = np.concatenate([*inputs.strong, *inputs.partner_strong])
+    # Some views are the image itself (no jitter, no grey, no blur: 1 in 13); the
+    # others must all differ.
+    plain = np.abs(views - np.asarray(inputs.weak[:1])).max(axis=(1, 2, 3)) < 1e-6
+    changed = views[~plain].reshape((~plain).sum(), -1)
+    assert len(changed) >= 4
+    assert len(np.unique(changed, axis=0)) == len(changed)
+    for mask in inputs.dropout.values():
+        flat = np.asarray(mask)[:, 0, 0]
+        assert len(np.unique(flat, axis=0)) == len(flat)
+    later = augment(state.replace(step=state.step + 1), batch)
+    assert not np.array_equal(later.strong[0], inputs.strong[0])
+    again = augment(state, batch)
+    np.testing.assert_array_equal(again.strong[0], inputs.strong[0])

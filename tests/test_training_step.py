@@ -1,0 +1,161 @@
+"""The step: what it updates, what it refuses, how often it compiles."""
+
+import chex
+import jax
+import numpy as np
+import optax
+import pytest
+import tiny
+
+from mpmc_jax.training.optimizer import Schedule, build_optimizer
+from mpmc_jax.training.parallel import Layout, Parallel
+from mpmc_jax.training.state import PLUGIN
+from mpmc_jax.training.step import make_step
+
+
+@pytest.fixture(scope="module")
+def unimatch():
+    cfg = tiny.config("method=unimatch,mpmc=recommended")
+    return cfg, *tiny.run(cfg, 3)
+
+
+def test_losses_are_finite_and_named(unimatch):
+    _, state, metrics = unimatch
+    names = {"loss", "loss_supervised", "loss_s1", "loss_s2", "loss_fp", "confident"}
+    names |= {"loss_patch_labeled", "loss_patch_unlabeled", "lambda_mean"}
+    names |= {"patch_hamming", "grad_norm", "lr", "unlabeled_weight"}
+    for values in metrics:
+        assert names == set(values.values)
+        assert all(np.isfinite(v) for v in values.values.values())
+        assert values.refused == -1
+    assert int(state.step) == 3
+
+
+def test_every_parameter_moves(unimatch):
+    cfg, state, _ = unimatch
+    start = tiny.init_state(tiny.setup(cfg), cfg.seed)
+    assert PLUGIN in state.params
+    for path, moved in jax.tree_util.tree_leaves_with_path(
+        jax.tree.map(lambda a, b: not np.array_equal(a, b), state.params, start.params)
+    ):
+        assert moved, jax.tree_util.keystr(path)
+
+
+def test_mean_teacher_averages_parameters_and_statistics():
+    cfg = tiny.config("method=mean_teacher", method__ema_decay=0.6)
+    first, _ = tiny.run(cfg, 1)
+    second, _ = tiny.run(cfg, 1, state=first)
+    # decay at t is min(1 - 1/(t+1), 0.6): a copy first, then one half.
+    chex.assert_trees_all_close(first.ema_params, first.params)
+    chex.assert_trees_all_close(first.ema_batch_stats, first.batch_stats)
+    half = jax.tree.map(lambda a, b: (a + b) / 2, first.params, second.params)
+    chex.assert_trees_all_close(second.ema_params, half, rtol=1e-6, atol=1e-7)
+    half = jax.tree.map(lambda a, b: (a + b) / 2, first.batch_stats, second.batch_stats)
+    chex.assert_trees_all_close(second.ema_batch_stats, half, rtol=1e-6, atol=1e-7)
+
+
+def test_a_step_that_is_not_finite_is_refused_and_so_are_those_after_it():
+    cfg = tiny.config("method=supervised")
+    parts = tiny.setup(cfg)
+    state = tiny.init_state(parts, 0)
+    kernel = state.params["student"]["decoder"]["classifier"]["kernel"]
+    broken = kernel.at[(0,) * kernel.ndim].set(np.nan)
+    params = jax.tree.map(lambda x: broken if x is kernel else x, state.params)
+    poisoned = state.replace(params=params)
+    after, metrics = tiny.run(cfg, 2, state=poisoned)
+    names = metrics[0].finite_names
+    assert names[metrics[0].refused] == "loss"
+    assert int(after.step) == 0
+    chex.assert_trees_all_equal(after.replace(key=None), poisoned.replace(key=None))
+    # A sound state that waits for batch 0 does not take batch 1.
+    layout = Layout(cfg.train.batch_size, cfg.train.group_size, 1)
+    parallel = Parallel("pmap", layout, jax.devices()[:1])
+    step = parallel.compile(make_step(parts.step))
+    late = parallel.replicate(np.asarray(1, np.int32))
+    placed = parallel.place(tiny.batch(1, cfg, parts.method))
+    out, refused = step(parallel.replicate(state), placed, late)
+    assert int(parallel.fetch(refused).refused) == len(names)
+    chex.assert_trees_all_equal(parallel.fetch(out).params, state.params)
+
+
+@pytest.mark.parametrize("kind", ["pmap", "shard_map"])
+def test_one_compilation_and_no_transfer_in_the_step(kind):
+    cfg = tiny.config("method=supervised")
+    parts = tiny.setup(cfg)
+    layout = Layout(cfg.train.batch_size, cfg.train.group_size, 1)
+    parallel = Parallel(kind, layout)
+    chex.clear_trace_counter()
+    step = parallel.compile(chex.assert_max_traces(make_step(parts.step), n=1))
+    compiled = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda name, *_, **__: compiled.append(name)
+    )
+    state = parallel.replicate(tiny.init_state(parts, 0))
+    for number in range(3):
+        placed = parallel.place(tiny.batch(number, cfg, parts.method))
+        expected = parallel.replicate(np.asarray(number, np.int32))
+        if number == 1:
+            compiled.clear()
+        with jax.transfer_guard("disallow"):
+            state, _ = step(state, placed, expected)
+    jax.monitoring.clear_event_listeners()
+    assert not [name for name in compiled if "backend_compile" in name]
+    assert int(parallel.fetch(state).step) == 3
+
+
+def test_optimizer_is_torch_sgd():
+    rng = np.random.default_rng(0)
+    params = {"backbone": {"w": rng.normal(size=3)}, "head": {"w": rng.normal(size=3)}}
+    schedule = Schedule(lr=0.1, steps=10, power=0.9, lag=1)
+    optimizer = build_optimizer(
+        schedule, head_multiplier=10.0, momentum=0.9, weight_decay=1e-2
+    )
+    state = optimizer.init(params)
+    expected = jax.tree.map(np.copy, params)
+    buffer = jax.tree.map(np.zeros_like, params)
+    now = params
+    for t in range(4):
+        grads = jax.tree.map(lambda x: rng.normal(size=x.shape), params)
+        updates, state = optimizer.update(grads, state, now)
+        now = optax.apply_updates(now, updates)
+        rate = 0.1 * (1 - max(t - 1, 0) / 10) ** 0.9
+        for part, factor in (("backbone", 1), ("head", 10)):
+            gradient = grads[part]["w"] + 1e-2 * expected[part]["w"]
+            buffer[part]["w"] = 0.9 * buffer[part]["w"] + gradient
+            expected[part]["w"] = expected[part]["w"] - factor * rate * buffer[part]["w"]
+    chex.assert_trees_all_close(now, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("devices,processes", [(1, 1), (4, 1), (4, 2)])
+@pytest.mark.parametrize("parts", [1, 2])
+def test_layout_keeps_groups_whole_and_micro_batches_alike(devices, processes, parts):
+    batch, group = 16, 2
+    layout = Layout(batch, group, parts)
+    layout.check(devices, processes)
+    groups = batch // group
+    seen = set()
+    for process in range(processes):
+        records = np.arange(process, batch, processes)
+        rows = records[layout.order(devices, processes)]
+        local = rows.reshape(devices // processes, parts, -1, group)
+        for device in local:
+            for part, of_part in enumerate(device):
+                for members in of_part:
+                    assert len(set(members % groups)) == 1
+                    assert (members[0] % groups) // (groups // parts) == part
+        seen |= set(rows)
+    assert seen == set(range(batch))
+
+
+@pytest.mark.parametrize(
+    "batch,group,parts,devices,message",
+    [
+        (7, 2, 1, 1, "not a multiple of train.group_size=2"),
+        (8, 2, 1, 3, "do not divide over 3 devices"),
+        (8, 4, 1, 4, "multiple of 16"),
+        (8, 2, 2, 4, "train.accumulation=2"),
+    ],
+)
+def test_batches_that_do_not_divide_are_refused(batch, group, parts, devices, message):
+    with pytest.raises(ValueError, match=message):
+        Layout(batch, group, parts).check(devices, 1)

@@ -1,0 +1,128 @@
+"""A network and batches small enough to train in a test, on plain arrays."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from configs import synthetic
+from mpmc_jax.models import resnet
+from mpmc_jax.training.build import Setup, build_base, build_setup, init_state
+from mpmc_jax.training.parallel import Layout, Parallel
+from mpmc_jax.training.state import TrainState
+from mpmc_jax.training.step import AXIS, make_step
+from mpmc_jax.types import Batch, Crops
+
+# One block a stage: half of ResNet-18's operations to compile.
+resnet.BACKBONES["tiny"] = resnet.Backbone((1,) * 4, bottleneck=False, deep_stem=False)
+
+CLASSES = 4
+CROP = 33
+STEPS_PER_EPOCH = 5
+
+
+def config(argument: str = "", **changes):
+    """The synthetic configuration at toy size; `changes` are dotted keys."""
+    cfg = synthetic.get_config(argument)
+    cfg.data.crop = CROP
+    cfg.model.width = 8
+    cfg.model.backbone = "tiny"
+    cfg.train.batch_size = 8
+    cfg.train.steps = 20
+    cfg.update_from_flattened_dict(
+        {name.replace("__", "."): value for name, value in changes.items()}
+    )
+    return cfg
+
+
+def setup(cfg, axis_name: str | None = AXIS) -> Setup:
+    """The parts of a run of `cfg` on RGB images of four classes."""
+    model, method = build_base(cfg, num_classes=CLASSES, channels=3)
+    return build_setup(
+        cfg, model, method, steps_per_epoch=STEPS_PER_EPOCH, axis_name=axis_name
+    )
+
+
+def crops(rng: np.random.Generator, size: int, *, label: bool) -> Crops:
+    """Blocks of colour by class; padding and void unevenly spread over examples."""
+    coarse = rng.integers(0, CLASSES, (size, 5, 5))
+    label_bhw = np.kron(coarse, np.ones((1, 7, 7), int))[:, :CROP, :CROP]
+    colour = np.array([[200, 60, 40], [40, 180, 60], [50, 70, 200], [190, 190, 60]])
+    noise = rng.normal(0, 25, (size, CROP, CROP, 3))
+    image = np.clip(colour[label_bhw] + noise, 0, 255).astype(np.uint8)
+    extent = np.tile(np.array([0, 0, CROP, CROP]), (size, 1))
+    extent[::3, 2] = rng.integers(10, CROP, len(extent[::3]))
+    rows = np.arange(CROP)[None, :, None]
+    padding = np.broadcast_to(rows >= extent[:, 2, None, None], label_bhw.shape)
+    image[padding] = 0
+    label_bhw = np.where(padding, 255, label_bhw)
+    label_bhw[0, :, : CROP // 2] = 255
+    return Crops(
+        image=image,
+        extent=extent.astype(np.int32),
+        index=rng.integers(0, 100, size).astype(np.int32),
+        record=np.arange(size, dtype=np.int32),
+        label=label_bhw.astype(np.uint8) if label else None,
+    )
+
+
+def batch(seed: int, cfg, method) -> Batch:
+    """A global batch of what `method` asks for."""
+    rng = np.random.default_rng(seed)
+    size = cfg.train.batch_size
+    labeled = crops(rng, size, label=True)
+    unlabeled = crops(rng, size, label=False) if method.streams.unlabeled else None
+    partner = crops(rng, size, label=False) if method.streams.partner else None
+    return Batch(labeled, unlabeled, partner)
+
+
+def wide(state: TrainState) -> TrainState:
+    """The state in the default float type: float64 where a test runs in it."""
+
+    def cast(x):
+        return x.astype(float) if jnp.issubdtype(x.dtype, jnp.floating) else x
+
+    return jax.tree.map(cast, state.replace(key=None)).replace(key=state.key)
+
+
+def difference(a, b) -> float:
+    """Largest absolute difference of two trees relative to 1 + |b|."""
+    chex.assert_trees_all_equal_structs(a, b)
+    parts = jax.tree.map(
+        lambda x, y: np.max(np.abs(np.asarray(x) - np.asarray(y)) / (1 + np.abs(y))),
+        a,
+        b,
+    )
+    return float(max(jax.tree.leaves(parts), default=0.0))
+
+
+def run(
+    cfg,
+    steps: int,
+    *,
+    kind: str = "pmap",
+    devices: int = 1,
+    state: TrainState | None = None,
+    change=lambda parts: parts,
+):
+    """`steps` steps on the batches 0, 1, ...; returns the last state and metrics.
+
+    `change` may alter the `Setup` before the step is built.
+    """
+    parts = change(setup(cfg))
+    if state is None:
+        state = wide(init_state(parts, cfg.seed))
+    layout = Layout(
+        cfg.train.batch_size, cfg.train.group_size, cfg.train.accumulation
+    )
+    parallel = Parallel(kind, layout, jax.devices()[:devices])
+    step = parallel.compile(make_step(parts.step))
+    start = int(state.step)
+    on_device = parallel.replicate(state)
+    metrics = []
+    for number in range(start, start + steps):
+        placed = parallel.place(batch(number, cfg, parts.method))
+        expected = parallel.replicate(np.asarray(number, np.int32))
+        on_device, out = step(on_device, placed, expected)
+        metrics.append(jax.device_get(parallel.fetch(out)))
+    return parallel.fetch(on_device), metrics
