@@ -17,7 +17,7 @@ from mpmc_jax.data.info import DatasetInfo
 from mpmc_jax.evaluation.evaluator import PatchProbe
 from mpmc_jax.plugins.mpmc import MPMC, patch_targets
 from mpmc_jax.training import workdir as workdir_lib
-from mpmc_jax.training.build import Setup, build_base, build_setup, init_state
+from mpmc_jax.training.build import Setup, build_base, build_setup, state_shape
 from mpmc_jax.training.checkpoint import Checkpointer
 from mpmc_jax.training.state import PLUGIN, TrainState
 from mpmc_jax.types import Array, Network, PyTree
@@ -157,7 +157,7 @@ def open_run(workdir: str, checkpoint: str = "best") -> Run:
     setup = build_setup(
         config, model, method, steps_per_epoch=manifest["steps_per_epoch"]
     )
-    like = jax.eval_shape(lambda: init_state(setup, config.seed))
+    like = state_shape(setup)
     checkpointer = Checkpointer(path / CHECKPOINTS, config.train.keep)
     try:
         restored = checkpointer.restore(checkpoint, like)

@@ -25,7 +25,7 @@ from mpmc_jax.data.build import build_eval
 from mpmc_jax.data.splits import Split
 from mpmc_jax.evaluation.evaluator import Evaluator
 from mpmc_jax.training import loop, report, workdir
-from mpmc_jax.training.build import Setup, init_state, total_steps
+from mpmc_jax.training.build import Setup, init_state, state_shape, total_steps
 from mpmc_jax.training.checkpoint import Checkpointer, CheckpointError
 from mpmc_jax.training.parallel import Layout, Parallel
 from mpmc_jax.training.state import TrainState
@@ -77,8 +77,7 @@ def initial_state(
     config: ml_collections.ConfigDict, setup: Setup, checkpointer: Checkpointer
 ) -> TrainState:
     """The newest checkpoint's state, or a fresh one."""
-    like = jax.eval_shape(lambda: init_state(setup, config.seed))
-    restored = checkpointer.restore_latest(like)
+    restored = checkpointer.restore_latest(state_shape(setup))
     if restored is not None:
         _LOG.info("going on from step %d", restored.step)
         return restored.state

@@ -75,12 +75,7 @@ def init_variables(key: Array, config: ModelConfig) -> dict[str, PyTree]:
     """Fresh variables: {"params": {"backbone", "decoder"}, "batch_stats": ...}."""
     # Shapes of variables do not depend on the image size; 32 pixels are enough.
     images_bhwc = jnp.zeros((1, 32, 32, config.in_channels), jnp.float32)
-    # Compiled to run once: optimising it takes three times as long as it saves.
-    init = jax.jit(
-        build_segmenter(config).init,
-        compiler_options={"xla_backend_optimization_level": 0},
-    )
-    return init(key, images_bhwc)
+    return jax.jit(build_segmenter(config).init)(key, images_bhwc)
 
 
 def tap_channels(config: ModelConfig, tap: str) -> int:

@@ -138,7 +138,19 @@ def total_steps(config: ml_collections.ConfigDict, steps_per_epoch: int) -> int:
 
 
 def init_state(setup: Setup, seed: int) -> TrainState:
-    """The state at step 0; every network has a key of its own name."""
+    """The state at step 0, on one device."""
+    # Compiled to run once: optimising it would take three times as long.
+    options = {"xla_backend_optimization_level": 0}
+    return jax.jit(lambda: _init(setup, seed), compiler_options=options)()
+
+
+def state_shape(setup: Setup) -> TrainState:
+    """The shapes and types of a state, for restoring one."""
+    return jax.eval_shape(lambda: _init(setup, 0))
+
+
+def _init(setup: Setup, seed: int) -> TrainState:
+    """Every network has a key of its own name, so none depends on the others."""
     key = jax.random.key(seed)
     networks = {
         name: init_variables(stream_key(key, f"init/{name}"), setup.model)
