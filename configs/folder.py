@@ -1,7 +1,7 @@
 """Your own folder of images and masks; see the README's "Your own data".
 
-    python -m launch.prepare_data --dataset=folder --source=DIR --data_dir=data
-    python -m launch.train --config=configs/folder.py:split=1_8 --workdir=runs/mine
+python -m launch.prepare_data --dataset=folder --source=DIR --data_dir=data
+python -m launch.train --config=configs/folder.py:split=1_8 --workdir=runs/mine
 """
 
 import ml_collections

@@ -26,7 +26,7 @@ METHODS = {
 
 
 def parse(argument: str) -> dict[str, str]:
-    """ "a=1,b=2" -> {"a": "1", "b": "2"}.
+    """Text such as "a=1,b=2" as a dictionary.
 
     Raises:
       ValueError: a key that is not one of ours, or a part without "="; lists them.
@@ -58,11 +58,9 @@ def apply(
       ValueError: an unknown key, method or MPMC mode; the message lists the valid ones.
     """
     values = parse(argument)
-    config.method.name = values["method"] if "method" in values else "unimatch"
+    config.method.name = values.get("method", "unimatch")
     config.update_from_flattened_dict(_choose(METHODS, "method", config.method.name))
-    config.mpmc.update(
-        _choose(MPMC, "mpmc", values["mpmc"] if "mpmc" in values else "off")
-    )
+    config.mpmc.update(_choose(MPMC, "mpmc", values.get("mpmc", "off")))
     if "split" in values:
         config.data.split = values["split"]
     if "backbone" in values:

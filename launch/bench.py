@@ -11,6 +11,7 @@ those of different machines or runs may not.
 """
 
 import argparse
+import functools
 import json
 import statistics
 import sys
@@ -24,7 +25,6 @@ import ml_collections
 import numpy as np
 
 from configs import base, presets
-from launch import runs
 from mpmc_jax.data.build import build_eval, build_train, dataset_info
 from mpmc_jax.evaluation.evaluator import Evaluator
 from mpmc_jax.models.build import init_variables, tap_channels
@@ -76,13 +76,13 @@ def random_batch(config: ml_collections.ConfigDict, setup: Setup) -> Batch:
     )
 
 
-def seconds(function: Callable[[], Any], repeats: int) -> list[float]:
+def seconds(function: Callable[..., Any], repeats: int, *args: Array) -> list[float]:
     """Wall time of each call, after one that warms up."""
-    jax.block_until_ready(function())
+    jax.block_until_ready(function(*args))
     times = []
     for _ in range(repeats):
         begin = time.perf_counter()
-        jax.block_until_ready(function())
+        jax.block_until_ready(function(*args))
         times.append(time.perf_counter() - begin)
     return times
 
@@ -170,18 +170,20 @@ def bench_mpmc(config: ml_collections.ConfigDict, repeats: int) -> dict[str, Any
             z, pseudo, confidence=plugin.confidence, scale=plugin.lambda_scale
         )
 
-    parts = {"pooling": seconds(lambda f=jax.jit(pulled_back): f(taps), repeats)}
-    if views:
-        teacher = taps[size:]
-        parts["pooling_teacher"] = seconds(
-            lambda f=jax.jit(pooled): f(teacher), repeats
-        )
-        once = seconds(lambda f=jax.jit(weights): f(logits, labels), repeats)
-        parts["weights"] = [views * value for value in once]
-    targets = jax.jit(
-        lambda y: patch_targets(y, CLASSES, plugin.field, size=plugin.tap_size)
+    targets = functools.partial(
+        patch_targets,
+        num_classes=CLASSES,
+        field=plugin.field,
+        size=plugin.tap_size,
     )
-    parts["targets"] = seconds(lambda: targets(labels), repeats)
+    parts = {
+        "pooling": seconds(jax.jit(pulled_back), repeats, taps),
+        "targets": seconds(jax.jit(targets), repeats, labels),
+    }
+    if views:
+        parts["pooling_teacher"] = seconds(jax.jit(pooled), repeats, taps[size:])
+        once = seconds(jax.jit(weights), repeats, logits, labels)
+        parts["weights"] = [views * value for value in once]
     medians = {name: statistics.median(times) for name, times in parts.items()}
     step = bench_step(config, repeats)
     share = sum(medians.values()) / step["step_seconds"]
@@ -191,9 +193,7 @@ def bench_mpmc(config: ml_collections.ConfigDict, repeats: int) -> dict[str, Any
 def bench_data(config: ml_collections.ConfigDict, repeats: int) -> dict[str, Any]:
     """Crops a second and core that the pipeline makes."""
     info = dataset_info(config)
-    _, method = build_base(
-        config, num_classes=info.num_classes, channels=info.channels
-    )
+    _, method = build_base(config, num_classes=info.num_classes, channels=info.channels)
     pipeline = build_train(config, method.streams)
     iterator = pipeline.iterator()
     try:
@@ -202,9 +202,12 @@ def bench_data(config: ml_collections.ConfigDict, repeats: int) -> dict[str, Any
         made = 0
         for _ in range(20 * repeats):
             batch = next(iterator)
-            made += sum(part.image.shape[0] for part in jax.tree.leaves(
-                batch, is_leaf=lambda x: isinstance(x, Crops)
-            ))
+            made += sum(
+                part.image.shape[0]
+                for part in jax.tree.leaves(
+                    batch, is_leaf=lambda x: isinstance(x, Crops)
+                )
+            )
         wall, busy = time.perf_counter() - begin, time.process_time() - busy
     finally:
         iterator.close()

@@ -68,9 +68,7 @@ def prepare(
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
-    setup = build_setup(
-        config, model, method, steps_per_epoch=pipeline.steps_per_epoch
-    )
+    setup = build_setup(config, model, method, steps_per_epoch=pipeline.steps_per_epoch)
     return info, pipeline, setup
 
 

@@ -1,6 +1,6 @@
-"""Trains a run, or goes on with it.
+r"""Trains a run, or goes on with it.
 
-python -m launch.train --config=configs/camvid.py:method=unimatch,mpmc=recommended \\
+python -m launch.train --config=configs/camvid.py:method=unimatch,mpmc=recommended \
     --workdir=runs/camvid [--config.train.steps=1000]
 
 The same command again resumes from the newest intact checkpoint.

@@ -21,8 +21,7 @@ PyTree = Any
 IGNORE_LABEL = 255
 
 
-@struct.dataclass
-class Crops:
+class Crops(struct.PyTreeNode):
     """One stream's share of a batch, as the host made it (geometry only).
 
     Attributes:
@@ -42,8 +41,7 @@ class Crops:
     label: Array | None = None
 
 
-@struct.dataclass
-class Batch:
+class Batch(struct.PyTreeNode):
     """What one optimiser step consumes.
 
     Attributes:
@@ -58,8 +56,7 @@ class Batch:
     partner: Crops | None = None
 
 
-@struct.dataclass
-class Features:
+class Features(struct.PyTreeNode):
     """What an encoder hands to a decoder.
 
     Attributes:
@@ -71,8 +68,7 @@ class Features:
     size: tuple[int, int] = struct.field(pytree_node=False)
 
 
-@struct.dataclass
-class Prediction:
+class Prediction(struct.PyTreeNode):
     """What a segmenter says, at the decoder's stride or at full size.
 
     Attributes:
@@ -88,8 +84,7 @@ class Prediction:
     decoder: Array | None = None
 
 
-@struct.dataclass
-class Network:
+class Network(struct.PyTreeNode):
     """A segmenter with its variables: the handle through which methods see networks.
 
     Train-mode calls move the running statistics, so every call returns the handle
@@ -148,8 +143,7 @@ class Network:
         )
 
 
-@struct.dataclass
-class Region:
+class Region(struct.PyTreeNode):
     """Where a loss term counts; known before any prediction.
 
     Attributes:
@@ -162,8 +156,7 @@ class Region:
     real: Array
 
 
-@struct.dataclass
-class Supervised:
+class Supervised(struct.PyTreeNode):
     """The labelled part of a step.
 
     Attributes:
@@ -181,8 +174,7 @@ class Supervised:
     auxiliary: Array | None = None
 
 
-@struct.dataclass
-class View:
+class View(struct.PyTreeNode):
     """One way in which a target supervises a prediction.
 
     Attributes:
@@ -271,38 +263,7 @@ def stream_key(root: Array, name: str) -> Array:
     return jax.random.fold_in(root, number)
 
 
-
-@struct.dataclass
-class Inputs:
-    """What `Method.augment` made of a batch; every random draw lies behind it.
-
-    Images are normalised and not yet mixed.
-
-    Attributes:
-      image: (b,h,w,c) labelled images.
-      label: (b,h,w) integer labels, 255 void.
-      weak: (b,h,w,c) unlabelled images, or None for a supervised method.
-      real: (b,h,w) bool, real pixels of `weak`.
-      strong: strong views of `weak`, each (b,h,w,c).
-      partner_weak, partner_real, partner_strong: the same of the partner crops.
-      boxes: one (b,h,w) bool mask a strong view, True where the partner goes.
-      dropout: tap name -> (2b,1,1,d) multiplier of the features of [image, weak].
-    """
-
-    image: Array
-    label: Array
-    weak: Array | None = None
-    real: Array | None = None
-    strong: tuple[Array, ...] = ()
-    partner_weak: Array | None = None
-    partner_real: Array | None = None
-    partner_strong: tuple[Array, ...] = ()
-    boxes: tuple[Array, ...] = ()
-    dropout: dict[str, Array] = struct.field(default_factory=dict)
-
-
-@struct.dataclass
-class Outputs:
+class Outputs(struct.PyTreeNode):
     """What `Method.views` returns.
 
     Attributes:

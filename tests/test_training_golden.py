@@ -11,14 +11,13 @@ import pytest
 from test_models_golden import _by_torch_name
 from x64 import run_x64
 
-from mpmc_jax.methods.unimatch import UniMatch
+from mpmc_jax.methods.unimatch import Inputs, UniMatch
 from mpmc_jax.models import ModelConfig, build_segmenter, load_torch_state_dict
 from mpmc_jax.plugins.base import Identity
-from mpmc_jax.training import objective, step
+from mpmc_jax.training import gradient, objective, step
 from mpmc_jax.training.optimizer import Schedule, build_optimizer
 from mpmc_jax.training.parallel import Layout, Parallel
 from mpmc_jax.training.state import TrainState
-from mpmc_jax.types import Inputs
 
 TERMS = {"loss": "loss", "loss_supervised": "loss_x", "loss_s1": "loss_s1"} | {
     "loss_s2": "loss_s2",
@@ -61,16 +60,18 @@ def _arrays(file, number: int, dtype) -> dict[str, np.ndarray]:
     return found
 
 
-def _step_config(file, model: ModelConfig, devices: int, batch: int) -> step.StepConfig:
+def _step_config(
+    file, model: ModelConfig, devices: int, batch: int
+) -> gradient.StepConfig:
     schedule = Schedule(lr=1e-3, steps=1, power=0.0)
     min_kept = int(file["ohem_min_kept"])
-    return step.StepConfig(
+    return gradient.StepConfig(
         method=UniMatch(
             perturbed=(("layer1", 256), ("layer4", 2048)),
             threshold=float(file["conf_thresh"]),
         ),
         plugin=Identity(),
-        modules={"student": build_segmenter(model, axis_name=step.AXIS)},
+        modules={"student": build_segmenter(model, axis_name=gradient.AXIS)},
         optimizer=build_optimizer(
             schedule, head_multiplier=10.0, momentum=0.9, weight_decay=1e-4
         ),

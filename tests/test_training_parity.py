@@ -75,7 +75,9 @@ def test_a_silent_plugin_moves_nothing(method):
 def test_devices_and_mappings_agree(method):
     found = _x64(f"mapping_difference({method!r})")
     assert set(found) == {
-        f"{kind} {what}" for kind in ("pmap", "shard_map") for what in ("state", "values")
+        f"{kind} {what}"
+        for kind in ("pmap", "shard_map")
+        for what in ("state", "values")
     }
     assert max(found.values()) < 1e-10, json.dumps(found)
 

@@ -122,7 +122,9 @@ def test_optimizer_is_torch_sgd():
         for part, factor in (("backbone", 1), ("head", 10)):
             gradient = grads[part]["w"] + 1e-2 * expected[part]["w"]
             buffer[part]["w"] = 0.9 * buffer[part]["w"] + gradient
-            expected[part]["w"] = expected[part]["w"] - factor * rate * buffer[part]["w"]
+            expected[part]["w"] = (
+                expected[part]["w"] - factor * rate * buffer[part]["w"]
+            )
     chex.assert_trees_all_close(now, expected, rtol=1e-5)
 
 

@@ -8,9 +8,10 @@ import numpy as np
 from configs import synthetic
 from mpmc_jax.models import resnet
 from mpmc_jax.training.build import Setup, build_base, build_setup, init_state
+from mpmc_jax.training.gradient import AXIS
 from mpmc_jax.training.parallel import Layout, Parallel
 from mpmc_jax.training.state import TrainState
-from mpmc_jax.training.step import AXIS, make_step
+from mpmc_jax.training.step import make_step
 from mpmc_jax.types import Batch, Crops
 
 # One block a stage: half of ResNet-18's operations to compile.
@@ -112,9 +113,7 @@ def run(
     parts = change(setup(cfg))
     if state is None:
         state = wide(init_state(parts, cfg.seed))
-    layout = Layout(
-        cfg.train.batch_size, cfg.train.group_size, cfg.train.accumulation
-    )
+    layout = Layout(cfg.train.batch_size, cfg.train.group_size, cfg.train.accumulation)
     parallel = Parallel(kind, layout, jax.devices()[:devices])
     step = parallel.compile(make_step(parts.step))
     start = int(state.step)

@@ -11,10 +11,10 @@ import jax.numpy as jnp
 
 from mpmc_jax.models import preprocess
 from mpmc_jax.types import (
+    IGNORE_LABEL,
     Array,
     Batch,
     Features,
-    Inputs,
     Keys,
     Network,
     Outputs,
@@ -47,16 +47,16 @@ class Method(Protocol):
         """The method's own state at step 0."""
         ...
 
-    def augment(self, batch: Batch, state: PyTree, keys: Keys) -> Inputs:
-        """Every random draw of the step."""
+    def augment(self, batch: Batch, state: PyTree, keys: Keys) -> PyTree:
+        """The method's inputs; every random draw of the step lies behind them."""
         ...
 
-    def regions(self, inputs: Inputs) -> dict[str, Region]:
+    def regions(self, inputs: PyTree) -> dict[str, Region]:
         """Where each loss term counts, by name: "supervised" and every view's."""
         ...
 
     def prepare(
-        self, teachers: dict[str, Network], inputs: Inputs, state: PyTree
+        self, teachers: dict[str, Network], inputs: PyTree, state: PyTree
     ) -> tuple[PyTree, dict[str, PyTree], PyTree]:
         """Targets, teacher statistics that moved, and state; no gradient flows."""
         ...
@@ -65,7 +65,7 @@ class Method(Protocol):
         self,
         students: dict[str, Network],
         teachers: dict[str, Network],
-        inputs: Inputs,
+        inputs: PyTree,
         targets: PyTree,
         state: PyTree,
     ) -> Outputs:
@@ -85,9 +85,9 @@ def real_images(crops_image: Array) -> Array:
     return preprocess.to_unit(crops_image, jnp.zeros(()).dtype)
 
 
-def supervised_region(inputs: Inputs, ignore_label: int = 255) -> Region:
+def supervised_region(label: Array) -> Region:
     """Labelled pixels; padding of labelled crops is void already."""
-    labeled = inputs.label != ignore_label
+    labeled = label != IGNORE_LABEL
     return Region(valid=labeled, real=labeled)
 
 
@@ -99,7 +99,6 @@ def take(taps: dict[str, Array], start: int, stop: int) -> dict[str, Array]:
 def warmed_decay(step: Array, decay: float) -> Array:
     """min(1 - 1/(t+1), decay): a plain average at first, then exponential."""
     return jnp.minimum(1 - 1 / (step.astype(float) + 1), decay)
-
 
 
 def labels(batch: Batch) -> Array:

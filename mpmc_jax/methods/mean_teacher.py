@@ -10,11 +10,40 @@ import dataclasses
 from typing import Literal
 
 import jax.numpy as jnp
+from flax import struct
 
 from mpmc_jax.methods import augment, base, mixing, pseudo_labels
 from mpmc_jax.models import preprocess
-from mpmc_jax.types import Array, Batch, Inputs, Keys, Network, Outputs, Streams
-from mpmc_jax.types import PyTree, Region, Supervised, View
+from mpmc_jax.types import (
+    Array,
+    Batch,
+    Keys,
+    Network,
+    Outputs,
+    PyTree,
+    Region,
+    Streams,
+    Supervised,
+    View,
+)
+
+
+class Inputs(struct.PyTreeNode):
+    """Normalised images, not yet mixed.
+
+    Attributes:
+      image, label: (b,h,w,c) labelled images, (b,h,w) labels with 255 void.
+      weak, strong: (b,h,w,c) two views of the unlabelled images.
+      real: (b,h,w) bool, their real pixels.
+      box: (b,h,w) bool, where the next image of the group goes; None without CutMix.
+    """
+
+    image: Array
+    label: Array
+    weak: Array
+    strong: Array
+    real: Array
+    box: Array | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +69,7 @@ class MeanTeacher:
             )
 
     def init(self, key: Array) -> PyTree:
+        """No state."""
         del key
         return {}
 
@@ -54,24 +84,24 @@ class MeanTeacher:
             label=base.labels(batch),
             weak=preprocess.normalize(weak),
             real=real,
-            strong=(preprocess.normalize(strong),),
+            strong=preprocess.normalize(strong),
         )
         if not self.cutmix:
             return inputs
         boxes = mixing.draw_boxes(keys.examples("box"), size[0])
-        return inputs.replace(boxes=(mixing.box_mask(boxes, *size),))
+        return inputs.replace(box=mixing.box_mask(boxes, *size))
 
     def _mix(self, inputs: Inputs, value: Array) -> Array:
         """The next image of the group inside the box, the image itself outside."""
-        if not self.cutmix:
+        if inputs.box is None:
             return value
         partner = mixing.roll_in_groups(value, self.group_size)
-        return mixing.paste(inputs.boxes[0], partner, value)
+        return mixing.paste(inputs.box, partner, value)
 
     def regions(self, inputs: Inputs) -> dict[str, Region]:
         real = self._mix(inputs, inputs.real)
         return {
-            "supervised": base.supervised_region(inputs),
+            "supervised": base.supervised_region(inputs.label),
             "unlabeled": Region(valid=real, real=real),
         }
 
@@ -91,7 +121,7 @@ class MeanTeacher:
         targets: PyTree,
         state: PyTree,
     ) -> Outputs:
-        mixed = self._mix(inputs, inputs.strong[0])
+        mixed = self._mix(inputs, inputs.strong)
         images = jnp.concatenate([inputs.image, mixed])
         features, student = students["student"].encode(images)
         prediction, student = student.decode(features)

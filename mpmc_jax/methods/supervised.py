@@ -3,10 +3,28 @@
 import dataclasses
 from typing import Literal
 
+from flax import struct
+
 from mpmc_jax.methods import base
 from mpmc_jax.models import preprocess
-from mpmc_jax.types import Array, Batch, Inputs, Keys, Network, Outputs, Streams
-from mpmc_jax.types import PyTree, Region, Supervised
+from mpmc_jax.types import (
+    Array,
+    Batch,
+    Keys,
+    Network,
+    Outputs,
+    PyTree,
+    Region,
+    Streams,
+    Supervised,
+)
+
+
+class Inputs(struct.PyTreeNode):
+    """Normalised labelled images (b,h,w,c) and their labels (b,h,w), 255 void."""
+
+    image: Array
+    label: Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,6 +38,7 @@ class SupervisedOnly:
     teacher: Literal["student", "average"] = "student"
 
     def init(self, key: Array) -> PyTree:
+        """No state."""
         del key
         return {}
 
@@ -29,7 +48,7 @@ class SupervisedOnly:
         return Inputs(image=image, label=base.labels(batch))
 
     def regions(self, inputs: Inputs) -> dict[str, Region]:
-        return {"supervised": base.supervised_region(inputs)}
+        return {"supervised": base.supervised_region(inputs.label)}
 
     def prepare(self, teachers: dict[str, Network], inputs: Inputs, state: PyTree):
         del teachers, inputs

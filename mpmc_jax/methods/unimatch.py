@@ -13,11 +13,48 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+from flax import struct
 
 from mpmc_jax.methods import augment, base, mixing, pseudo_labels
 from mpmc_jax.models import preprocess
-from mpmc_jax.types import Array, Batch, Features, Inputs, Keys, Network, Outputs
-from mpmc_jax.types import PyTree, Region, Streams, Supervised, View
+from mpmc_jax.types import (
+    Array,
+    Batch,
+    Features,
+    Keys,
+    Network,
+    Outputs,
+    PyTree,
+    Region,
+    Streams,
+    Supervised,
+    View,
+)
+
+
+class Inputs(struct.PyTreeNode):
+    """Normalised images, not yet mixed.
+
+    Attributes:
+      image, label: (b,h,w,c) labelled images, (b,h,w) labels with 255 void.
+      weak: (b,h,w,c) unlabelled images.
+      real: (b,h,w) bool, real pixels of `weak`.
+      strong: two strong views of `weak`.
+      partner_weak, partner_real, partner_strong: the same of the partner crops.
+      boxes: for each strong view (b,h,w) bool, True where the partner goes.
+      dropout: tap -> (2b,1,1,d) multiplier of the features of [image, weak].
+    """
+
+    image: Array
+    label: Array
+    weak: Array
+    real: Array
+    strong: tuple[Array, ...]
+    partner_weak: Array
+    partner_real: Array
+    partner_strong: tuple[Array, ...]
+    boxes: tuple[Array, ...]
+    dropout: dict[str, Array]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +77,7 @@ class UniMatch:
     teacher: Literal["student", "average"] = "student"
 
     def init(self, key: Array) -> PyTree:
+        """No state."""
         del key
         return {}
 
@@ -49,29 +87,32 @@ class UniMatch:
         partner = base.real_images(batch.partner.image)
         size = weak.shape[1:3]
 
-        def strong(images: Array, stream: str) -> Array:
-            view = augment.strong_view(keys.examples(stream), images)
-            return preprocess.normalize(view)
-
         def box(stream: str) -> Array:
             drawn = mixing.draw_boxes(keys.examples(stream), size[0])
             return mixing.box_mask(drawn, *size)
 
+        strong = self._strong(keys, weak, partner)
         return Inputs(
             image=preprocess.normalize(base.real_images(batch.labeled.image)),
             label=base.labels(batch),
             weak=preprocess.normalize(weak),
             real=mixing.extent_mask(batch.unlabeled.extent, *size),
-            strong=(strong(weak, "strong1"), strong(weak, "strong2")),
+            strong=strong[:2],
             partner_weak=preprocess.normalize(partner),
             partner_real=mixing.extent_mask(batch.partner.extent, *size),
-            partner_strong=(
-                strong(partner, "partner_strong1"),
-                strong(partner, "partner_strong2"),
-            ),
+            partner_strong=strong[2:],
             boxes=(box("box1"), box("box2")),
             dropout=self._dropout(keys, weak.dtype),
         )
+
+    def _strong(self, keys: Keys, weak: Array, partner: Array) -> tuple[Array, ...]:
+        """Two strong views of either crop; one call, so that it compiles once."""
+        streams = ("strong1", "strong2", "partner_strong1", "partner_strong2")
+        views = augment.strong_view(
+            jnp.concatenate([keys.examples(stream) for stream in streams]),
+            jnp.concatenate([weak, weak, partner, partner]),
+        )
+        return tuple(jnp.split(preprocess.normalize(views), len(streams)))
 
     def _dropout(self, keys: Keys, dtype: jnp.dtype) -> dict[str, Array]:
         """Multipliers of the features of [labelled, weak], by tap."""
@@ -93,7 +134,7 @@ class UniMatch:
             return Region(valid=real, real=real)
 
         return {
-            "supervised": base.supervised_region(inputs),
+            "supervised": base.supervised_region(inputs.label),
             "s1": mixed(inputs.boxes[0]),
             "s2": mixed(inputs.boxes[1]),
             "fp": Region(valid=inputs.real, real=inputs.real),
@@ -122,7 +163,7 @@ class UniMatch:
             logits=clean.logits[:b],
             taps=base.take(clean.taps, 0, b),
             label=inputs.label,
-            region=base.supervised_region(inputs),
+            region=base.supervised_region(inputs.label),
         )
         weak_logits = jax.lax.stop_gradient(clean.logits[b:])
         confidence, label = pseudo_labels.confidence_and_label(weak_logits)
@@ -209,11 +250,9 @@ class UniMatch:
         views = [view("fp", perturbed, inputs.weak, *weak, 2.0)]
         for name, passed, box in zip(("s1", "s2"), strong, inputs.boxes, strict=True):
             image = mixing.paste(box, inputs.partner_weak, inputs.weak)
-            pasted = [
-                mixing.paste(box, inside, outside)
-                for inside, outside in zip(partner, weak, strict=True)
-            ]
-            views.append(view(name, passed, image, *pasted, 1.0))
+            confidence = mixing.paste(box, partner[0], weak[0])
+            label = mixing.paste(box, partner[1], weak[1])
+            views.append(view(name, passed, image, confidence, label, 1.0))
         return tuple(views)
 
     def average(self, step: Array, epoch: Array) -> tuple[Array, Array] | None:

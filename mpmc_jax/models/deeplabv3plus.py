@@ -125,7 +125,8 @@ class Decoder(nn.Module):
         detail_bhwd = conv_norm(
             self.spec.low_level, "low_level", low_bhwd, self.variant.low_level_bias
         )
-        context_bhwd = resize_align_corners(context_bhwd, low_bhwd.shape[1:3])
+        _, rows, columns, _ = low_bhwd.shape
+        context_bhwd = resize_align_corners(context_bhwd, (rows, columns))
         fused_bhwd = jnp.concatenate([detail_bhwd, context_bhwd], axis=-1)
         for i, spec in enumerate(self.spec.fuse):
             fused_bhwd = conv_norm(spec, f"fuse{i}", fused_bhwd)
@@ -178,7 +179,8 @@ class DeepLabV3Plus(nn.Module):
         is_double = images_bhwc.dtype == jnp.float64
         x_bhwc = images_bhwc if is_double else images_bhwc.astype(self.dtype)
         taps = self.backbone(x_bhwc, until=until, train=train)
-        return Features(taps=taps, size=images_bhwc.shape[1:3])
+        _, rows, columns, _ = images_bhwc.shape
+        return Features(taps=taps, size=(rows, columns))
 
     def decode(self, features: Features, *, train: bool = False) -> Prediction:
         """Features of all layers -> Prediction at layer1's stride."""

@@ -7,6 +7,7 @@ published checkpoints come to be half loaded. Nothing here imports torch.
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -102,7 +103,7 @@ def torch_names(config: ModelConfig) -> dict[Path, str]:
     return {path: _torch_name(path, config) for path in _template(config)}
 
 
-def _template(config: ModelConfig) -> dict[Path, jax.ShapeDtypeStruct]:
+def _template(config: ModelConfig) -> Mapping[Path, Any]:
     """Path of every variable -> its shape."""
     key = jax.random.key(0)
     variables = jax.eval_shape(lambda k: init_variables(k, config), key)

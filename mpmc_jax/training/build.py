@@ -19,10 +19,11 @@ from mpmc_jax.models.config import ModelConfig
 from mpmc_jax.plugins.base import Plugin
 from mpmc_jax.plugins.build import build_plugin
 from mpmc_jax.training import objective
+from mpmc_jax.training.gradient import AXIS, StepConfig
 from mpmc_jax.training.optimizer import Schedule, build_optimizer
 from mpmc_jax.training.state import PLUGIN, TrainState
-from mpmc_jax.training.step import AXIS, StepConfig
 from mpmc_jax.types import Array, Network, PyTree, stream_key
+
 
 @dataclasses.dataclass(frozen=True)
 class Setup:

@@ -199,7 +199,7 @@ class Checkpointer:
     def _restore(self, step: int, like: TrainState) -> Restored:
         meta = self._manager.restore(
             step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())
-        ).meta
+        )["meta"]
         if meta["format_version"] != FORMAT_VERSION:
             raise CheckpointError(
                 f"{self._directory / str(step)} has format version "
@@ -211,7 +211,7 @@ class Checkpointer:
         )
         arrays = self._manager.restore(
             step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target))
-        ).state
+        )["state"]
         if checksum(arrays) != meta["checksum"]:
             raise ValueError("its checksum differs: bytes changed on disk")
         state = arrays.replace(key=jax.random.wrap_key_data(arrays.key))
@@ -239,5 +239,5 @@ def checksum(tree: PyTree) -> int:
         array = np.ascontiguousarray(leaf)
         name = f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}"
         value = zlib.crc32(name.encode(), value)
-        value = zlib.crc32(array.reshape(-1).view(np.uint8), value)
+        value = zlib.crc32(array.tobytes(), value)
     return value

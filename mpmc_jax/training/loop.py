@@ -16,10 +16,11 @@ import jax
 import numpy as np
 
 from mpmc_jax.training.checkpoint import METRIC, Checkpointer
+from mpmc_jax.training.gradient import StepConfig
 from mpmc_jax.training.parallel import Parallel
 from mpmc_jax.training.report import Report, duration
 from mpmc_jax.training.state import TrainState
-from mpmc_jax.training.step import Metrics, StepConfig, make_step
+from mpmc_jax.training.step import Metrics, make_step
 from mpmc_jax.types import Batch
 
 _LOG = logging.getLogger(__name__)
@@ -99,11 +100,12 @@ def train(
         for step in range(start, config.steps):
             batch = next(data)
             expected = parallel.replicate(np.asarray(step, np.int32))
+            begin = time.monotonic()
             device_state, metrics = compiled(
                 device_state, parallel.place(batch), expected
             )
             if step == start:
-                _announce_compile(metrics, report)
+                _first_step(metrics, begin, report)
             pending.append(_Pending(step, metrics, batch))
             done = step + 1
             turn = _turn(config, done) or stop.requested
@@ -192,18 +194,18 @@ def _stop_refused(
             "out of order; this is a defect of the program"
         )
     raise NonFiniteError(
-        f"step {step}: {terms[refused.index]} is not finite. The update was refused and "
-        f"the state before it is saved (step {int(one.step)}). Images of this step: "
+        f"step {step}: {terms[refused.index]} is not finite. The update was "
+        f"refused and the state before it is saved (step {int(one.step)}). Images of "
+        "this step: "
         f"{names(refused.pending.batch)}. Lower optimizer.lr, use "
         "model.dtype=float32, or look at these images, then start a new run"
     )
 
 
-def _announce_compile(metrics: Metrics, report: Report) -> None:
-    begin = time.monotonic()
+def _first_step(metrics: Metrics, begin: float, report: Report) -> None:
+    """Waits for the first step: compilation would spoil the first images/s."""
     jax.block_until_ready(metrics)
-    _LOG.info("first step done after %s", duration(time.monotonic() - begin))
-    # Compilation would spoil the first images/s.
+    _LOG.info("compiled, first step done, %s", duration(time.monotonic() - begin))
     report.pause()
 
 
@@ -226,4 +228,3 @@ class _StopRequest:
     def __exit__(self, *_: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
-

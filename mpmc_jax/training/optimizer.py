@@ -5,13 +5,14 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
 
 from mpmc_jax.types import Array, PyTree
 
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-    """lr * (1 - t/T) ** power, where t = max(step - lag, 0).
+    """lr * (1 - t/T) ** power, where t = max(count - lag, 0).
 
     Attributes:
       lr: rate of the backbone at step 0.
@@ -25,9 +26,10 @@ class Schedule:
     power: float = 0.9
     lag: int = 0
 
-    def __call__(self, step: Array) -> Array:
+    def __call__(self, count: ArrayLike) -> Array:
+        """The rate of the step after `count` updates."""
         # The default float type: float64 where a test runs in it.
-        index = jnp.maximum(step - self.lag, 0).astype(float)
+        index = jnp.maximum(jnp.asarray(count) - self.lag, 0).astype(float)
         remaining = jnp.maximum(1.0 - index / self.steps, 0.0)
         return self.lr * remaining**self.power
 
@@ -61,7 +63,7 @@ def build_optimizer(
             factors = rate_multipliers(updates, head_multiplier)
             return jax.tree.map(lambda u, f: u * f, updates, factors), state
 
-        return optax.GradientTransformation(lambda _: optax.EmptyState(), update)
+        return optax.GradientTransformation(optax.init_empty_state, update)
 
     return optax.chain(
         optax.add_decayed_weights(weight_decay),

@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from mpmc_jax.training.step import AXIS
+from mpmc_jax.training.gradient import AXIS
 from mpmc_jax.types import PyTree
 
 
@@ -88,7 +88,9 @@ class Parallel:
     ) -> None:
         kinds = ("pmap", "shard_map")
         if kind not in kinds:
-            raise ValueError(f"train.parallel={kind!r} is unknown; valid: {list(kinds)}")
+            raise ValueError(
+                f"train.parallel={kind!r} is unknown; valid: {list(kinds)}"
+            )
         self.kind = kind
         self.devices = list(devices if devices is not None else jax.devices())
         self.processes = jax.process_count()
@@ -130,9 +132,7 @@ class Parallel:
                 lambda x: jax.device_put(_repeat(x, count), sharding), tree
             )
         sharding = NamedSharding(self._mesh, P())
-        return jax.tree.map(
-            lambda x: jax.device_put(_copy(x), sharding), tree
-        )
+        return jax.tree.map(lambda x: jax.device_put(_copy(x), sharding), tree)
 
     def place(self, batch: PyTree) -> PyTree:
         """This process's rows of a batch (NumPy) -> devices."""
@@ -140,9 +140,7 @@ class Parallel:
         sharding = NamedSharding(self._mesh, P(AXIS))
         if self.kind == "pmap":
             count = len(self._local)
-            rows = jax.tree.map(
-                lambda x: x.reshape((count, -1) + x.shape[1:]), rows
-            )
+            rows = jax.tree.map(lambda x: x.reshape((count, -1) + x.shape[1:]), rows)
             return jax.device_put(rows, sharding)
         return jax.tree.map(
             lambda x: jax.make_array_from_process_local_data(sharding, x), rows
@@ -156,7 +154,7 @@ class Parallel:
 
 
 def _is_key(x: Any) -> bool:
-    return isinstance(x, jax.Array) and jax.dtypes.issubdtype(
+    return isinstance(x, jax.Array) and jax.numpy.issubdtype(
         x.dtype, jax.dtypes.prng_key
     )
 

@@ -5,8 +5,7 @@ from flax import struct
 from mpmc_jax.types import Array, PyTree
 
 
-@struct.dataclass
-class TrainState:
+class TrainState(struct.PyTreeNode):
     """What a step takes and returns; a run is a function of config, data and seed.
 
     `params` and `batch_stats` hold one tree a network, by name, and the plug-in's under

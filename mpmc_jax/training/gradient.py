@@ -1,0 +1,164 @@
+"""The differentiated part of a step: one micro-batch's losses and gradients.
+
+The teacher makes targets, the student makes views, the plug-in refines them and adds
+its terms; the gradient of the whole objective is added to what came before.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+
+from mpmc_jax.methods.base import Method
+from mpmc_jax.plugins.base import Plugin
+from mpmc_jax.training import objective
+from mpmc_jax.training.optimizer import Schedule
+from mpmc_jax.training.state import PLUGIN, TrainState
+from mpmc_jax.types import Array, Network, PyTree
+
+AXIS = "devices"
+
+
+@dataclasses.dataclass(frozen=True)
+class StepConfig:
+    """The parts of a step.
+
+    Attributes:
+      method, plugin: the base method and what refines it.
+      modules: segmenter by network name.
+      optimizer, schedule: update rule, and the rate it follows (for the metrics).
+      supervised_loss: L_x.
+      batch_size: labelled images a step over all devices.
+      group_size: images that rank, mix and draw among themselves.
+      micro_batches: parts worked off one after the other.
+      steps_per_epoch: length of an epoch.
+      axis_name: the mapped axis, None on a single device without mapping.
+    """
+
+    method: Method
+    plugin: Plugin
+    modules: dict[str, Any]
+    optimizer: optax.GradientTransformation
+    schedule: Schedule
+    supervised_loss: objective.SupervisedLoss
+    batch_size: int
+    group_size: int
+    micro_batches: int
+    steps_per_epoch: int
+    axis_name: str | None = AXIS
+
+
+class Carry(struct.PyTreeNode):
+    """What moves from micro-batch to micro-batch."""
+
+    grads: PyTree
+    batch_stats: PyTree
+    teacher_stats: PyTree
+    method_state: PyTree
+
+
+def _networks(
+    config: StepConfig, params: PyTree, batch_stats: PyTree, *, train: bool
+) -> dict[str, Network]:
+    return {
+        name: Network(module, params[name], batch_stats[name], train)
+        for name, module in config.modules.items()
+    }
+
+
+def _teachers(config: StepConfig, state: TrainState, carry: Carry):
+    if config.method.teacher == "average":
+        params, stats = state.ema_params, carry.teacher_stats
+    else:
+        params, stats = state.params, carry.batch_stats
+    networks = _networks(config, params, stats, train=False)
+    return {name: network.frozen() for name, network in networks.items()}
+
+
+def _plugin_variables(params: PyTree, batch_stats: PyTree) -> PyTree:
+    if PLUGIN not in params:
+        return {}
+    return {"params": params[PLUGIN], "batch_stats": batch_stats[PLUGIN]}
+
+
+def micro_batch(
+    config: StepConfig,
+    state: TrainState,
+    carry: Carry,
+    inputs: PyTree,
+    totals: objective.Totals,
+) -> tuple[Carry, dict[str, Array]]:
+    """Adds one micro-batch's gradient to the carry.
+
+    Returns:
+      The carry, and the values of all terms and metrics: this part's share of the
+      whole batch's, the same on every device.
+    """
+    method, plugin = config.method, config.plugin
+    teachers = _teachers(config, state, carry)
+    targets, moved, method_state = jax.lax.stop_gradient(
+        method.prepare(teachers, inputs, carry.method_state)
+    )
+    active = None
+    if plugin.warmup_epochs:
+        active = state.step >= plugin.warmup_epochs * config.steps_per_epoch
+
+    def loss_fn(params: PyTree):
+        students = _networks(config, params, carry.batch_stats, train=True)
+        outputs = method.views(students, teachers, inputs, targets, method_state)
+        head = _plugin_variables(params, carry.batch_stats)
+        teacher_head = jax.lax.stop_gradient(head)
+        if plugin.teacher_head == "ema":
+            teacher_head = _plugin_variables(state.ema_params, carry.teacher_stats)
+        views, plugin_targets = plugin.refine(
+            teacher_head, outputs.views, total=totals.sum, active=active
+        )
+        terms, plugin_metrics, plugin_stats = plugin.losses(
+            head,
+            outputs.supervised,
+            views,
+            plugin_targets,
+            totals.counts,
+            total=totals.sum,
+            active=active,
+        )
+        loss, values = objective.combine(
+            outputs,
+            views,
+            terms,
+            totals,
+            config.supervised_loss,
+            scale=method.scale,
+            alpha=plugin.alpha,
+        )
+        stats = {name: net.batch_stats for name, net in outputs.students.items()}
+        if head:
+            stats[PLUGIN] = plugin_stats
+        values = {"loss": loss, **{f"loss_{k}": v for k, v in values.items()}}
+        shares = _shares(outputs.metrics | plugin_metrics, totals)
+        return loss, (values | shares, stats, outputs.state)
+
+    grads, (values, stats, method_state) = jax.grad(loss_fn, has_aux=True)(state.params)
+    teacher_stats = carry.teacher_stats
+    if moved:
+        teacher_stats = {**teacher_stats, **moved}
+    carry = Carry(
+        grads=jax.tree.map(jnp.add, carry.grads, grads),
+        batch_stats=stats,
+        teacher_stats=teacher_stats,
+        method_state=method_state,
+    )
+    return carry, values
+
+
+def _shares(
+    pairs: dict[str, tuple[Array, Array]], totals: objective.Totals
+) -> dict[str, Array]:
+    """(sum, count) of each metric -> its mean over devices, for the micro-batch."""
+    return {
+        name: totals.local_mean(jnp.asarray(value, float), jnp.asarray(count))
+        for name, (value, count) in pairs.items()
+    }
