@@ -30,7 +30,7 @@ def manifest(seed: int, data: dict[str, Any]) -> dict[str, Any]:
         "device_kind": devices[0].device_kind,
         "device_count": len(devices),
         "process_count": jax.process_count(),
-        "matmul_precision": str(jax.config.read("jax_default_matmul_precision")),
+        "matmul_precision": str(jax.config.values["jax_default_matmul_precision"]),
         "seed": seed,
         "data": data,
         "revision": revision(),
