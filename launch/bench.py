@@ -60,13 +60,15 @@ def random_batch(config: ml_collections.ConfigDict, setup: Setup) -> Batch:
 
     def crops(label: bool) -> Crops:
         shape = (size, crop, crop)
-        return Crops(
-            image=rng.integers(0, 256, (*shape, 3), np.uint8),
-            extent=np.tile(np.array([0, 0, crop, crop], np.int32), (size, 1)),
-            index=np.arange(size, dtype=np.int32),
-            record=np.arange(size, dtype=np.int32),
-            label=rng.integers(0, CLASSES, shape, np.uint8) if label else None,
-        )
+        arrays = {
+            "image": rng.integers(0, 256, (*shape, 3), np.uint8),
+            "extent": np.tile(np.array([0, 0, crop, crop], np.int32), (size, 1)),
+            "index": np.arange(size, dtype=np.int32),
+            "record": np.arange(size, dtype=np.int32),
+        }
+        if label:
+            arrays["label"] = rng.integers(0, CLASSES, shape, np.uint8)
+        return Crops(**arrays)
 
     streams = setup.method.streams
     return Batch(
@@ -106,7 +108,8 @@ def bench_step(config: ml_collections.ConfigDict, repeats: int) -> dict[str, Any
     state = parallel.replicate(init_state(setup, config.seed))
     begin = time.perf_counter()
     expected = [parallel.replicate(np.asarray(i, np.int32)) for i in range(repeats + 1)]
-    lowered = parallel.compile(make_step(setup.step)).lower(state, batch, expected[0])
+    step: Any = parallel.compile(make_step(setup.step))
+    lowered = step.lower(state, batch, expected[0])
     compiled = lowered.compile()
     compile_seconds = time.perf_counter() - begin
     times = []
@@ -159,7 +162,9 @@ def bench_mpmc(config: ml_collections.ConfigDict, repeats: int) -> dict[str, Any
     windows = [window for window in plugin.windows if window > 1]
 
     def pooled(z: Array) -> Array:
-        return sum(average_pool(z, window) for window in windows)
+        return functools.reduce(
+            jnp.add, [average_pool(z, window) for window in windows]
+        )
 
     def pulled_back(z: Array) -> Array:
         out, pull = jax.vjp(pooled, z)

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from launch import runs
@@ -43,12 +44,12 @@ def rows(run: runs.Run, count: int) -> list[list[np.ndarray]]:
         index = predictor(example.image)
         logits, _, _ = patch_logits(
             run.probe.variables,
-            network_input(example.image[None]),
+            network_input(jnp.asarray(example.image[None])),
             example.label[None],
         )
         weight, _ = adaptive_weights(
             logits,
-            index[None].astype(np.int32),
+            jnp.asarray(index[None], jnp.int32),
             confidence=run.config.mpmc.confidence,
             scale="none",
         )

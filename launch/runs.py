@@ -118,9 +118,10 @@ def probe_builder(
 
     def apply(variables: PyTree, images: Array, labels: Array):
         tap = Network(module, **variables["network"]).taps(images, plugin.tap)
-        logits = head.apply(variables["head"], tap, train=False)
+        logits: Any = head.apply(variables["head"], tap, train=False)
+        _, rows, columns, _ = tap.shape
         targets, valid = patch_targets(
-            labels, plugin.num_classes, plugin.field, size=tap.shape[1:3]
+            labels, plugin.num_classes, plugin.field, size=(rows, columns)
         )
         return logits, targets, valid
 

@@ -34,7 +34,7 @@ from mpmc_jax.types import Batch
 _LOG = logging.getLogger("mpmc_jax.train")
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration of the run.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.")
+_WORKDIR = flags.DEFINE_string("workdir", "", "Directory of the run.")
 
 
 def loop_config(
@@ -158,6 +158,8 @@ def main(argv: list[str]) -> None:
     """Entry point; user errors end with one line and status 1."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}")
+    if not _WORKDIR.value:
+        raise app.UsageError("--workdir=DIR is needed: where the run is kept")
     absl_logging.set_verbosity(absl_logging.WARNING)
     report.speak()
     keep_compiled_programs()
@@ -175,5 +177,5 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    flags.mark_flags_as_required(["config", "workdir"])
+    flags.mark_flag_as_required("config")
     app.run(main)

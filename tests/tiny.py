@@ -22,14 +22,20 @@ CROP = 33
 STEPS_PER_EPOCH = 5
 
 
-def config(argument: str = "", **changes):
-    """The synthetic configuration at toy size; `changes` are dotted keys."""
-    cfg = synthetic.get_config(argument)
+def shrink(cfg):
+    """A configuration at toy size."""
     cfg.data.crop = CROP
     cfg.model.width = 8
     cfg.model.backbone = "tiny"
     cfg.train.batch_size = 8
+    cfg.train.group_size = 2
     cfg.train.steps = 20
+    return cfg
+
+
+def config(argument: str = "", **changes):
+    """The synthetic configuration at toy size; `changes` are dotted keys."""
+    cfg = shrink(synthetic.get_config(argument))
     cfg.update_from_flattened_dict(
         {name.replace("__", "."): value for name, value in changes.items()}
     )

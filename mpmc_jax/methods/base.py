@@ -37,11 +37,20 @@ class Method(Protocol):
       supervised_loss: "ce" or "ohem".
     """
 
-    networks: tuple[str, ...]
-    streams: Streams
-    scale: float
-    teacher: Literal["student", "average"]
-    supervised_loss: str
+    @property
+    def networks(self) -> tuple[str, ...]: ...
+
+    @property
+    def streams(self) -> Streams: ...
+
+    @property
+    def scale(self) -> float: ...
+
+    @property
+    def teacher(self) -> Literal["student", "average"]: ...
+
+    @property
+    def supervised_loss(self) -> str: ...
 
     def init(self, key: Array) -> PyTree:
         """The method's own state at step 0."""
@@ -108,7 +117,10 @@ def labels(batch: Batch) -> Array:
 
 def all_taps(features: Features, prediction: Prediction) -> dict[str, Array]:
     """Every map that a plug-in may read; what it does not read is never computed."""
-    return {**features.taps, "decoder": prediction.decoder}
+    taps = dict(features.taps)
+    if prediction.decoder is not None:
+        taps["decoder"] = prediction.decoder
+    return taps
 
 
 def share(mask: Array) -> tuple[Array, Array]:

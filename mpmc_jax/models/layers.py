@@ -161,7 +161,8 @@ def _per_channel(values_c: Array) -> Array:
 
 
 def _symmetric_uniform(bound: float) -> initializers.Initializer:
-    def init(key: Array, shape: tuple[int, ...], dtype=jnp.float32) -> Array:
+    def init(key, shape, dtype=jnp.float32, out_sharding=None) -> Array:
+        del out_sharding
         return jax.random.uniform(key, shape, dtype, -bound, bound)
 
     return init

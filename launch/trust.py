@@ -1,0 +1,96 @@
+"""Asks whether lambda_s is higher on right pseudo-labels than on wrong ones.
+
+python -m launch.trust --workdir=runs/camvid --checkpoint=last
+
+Predicts the run's unlabelled training images and opens their labels, which training
+never does, for this analysis alone. Writes WORKDIR/trust_<checkpoint>.json.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from launch import runs
+from launch.cache import keep_compiled_programs
+from mpmc_jax.data.build import build_eval, build_split
+from mpmc_jax.evaluation.predict import network_input
+from mpmc_jax.plugins.mpmc import adaptive_weights
+from mpmc_jax.training.checkpoint import CheckpointError
+from mpmc_jax.training.workdir import WorkdirError
+from mpmc_jax.types import IGNORE_LABEL, Array
+
+
+def measure(run: runs.Run) -> dict[str, Any]:
+    """Mean lambda_s, relative to the mean of all, on right and on wrong pixels.
+
+    Raises:
+      ValueError: the run has no patch classifier, or its unlabelled images no labels.
+    """
+    if run.probe is None:
+        raise ValueError("this run has no patch classifier (mpmc=off): no lambda_s")
+    probe, confidence = run.probe, run.config.mpmc.confidence
+
+    @jax.jit
+    def sums(variables: Any, head: Any, image: Array, label: Array) -> Array:
+        images = network_input(image)
+        pseudo = run.module.apply(variables, images).logits.argmax(-1)
+        logits, _, _ = probe.apply(head, images, label)
+        weight, _ = adaptive_weights(
+            logits, pseudo, confidence=confidence, scale="none"
+        )
+        known = label != IGNORE_LABEL
+        right, wrong = known & (pseudo == label), known & (pseudo != label)
+        return jax.numpy.stack(
+            [right.sum(), (right * weight).sum(), wrong.sum(), (wrong * weight).sum()]
+        )
+
+    source = build_eval(run.config, "train")
+    unlabeled = set(build_split(run.config, run.info).unlabeled)
+    chosen = [i for i, name in enumerate(source.ids) if name in unlabeled]
+    if not chosen:
+        raise ValueError("none of the unlabelled images has a label to compare with")
+    total = np.zeros(4)
+    for number in chosen:
+        example = source[number]
+        one = sums(
+            run.variables, probe.variables, example.image[None], example.label[None]
+        )
+        total += np.asarray(one, np.float64)
+    mean = (total[1] + total[3]) / (total[0] + total[2])
+    return {
+        "images": len(chosen),
+        "right_pixels": int(total[0]),
+        "wrong_pixels": int(total[2]),
+        "lambda_right": total[1] / max(total[0], 1) / mean,
+        "lambda_wrong": total[3] / max(total[2], 1) / mean,
+    }
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point; user errors end with one line and status 1."""
+    parser = argparse.ArgumentParser(
+        prog="python -m launch.trust", description=__doc__, allow_abbrev=False
+    )
+    parser.add_argument("--workdir", required=True, help="directory of the run")
+    parser.add_argument("--checkpoint", default="last", help="best, last or a step")
+    args = parser.parse_args(arguments)
+    keep_compiled_programs()
+    try:
+        run = runs.open_run(args.workdir, args.checkpoint)
+        found = measure(run)
+    except (ValueError, FileNotFoundError, CheckpointError, WorkdirError) as error:
+        sys.exit(f"error: {error}")
+    record = {"step": run.step, **found, "manifest": run.manifest}
+    path = Path(args.workdir, f"trust_{args.checkpoint}.json")
+    path.write_text(json.dumps(record, indent=2) + "\n")
+    print(json.dumps(found, indent=2))
+    print(f"written to {path}")
+
+
+if __name__ == "__main__":
+    main()

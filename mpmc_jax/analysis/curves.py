@@ -1,0 +1,63 @@
+"""Learning curves and a table of several runs, from their files alone."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")  # no display is needed
+
+from matplotlib import pyplot as plt
+
+
+def read_metrics(path: Path) -> list[dict[str, float]]:
+    """The lines of a metrics.jsonl."""
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def series(lines: Sequence[Mapping[str, float]], name: str) -> list[tuple[int, float]]:
+    """(step, value) of one number, where it was written."""
+    return [(int(line["step"]), line[name]) for line in lines if name in line]
+
+
+def draw(
+    runs: Mapping[str, Sequence[Mapping[str, float]]],
+    names: Sequence[str],
+    output: Path,
+) -> None:
+    """One panel a number, one line a run, as a PNG.
+
+    Raises:
+      ValueError: no run has one of the numbers.
+    """
+    figure, axes = plt.subplots(1, len(names), figsize=(5 * len(names), 3.6))
+    for axis, name in zip([axes] if len(names) == 1 else axes, names, strict=True):
+        for run, lines in runs.items():
+            points = series(lines, name)
+            if points:
+                axis.plot(*zip(*points, strict=True), label=run, linewidth=1.2)
+        if not axis.lines:
+            raise ValueError(f"no run has written {name!r}")
+        axis.set_xlabel("step")
+        axis.set_title(name)
+        axis.grid(alpha=0.3)
+        axis.legend()
+    figure.tight_layout()
+    figure.savefig(output, dpi=110)
+    plt.close(figure)
+
+
+def table(
+    runs: Mapping[str, Sequence[Mapping[str, float]]], name: str = "val/miou"
+) -> str:
+    """Markdown: first, best and last value of a number in every run."""
+    rows = [f"| run | first {name} (step) | best (step) | last (step) | last/first |"]
+    rows.append("|---|---|---|---|---|")
+    for run, lines in runs.items():
+        points = series(lines, name)
+        first, last = points[0], points[-1]
+        best = max(points, key=lambda point: point[1])
+        cells = [f"{value:.4f} ({step})" for step, value in (first, best, last)]
+        rows.append(f"| {run} | {' | '.join(cells)} | {last[1] / first[1]:.2f} |")
+    return "\n".join(rows) + "\n"

@@ -1,0 +1,87 @@
+"""Every configuration builds and takes two steps; every method at least once."""
+
+import importlib
+import pathlib
+
+import numpy as np
+import pytest
+import tiny
+
+from configs import base, presets
+
+FILES = sorted(
+    path.stem
+    for path in pathlib.Path("configs").glob("*.py")
+    if path.stem not in ("__init__", "base", "presets")
+)
+VARIANTS = [
+    "method=unimatch,mpmc=recommended",
+    "method=mean_teacher,mpmc=paper",
+    "method=supervised,mpmc=off",
+]
+
+
+def pairs() -> list[tuple[str, str]]:
+    """Each file and each variant at least once, not their product."""
+    count = max(len(FILES), len(VARIANTS))
+    return [(FILES[i % len(FILES)], VARIANTS[i % len(VARIANTS)]) for i in range(count)]
+
+
+def test_the_variants_cover_every_method_and_mode():
+    text = ",".join(VARIANTS)
+    assert all(f"method={name}," in text for name in presets.METHODS)
+    assert all(f"mpmc={name}" in text for name in presets.MPMC)
+
+
+@pytest.mark.parametrize(("file", "variant"), pairs())
+def test_a_configuration_takes_two_steps(file, variant):
+    module = importlib.import_module(f"configs.{file}")
+    cfg = tiny.shrink(module.get_config(variant + ",backbone=resnet18"))
+    state, metrics = tiny.run(cfg, 2)
+    assert int(state.step) == 2
+    for step in metrics:
+        assert step.refused == -1
+        assert np.isfinite(step.values["loss"])
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("method=mean_teachr", r"method='mean_teachr' is unknown; valid: \['mean_te"),
+        ("mpmc=on", r"mpmc='on' is unknown; valid: \['off', 'paper', 'recommended'\]"),
+        ("metod=unimatch", "KEY one of"),
+        ("unimatch", "expected KEY=VALUE"),
+    ],
+)
+def test_a_wrong_argument_lists_the_valid_ones(argument, message):
+    with pytest.raises(ValueError, match=message):
+        presets.apply(base.get_base(), argument)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("model__backbone", "resnet34", "resnet18"),
+        ("model__name", "fcn", "deeplabv3plus"),
+        ("model__variant", "other", "augseg"),
+        ("model__dtype", "float16", "bfloat16"),
+        ("method__name", "fixmatch", "mean_teacher"),
+        ("method__supervised_loss", "dice", "ohem"),
+        ("mpmc__tap", "layer9", "layer1"),
+        ("mpmc__head", "big", "lite"),
+        ("mpmc__windows", (5,), "19"),
+        ("mpmc__lambda_scale", "sum", "mean"),
+        ("mpmc__teacher_head", "ema", "student"),
+        ("train__parallel", "pjit", "shard_map"),
+        ("train__group_size", 3, "multiple"),
+    ],
+)
+def test_a_wrong_value_lists_the_valid_ones(key, value, message):
+    cfg = tiny.config("method=unimatch,mpmc=recommended", **{key: value})
+    with pytest.raises(ValueError, match=message):
+        tiny.run(cfg, 0)
+
+
+def test_an_unknown_key_is_refused():
+    with pytest.raises((KeyError, AttributeError)):
+        base.get_base().train.bach_size = 3
