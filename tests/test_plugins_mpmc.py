@@ -5,76 +5,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import linen as nn
+from plugin_fakes import (
+    CLASSES,
+    COEFFICIENTS,
+    DEPTH,
+    FIELD,
+    PLUGIN,
+    SIDE,
+    SIZE,
+    fill,
+    make_view,
+    network,
+    region,
+)
 
-from configs import base as configs
 from mpmc_jax import losses
 from mpmc_jax.models.pooling import multi_scale_pool
-from mpmc_jax.models.receptive_field import ReceptiveField
-from mpmc_jax.plugins import Identity, build_plugin, mpmc
-from mpmc_jax.plugins.mpmc import MPMC, adaptive_weights, patch_targets, patch_valid
-from mpmc_jax.types import Features, Network, Region, Supervised, View
-
-SIDE, CLASSES, DEPTH = 17, 4, 6
-FIELD, SIZE = ReceptiveField(7, 4, 3), (5, 5)
-PLUGIN = MPMC(CLASSES, FIELD, SIZE, width=4)
-COEFFICIENTS = {"s1": 1.0, "fp": 2.0, "known": 5.0}
-
-
-class Encoder(nn.Module):
-    """One strided convolution: a tap with the field above."""
-
-    def setup(self):
-        self.conv = nn.Conv(DEPTH, (7, 7), 4, padding=3)
-
-    def encode(self, images, *, until=None, train=False):
-        assert not train, "the teacher's pass is an evaluation"
-        return Features({until or "layer1": self.conv(images)}, images.shape[1:3])
-
-
-def fill(shapes, seed):
-    """Positive scales and statistics, kernels of both signs."""
-    rng = np.random.default_rng(seed)
-
-    def draw(leaf):
-        if leaf.ndim < 2:
-            return rng.uniform(0.2, 1.2, leaf.shape).astype(leaf.dtype)
-        return rng.normal(0, 0.3, leaf.shape).astype(leaf.dtype)
-
-    return jax.tree.map(draw, shapes)
-
-
-def network():
-    module = Encoder()
-    shapes = jax.eval_shape(
-        lambda: module.init(
-            jax.random.key(0), jnp.zeros((1, SIDE, SIDE, 3)), method="encode"
-        )
-    )
-    return Network(module, fill(shapes["params"], seed=0), {})
-
-
-def region(seed, share=0.9, b=2):
-    real = np.random.default_rng(seed).random((b, SIDE, SIDE)) < share
-    real[0, 9:] = False  # whole patches of padding
-    return Region(valid=jnp.asarray(real), real=jnp.asarray(real))
-
-
-def make_view(name, seed, teacher):
-    rng = np.random.default_rng(seed)
-    shape = (2, SIDE, SIDE)
-    return View(
-        logits=jnp.asarray(rng.normal(size=(*shape, CLASSES)), jnp.float32),
-        taps={"layer1": jnp.asarray(rng.normal(size=(2, *SIZE, DEPTH)), jnp.float32)},
-        image=jnp.asarray(rng.normal(size=(*shape, 3)), jnp.float32),
-        target=jnp.asarray(rng.integers(0, CLASSES, shape), jnp.int32),
-        weight=jnp.asarray(rng.random(shape) < 0.6, jnp.float32),
-        region=region(seed),
-        teacher=teacher,
-        name=name,
-        coefficient=COEFFICIENTS[name],
-        unlabelled=name != "known",
-    )
+from mpmc_jax.plugins import Identity, mpmc
+from mpmc_jax.plugins.mpmc import adaptive_weights, patch_targets, patch_valid
+from mpmc_jax.types import Region, Supervised
 
 
 @pytest.fixture(scope="module")
@@ -316,52 +265,6 @@ def test_another_crop_than_it_was_built_for_is_refused(inputs):
     plugin = dataclasses.replace(PLUGIN, tap_size=(6, 5))
     with pytest.raises(ValueError, match=r"built for \(6, 5\)"):
         run(plugin, inputs)
-
-
-def _config(**overrides):
-    config = configs.get_base()
-    config.mpmc.enabled = True
-    for key, value in overrides.items():
-        config.mpmc[key] = value
-    return config
-
-
-def test_build_passes_every_key_on():
-    changed = {"beta": 0.3, "windows": (1, 19), "head": "lite", "lambda_s": False}
-    plugin = build_plugin(_config(**changed), CLASSES, FIELD, SIZE)
-    assert isinstance(plugin, MPMC)
-    assert {key: getattr(plugin, key) for key in changed} == changed
-    assert plugin == dataclasses.replace(MPMC(CLASSES, FIELD, SIZE), **changed)
-    config = _config()
-    config.mpmc.enabled = False
-    assert build_plugin(config, CLASSES, FIELD, SIZE) == Identity()
-
-
-@pytest.mark.parametrize(
-    "key, value, message",
-    [
-        ("confidence", "entropy", "softmax_prob, softmax_logit, sigmoid"),
-        ("lambda_scale", "sum", "none, max, mean"),
-        ("target", "soften", "soft, hard"),
-        ("teacher_head", "average", "student, ema"),
-        ("teacher_head", "ema", "keeps no average"),
-        ("head", "heavy", "paper, lite"),
-        ("windows", (1, 5), r"\(1, 7, 19\)"),
-        ("windows", (), r"\(1, 7, 19\)"),
-    ],
-)
-def test_build_refuses_and_names_the_valid_values(key, value, message):
-    with pytest.raises(ValueError, match=message) as error:
-        build_plugin(_config(**{key: value}), CLASSES, FIELD, SIZE)
-    assert f"mpmc.{key}" in str(error.value)
-
-
-def test_build_warns_of_a_field_that_covers_the_crop(caplog):
-    config = _config()
-    config.data.crop = 39
-    with caplog.at_level("WARNING"):
-        build_plugin(config, CLASSES, ReceptiveField(39, 4, 19), (10, 10))
-    assert "covers the whole crop" in caplog.text
 
 
 def test_the_pooling_is_the_models():

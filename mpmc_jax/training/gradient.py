@@ -17,7 +17,7 @@ from mpmc_jax.plugins.base import Plugin
 from mpmc_jax.training import objective
 from mpmc_jax.training.optimizer import Schedule
 from mpmc_jax.training.state import PLUGIN, TrainState
-from mpmc_jax.types import Array, Network, PyTree
+from mpmc_jax.types import Array, Network, Outputs, PyTree
 
 AXIS = "devices"
 
@@ -97,49 +97,22 @@ def micro_batch(
       The carry, and the values of all terms and metrics: this part's share of the
       whole batch's, the same on every device.
     """
-    method, plugin = config.method, config.plugin
+    method = config.method
     teachers = _teachers(config, state, carry)
     targets, moved, method_state = jax.lax.stop_gradient(
         method.prepare(teachers, inputs, carry.method_state)
     )
-    active = None
-    if plugin.warmup_epochs:
-        active = state.step >= plugin.warmup_epochs * config.steps_per_epoch
 
     def loss_fn(params: PyTree):
         students = _networks(config, params, carry.batch_stats, train=True)
         outputs = method.views(students, teachers, inputs, targets, method_state)
-        head = _plugin_variables(params, carry.batch_stats)
-        teacher_head = jax.lax.stop_gradient(head)
-        if plugin.teacher_head == "ema":
-            teacher_head = _plugin_variables(state.ema_params, carry.teacher_stats)
-        views, plugin_targets = plugin.refine(
-            teacher_head, outputs.views, total=totals.sum, active=active
-        )
-        terms, plugin_metrics, plugin_stats = plugin.losses(
-            head,
-            outputs.supervised,
-            views,
-            plugin_targets,
-            totals.counts,
-            total=totals.sum,
-            active=active,
-        )
-        loss, values = objective.combine(
-            outputs,
-            views,
-            terms,
-            totals,
-            config.supervised_loss,
-            scale=method.scale,
-            alpha=plugin.alpha,
+        loss, values, head_stats = _objective(
+            config, state, carry, params, outputs, totals
         )
         stats = {name: net.batch_stats for name, net in outputs.students.items()}
-        if head:
-            stats[PLUGIN] = plugin_stats
-        values = {"loss": loss, **{f"loss_{k}": v for k, v in values.items()}}
-        shares = _shares(outputs.metrics | plugin_metrics, totals)
-        return loss, (values | shares, stats, outputs.state)
+        if PLUGIN in params:
+            stats[PLUGIN] = head_stats
+        return loss, (values, stats, outputs.state)
 
     grads, (values, stats, method_state) = jax.grad(loss_fn, has_aux=True)(state.params)
     teacher_stats = carry.teacher_stats
@@ -152,6 +125,48 @@ def micro_batch(
         method_state=method_state,
     )
     return carry, values
+
+
+def _objective(
+    config: StepConfig,
+    state: TrainState,
+    carry: Carry,
+    params: PyTree,
+    outputs: Outputs,
+    totals: objective.Totals,
+) -> tuple[Array, dict[str, Array], PyTree]:
+    """Total loss, all values by name, and the plug-in's moved statistics."""
+    plugin = config.plugin
+    active = None
+    if plugin.warmup_epochs:
+        active = state.step >= plugin.warmup_epochs * config.steps_per_epoch
+    head = _plugin_variables(params, carry.batch_stats)
+    teacher_head = jax.lax.stop_gradient(head)
+    if plugin.teacher_head == "ema":
+        teacher_head = _plugin_variables(state.ema_params, carry.teacher_stats)
+    views, targets = plugin.refine(
+        teacher_head, outputs.views, total=totals.sum, active=active
+    )
+    terms, metrics, head_stats = plugin.losses(
+        head,
+        outputs.supervised,
+        views,
+        targets,
+        totals.counts,
+        total=totals.sum,
+        active=active,
+    )
+    loss, unweighted = objective.combine(
+        outputs,
+        views,
+        terms,
+        totals,
+        config.supervised_loss,
+        scale=config.method.scale,
+        alpha=plugin.alpha,
+    )
+    values = {"loss": loss, **{f"loss_{k}": v for k, v in unweighted.items()}}
+    return loss, values | _shares(outputs.metrics | metrics, totals), head_stats
 
 
 def _shares(
