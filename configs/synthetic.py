@@ -16,11 +16,11 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
     config.data.name = "synthetic"
     config.data.crop = 97
     config.model.backbone = "resnet18"
-    config.optimizer.lr = 1e-2
+    config.optimizer.lr = 2e-2
     config.optimizer.head_multiplier = 1.0
-    config.train.batch_size = 4
+    config.train.batch_size = 2
     config.train.group_size = 2
-    config.train.steps = 250
+    config.train.steps = 200
     config.train.eval_every = 50
     config.train.checkpoint_every = 50
     return presets.apply(config, argument)

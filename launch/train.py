@@ -19,6 +19,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
+from configs import base
 from launch import runs
 from launch.cache import keep_compiled_programs
 from mpmc_jax.data.build import build_eval
@@ -154,6 +155,18 @@ def _write_manifest(config, directory, info, pipeline) -> None:
     (directory / "manifest.json").write_text(text)
 
 
+def parse_flags(argv: list[str]) -> list[str]:
+    """Absl's parser, but a mistake in --config is one line, not a traceback."""
+    try:
+        return flags.FLAGS(argv)
+    except (KeyError, AttributeError) as error:
+        valid = ", ".join(workdir.flatten(base.get_base().to_dict()))
+        sys.exit(f"error: unknown configuration key {error}; valid: {valid}")
+    except (flags.Error, ValueError, OSError) as error:
+        # ml_collections wraps what a configuration file raised; its reason is last.
+        sys.exit(f"error: {str(error).strip().splitlines()[-1]}")
+
+
 def main(argv: list[str]) -> None:
     """Entry point; user errors end with one line and status 1."""
     if len(argv) > 1:
@@ -178,4 +191,4 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
     flags.mark_flag_as_required("config")
-    app.run(main)
+    app.run(main, flags_parser=parse_flags)

@@ -12,18 +12,24 @@ import tempfile
 
 import pytest
 
-_COMPILATION_CACHE = tempfile.mkdtemp(prefix="mpmc_jax_tests_")
+_WORKER = "PYTEST_XDIST_WORKER" in os.environ
+if not _WORKER:
+    # Workers inherit it, so that what one compiled no other compiles again.
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="mpmc_jax_tests_")
 
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
-os.environ["JAX_COMPILATION_CACHE_DIR"] = _COMPILATION_CACHE
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
 
 
+def pytest_sessionfinish():
+    if not _WORKER:
+        shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+
+
 @pytest.fixture(scope="session", autouse=True)
-def _session():
+def _no_other_framework():
     yield
-    shutil.rmtree(_COMPILATION_CACHE, ignore_errors=True)
     loaded = {"tensorflow", "torch"} & sys.modules.keys()
     assert not loaded, f"the tests imported {sorted(loaded)}; the package must not"

@@ -15,6 +15,7 @@ from mpmc_jax.models import (
     tap_channels,
 )
 from mpmc_jax.models.preprocess import normalize, to_unit
+from tests.variables import random_variables
 from tests.x64 import run_x64
 
 KEY = jax.random.key(0)
@@ -24,7 +25,7 @@ TINY_BOTTLENECK = ModelConfig(variant="augseg", width=4, num_classes=3)
 
 def setup(config=TINY, size=(33, 40)):
     images = jax.random.normal(KEY, (2, *size, config.in_channels))
-    return build_segmenter(config), init_variables(KEY, config), images
+    return build_segmenter(config), random_variables(config), images
 
 
 @partial(jax.jit, static_argnames=("module", "method", "until"))
@@ -147,7 +148,7 @@ def rematerialisation_errors() -> dict[str, float]:
     for remat in (False, True):
         config = ModelConfig(backbone="resnet18", width=8, num_classes=5, remat=remat)
         module, variables, images = setup(config)
-        variables = jax.tree.map(lambda v: v.astype(jnp.float64), variables)
+        variables = jax.tree.map(jnp.float64, variables)
 
         def loss(params, module=module, variables=variables, images=images):
             prediction, moved = module.apply(

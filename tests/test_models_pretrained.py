@@ -7,11 +7,11 @@ import pytest
 from mpmc_jax.models import (
     ModelConfig,
     build_segmenter,
-    init_variables,
     load_torch_backbone,
     load_torch_state_dict,
 )
 from mpmc_jax.models.pretrained import torch_names
+from tests.variables import random_variables
 
 CONFIGS = {
     "unimatch": ModelConfig(width=4, num_classes=3),
@@ -43,7 +43,7 @@ def assert_equal(a, b):
 @pytest.fixture(params=CONFIGS, scope="module")
 def case(request):
     config = CONFIGS[request.param]
-    return config, init_variables(jax.random.key(3), config)
+    return config, random_variables(config)
 
 
 @pytest.mark.parametrize("prefix", ["", "module."])
@@ -91,8 +91,8 @@ def test_backbone_alone_loads_from_the_flat_names(case):
 
 
 def test_converted_weights_give_the_same_prediction():
-    config = CONFIGS["unimatch"]
-    variables = init_variables(jax.random.key(3), config)
+    config = CONFIGS["basic"]
+    variables = random_variables(config)
     loaded = load_torch_state_dict(torch_state_dict(config, variables), config)
     images = jax.random.normal(jax.random.key(0), (1, 33, 33, 3))
     module = build_segmenter(config)

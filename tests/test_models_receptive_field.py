@@ -9,9 +9,9 @@ from mpmc_jax.models import (
     ModelConfig,
     ReceptiveField,
     build_segmenter,
-    init_variables,
     receptive_field,
 )
+from tests.variables import random_variables
 
 
 @pytest.mark.parametrize("variant", ["unimatch", "augseg"])
@@ -38,7 +38,7 @@ def rows_seen(config: ModelConfig, tap: str, size: int, position: int) -> np.nda
     loses one maximum or meets one closed ReLU still shows through another.
     """
     module = build_segmenter(config)
-    variables = init_variables(jax.random.key(0), config)
+    variables = random_variables(config)
 
     def response(images_bhwc):
         features = module.apply(variables, images_bhwc, until=tap, method=module.encode)

@@ -36,7 +36,7 @@ class Canvas:
     def color(self, *choices: tuple[float, float, float]) -> np.ndarray:
         """One of the choices, a little off."""
         base = choices[self.rng.integers(len(choices))]
-        return np.clip(np.asarray(base) + self.rng.normal(0, 0.05, 3), 0.02, 1)
+        return np.clip(np.asarray(base) + self.rng.normal(0, 0.03, 3), 0.02, 1)
 
     def shape(self, kind: str, *points: tuple[float, float]) -> np.ndarray:
         """(h,w) bool of a "polygon", "ellipse" or "rectangle" with (x, y) corners."""
@@ -78,10 +78,10 @@ class Canvas:
     def photograph(self) -> tuple[np.ndarray, np.ndarray]:
         """Light, shadow, colour cast and sensor noise; a void frame."""
         rng = self.rng
-        gain = rng.uniform(0.7, 1.2) * (1 + rng.normal(0, 0.04, 3))
+        gain = rng.uniform(0.85, 1.15) * (1 + rng.normal(0, 0.02, 3))
         cast = rng.normal(0, 0.02, 3)
         grain = rng.standard_normal(self.light.shape, np.float32)
-        light = self.light * (1 + 0.12 * self.noise(48))[..., None]
+        light = self.light * (1 + 0.08 * self.noise(48))[..., None]
         light = light * gain.astype(np.float32) + cast.astype(np.float32)
         light += np.float32(rng.uniform(0.01, 0.04)) * grain
         label = self.label.copy()

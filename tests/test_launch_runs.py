@@ -1,0 +1,247 @@
+"""The programs as a user runs them: train, kill, resume, evaluate, predict, draw."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from data_sets import make_folder, prepare_synthetic
+from PIL import Image
+
+ROOT = Path(__file__).parent.parent
+# A network and crops small enough to train in seconds.
+SMALL = (
+    "--config.model.width=8",
+    "--config.data.crop=49",
+    "--config.train.batch_size=4",
+    "--config.train.steps=6",
+    "--config.train.eval_every=3",
+    "--config.train.checkpoint_every=2",
+    "--config.train.log_every=1",
+)
+CONFIG = (
+    "configs/synthetic.py:method=unimatch,mpmc=recommended,backbone=resnet18,split=4"
+)
+# One device, as on a user's machine; the tests' own flags stay out.
+ENVIRONMENT = os.environ | {"XLA_FLAGS": "", "JAX_NUMPY_RANK_PROMOTION": "raise"}
+
+
+def start(*arguments):
+    return subprocess.Popen(
+        [sys.executable, "-m", *map(str, arguments)],
+        cwd=ROOT,
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def run(*arguments, fails=False):
+    process = start(*arguments)
+    output, _ = process.communicate(timeout=1200)
+    assert (process.returncode != 0) == fails, output[-4000:]
+    return output
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A data set, and a run that was killed once and finished."""
+    place = tmp_path_factory.mktemp("runs")
+    prepare_synthetic(place / "data", train=13, val=4)
+    command = ("launch.train", f"--config={CONFIG}", f"--workdir={place / 'run'}")
+    command += (f"--config.data.data_dir={place / 'data'}", *SMALL)
+    process = start(*command)
+    deadline = time.monotonic() + 900
+    while not (place / "run" / "checkpoints" / "2").is_dir():
+        assert process.poll() is None, process.communicate()[0][-4000:]
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    (place / "output.txt").write_text(run(*command))
+    return place
+
+
+@pytest.mark.full
+def test_a_killed_run_goes_on_and_finishes(place):
+    assert "going on from step" in (place / "output.txt").read_text()
+    lines = [json.loads(x) for x in (place / "run" / "metrics.jsonl").open()]
+    trained = [x["step"] for x in lines if "train/loss" in x]
+    assert trained[-1] == 6 and len(trained) == len(set(trained))
+    assert [x["step"] for x in lines if "val/miou" in x][-1] == 6
+    assert {"val/patch_map", "val/patch_hamming_constant"} <= set(lines[-1]) | set(
+        lines[-2]
+    )
+    assert any(name.startswith("val/iou/") for name in lines[-1] | lines[-2])
+    manifest = json.loads((place / "run" / "manifest.json").read_text())
+    assert {"versions", "device_kind", "seed", "data", "revision"} <= set(manifest)
+    assert manifest["data"]["fingerprint"]
+    assert len((place / "run" / "splits" / "labeled.txt").read_text().split()) == 4
+
+
+@pytest.mark.full
+def test_the_same_workdir_with_other_settings_is_refused(place):
+    output = run(
+        "launch.train",
+        f"--config={CONFIG}",
+        f"--workdir={place / 'run'}",
+        f"--config.data.data_dir={place / 'data'}",
+        *SMALL,
+        "--config.seed=1",
+        fails=True,
+    )
+    assert "seed: 0 there, 1 now" in output
+    assert "Traceback" not in output
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("checkpoint", ["best", "last"])
+def test_evaluate_prints_a_table_and_writes_its_figures(place, checkpoint):
+    output = run(
+        "launch.evaluate", f"--workdir={place / 'run'}", f"--checkpoint={checkpoint}"
+    )
+    assert "building" in output and "exact" in output
+    path = place / "run" / f"eval_val_{checkpoint}.json"
+    found = json.loads(path.read_text())
+    assert 0 <= found["scalars"]["miou"] <= 1
+    assert found["manifest"]["versions"]["jax"]
+
+
+@pytest.mark.full
+def test_predict_figure_trust_and_compare(place):
+    images = place / "images"
+    images.mkdir()
+    rng = np.random.default_rng(0)
+    for name, shape in (("rgb", (40, 50, 3)), ("grey", (33, 41))):
+        Image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8)).save(
+            images / f"{name}.png"
+        )
+    (images / "broken.png").write_bytes(b"no picture")
+    output = run(
+        "launch.predict",
+        f"--workdir={place / 'run'}",
+        f"--input={images}",
+        f"--output={place / 'predictions'}",
+        fails=True,
+    )
+    assert "broken.png" in output and "2 of 3 images" in output
+    names = {path.name for path in (place / "predictions").iterdir()}
+    assert {"rgb_index.png", "grey_color.png", "rgb_overlay.png"} <= names
+    index = np.asarray(Image.open(place / "predictions" / "grey_index.png"))
+    assert index.shape == (33, 41) and index.max() < 9
+    run(
+        "launch.figure",
+        f"--workdir={place / 'run'}",
+        f"--output={place / 'figure.png'}",
+        "--images=2",
+    )
+    assert Image.open(place / "figure.png").width > 4 * 48
+    run("launch.trust", f"--workdir={place / 'run'}")
+    trust = json.loads((place / "run" / "trust_last.json").read_text())
+    assert trust["right_pixels"] > 0 and trust["wrong_pixels"] > 0
+    share = trust["right_pixels"] / (trust["right_pixels"] + trust["wrong_pixels"])
+    mean = share * trust["lambda_right"] + (1 - share) * trust["lambda_wrong"]
+    assert abs(mean - 1) < 1e-4
+    output = run("launch.compare", f"--output={place / 'results'}", place / "run")
+    assert "| run |" in output
+    assert (place / "results" / "curves.png").stat().st_size > 1000
+    assert (place / "results" / "run" / "manifest.json").exists()
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("--config=configs/synthetic.py:method=unimatsch", "valid: \\['mean_teacher'"),
+        ("--config.data.name=coco", "one of synthetic"),
+        ("--config.data.data_dir=/nowhere", "launch.prepare_data --dataset=synthetic"),
+        ("--config.model.backbone=resnet34", "resnet101"),
+        ("--config.train.bach_size=4", "bach_size"),
+        ("--config.train.batch_size=3", "train.group_size=2"),
+    ],
+)
+def test_mistakes_end_with_one_clear_error(place, change, message):
+    arguments = [f"--config={CONFIG}", f"--config.data.data_dir={place / 'data'}"]
+    if change.startswith("--config=") or "data_dir" in change:
+        arguments = [x for x in arguments if x.split("=")[0] != change.split("=")[0]]
+    if "--config=" not in "".join(x[:9] for x in [*arguments, change]):
+        arguments.insert(0, f"--config={CONFIG}")
+    output = run(
+        "launch.train",
+        *sorted([*arguments, change], key=lambda x: not x.startswith("--config=")),
+        f"--workdir={place / 'other'}",
+        fails=True,
+    )
+    assert re.search(message, output), output[-2000:]
+    assert "Traceback" not in output, output[-4000:]
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("what", ["step", "mpmc", "data", "eval"])
+def test_bench_prints_one_json_object(place, what):
+    output = run(
+        "launch.bench",
+        f"--what={what}",
+        "--backbone=resnet18",
+        "--crop=49",
+        "--steps=1",
+        f"--data_dir={place / 'data'}",
+    )
+    figures = json.loads(output.splitlines()[-1])
+    assert figures["manifest"]["versions"]["jax"]
+    assert figures["images_per_second"] > 0
+    if what in ("step", "mpmc"):
+        assert figures["flops"] > 1e9 and figures["peak_bytes"] > 1e6
+    if what == "mpmc":
+        assert 0 < figures["share"] < 1
+
+
+@pytest.mark.full
+def test_every_command_of_the_readme_runs(tmp_path):
+    text = (ROOT / "README.md").read_text()
+    blocks = re.findall(r"```bash\n(.*?)```", text, flags=re.DOTALL)
+    lines = [line for block in blocks for line in block.splitlines()]
+    ours = [line.split("#")[0].strip() for line in lines if "python -m launch" in line]
+    others = [
+        line for line in lines if line not in ours and "python -m launch" not in line
+    ]
+    # These are run elsewhere: by CI itself, and by the quick start's own test.
+    for line in others:
+        assert re.match(r"bash launch/(quickstart|test)\.sh|.*-m pip install", line)
+    source = make_folder(tmp_path / "mine", images=12)
+    (source / "unlabeled").mkdir()
+    for i in range(6):
+        noise = np.random.default_rng(i).integers(0, 256, (20, 24, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(source / "unlabeled" / f"u{i}.png")
+    assert len(ours) == 5
+    for line in ours:
+        arguments = line.replace("DIR", str(source)).replace("runs/", f"{tmp_path}/")
+        arguments = arguments.replace("=data", f"={tmp_path}/data").split()[2:]
+        if arguments[0] == "launch.train":
+            arguments += [*SMALL, f"--config.data.data_dir={tmp_path}/data"]
+        run(*arguments)
+    assert len(list((tmp_path / "mine" / "predictions").glob("*_index.png"))) == 6
+
+
+@pytest.mark.full
+def test_the_quick_start_reaches_its_mark(tmp_path):
+    """About ten minutes; it asserts val/miou and the patch classifier itself."""
+    environment = ENVIRONMENT | {"MPMC_VENV": sys.prefix}
+    done = subprocess.run(
+        ["bash", "launch/quickstart.sh", str(tmp_path / "run")],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=3000,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    assert (tmp_path / "run" / "figure.png").exists()
