@@ -69,6 +69,7 @@ def make_evaluate(
         variables = runs.select(state, which, network)
         result = evaluator.run(variables, source, probe(state, which))
         scalars = result.scalars(info.class_names)
+        scalars["pad_to"] = result.pad_to
         return {f"val/{name}": value for name, value in scalars.items()}
 
     return evaluate
@@ -104,7 +105,7 @@ def train(config: ml_collections.ConfigDict, directory: Path) -> TrainState:
         _write_manifest(config, directory, info, pipeline)
     rhythm = loop_config(config, pipeline.steps_per_epoch)
     _LOG.info(
-        "%d labelled images (each %d times an epoch), %d unlabelled; %d steps an "
+        "%d labelled images (each %.1f times an epoch), %d unlabelled; %d steps an "
         "epoch, %d in all; %d devices",
         pipeline.num_labeled,
         pipeline.repetition,

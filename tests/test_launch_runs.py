@@ -64,7 +64,7 @@ def place(tmp_path_factory):
         assert time.monotonic() < deadline
         time.sleep(0.2)
     process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.communicate()
     (place / "output.txt").write_text(run(*command))
     return place
 

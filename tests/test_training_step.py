@@ -161,3 +161,16 @@ def test_layout_keeps_groups_whole_and_micro_batches_alike(devices, processes, p
 def test_batches_that_do_not_divide_are_refused(batch, group, parts, devices, message):
     with pytest.raises(ValueError, match=message):
         Layout(batch, group, parts).check(devices, 1)
+
+
+@pytest.mark.full
+def test_bfloat16_computes_in_it_and_keeps_float32():
+    cfg = tiny.config("method=unimatch,mpmc=recommended", model__dtype="bfloat16")
+    state, metrics = tiny.run(cfg, 2)
+    for leaf in jax.tree.leaves((state.params, state.batch_stats, state.opt_state)):
+        assert leaf.dtype in (np.float32, np.int32)
+    assert all(np.isfinite(v) for m in metrics for v in m.values.values())
+    narrow = metrics[0].values["loss"]
+    wide = tiny.run(tiny.config("method=unimatch,mpmc=recommended"), 1)[1][0]
+    assert narrow != wide.values["loss"]
+    np.testing.assert_allclose(narrow, wide.values["loss"], rtol=0.05)
