@@ -77,13 +77,13 @@ def make_evaluate(
 
 def initial_state(
     config: ml_collections.ConfigDict, setup: Setup, checkpointer: Checkpointer
-) -> TrainState:
-    """The newest checkpoint's state, or a fresh one."""
+) -> tuple[TrainState, int]:
+    """State and data position: those of the newest checkpoint, or the beginning."""
     restored = checkpointer.restore_latest(state_shape(setup))
-    if restored is not None:
-        _LOG.info("going on from step %d", restored.step)
-        return restored.state
-    return runs.to_host(init_state(setup, config.seed))
+    if restored is None:
+        return runs.to_host(init_state(setup, config.seed)), 0
+    _LOG.info("going on from step %d", restored.step)
+    return restored.state, restored.data_state["next_index"]
 
 
 def train(config: ml_collections.ConfigDict, directory: Path) -> TrainState:
@@ -98,8 +98,7 @@ def train(config: ml_collections.ConfigDict, directory: Path) -> TrainState:
     )
     workdir.claim(directory, config)
     checkpointer = Checkpointer(directory / runs.CHECKPOINTS, config.train.keep)
-    state = initial_state(config, setup, checkpointer)
-    start = int(state.step)
+    state, position = initial_state(config, setup, checkpointer)
     if jax.process_index() == 0:
         pipeline.split.save(directory / "splits")
         _write_manifest(config, directory, info, pipeline)
@@ -114,8 +113,10 @@ def train(config: ml_collections.ConfigDict, directory: Path) -> TrainState:
         rhythm.steps,
         jax.device_count(),
     )
-    reporter = report.Report(directory, start, rhythm.steps, config.train.batch_size)
-    data = pipeline.iterator(start)
+    reporter = report.Report(
+        directory, int(state.step), rhythm.steps, config.train.batch_size
+    )
+    data = pipeline.iterator(position)
     try:
         return loop.train(
             rhythm,

@@ -72,7 +72,8 @@ def place(tmp_path_factory):
 @pytest.mark.full
 def test_a_killed_run_goes_on_and_finishes(place):
     assert "going on from step" in (place / "output.txt").read_text()
-    lines = [json.loads(x) for x in (place / "run" / "metrics.jsonl").open()]
+    text = (place / "run" / "metrics.jsonl").read_text()
+    lines = [json.loads(line) for line in text.splitlines()]
     trained = [x["step"] for x in lines if "train/loss" in x]
     assert trained[-1] == 6 and len(trained) == len(set(trained))
     assert [x["step"] for x in lines if "val/miou" in x][-1] == 6

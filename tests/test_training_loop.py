@@ -211,6 +211,7 @@ def test_metrics_are_json_and_resume_drops_later_lines(tmp_path, caplog):
         second.add({"loss": 1.0, "lr": 0.1})
         second.flush(3)
     second.close()
-    lines = [json.loads(x) for x in (tmp_path / "metrics.jsonl").open()]
+    text = (tmp_path / "metrics.jsonl").read_text()
+    lines = [json.loads(line) for line in text.splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 3]
     assert lines[-1]["train/loss"] == 1.0

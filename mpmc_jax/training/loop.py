@@ -119,7 +119,7 @@ def train(
             if turn:
                 one = parallel.fetch(device_state)
                 miou = _evaluate(config, done, one, evaluate, report)
-                checkpointer.save(one, {"next_index": done}, miou)
+                checkpointer.save(one, data.get_state(), miou)
                 report.pause()
             if stop.requested and done < config.steps:
                 checkpointer.close()
