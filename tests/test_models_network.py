@@ -16,7 +16,7 @@ from mpmc_jax.models import (
 )
 from mpmc_jax.models.preprocess import normalize, to_unit
 from mpmc_jax.models.resnet import Backbone, ResNet, resnet_spec
-from tests.variables import random_variables
+from tests.variables import random_like, random_variables
 from tests.x64 import run_x64
 
 KEY = jax.random.key(0)
@@ -154,7 +154,8 @@ def rematerialisation_errors() -> dict[str, float]:
     )
     images = jax.random.normal(KEY, (2, 33, 33, 3), jnp.float64)
     arguments = {"until": None, "train": True}
-    variables = ResNet(spec).init(KEY, images, **arguments)
+    init = partial(ResNet(spec).init, **arguments)
+    variables = random_like(jax.eval_shape(init, KEY, images))
     variables = jax.tree.map(jnp.float64, variables)
 
     def run(remat):

@@ -178,7 +178,7 @@ def test_a_directory_that_cannot_be_written_is_refused_at_once(tmp_path):
 
 
 def test_a_workdir_of_another_run_is_refused_with_the_difference(tmp_path):
-    cfg = tiny.config("method=supervised")
+    cfg = tiny.config("method=supervised", optimizer__lr=0.01)
     workdir.claim(tmp_path, cfg)
     workdir.claim(tmp_path, cfg)
     other = tiny.config("method=supervised", optimizer__lr=0.5)

@@ -107,7 +107,7 @@ def run(
     cfg,
     steps: int,
     *,
-    kind: str = "pmap",
+    kind: str | None = None,
     devices: int = 1,
     state: TrainState | None = None,
     change=lambda parts: parts,
@@ -120,7 +120,7 @@ def run(
     if state is None:
         state = wide(init_state(parts, cfg.seed))
     layout = Layout(cfg.train.batch_size, cfg.train.group_size, cfg.train.accumulation)
-    parallel = Parallel(kind, layout, jax.devices()[:devices])
+    parallel = Parallel(kind or cfg.train.parallel, layout, jax.devices()[:devices])
     step = parallel.compile(make_step(parts.step))
     start = int(state.step)
     on_device = parallel.replicate(state)

@@ -7,8 +7,13 @@ from mpmc_jax.models import ModelConfig, init_variables
 
 
 def random_variables(config: ModelConfig, seed: int = 0):
-    """Kernels of variance 2 / fan-in; every vector positive, about one."""
+    """Variables of a segmenter, see `random_like`."""
     shapes = jax.eval_shape(lambda key: init_variables(key, config), jax.random.key(0))
+    return random_like(shapes, seed)
+
+
+def random_like(shapes, seed: int = 0):
+    """Kernels of variance 2 / fan-in; every vector positive, about one."""
     rng = np.random.default_rng(seed)
 
     def draw(leaf) -> np.ndarray:
