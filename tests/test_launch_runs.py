@@ -135,7 +135,8 @@ def test_predict_figure_trust_and_compare(place):
     assert "broken.png" in output and "2 of 3 images" in output
     names = {path.name for path in (place / "predictions").iterdir()}
     assert {"rgb_index.png", "grey_color.png", "rgb_overlay.png"} <= names
-    index = np.asarray(Image.open(place / "predictions" / "grey_index.png"))
+    with Image.open(place / "predictions" / "grey_index.png") as image:
+        index = np.asarray(image)
     assert index.shape == (33, 41) and index.max() < 9
     run(
         "launch.figure",
@@ -143,7 +144,8 @@ def test_predict_figure_trust_and_compare(place):
         f"--output={place / 'figure.png'}",
         "--images=2",
     )
-    assert Image.open(place / "figure.png").width > 4 * 48
+    with Image.open(place / "figure.png") as figure:
+        assert figure.width > 4 * 48
     run("launch.trust", f"--workdir={place / 'run'}")
     trust = json.loads((place / "run" / "trust_last.json").read_text())
     assert trust["right_pixels"] > 0 and trust["wrong_pixels"] > 0
