@@ -10,16 +10,12 @@ import argparse
 import sys
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from launch import runs
 from launch.cache import keep_compiled_programs
 from mpmc_jax.data.build import build_eval
 from mpmc_jax.evaluation.pictures import colorize, heat_map, panel
-from mpmc_jax.evaluation.predict import Predictor, network_input
-from mpmc_jax.plugins.mpmc import adaptive_weights
 from mpmc_jax.training.checkpoint import CheckpointError
 from mpmc_jax.training.workdir import WorkdirError
 
@@ -32,32 +28,18 @@ def rows(run: runs.Run, count: int) -> list[list[np.ndarray]]:
     Raises:
       ValueError: the run has no patch classifier.
     """
-    if run.probe is None:
-        raise ValueError("this run has no patch classifier (mpmc=off): no lambda_s")
+    trust = runs.trust_function(run)
     source = build_eval(run.config, "val")
-    predictor = Predictor(run.module, run.variables)
-    patch_logits = jax.jit(run.probe.apply)
     chosen = [i for i in range(len(source)) if source.size(i) == source.size(0)]
     pictures = []
     for number in chosen[:count]:
         example = source[number]
-        index = predictor(example.image)
-        logits, _, _ = patch_logits(
-            run.probe.variables,
-            network_input(jnp.asarray(example.image[None])),
-            example.label[None],
-        )
-        weight, _ = adaptive_weights(
-            logits,
-            jnp.asarray(index[None], jnp.int32),
-            confidence=run.config.mpmc.confidence,
-            scale="none",
-        )
+        pseudo, weight = trust(example.image[None], example.label[None])
         pictures.append(
             [
                 example.image,
                 colorize(example.label, run.info.palette),
-                colorize(index, run.info.palette),
+                colorize(np.asarray(pseudo[0]), run.info.palette),
                 heat_map(np.asarray(weight[0])),
             ]
         )

@@ -1,6 +1,7 @@
 """What the launch programs share: building a run's parts and opening a finished one."""
 
 import dataclasses
+import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,8 @@ from mpmc_jax.data import pipeline as pipeline_lib
 from mpmc_jax.data.build import build_train, dataset_info
 from mpmc_jax.data.info import DatasetInfo
 from mpmc_jax.evaluation.evaluator import PatchProbe
-from mpmc_jax.plugins.mpmc import MPMC, patch_targets
+from mpmc_jax.evaluation.predict import network_input, predict_classes
+from mpmc_jax.plugins.mpmc import MPMC, adaptive_weights, patch_targets
 from mpmc_jax.training import workdir as workdir_lib
 from mpmc_jax.training.build import Setup, build_base, build_setup, state_shape
 from mpmc_jax.training.checkpoint import Checkpointer
@@ -174,6 +176,33 @@ def open_run(workdir: str, checkpoint: str = "best") -> Run:
         probe=probe_builder(setup)(restored.state, which),
         manifest=manifest,
     )
+
+
+def trust_function(run: Run) -> Callable[[Array, Array], tuple[Array, Array]]:
+    """(images (b,h,w,c) uint8, labels (b,h,w)) -> the run's classes and their lambda_s.
+
+    lambda_s weighs each prediction as it would as a pseudo-label (eq. 5), unscaled.
+
+    Raises:
+      ValueError: the run has no patch classifier.
+    """
+    if run.probe is None:
+        raise ValueError("this run has no patch classifier (mpmc=off): no lambda_s")
+    probe, confidence = run.probe, run.config.mpmc.confidence
+
+    @jax.jit
+    def trust(
+        variables: PyTree, head: PyTree, images: Array, labels: Array
+    ) -> tuple[Array, Array]:
+        normalised = network_input(images)
+        pseudo = predict_classes(run.module, variables, normalised)
+        logits, _, _ = probe.apply(head, normalised, labels)
+        weight, _ = adaptive_weights(
+            logits, pseudo, confidence=confidence, scale="none"
+        )
+        return pseudo, weight
+
+    return functools.partial(trust, run.variables, probe.variables)
 
 
 def to_host(state: TrainState) -> TrainState:

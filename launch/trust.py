@@ -18,8 +18,6 @@ import numpy as np
 from launch import runs
 from launch.cache import keep_compiled_programs
 from mpmc_jax.data.build import build_eval, build_split
-from mpmc_jax.evaluation.predict import network_input
-from mpmc_jax.plugins.mpmc import adaptive_weights
 from mpmc_jax.training.checkpoint import CheckpointError
 from mpmc_jax.training.workdir import WorkdirError
 from mpmc_jax.types import IGNORE_LABEL, Array
@@ -31,18 +29,10 @@ def measure(run: runs.Run) -> dict[str, Any]:
     Raises:
       ValueError: the run has no patch classifier, or its unlabelled images no labels.
     """
-    if run.probe is None:
-        raise ValueError("this run has no patch classifier (mpmc=off): no lambda_s")
-    probe, confidence = run.probe, run.config.mpmc.confidence
+    trust = runs.trust_function(run)
 
     @jax.jit
-    def sums(variables: Any, head: Any, image: Array, label: Array) -> Array:
-        images = network_input(image)
-        pseudo = run.module.apply(variables, images).logits.argmax(-1)
-        logits, _, _ = probe.apply(head, images, label)
-        weight, _ = adaptive_weights(
-            logits, pseudo, confidence=confidence, scale="none"
-        )
+    def sums(pseudo: Array, weight: Array, label: Array) -> Array:
         known = label != IGNORE_LABEL
         right, wrong = known & (pseudo == label), known & (pseudo != label)
         return jax.numpy.stack(
@@ -57,9 +47,8 @@ def measure(run: runs.Run) -> dict[str, Any]:
     total = np.zeros(4)
     for number in chosen:
         example = source[number]
-        one = sums(
-            run.variables, probe.variables, example.image[None], example.label[None]
-        )
+        label = example.label[None]
+        one = sums(*trust(example.image[None], label), label)
         total += np.asarray(one, np.float64)
     mean = (total[1] + total[3]) / (total[0] + total[2])
     return {
