@@ -10,6 +10,7 @@ import argparse
 import sys
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 
 from launch import runs
@@ -34,7 +35,9 @@ def rows(run: runs.Run, count: int) -> list[list[np.ndarray]]:
     pictures = []
     for number in chosen[:count]:
         example = source[number]
-        pseudo, weight = trust(example.image[None], example.label[None])
+        pseudo, weight = trust(
+            jnp.asarray(example.image[None]), jnp.asarray(example.label[None])
+        )
         pictures.append(
             [
                 example.image,

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from launch import runs
@@ -35,7 +36,7 @@ def measure(run: runs.Run) -> dict[str, Any]:
     def sums(pseudo: Array, weight: Array, label: Array) -> Array:
         known = label != IGNORE_LABEL
         right, wrong = known & (pseudo == label), known & (pseudo != label)
-        return jax.numpy.stack(
+        return jnp.stack(
             [right.sum(), (right * weight).sum(), wrong.sum(), (wrong * weight).sum()]
         )
 
@@ -47,8 +48,8 @@ def measure(run: runs.Run) -> dict[str, Any]:
     total = np.zeros(4)
     for number in chosen:
         example = source[number]
-        label = example.label[None]
-        one = sums(*trust(example.image[None], label), label)
+        label = jnp.asarray(example.label[None])
+        one = sums(*trust(jnp.asarray(example.image[None]), label), label)
         total += np.asarray(one, np.float64)
     mean = (total[1] + total[3]) / (total[0] + total[2])
     return {
