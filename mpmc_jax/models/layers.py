@@ -13,6 +13,8 @@ from flax import linen as nn
 from jax import lax
 from jax.nn import initializers
 
+from mpmc_jax.models.convolution import convolve
+
 Array = jax.Array
 
 # He et al., kept from the fan-out side: what residual networks start from.
@@ -52,7 +54,13 @@ class Conv(nn.Module):
         spec, channels = self.spec, x_bhwc.shape[-1]
         shape = (spec.kernel, spec.kernel, channels, spec.features)
         kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
-        out_bhwc = _convolve(x_bhwc, kernel.astype(x_bhwc.dtype), spec)
+        out_bhwc = convolve(
+            x_bhwc,
+            kernel.astype(x_bhwc.dtype),
+            stride=spec.stride,
+            dilation=spec.dilation,
+            padding=spec.padding,
+        )
         if self.use_bias:
             bound = (spec.kernel**2 * channels) ** -0.5
             bias_init = _symmetric_uniform(bound)
@@ -120,21 +128,6 @@ class ConvNorm(nn.Module):
 def at_least_float32(x: Array) -> Array:
     """bfloat16 to float32; float32 and float64 as they are."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
-
-
-def _convolve(x_bhwc: Array, kernel: Array, spec: ConvSpec) -> Array:
-    if spec.kernel == 1:
-        # One matrix product; on CPUs 1.4 to 5 times faster than a convolution.
-        x_bhwc = x_bhwc[:, :: spec.stride, :: spec.stride]
-        return lax.dot_general(x_bhwc, kernel[0, 0], (((3,), (0,)), ((), ())))
-    return lax.conv_general_dilated(
-        x_bhwc,
-        kernel,
-        window_strides=(spec.stride, spec.stride),
-        padding=((spec.padding, spec.padding),) * 2,
-        rhs_dilation=(spec.dilation, spec.dilation),
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )
 
 
 def _moments(x_bhwc: Array, axis_name: str | None) -> tuple[Array, Array, int]:

@@ -1,0 +1,81 @@
+"""The CPU's own gradient of a kernel against XLA's, and that it stays on CPUs."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import pytest
+from jax import lax
+
+from mpmc_jax.models.convolution import convolve
+
+# kernel, stride, dilation, padding, height, width
+FORMS = [
+    (3, 1, 1, 1, 6, 5),
+    (3, 2, 1, 1, 7, 8),
+    (3, 2, 2, 2, 9, 6),
+    (3, 1, 4, 4, 5, 7),
+    (7, 2, 1, 3, 9, 8),
+    (3, 1, 1, 0, 6, 4),
+    (1, 2, 1, 0, 5, 6),
+]
+
+
+def xla(x, kernel, *, stride, dilation, padding):
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        (stride, stride),
+        ((padding, padding),) * 2,
+        rhs_dilation=(dilation, dilation),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+
+
+def gradients(form, x, kernel, **geometry):
+    """Of a loss whose derivative differs at every output value."""
+
+    def loss(x, kernel):
+        return jnp.sum(jnp.sin(form(x, kernel, **geometry)))
+
+    return jax.jit(jax.grad(loss, (0, 1)))(x, kernel)
+
+
+def inputs(size, height, width, dtype=jnp.float32):
+    x = jax.random.normal(jax.random.key(0), (2, height, width, 3), dtype)
+    return x, jax.random.normal(jax.random.key(1), (size, size, 3, 4), dtype) / size
+
+
+@pytest.mark.parametrize(
+    ("size", "stride", "dilation", "padding", "height", "width"), FORMS
+)
+def test_gradients_are_those_of_xla(size, stride, dilation, padding, height, width):
+    x, kernel = inputs(size, height, width)
+    geometry = {"stride": stride, "dilation": dilation, "padding": padding}
+    expected = gradients(xla, x, kernel, **geometry)
+    values = gradients(convolve, x, kernel, **geometry)
+    chex.assert_trees_all_close(values, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_bfloat16_stays_bfloat16():
+    x, kernel = inputs(3, 6, 5, jnp.bfloat16)
+    geometry = {"stride": 1, "dilation": 1, "padding": 1}
+    expected = gradients(xla, x, kernel, **geometry)
+    values = gradients(convolve, x, kernel, **geometry)
+    chex.assert_type(values, jnp.bfloat16)
+    chex.assert_trees_all_close(values, expected, rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+def test_accelerators_get_the_program_they_had(platform, monkeypatch):
+    x, kernel = inputs(3, 6, 5)
+
+    def lowered(form):
+        def loss(x, kernel):
+            return jnp.sum(form(x, kernel, stride=2, dilation=1, padding=1) ** 2)
+
+        traced = jax.jit(jax.grad(loss, (0, 1))).trace(x, kernel)
+        return traced.lower(lowering_platforms=(platform,)).as_text()
+
+    assert lowered(convolve) != lowered(xla), "the CPU's form is XLA's: nothing tested"
+    monkeypatch.setattr(jax, "default_backend", lambda: platform)
+    assert lowered(convolve) == lowered(xla)
