@@ -73,7 +73,8 @@ def _method() -> dict:
         "name": "unimatch",
         # Pseudo-labels below this confidence do not count.
         "threshold": 0.95,
-        # Decay of the averaged teacher; 0 where the method has none.
+        # Decay of the averaged network. Methods that learn without one (supervised,
+        # unimatch) keep one for evaluation only if it is positive.
         "ema_decay": 0.0,
         # Supervised loss: "ce" or "ohem" (with its two settings).
         "supervised_loss": "ce",
@@ -144,6 +145,8 @@ def _train() -> dict:
         "group_size": 2,
         # Parts in which a batch is worked off one after the other.
         "accumulation": 1,
+        # How many of the devices; 0 means all.
+        "devices": 0,
         # "pmap" or "shard_map".
         "parallel": "pmap",
         "log_every": 10,

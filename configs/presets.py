@@ -1,8 +1,8 @@
-"""Variants by string argument, and the published hyper-parameters.
+"""Variants by string argument: what a method needs, and MPMC's modes.
 
-`apply(config, argument)` reads "method=unimatch,mpmc=paper,split=1_8" and sets what
-the methods' authors published for the data set; what a data-set file sets before is
-the ground that it stands on, --config.a.b=VALUE overrides everything.
+`apply(config, argument)` reads "method=unimatch,mpmc=paper,split=1_8". What a data-set
+file sets before is the ground that it stands on; --config.a.b=VALUE overrides
+everything.
 """
 
 import ml_collections

@@ -49,6 +49,7 @@ def configuration(args: argparse.Namespace) -> ml_collections.ConfigDict:
     config.train.batch_size = args.batch_size
     config.train.group_size = args.group_size
     config.train.parallel = args.parallel
+    config.train.devices = args.devices
     argument = f"method={args.method},mpmc={args.mpmc},backbone={args.backbone}"
     return presets.apply(config, argument)
 
@@ -103,6 +104,7 @@ def bench_step(config: ml_collections.ConfigDict, repeats: int) -> dict[str, Any
         Layout(
             config.train.batch_size, config.train.group_size, config.train.accumulation
         ),
+        config.train.devices,
     )
     batch = parallel.place(random_batch(config, setup))
     state = parallel.replicate(init_state(setup, config.seed))
@@ -273,6 +275,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--group_size", type=int, default=2)
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--parallel", default="pmap")
+    parser.add_argument("--devices", type=int, default=1, help="0 for all")
     parser.add_argument("--dataset", default="synthetic")
     parser.add_argument("--data_dir", default="data")
     parser.add_argument("--steps", type=int, default=5, help="timed repetitions")

@@ -2,8 +2,9 @@
 
 python -m launch.figure --workdir=runs/quickstart --output=figure.png [--images=4]
 
-lambda_s weighs the prediction at every pixel as it would as a pseudo-label (eq. 5),
-relative to the image's largest: bright is trusted.
+lambda_s weighs the prediction at every pixel as it would as a pseudo-label (eq. 5);
+the grey runs from the image's least to its largest value, so only images' own pixels
+compare.
 """
 
 import argparse

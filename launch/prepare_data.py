@@ -2,7 +2,7 @@
 
     python -m launch.prepare_data --dataset=NAME --source=DIR --data_dir=DIR
 
-A second call with the same folder does nothing but say whether the source changed.
+A second call does nothing if the source is the same, and fails if it is not.
 """
 
 import sys
@@ -11,6 +11,7 @@ from absl import app, flags
 
 from launch import source_flags
 from mpmc_jax.data import build, check
+from mpmc_jax.data.info import open_dataset
 
 _DATA_DIR = flags.DEFINE_string("data_dir", "data", "Where prepared data sets lie.")
 
@@ -23,7 +24,14 @@ def main(argv: list[str]) -> None:
     try:
         source = source_flags.read_source()
         if build.is_prepared(data_dir, source.name):
-            print(build.compare(source, data_dir))
+            directory = open_dataset(data_dir, source.name).directory
+            if build.has_changed(source, data_dir):
+                sys.exit(
+                    f"ERROR: {directory} was made from other data: the source HAS "
+                    "CHANGED since, or is another. Remove that folder and run again, "
+                    "or give another --data_dir"
+                )
+            print(f"Already prepared in {directory}; the source has not changed.")
             return
         report = check.check_source(source)
         if report.problems:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,9 @@ import ml_collections
 import numpy as np
 
 from configs import base
-from mpmc_jax.data import pipeline as pipeline_lib
 from mpmc_jax.data.build import build_train, dataset_info
 from mpmc_jax.data.info import DatasetInfo
+from mpmc_jax.data.pipeline import TrainPipeline
 from mpmc_jax.evaluation.evaluator import PatchProbe
 from mpmc_jax.evaluation.predict import network_input, predict_classes
 from mpmc_jax.plugins.mpmc import MPMC, adaptive_weights, patch_targets
@@ -23,6 +23,8 @@ from mpmc_jax.training.build import Setup, build_base, build_setup, state_shape
 from mpmc_jax.training.checkpoint import Checkpointer
 from mpmc_jax.training.state import PLUGIN, TrainState
 from mpmc_jax.types import Array, Network, PyTree
+
+_LOG = logging.getLogger("mpmc_jax.runs")
 
 CHECKPOINTS = "checkpoints"
 
@@ -54,7 +56,7 @@ class Run:
 
 def prepare(
     config: ml_collections.ConfigDict,
-) -> tuple[DatasetInfo, pipeline_lib.TrainPipeline, Setup]:
+) -> tuple[DatasetInfo, TrainPipeline, Setup]:
     """Data set, pipeline and parts of a run.
 
     Raises:
@@ -150,8 +152,16 @@ def open_run(workdir: str, checkpoint: str = "best") -> Run:
     path = Path(workdir)
     config = workdir_lib.load(path, base.get_base())
     jax.config.update("jax_default_matmul_precision", config.matmul_precision)
-    manifest = json.loads((path / "manifest.json").read_text())
+    manifest = workdir_lib.read_manifest(path)
     info = dataset_info(config)
+    if info.fingerprint != manifest["data"]["fingerprint"]:
+        _LOG.warning(
+            "%s was trained on other data than %s holds now (fingerprints %s, %s)",
+            workdir,
+            config.data.data_dir,
+            manifest["data"]["fingerprint"],
+            info.fingerprint,
+        )
     model, method = build_base(
         config, num_classes=info.num_classes, channels=info.channels
     )
@@ -159,7 +169,7 @@ def open_run(workdir: str, checkpoint: str = "best") -> Run:
         config, model, method, steps_per_epoch=manifest["steps_per_epoch"]
     )
     like = state_shape(setup)
-    checkpointer = Checkpointer(path / CHECKPOINTS, config.train.keep)
+    checkpointer = Checkpointer(path / CHECKPOINTS, read_only=True)
     try:
         restored = checkpointer.restore(checkpoint, like)
     finally:

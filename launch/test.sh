@@ -3,8 +3,6 @@
 #
 #   bash launch/test.sh           fast tests
 #   bash launch/test.sh --full    the slow ones as well
-#
-# The virtual environment is .venv, or $MPMC_VENV; the interpreter python3, or $PYTHON.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -15,9 +13,7 @@ case "${1-}" in
     *) echo "usage: bash launch/test.sh [--full]" >&2; exit 2 ;;
 esac
 
-venv=${MPMC_VENV:-.venv}
-[ -x "$venv/bin/python" ] || "${PYTHON:-python3}" -m venv "$venv"
-python=$venv/bin/python
+source launch/venv.sh
 
 # Installation is skipped where the requirements are those installed last.
 wanted=$(cat requirements.txt pyproject.toml | sha256sum)

@@ -7,9 +7,9 @@ The same command again resumes from the newest intact checkpoint.
 """
 
 import functools
-import json
 import logging
 import sys
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -53,7 +53,12 @@ def loop_config(
 def make_evaluate(
     config: ml_collections.ConfigDict, setup: Setup, info: runs.DatasetInfo
 ) -> Callable[[TrainState], dict[str, float]]:
-    """One copy of the state -> the numbers of the validation split."""
+    """One copy of the state -> the numbers of the validation split.
+
+    Raises:
+      ValueError: a network to evaluate that the run does not have.
+    """
+    runs.network_to_use(config, state_shape(setup))
     source = build_eval(config, "val")
     network = setup.method.networks[0]
     evaluator = Evaluator(
@@ -95,14 +100,15 @@ def train(config: ml_collections.ConfigDict, directory: Path) -> TrainState:
         Layout(
             config.train.batch_size, config.train.group_size, config.train.accumulation
         ),
+        config.train.devices,
     )
+    rhythm = loop_config(config, pipeline.steps_per_epoch)
+    evaluate = make_evaluate(config, setup, info)
     workdir.claim(directory, config)
+    if jax.process_index() == 0:
+        _record(config, directory, info, pipeline)
     checkpointer = Checkpointer(directory / runs.CHECKPOINTS, config.train.keep)
     state, position = initial_state(config, setup, checkpointer)
-    if jax.process_index() == 0:
-        pipeline.split.save(directory / "splits")
-        _write_manifest(config, directory, info, pipeline)
-    rhythm = loop_config(config, pipeline.steps_per_epoch)
     _LOG.info(
         "%d labelled images (each %.1f times an epoch), %d unlabelled; %d steps an "
         "epoch, %d in all; %d devices",
@@ -111,11 +117,10 @@ def train(config: ml_collections.ConfigDict, directory: Path) -> TrainState:
         pipeline.num_unlabeled,
         pipeline.steps_per_epoch,
         rhythm.steps,
-        jax.device_count(),
+        len(parallel.devices),
     )
-    reporter = report.Report(
-        directory, int(state.step), rhythm.steps, config.train.batch_size
-    )
+    images = config.train.batch_size * (2 if setup.method.streams.unlabeled else 1)
+    reporter = report.Report(directory, int(state.step), rhythm.steps, images)
     data = pipeline.iterator(position)
     try:
         return loop.train(
@@ -124,7 +129,7 @@ def train(config: ml_collections.ConfigDict, directory: Path) -> TrainState:
             parallel,
             state,
             data,
-            evaluate=make_evaluate(config, setup, info),
+            evaluate=evaluate,
             checkpointer=checkpointer,
             report=reporter,
             names=functools.partial(names_of, pipeline.split),
@@ -143,18 +148,24 @@ def names_of(split: Split, batch: Batch) -> dict[str, list[str]]:
     return names
 
 
-def _write_manifest(config, directory, info, pipeline) -> None:
-    facts = {
+def _record(
+    config: ml_collections.ConfigDict,
+    directory: Path,
+    info: runs.DatasetInfo,
+    pipeline: runs.TrainPipeline,
+) -> None:
+    """Writes splits/ and manifest.json, or checks that this goes on with that run."""
+    split = pipeline.split
+    data = {
         "dataset": info.name,
         "fingerprint": info.fingerprint,
         "labeled": pipeline.num_labeled,
         "unlabeled": pipeline.num_unlabeled,
+        "split_crc32": zlib.crc32(repr((split.labeled, split.unlabeled)).encode()),
     }
-    manifest = report.manifest(config.seed, facts)
-    manifest["steps_per_epoch"] = pipeline.steps_per_epoch
-    manifest["format_version"] = config.format_version
-    text = json.dumps(manifest, indent=2) + "\n"
-    (directory / "manifest.json").write_text(text)
+    facts = {"data": data, "steps_per_epoch": pipeline.steps_per_epoch}
+    workdir.record(directory, facts, report.manifest(config.seed, data))
+    split.save(directory / "splits")
 
 
 def parse_flags(argv: list[str]) -> list[str]:

@@ -8,6 +8,7 @@ import pytest
 import tiny
 
 from configs import base, presets
+from mpmc_jax.training.parallel import Layout, Parallel
 
 FILES = sorted(
     path.stem
@@ -74,12 +75,38 @@ def test_a_wrong_argument_lists_the_valid_ones(argument, message):
         ("mpmc__teacher_head", "ema", "student"),
         ("train__parallel", "pjit", "shard_map"),
         ("train__group_size", 3, "multiple"),
+        ("train__group_size", 0, "train.group_size=0: at least 1"),
+        ("train__accumulation", 0, "train.accumulation=0: at least 1"),
+        ("method__ema_decay", 1.5, "method.ema_decay=1.5"),
     ],
 )
 def test_a_wrong_value_lists_the_valid_ones(key, value, message):
     cfg = tiny.config("method=unimatch,mpmc=recommended", **{key: value})
     with pytest.raises(ValueError, match=message):
         tiny.run(cfg, 0)
+
+
+@pytest.mark.parametrize(
+    ("argument", "changes", "message"),
+    [
+        # Set on the command line, the method comes without what its preset brings.
+        ("method=unimatch", {"method__name": "mean_teacher"}, "published runs use"),
+        (
+            "method=supervised,mpmc=paper",
+            {"mpmc__teacher_head": "ema"},
+            "keeps no average",
+        ),
+    ],
+)
+def test_values_that_do_not_fit_each_other_are_refused(argument, changes, message):
+    with pytest.raises(ValueError, match=message):
+        tiny.setup(tiny.config(argument, **changes))
+
+
+@pytest.mark.parametrize("devices", [-1, 5])
+def test_more_devices_than_there_are_is_refused(devices):
+    with pytest.raises(ValueError, match="there are 4 devices"):
+        Parallel("pmap", Layout(4, 2, 1), devices)
 
 
 def test_an_unknown_key_is_refused():

@@ -56,7 +56,8 @@ def test_command_line(folder, tmp_path, capsys):
     assert again[0] == 0
     assert "has not changed" in again[1]
     write_image(_label(folder), np.full((20, 24), 1, np.uint8))
-    assert "HAS CHANGED" in _main(capsys, prepare_data, **named, data_dir=data_dir)[1]
+    changed = _main(capsys, prepare_data, **named, data_dir=data_dir)
+    assert "HAS CHANGED" in changed[0]
 
 
 def test_command_line_lists_all_problems_and_writes_nothing(folder, tmp_path, capsys):

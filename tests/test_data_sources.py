@@ -108,6 +108,11 @@ def test_pairs_that_do_not_match(folder):
         ({"classes": ["a", "b", "c"], "palette": [[0, 0, 0]]}, "1 colours for 3"),
         ({"classes": ["a", "b", "c"], "palette": [[0, 0, 999]] * 3}, "not 8-bit"),
         ({"classes": ["a", "b", "c"], "palette": [[0, 0, 9]] * 3}, "mean two things"),
+        (["a", "b"], "not an object"),
+        ({"classes": "road"}, "not a list of names: 'road'"),
+        ({"classes": [1, 2]}, "not a list of names: [1, 2]"),
+        ({"classes": ["a", "b"], "palette": [1, 2]}, "'palette' is not a list of"),
+        ({"classes": ["a", "b"], "palette": 3}, "'palette' is not a list of"),
     ],
 )
 def test_bad_class_files(folder, facts, message):

@@ -88,6 +88,26 @@ def test_a_killed_run_goes_on_and_finishes(place):
 
 
 @pytest.mark.full
+def test_a_killed_run_ends_as_one_that_never_stopped(place):
+    """The real pipeline, augmentation, network, plug-in: every array and the data."""
+    data = f"--config.data.data_dir={place / 'data'}"
+    run(
+        "launch.train",
+        f"--config={CONFIG}",
+        f"--workdir={place / 'whole'}",
+        data,
+        *SMALL,
+    )
+
+    def last(name):
+        path = place / name / "checkpoints" / "6" / "meta" / "metadata"
+        return json.loads(path.read_text())
+
+    assert last("run")["data_state"] == {"next_index": 6}
+    assert last("run") == last("whole")
+
+
+@pytest.mark.full
 def test_the_same_workdir_with_other_settings_is_refused(place):
     output = run(
         "launch.train",
@@ -217,7 +237,9 @@ def test_every_command_of_the_readme_runs(tmp_path):
     ]
     # These are run elsewhere: by CI itself, and by the quick start's own test.
     for line in others:
-        assert re.match(r"bash launch/(quickstart|test)\.sh|.*-m pip install", line)
+        assert re.match(
+            r"bash launch/(quickstart|test)\.sh|.*-m (venv|pip install)|source ", line
+        )
     source = make_folder(tmp_path / "mine", images=12)
     (source / "unlabeled").mkdir()
     for i in range(6):
@@ -225,7 +247,9 @@ def test_every_command_of_the_readme_runs(tmp_path):
         Image.fromarray(noise).save(source / "unlabeled" / f"u{i}.png")
     assert len(ours) == 5
     for line in ours:
-        arguments = line.replace("DIR", str(source)).replace("runs/", f"{tmp_path}/")
+        arguments = line.replace("my_data", str(source)).replace(
+            "runs/", f"{tmp_path}/"
+        )
         arguments = arguments.replace("=data", f"={tmp_path}/data").split()[2:]
         if arguments[0] == "launch.train":
             arguments += [*SMALL, f"--config.data.data_dir={tmp_path}/data"]

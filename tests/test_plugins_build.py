@@ -39,7 +39,6 @@ def test_build_passes_every_key_on():
         ("lambda_scale", "sum", "none, max, mean"),
         ("target", "soften", "soft, hard"),
         ("teacher_head", "average", "student, ema"),
-        ("teacher_head", "ema", "keeps no average"),
         ("head", "heavy", "paper, lite"),
         ("windows", (1, 5), r"\(1, 7, 19\)"),
         ("windows", (), r"\(1, 7, 19\)"),

@@ -13,7 +13,7 @@ import tiny
 
 from mpmc_jax.training import loop, report, workdir
 from mpmc_jax.training.build import init_state, state_shape
-from mpmc_jax.training.checkpoint import Checkpointer, CheckpointError
+from mpmc_jax.training.checkpoint import Checkpointer
 from mpmc_jax.training.parallel import Layout, Parallel
 
 
@@ -35,8 +35,13 @@ class Batches:
         pass
 
 
-def go(cfg, directory, steps, before=lambda step: None):
+def score(state):
+    return {"val/miou": float(state.step) / 10}
+
+
+def go(cfg, directory, steps, before=lambda step: None, evaluate=score, log_every=1):
     """Trains, or goes on, to `steps`; returns the last state."""
+    directory.mkdir(exist_ok=True)
     parts = tiny.setup(cfg)
     checkpointer = Checkpointer(directory / "checkpoints", keep=2)
     restored = checkpointer.restore_latest(state_shape(parts))
@@ -46,12 +51,12 @@ def go(cfg, directory, steps, before=lambda step: None):
     layout = Layout(cfg.train.batch_size, cfg.train.group_size, 1)
     try:
         return loop.train(
-            loop.LoopConfig(steps, log_every=1, eval_every=3, checkpoint_every=3),
+            loop.LoopConfig(steps, log_every, eval_every=3, checkpoint_every=3),
             parts.step,
-            Parallel("pmap", layout, jax.devices()[:1]),
+            Parallel("pmap", layout, 1),
             state,
             Batches(cfg, parts.method, start, before),
-            evaluate=lambda state: {"val/miou": float(state.step) / 10},
+            evaluate=evaluate,
             checkpointer=checkpointer,
             report=reporter,
             names=lambda batch: {"labeled": [f"id{i}" for i in batch.labeled.index]},
@@ -61,16 +66,18 @@ def go(cfg, directory, steps, before=lambda step: None):
         checkpointer.close()
 
 
+def read_metrics(directory):
+    text = (directory / "metrics.jsonl").read_text()
+    return [json.loads(line) for line in text.splitlines()]
+
+
 def test_going_on_from_a_checkpoint_equals_never_having_stopped(tmp_path):
     cfg = tiny.config("method=mean_teacher,mpmc=recommended")
     whole = go(cfg, tmp_path / "whole", 6)
     go(cfg, tmp_path / "halves", 3)
     halves = go(cfg, tmp_path / "halves", 6)
     chex.assert_trees_all_equal(halves.replace(key=None), whole.replace(key=None))
-    lines = [
-        json.loads(line)
-        for line in (tmp_path / "halves" / "metrics.jsonl").read_text().splitlines()
-    ]
+    lines = read_metrics(tmp_path / "halves")
     trained = [line["step"] for line in lines if "train/loss" in line]
     assert sorted(trained) == sorted(set(trained))
     assert [line["step"] for line in lines if "val/miou" in line] == [3, 6]
@@ -90,6 +97,43 @@ def test_a_stop_request_saves_and_the_run_goes_on(tmp_path):
     chex.assert_trees_all_equal(stopped.replace(key=None), whole.replace(key=None))
 
 
+def test_a_failing_evaluation_loses_no_step(tmp_path):
+    cfg = tiny.config("method=supervised")
+
+    def fail(state):
+        raise OSError("no such image")
+
+    with pytest.raises(OSError, match="no such image"):
+        go(cfg, tmp_path, 3, evaluate=fail)
+    checkpointer = Checkpointer(tmp_path / "checkpoints", read_only=True)
+    assert checkpointer.restore("last", state_shape(tiny.setup(cfg))).step == 3
+    checkpointer.close()
+
+
+def test_every_step_is_in_one_line(tmp_path, monkeypatch):
+    """A line ends at multiples of log_every and at evaluations, and nowhere else."""
+    losses = []
+    add = report.Report.add
+
+    def spy(self, values):
+        losses.append(float(values["loss"]))
+        add(self, values)
+
+    monkeypatch.setattr(report.Report, "add", spy)
+    go(tiny.config("method=supervised"), tmp_path, 6, log_every=4)
+    lines = [line for line in read_metrics(tmp_path) if "train/loss" in line]
+    assert [line["step"] for line in lines] == [3, 4, 6]
+    means = [np.mean(losses[:3]), losses[3], np.mean(losses[4:])]
+    np.testing.assert_allclose([line["train/loss"] for line in lines], means, rtol=1e-6)
+
+
+@pytest.mark.parametrize("field", ["steps", "log_every", "eval_every"])
+def test_a_rhythm_of_no_step_is_refused(field):
+    rhythm = dict.fromkeys(("steps", "log_every", "eval_every", "checkpoint_every"), 1)
+    with pytest.raises(ValueError, match=f"train.{field}=0"):
+        loop.LoopConfig(**rhythm | {field: 0})
+
+
 def test_a_number_that_is_not_finite_stops_with_step_term_and_ids(tmp_path):
     cfg = tiny.config("method=supervised", optimizer__lr=1e30)
     with pytest.raises(loop.NonFiniteError) as caught:
@@ -102,79 +146,6 @@ def test_a_number_that_is_not_finite_stops_with_step_term_and_ids(tmp_path):
     assert f"saved (step {int(state.step)})" in message
     for leaf in jax.tree.leaves(state.batch_stats):
         assert np.isfinite(leaf).all()
-
-
-@pytest.fixture(scope="module")
-def small():
-    parts = tiny.setup(tiny.config("method=supervised"))
-    return parts, init_state(parts, 0)
-
-
-def _save(directory, state, steps):
-    checkpointer = Checkpointer(directory, keep=2)
-    for step, miou in steps:
-        moved = state.replace(step=jax.numpy.asarray(step, jax.numpy.int32))
-        checkpointer.save(moved, {"next_index": step}, miou, wait=True)
-    checkpointer.close()
-
-
-def test_newest_and_best_checkpoints_are_kept(tmp_path, small):
-    parts, state = small
-    _save(tmp_path, state, [(1, 0.1), (2, 0.9), (3, 0.3), (4, None), (5, 0.2)])
-    checkpointer = Checkpointer(tmp_path)
-    like = state_shape(parts)
-    assert checkpointer.restore("best", like).step == 2
-    assert checkpointer.restore("last", like).step == 5
-    assert checkpointer.restore("4", like).data_state == {"next_index": 4}
-    with pytest.raises(CheckpointError, match=r"steps there: \[2, 4, 5\]"):
-        checkpointer.restore("3", like)
-    checkpointer.close()
-
-
-@pytest.mark.parametrize("damage", ["array", "flipped", "metrics", "state"])
-def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_it_used(
-    tmp_path, small, damage
-):
-    parts, state = small
-    _save(tmp_path, state, [(1, 0.1), (2, 0.2)])
-    step = tmp_path / "2"
-    data = max(step.glob("state/**/*"), key=lambda p: p.stat().st_size * p.is_file())
-    if damage == "array":
-        data.write_bytes(data.read_bytes()[:100])
-    elif damage == "flipped":
-        content = bytearray(data.read_bytes())
-        middle = len(content) // 2
-        content[middle : middle + 64] = bytes(
-            255 - byte for byte in content[middle : middle + 64]
-        )
-        data.write_bytes(content)
-    elif damage == "metrics":
-        (step / "metrics" / "metrics").write_text("{")
-    else:
-        (step / "state").rename(tmp_path / "elsewhere")
-    checkpointer = Checkpointer(tmp_path)
-    restored = checkpointer.restore_latest(state_shape(parts))
-    checkpointer.close()
-    assert restored.step == 1
-    chex.assert_trees_all_equal(restored.state.params, state.params)
-    assert (tmp_path / "damaged-2").is_dir()
-
-
-def test_another_format_version_is_refused(tmp_path, small, monkeypatch):
-    parts, state = small
-    monkeypatch.setattr("mpmc_jax.training.checkpoint.FORMAT_VERSION", 0)
-    _save(tmp_path, state, [(1, 0.1)])
-    monkeypatch.undo()
-    checkpointer = Checkpointer(tmp_path)
-    with pytest.raises(CheckpointError, match="format version 0"):
-        checkpointer.restore_latest(state_shape(parts))
-    checkpointer.close()
-
-
-def test_a_directory_that_cannot_be_written_is_refused_at_once(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(CheckpointError, match="cannot write checkpoints to"):
-        Checkpointer(tmp_path / "file")
 
 
 def test_a_workdir_of_another_run_is_refused_with_the_difference(tmp_path):
@@ -192,13 +163,25 @@ def test_a_workdir_of_another_run_is_refused_with_the_difference(tmp_path):
         workdir.claim(tmp_path, other)
     with pytest.raises(workdir.WorkdirError, match="holds no run"):
         workdir.load(tmp_path / "nothing", cfg)
-    (tmp_path / "config.json").write_text("{")
-    with pytest.raises(workdir.WorkdirError, match="damaged"):
-        workdir.load(tmp_path, cfg)
+    for text, why in (("{", "damaged"), ("[]", "damaged"), ("{}", "version None")):
+        (tmp_path / "config.json").write_text(text)
+        with pytest.raises(workdir.WorkdirError, match=why):
+            workdir.load(tmp_path, cfg)
+
+
+def test_a_run_keeps_its_data_and_lists_its_parts(tmp_path):
+    workdir.record(tmp_path, {"data": {"fingerprint": "a"}}, {"revision": "1"})
+    workdir.record(tmp_path, {"data": {"fingerprint": "a"}}, {"revision": "2"})
+    found = workdir.read_manifest(tmp_path)
+    assert found["revision"] == "1"
+    assert found["resumed"] == [{"revision": "2"}]
+    with pytest.raises(workdir.WorkdirError, match="data.fingerprint: 'a' there, 'b'"):
+        workdir.record(tmp_path, {"data": {"fingerprint": "b"}}, {"revision": "3"})
+    assert workdir.read_manifest(tmp_path) == found
 
 
 def test_metrics_are_json_and_resume_drops_later_lines(tmp_path, caplog):
-    first = report.Report(tmp_path, 0, 10, batch_size=4)
+    first = report.Report(tmp_path, 0, 10, images=4)
     for step in (1, 2, 3):
         first.add({"loss": float(step), "lr": 0.1})
         first.flush(step)
@@ -206,12 +189,11 @@ def test_metrics_are_json_and_resume_drops_later_lines(tmp_path, caplog):
     first.close()
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 4, "tr')  # cut short by a kill
-    second = report.Report(tmp_path, 2, 10, batch_size=4)
+    second = report.Report(tmp_path, 2, 10, images=4)
     with caplog.at_level(logging.INFO):
         second.add({"loss": 1.0, "lr": 0.1})
         second.flush(3)
     second.close()
-    text = (tmp_path / "metrics.jsonl").read_text()
-    lines = [json.loads(line) for line in text.splitlines()]
+    lines = read_metrics(tmp_path)
     assert [line["step"] for line in lines] == [1, 2, 3]
     assert lines[-1]["train/loss"] == 1.0

@@ -10,7 +10,8 @@ import tiny
 from mpmc_jax.training.optimizer import Schedule, build_optimizer
 from mpmc_jax.training.parallel import Layout, Parallel
 from mpmc_jax.training.state import PLUGIN
-from mpmc_jax.training.step import make_step
+from mpmc_jax.training.step import make_keys, make_step
+from mpmc_jax.types import stream_key
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +55,16 @@ def test_mean_teacher_averages_parameters_and_statistics():
     chex.assert_trees_all_close(second.ema_batch_stats, half, rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.parametrize("method", ["supervised", "unimatch"])
+def test_an_average_for_evaluation_only_changes_nothing_else(method):
+    plain = tiny.run(tiny.config(f"method={method}"), 2)[0]
+    kept = tiny.run(tiny.config(f"method={method}", method__ema_decay=0.25), 2)[0]
+    assert plain.ema_params is None
+    chex.assert_trees_all_equal(kept.params, plain.params)
+    # Decays 0 and 0.25: a copy of the first state, then 3/4 of the second.
+    assert tiny.difference(kept.ema_params, kept.params) > 1e-6
+
+
 def test_a_step_that_is_not_finite_is_refused_and_so_are_those_after_it():
     cfg = tiny.config("method=supervised")
     parts = tiny.setup(cfg)
@@ -64,18 +75,42 @@ def test_a_step_that_is_not_finite_is_refused_and_so_are_those_after_it():
     poisoned = state.replace(params=params)
     after, metrics = tiny.run(cfg, 2, state=poisoned)
     names = metrics[0].finite_names
-    assert names[metrics[0].refused] == "loss"
+    assert names[metrics[0].refused] == "loss_supervised"
     assert int(after.step) == 0
     chex.assert_trees_all_equal(after.replace(key=None), poisoned.replace(key=None))
     # A sound state that waits for batch 0 does not take batch 1.
     layout = Layout(cfg.train.batch_size, cfg.train.group_size, 1)
-    parallel = Parallel("pmap", layout, jax.devices()[:1])
+    parallel = Parallel("pmap", layout, 1)
     step = parallel.compile(make_step(parts.step))
     late = parallel.replicate(np.asarray(1, np.int32))
     placed = parallel.place(tiny.batch(1, cfg, parts.method))
     out, refused = step(parallel.replicate(state), placed, late)
     assert int(parallel.fetch(refused).refused) == len(names)
     chex.assert_trees_all_equal(parallel.fetch(out).params, state.params)
+
+
+@pytest.mark.parametrize("devices", [1, 2, 4])
+def test_a_group_draws_the_same_whatever_the_devices(devices):
+    """Record r belongs to group r mod G, and a group's key to it alone (D14)."""
+    cfg = tiny.config("method=unimatch", train__batch_size=8, train__group_size=2)
+    parts = tiny.setup(cfg)
+    state = tiny.init_state(parts, 0)
+    parallel = Parallel("pmap", Layout(8, 2, 1), devices)
+
+    def draw(batch):
+        keys = make_keys(parts.step, state, batch)
+        return batch.labeled.record, jax.random.key_data(keys.groups("coin"))
+
+    placed = parallel.place(tiny.batch(0, cfg, parts.method))
+    records, drawn = jax.pmap(draw, devices=parallel.devices)(placed)
+    members = np.asarray(records).reshape(4, 2) % 4
+    np.testing.assert_array_equal(members, members[:, :1].repeat(2, 1))
+    assert sorted(members[:, 0]) == [0, 1, 2, 3]
+    root = jax.random.fold_in(stream_key(state.key, "coin"), 0)
+    expected = [
+        jax.random.key_data(jax.random.fold_in(root, group)) for group in members[:, 0]
+    ]
+    np.testing.assert_array_equal(np.asarray(drawn).reshape(4, -1), expected)
 
 
 @pytest.mark.parametrize("kind", ["pmap", "shard_map"])

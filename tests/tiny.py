@@ -8,7 +8,7 @@ import numpy as np
 from configs import synthetic
 from mpmc_jax.models import resnet
 from mpmc_jax.training.build import Setup, build_base, build_setup, init_state
-from mpmc_jax.training.gradient import AXIS
+from mpmc_jax.training.config import AXIS
 from mpmc_jax.training.parallel import Layout, Parallel
 from mpmc_jax.training.state import TrainState
 from mpmc_jax.training.step import make_step
@@ -100,7 +100,7 @@ def difference(a, b) -> float:
         a,
         b,
     )
-    return float(max(jax.tree.leaves(parts), default=0.0))
+    return float(np.max([0.0, *jax.tree.leaves(parts)]))  # NaN if any is
 
 
 def run(
@@ -120,7 +120,7 @@ def run(
     if state is None:
         state = wide(init_state(parts, cfg.seed))
     layout = Layout(cfg.train.batch_size, cfg.train.group_size, cfg.train.accumulation)
-    parallel = Parallel(kind or cfg.train.parallel, layout, jax.devices()[:devices])
+    parallel = Parallel(kind or cfg.train.parallel, layout, devices)
     step = parallel.compile(make_step(parts.step))
     start = int(state.step)
     on_device = parallel.replicate(state)

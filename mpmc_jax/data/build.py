@@ -66,15 +66,9 @@ def is_prepared(data_dir: str, name: str) -> bool:
     return (base.dataset_directory(data_dir, _known(name)) / "metadata.json").is_file()
 
 
-def compare(source: Source, data_dir: str) -> str:
-    """Says of a prepared data set whether its source is still the same."""
-    info = open_dataset(data_dir, source.name)
-    if source.fingerprint() == info.fingerprint:
-        return f"Already prepared in {info.directory}; the source has not changed."
-    return (
-        f"Already prepared in {info.directory}, but the source HAS CHANGED since; "
-        "remove that folder and run again to take the changes in."
-    )
+def has_changed(source: Source, data_dir: str) -> bool:
+    """Whether the source is another than the prepared data set was made from."""
+    return source.fingerprint() != open_dataset(data_dir, source.name).fingerprint
 
 
 def dataset_info(config: ml_collections.ConfigDict) -> DatasetInfo:

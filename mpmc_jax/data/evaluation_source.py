@@ -43,16 +43,19 @@ class EvalSource:
         if not self._positions:
             raise ValueError(f"split {split!r} of {name!r} has no labelled image")
         self._records = self.info.records(split)
+        self._sizes: dict[int, tuple[int, int]] = {}
         self.ids = tuple(self.info.ids[split][i] for i in self._positions)
 
     def __len__(self) -> int:
         return len(self._positions)
 
     def size(self, index: int) -> tuple[int, int]:
-        """Rows and columns of an image, from its header alone."""
-        record = self._records[self._positions[index]]
-        with Image.open(io.BytesIO(record["image"])) as image:
-            return image.height, image.width
+        """Rows and columns of an image, from its header alone; read once."""
+        if index not in self._sizes:
+            record = self._records[self._positions[index]]
+            with Image.open(io.BytesIO(record["image"])) as image:
+                self._sizes[index] = image.height, image.width
+        return self._sizes[index]
 
     def __getitem__(self, index: int) -> EvalExample:
         """Decodes one image and its label.

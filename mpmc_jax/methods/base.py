@@ -34,7 +34,6 @@ class Method(Protocol):
       scale: factor on the whole objective, the plug-in's terms included.
       teacher: "student" if the students themselves make the targets, "average" if
         their moving average does.
-      supervised_loss: "ce" or "ohem".
     """
 
     @property
@@ -48,9 +47,6 @@ class Method(Protocol):
 
     @property
     def teacher(self) -> Literal["student", "average"]: ...
-
-    @property
-    def supervised_loss(self) -> str: ...
 
     def init(self, key: Array) -> PyTree:
         """The method's own state at step 0."""
@@ -108,6 +104,22 @@ def take(taps: dict[str, Array], start: int, stop: int) -> dict[str, Array]:
 def warmed_decay(step: Array, decay: float) -> Array:
     """min(1 - 1/(t+1), decay): a plain average at first, then exponential."""
     return jnp.minimum(1 - 1 / (step.astype(float) + 1), decay)
+
+
+def optional_average(step: Array, decay: float) -> tuple[Array, Array] | None:
+    """`Method.average` of an average that is only evaluated; None for a decay of 0."""
+    if not decay:
+        return None
+    warmed = warmed_decay(step, decay)
+    return warmed, warmed
+
+
+def check_optional_decay(decay: float) -> None:
+    """Raises ValueError unless `decay` is in [0, 1)."""
+    if not 0 <= decay < 1:
+        raise ValueError(
+            f"method.ema_decay={decay} is not in [0, 1); 0 keeps no average"
+        )
 
 
 def labels(batch: Batch) -> Array:

@@ -10,7 +10,7 @@ from mpmc_jax.methods.unimatch import UniMatch
 
 def _supervised(config: ml_collections.ConfigDict, perturbed: dict[str, int]) -> Method:
     del perturbed
-    return SupervisedOnly(supervised_loss=config.method.supervised_loss)
+    return SupervisedOnly(ema_decay=config.method.ema_decay)
 
 
 def _mean_teacher(
@@ -22,7 +22,6 @@ def _mean_teacher(
         threshold=config.method.threshold,
         ema_decay=config.method.ema_decay,
         cutmix=config.method.cutmix,
-        supervised_loss=config.method.supervised_loss,
     )
 
 
@@ -31,7 +30,6 @@ def _unimatch(config: ml_collections.ConfigDict, perturbed: dict[str, int]) -> M
         perturbed=tuple(perturbed.items()),
         threshold=config.method.threshold,
         ema_decay=config.method.ema_decay,
-        supervised_loss=config.method.supervised_loss,
     )
 
 
@@ -68,13 +66,8 @@ def build_method(
       perturbed: tap -> channels of the encoder outputs that the decoder reads.
 
     Raises:
-      ValueError: unknown name or supervised loss; the message lists the valid ones.
+      ValueError: unknown name, listing the valid ones, or a setting that the method
+        cannot work with.
     """
     constructor, _ = _entry(config.method.name)
-    losses = ("ce", "ohem")
-    if config.method.supervised_loss not in losses:
-        raise ValueError(
-            f"method.supervised_loss={config.method.supervised_loss!r} is unknown; "
-            f"valid: {list(losses)}"
-        )
     return constructor(config, perturbed)

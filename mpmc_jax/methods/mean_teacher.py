@@ -54,13 +54,17 @@ class MeanTeacher:
     threshold: float = 0.95
     ema_decay: float = 0.999
     cutmix: bool = True
-    supervised_loss: str = "ce"
     networks: tuple[str, ...] = ("student",)
     streams: Streams = Streams()
     scale: float = 1.0
     teacher: Literal["student", "average"] = "average"
 
     def __post_init__(self) -> None:
+        if not 0 < self.ema_decay < 1:
+            raise ValueError(
+                f"mean_teacher's teacher is an average, but method.ema_decay="
+                f"{self.ema_decay} is not between 0 and 1; published runs use 0.999"
+            )
         if self.cutmix and self.group_size < 2:
             raise ValueError(
                 "mean_teacher mixes each image with the next one of its group, but "

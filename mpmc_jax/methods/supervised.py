@@ -29,13 +29,20 @@ class Inputs(struct.PyTreeNode):
 
 @dataclasses.dataclass(frozen=True)
 class SupervisedOnly:
-    """Cross-entropy (or OHEM) on labelled crops; L = L_x."""
+    """Cross-entropy (or OHEM) on labelled crops; L = L_x.
 
-    supervised_loss: str = "ce"
+    Attributes:
+      ema_decay: if positive, an average is kept for evaluation only.
+    """
+
+    ema_decay: float = 0.0
     networks: tuple[str, ...] = ("student",)
     streams: Streams = Streams(unlabeled=False)
     scale: float = 1.0
     teacher: Literal["student", "average"] = "student"
+
+    def __post_init__(self) -> None:
+        base.check_optional_decay(self.ema_decay)
 
     def init(self, key: Array) -> PyTree:
         """No state."""
@@ -73,5 +80,6 @@ class SupervisedOnly:
         )
         return Outputs(supervised, (), {"student": student}, state)
 
-    def average(self, step: Array, epoch: Array) -> None:
-        del step, epoch
+    def average(self, step: Array, epoch: Array) -> tuple[Array, Array] | None:
+        del epoch
+        return base.optional_average(step, self.ema_decay)

@@ -70,11 +70,13 @@ class UniMatch:
     perturbed: tuple[tuple[str, int], ...]
     threshold: float = 0.95
     ema_decay: float = 0.0
-    supervised_loss: str = "ce"
     networks: tuple[str, ...] = ("student",)
     streams: Streams = Streams(partner=True)
     scale: float = 0.5
     teacher: Literal["student", "average"] = "student"
+
+    def __post_init__(self) -> None:
+        base.check_optional_decay(self.ema_decay)
 
     def init(self, key: Array) -> PyTree:
         """No state."""
@@ -257,10 +259,7 @@ class UniMatch:
 
     def average(self, step: Array, epoch: Array) -> tuple[Array, Array] | None:
         del epoch
-        if not self.ema_decay:
-            return None
-        decay = base.warmed_decay(step, self.ema_decay)
-        return decay, decay
+        return base.optional_average(step, self.ema_decay)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -34,8 +34,7 @@ def build_plugin(
       axis_name: device axis of batch norm.
 
     Raises:
-      ValueError: on a value of `mpmc` outside its choices, and on the head "ema"
-        where the method keeps no average.
+      ValueError: on a value of `mpmc` outside its choices.
     """
     mpmc = config.mpmc
     if not mpmc.enabled:
@@ -43,11 +42,6 @@ def build_plugin(
     for key, valid in _CHOICES.items():
         if mpmc[key] not in valid:
             raise ValueError(f"mpmc.{key} is {mpmc[key]!r}; valid: {', '.join(valid)}")
-    if mpmc.teacher_head == "ema" and not config.method.ema_decay:
-        raise ValueError(
-            f"mpmc.teacher_head is 'ema', but method {config.method.name!r} keeps no "
-            "average (method.ema_decay is 0); use 'student' or set method.ema_decay"
-        )
     if field.size >= config.data.crop:
         logging.warning(
             "A patch of %s (%d pixels) covers the whole crop (%d): every patch holds "

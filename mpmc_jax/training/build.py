@@ -19,7 +19,7 @@ from mpmc_jax.models.config import ModelConfig
 from mpmc_jax.plugins.base import Plugin
 from mpmc_jax.plugins.build import build_plugin
 from mpmc_jax.training import objective
-from mpmc_jax.training.gradient import AXIS, StepConfig
+from mpmc_jax.training.config import AXIS, StepConfig
 from mpmc_jax.training.optimizer import Schedule, build_optimizer
 from mpmc_jax.training.state import PLUGIN, TrainState
 from mpmc_jax.types import Array, Network, PyTree, stream_key
@@ -92,6 +92,11 @@ def build_setup(
         tap_size(model, config.mpmc.tap, config.data.crop),
         axis_name=axis_name,
     )
+    if plugin.teacher_head == "ema" and not averages(method):
+        raise ValueError(
+            f"mpmc.teacher_head='ema', but method.name={config.method.name!r} keeps no "
+            "average; use 'student', or a method and method.ema_decay that make one"
+        )
     schedule = Schedule(
         lr=config.optimizer.lr,
         steps=total_steps(config, steps_per_epoch),
@@ -125,6 +130,12 @@ def build_setup(
         axis_name=axis_name,
     )
     return Setup(model, method, plugin, step)
+
+
+def averages(method: Method) -> bool:
+    """Whether the method keeps a moving average of its networks."""
+    zero = jnp.zeros((), jnp.int32)
+    return method.average(zero, zero) is not None
 
 
 def total_steps(config: ml_collections.ConfigDict, steps_per_epoch: int) -> int:
@@ -162,10 +173,9 @@ def _init(setup: Setup, seed: int) -> TrainState:
     head = setup.plugin.init(stream_key(key, "init/plugin"), _example_taps(setup))
     if head:
         params[PLUGIN], stats[PLUGIN] = head["params"], head["batch_stats"]
-    zero = jnp.zeros((), jnp.int32)
-    averaged = setup.method.average(zero, zero) is not None
+    averaged = averages(setup.method)
     return TrainState(
-        step=zero,
+        step=jnp.zeros((), jnp.int32),
         params=params,
         batch_stats=stats,
         ema_params=params if averaged else None,

@@ -9,7 +9,6 @@ steps are tried newest first, and a damaged one is set aside, not deleted.
 import dataclasses
 import json
 import logging
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +17,12 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
+from mpmc_jax.training.integrity import checksum, describe
 from mpmc_jax.training.state import TrainState
-from mpmc_jax.types import PyTree
 
 _LOG = logging.getLogger(__name__)
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 METRIC = "val/miou"
 
 
@@ -49,16 +48,35 @@ class Restored:
 class Checkpointer:
     """Keeps the newest `keep` checkpoints of a run and the best by val/miou.
 
+    Args:
+      directory: theirs alone.
+      keep: how many of the newest, at least 1.
+      read_only: change nothing there, so that a run under way may be looked at.
+
     Raises:
-      CheckpointError: the directory cannot be written.
+      CheckpointError: the directory cannot be written, or is not there to be read.
     """
 
-    def __init__(self, directory: Path, keep: int = 2) -> None:
+    def __init__(
+        self, directory: Path, keep: int = 2, *, read_only: bool = False
+    ) -> None:
         self._directory = directory.absolute()
         self._keep = keep
-        self._check_writable()
-        self._set_aside_unreadable()
-        self._manager = self._open()
+        self._read_only = read_only
+        if keep < 1:
+            raise CheckpointError(f"train.keep={keep}: at least 1 checkpoint is kept")
+        if not read_only:
+            self._check_writable()
+            self._set_aside_unreadable()
+        elif not directory.is_dir():
+            raise CheckpointError(f"{directory} holds no checkpoint: it does not exist")
+        try:
+            self._manager = self._open()
+        except ValueError as error:
+            raise CheckpointError(
+                f"{directory} cannot be opened ({_first_line(error)}); `launch.train` "
+                "on this run sets damaged checkpoints aside"
+            ) from error
 
     def _check_writable(self) -> None:
         try:
@@ -83,17 +101,24 @@ class Checkpointer:
             ]
         )
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=policy, best_fn=metric, best_mode="max"
+            preservation_policy=policy,
+            best_fn=metric,
+            best_mode="max",
+            create=False,
+            read_only=self._read_only,
         )
         return ocp.CheckpointManager(self._directory, options=options)
 
     def _set_aside_unreadable(self) -> None:
         """A truncated metrics file would keep the manager from opening at all."""
-        for metrics in self._directory.glob("*/metrics/metrics"):
+        for step in self._directory.iterdir():
+            metrics = step / "metrics" / "metrics"
+            if not (step.name.isdigit() and metrics.exists()):
+                continue
             try:
                 json.loads(metrics.read_text())
-            except (OSError, ValueError):
-                self._set_aside(metrics.parent.parent, "its metrics are damaged")
+            except ValueError:
+                self._set_aside(step, "its metrics are damaged")
 
     def _set_aside(self, folder: Path, why: str) -> None:
         target = folder.with_name(f"damaged-{folder.name}")
@@ -128,6 +153,7 @@ class Checkpointer:
         meta = {
             "format_version": FORMAT_VERSION,
             "data_state": data_state,
+            "leaves": describe(arrays),
             "checksum": checksum(arrays),
         }
         try:
@@ -149,13 +175,13 @@ class Checkpointer:
             ) from error
 
     def restore_latest(self, like: TrainState) -> Restored | None:
-        """The newest intact checkpoint, or None where there is none.
+        """The newest intact checkpoint, or None where there never was any.
 
         Damaged ones on the way are set aside.
 
         Raises:
-          CheckpointError: a checkpoint of another format version, or one whose
-            arrays do not fit `like`.
+          CheckpointError: a checkpoint of another format version, one whose arrays
+            do not fit `like`, or no intact one among several.
         """
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
@@ -166,6 +192,12 @@ class Checkpointer:
                 self._manager.close()
                 self._set_aside(self._directory / str(step), _first_line(error))
                 self._manager = self._open()
+        if any(self._directory.glob("damaged-*")):
+            raise CheckpointError(
+                f"no checkpoint in {self._directory} can be read; those set aside as "
+                "damaged-* are still there: restore one from a copy, or start again "
+                "with a new --workdir"
+            )
         return None
 
     def restore(self, which: str, like: TrainState) -> Restored:
@@ -200,15 +232,15 @@ class Checkpointer:
         meta = self._manager.restore(
             step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())
         )["meta"]
-        if meta["format_version"] != FORMAT_VERSION:
+        if meta.get("format_version") != FORMAT_VERSION:
             raise CheckpointError(
                 f"{self._directory / str(step)} has format version "
-                f"{meta['format_version']}, this program reads {FORMAT_VERSION}; "
+                f"{meta.get('format_version')}, this program reads {FORMAT_VERSION}; "
                 "continue with the release that wrote it, or start a new --workdir"
             )
-        target = jax.tree.map(
-            lambda x: np.empty(x.shape, x.dtype), jax.eval_shape(_arrays, like)
-        )
+        shapes = jax.eval_shape(_arrays, like)
+        _check_fit(self._directory / str(step), meta["leaves"], describe(shapes))
+        target = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), shapes)
         arrays = self._manager.restore(
             step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target))
         )["state"]
@@ -232,12 +264,21 @@ def _arrays(state: TrainState) -> TrainState:
     return state.replace(key=jax.random.key_data(state.key))
 
 
-def checksum(tree: PyTree) -> int:
-    """CRC-32 over names, types, shapes and bytes of all leaves."""
-    value = 0
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        array = np.ascontiguousarray(leaf)
-        name = f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}"
-        value = zlib.crc32(name.encode(), value)
-        value = zlib.crc32(array.tobytes(), value)
-    return value
+def _check_fit(folder: Path, found: dict[str, str], wanted: dict[str, str]) -> None:
+    """Orbax would cut or pad arrays of another shape without a word."""
+    names = [
+        name
+        for name in sorted(found.keys() | wanted.keys())
+        if found.get(name) != wanted.get(name)
+    ]
+    if names:
+        shown = "\n".join(
+            f"  {name}: {found.get(name, 'absent')} there, "
+            f"{wanted.get(name, 'absent')} now"
+            for name in names[:5]
+        )
+        raise CheckpointError(
+            f"{folder} is of another network ({len(names)} arrays differ):\n{shown}\n"
+            "Use the settings, data set and code that it was made with, or a new "
+            "--workdir."
+        )

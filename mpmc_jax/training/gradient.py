@@ -4,51 +4,14 @@ The teacher makes targets, the student makes views, the plug-in refines them and
 its terms; the gradient of the whole objective is added to what came before.
 """
 
-import dataclasses
-from typing import Any
-
 import jax
 import jax.numpy as jnp
-import optax
 from flax import struct
 
-from mpmc_jax.methods.base import Method
-from mpmc_jax.plugins.base import Plugin
 from mpmc_jax.training import objective
-from mpmc_jax.training.optimizer import Schedule
+from mpmc_jax.training.config import StepConfig
 from mpmc_jax.training.state import PLUGIN, TrainState
 from mpmc_jax.types import Array, Network, Outputs, PyTree
-
-AXIS = "devices"
-
-
-@dataclasses.dataclass(frozen=True)
-class StepConfig:
-    """The parts of a step.
-
-    Attributes:
-      method, plugin: the base method and what refines it.
-      modules: segmenter by network name.
-      optimizer, schedule: update rule, and the rate it follows (for the metrics).
-      supervised_loss: L_x.
-      batch_size: labelled images a step over all devices.
-      group_size: images that rank, mix and draw among themselves.
-      micro_batches: parts worked off one after the other.
-      steps_per_epoch: length of an epoch.
-      axis_name: the mapped axis, None on a single device without mapping.
-    """
-
-    method: Method
-    plugin: Plugin
-    modules: dict[str, Any]
-    optimizer: optax.GradientTransformation
-    schedule: Schedule
-    supervised_loss: objective.SupervisedLoss
-    batch_size: int
-    group_size: int
-    micro_batches: int
-    steps_per_epoch: int
-    axis_name: str | None = AXIS
 
 
 class Carry(struct.PyTreeNode):
@@ -156,7 +119,7 @@ def _objective(
         total=totals.sum,
         active=active,
     )
-    loss, unweighted = objective.combine(
+    loss, terms_of_method = objective.combine(
         outputs,
         views,
         terms,
@@ -165,7 +128,7 @@ def _objective(
         scale=config.method.scale,
         alpha=plugin.alpha,
     )
-    values = {"loss": loss, **{f"loss_{k}": v for k, v in unweighted.items()}}
+    values = {"loss": loss, **{f"loss_{k}": v for k, v in terms_of_method.items()}}
     return loss, values | _shares(outputs.metrics | metrics, totals), head_stats
 
 

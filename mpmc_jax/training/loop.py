@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from mpmc_jax.training.checkpoint import METRIC, Checkpointer
-from mpmc_jax.training.gradient import StepConfig
+from mpmc_jax.training.config import StepConfig
 from mpmc_jax.training.parallel import Parallel
 from mpmc_jax.training.report import Report, duration
 from mpmc_jax.training.state import TrainState
@@ -27,6 +27,10 @@ _LOG = logging.getLogger(__name__)
 
 # Steps that may be under way before the loop reads a step's numbers.
 LAG = 2
+
+_STOPPED = (
+    "stopped by {} at step {}, which is saved; the same command goes on from there"
+)
 
 
 class NonFiniteError(RuntimeError):
@@ -60,13 +64,19 @@ class LoopConfig:
     eval_every: int
     checkpoint_every: int
 
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if value < 1:
+                raise ValueError(f"train.{field.name}={value}: at least 1 is needed")
+
 
 @dataclasses.dataclass
 class _Pending:
-    """A step under way."""
+    """A step under way; `read` waits for it and gives its numbers."""
 
     step: int
-    metrics: Metrics
+    read: Callable[[], Metrics]
     batch: Batch
 
 
@@ -98,56 +108,52 @@ def train(
     pending: collections.deque[_Pending] = collections.deque()
     with _StopRequest() as stop:
         for step in range(start, config.steps):
-            batch = next(data)
+            batch, begin = next(data), time.monotonic()
+            placed = parallel.place(batch)
             expected = parallel.replicate(np.asarray(step, np.int32))
-            begin = time.monotonic()
-            device_state, metrics = compiled(
-                device_state, parallel.place(batch), expected
-            )
+            device_state, metrics = compiled(device_state, placed, expected)
             if step == start:
                 _first_step(metrics, begin, report)
-            pending.append(_Pending(step, metrics, batch))
+            pending.append(_Pending(step, parallel.start_reading(metrics), batch))
             done = step + 1
             turn = _turn(config, done) or stop.requested
-            while len(pending) > (0 if turn else LAG):
-                try:
-                    _settle(pending.popleft(), parallel, report)
-                except _RefusedError as refused:
-                    _stop_refused(refused, parallel, device_state, checkpointer, names)
-            if done % config.log_every == 0 or done == config.steps:
-                report.flush(done - len(pending))
+            try:
+                _settle(config, pending, 0 if turn else LAG, report)
+            except _RefusedError as refused:
+                _stop_refused(refused, parallel, device_state, checkpointer, names)
             if turn:
-                one = parallel.fetch(device_state)
-                miou = _evaluate(config, done, one, evaluate, report)
-                checkpointer.save(one, data.get_state(), miou)
-                report.pause()
+                report.flush(done)
+                # Whoever asks for a stop gives no time for an evaluation.
+                leaving = stop.requested and done < config.steps
+                due = _evaluation_is_due(config, done) and not leaving
+                one, miou = parallel.fetch(device_state), None
+                try:
+                    if due:
+                        miou = _evaluate(done, one, evaluate, report)
+                finally:
+                    checkpointer.save(one, data.get_state(), miou)
+                report.restart_clock()
             if stop.requested and done < config.steps:
                 checkpointer.close()
-                raise Interrupted(
-                    f"stopped by {stop.requested} at step {done}, which is saved; the "
-                    "same command goes on from there"
-                )
+                raise Interrupted(_STOPPED.format(stop.requested, done))
     return parallel.fetch(device_state)
 
 
 def _turn(config: LoopConfig, done: int) -> bool:
     """Whether a checkpoint or an evaluation is due after `done` steps."""
-    return (
-        done % config.eval_every == 0
-        or done % config.checkpoint_every == 0
-        or done == config.steps
-    )
+    return _evaluation_is_due(config, done) or done % config.checkpoint_every == 0
+
+
+def _evaluation_is_due(config: LoopConfig, done: int) -> bool:
+    return done % config.eval_every == 0 or done == config.steps
 
 
 def _evaluate(
-    config: LoopConfig,
     done: int,
     state: TrainState,
     evaluate: Callable[[TrainState], dict[str, float]],
     report: Report,
-) -> float | None:
-    if done % config.eval_every and done != config.steps:
-        return None
+) -> float:
     begin = time.monotonic()
     numbers = evaluate(state)
     report.write(done, numbers)
@@ -161,18 +167,32 @@ def _evaluate(
 
 
 class _RefusedError(Exception):
-    def __init__(self, pending: _Pending, index: int) -> None:
+    def __init__(self, pending: _Pending, metrics: Metrics) -> None:
         super().__init__()
         self.pending = pending
-        self.index = index
+        self.metrics = metrics
 
 
-def _settle(pending: _Pending, parallel: Parallel, report: Report) -> None:
-    """Reads a step's numbers; raises _RefusedError if its update was refused."""
-    metrics = jax.device_get(parallel.fetch(pending.metrics))
-    if int(metrics.refused) >= 0:
-        raise _RefusedError(pending, int(metrics.refused))
-    report.add(metrics.values)
+def _settle(
+    config: LoopConfig,
+    pending: collections.deque[_Pending],
+    left: int,
+    report: Report,
+) -> None:
+    """Reads the numbers of all steps but the last `left`.
+
+    Raises:
+      _RefusedError: a step's update was refused.
+    """
+    while len(pending) > left:
+        oldest = pending.popleft()
+        metrics = oldest.read()
+        if metrics.refused >= 0:
+            raise _RefusedError(oldest, metrics)
+        report.add(metrics.values)
+        done = oldest.step + 1
+        if done % config.log_every == 0:
+            report.flush(done)
 
 
 def _stop_refused(
@@ -186,15 +206,15 @@ def _stop_refused(
     one = parallel.fetch(device_state)
     checkpointer.save(one, {"next_index": int(one.step)}, None)
     checkpointer.close()
-    terms = refused.pending.metrics.finite_names
+    terms, index = refused.metrics.finite_names, int(refused.metrics.refused)
     step = refused.pending.step
-    if refused.index == len(terms):
+    if index == len(terms):
         raise RuntimeError(
             f"batch {step} met a state at step {int(one.step)}: data and state are "
             "out of order; this is a defect of the program"
         )
     raise NonFiniteError(
-        f"step {step}: {terms[refused.index]} is not finite. The update was "
+        f"step {step}: {terms[index]} is not finite. The update was "
         f"refused and the state before it is saved (step {int(one.step)}). Images of "
         "this step: "
         f"{names(refused.pending.batch)}. Lower optimizer.lr, use "
@@ -206,11 +226,14 @@ def _first_step(metrics: Metrics, begin: float, report: Report) -> None:
     """Waits for the first step: compilation would spoil the first images/s."""
     jax.block_until_ready(metrics)
     _LOG.info("compiled, first step done, %s", duration(time.monotonic() - begin))
-    report.pause()
+    report.restart_clock()
 
 
 class _StopRequest:
-    """Turns SIGTERM and SIGINT into a request that the loop sees between steps."""
+    """Turns SIGTERM and SIGINT into a request that the loop sees between steps.
+
+    The second one acts at once: a compilation or an evaluation may take long.
+    """
 
     def __init__(self) -> None:
         self.requested = ""
@@ -224,6 +247,10 @@ class _StopRequest:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         del frame
         self.requested = signal.Signals(number).name
+        _LOG.warning(
+            "%s: stopping after this step; once more to end now", self.requested
+        )
+        signal.signal(number, self._previous[number])
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._previous.items():

@@ -57,6 +57,13 @@ class SupervisedLoss:
     threshold: float
     min_kept: int
 
+    def __post_init__(self) -> None:
+        valid = ("ce", "ohem")
+        if self.name not in valid:
+            raise ValueError(
+                f"method.supervised_loss={self.name!r} is unknown; valid: {list(valid)}"
+            )
+
     def __call__(self, supervised: Supervised, totals: Totals) -> Array:
         logits, label = supervised.logits, supervised.label
         pixel = losses.pixel_cross_entropy(logits, label)
@@ -96,12 +103,14 @@ def combine(
     scale: float,
     alpha: float,
 ) -> tuple[Array, dict[str, Array]]:
-    """Total loss and its unweighted terms by name (those of the plug-in as weighted).
+    """Total loss, and the method's terms by name.
+
+    The plug-in's terms are only added: it reports them unweighted as metrics.
 
     Args:
-      outputs: the method's.
+      outputs: the method's; its extra terms are weighted.
       views: the method's views after the plug-in refined them.
-      plugin_terms: the plug-in's losses, already weighted.
+      plugin_terms: the plug-in's losses, weighted.
       totals: sums and counts.
       supervised_loss: L_x.
       scale: the method's factor on everything.
@@ -112,7 +121,8 @@ def combine(
     for view in views:
         terms[view.name] = view_loss(view, totals)
         loss = loss + alpha * view.coefficient * terms[view.name]
-    for name, value in {**outputs.extra, **plugin_terms}.items():
+    loss = loss + sum(plugin_terms.values())
+    for name, value in outputs.extra.items():
         terms[name] = value
         loss = loss + value
     return scale * loss, terms

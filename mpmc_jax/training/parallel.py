@@ -6,7 +6,7 @@ however many devices there are, so nothing that a step draws or ranks depends on
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from mpmc_jax.training.gradient import AXIS
+from mpmc_jax.training.config import AXIS
 from mpmc_jax.types import PyTree
 
 
@@ -34,7 +34,11 @@ class Layout:
 
     def check(self, devices: int, processes: int) -> None:
         """Raises ValueError unless groups divide into parts, devices, processes."""
-        if self.batch_size < 1 or self.batch_size % self.group_size:
+        for name, value in dataclasses.asdict(self).items():
+            if value < 1:
+                key = "accumulation" if name == "micro_batches" else name
+                raise ValueError(f"train.{key}={value}: at least 1 is needed")
+        if self.batch_size % self.group_size:
             raise ValueError(
                 f"train.batch_size={self.batch_size} is not a multiple of "
                 f"train.group_size={self.group_size}"
@@ -74,17 +78,18 @@ class Parallel:
     Args:
       kind: "pmap" or "shard_map"; the same function, the same numbers.
       layout: how batches divide.
-      devices: defaults to all devices of all processes.
+      devices: how many of the devices, the first ones; 0 means all, and several
+        processes use all.
 
     Raises:
-      ValueError: unknown kind, or a batch that does not divide.
+      ValueError: unknown kind, too many devices, or a batch that does not divide.
     """
 
     def __init__(
         self,
         kind: str,
         layout: Layout,
-        devices: Sequence[jax.Device] | None = None,
+        devices: int = 0,
     ) -> None:
         kinds = ("pmap", "shard_map")
         if kind not in kinds:
@@ -92,8 +97,14 @@ class Parallel:
                 f"train.parallel={kind!r} is unknown; valid: {list(kinds)}"
             )
         self.kind = kind
-        self.devices = list(devices if devices is not None else jax.devices())
         self.processes = jax.process_count()
+        found = jax.devices()
+        if devices not in range(len(found) + 1) or (devices and self.processes > 1):
+            raise ValueError(
+                f"train.devices={devices}: there are {len(found)} devices in "
+                f"{self.processes} processes; use 0 for all"
+            )
+        self.devices = found[:devices] if devices else found
         layout.check(len(self.devices), self.processes)
         self._order = layout.order(len(self.devices), self.processes)
         # pmap takes and returns what this process holds; shard_map what all hold.
@@ -145,6 +156,24 @@ class Parallel:
         return jax.tree.map(
             lambda x: jax.make_array_from_process_local_data(sharding, x), rows
         )
+
+    def start_reading(self, tree: PyTree) -> Callable[[], PyTree]:
+        """Starts copying a replicated tree; the function waits and gives NumPy.
+
+        Puts nothing in the devices' queues: a slice taken there would run only behind
+        the steps sent since, and reading it would wait for them.
+        """
+        shards = jax.tree.map(lambda x: x.addressable_shards[0].data, tree)
+        for shard in jax.tree.leaves(shards):
+            shard.copy_to_host_async()
+
+        def read() -> PyTree:
+            arrays = jax.tree.map(np.asarray, shards)
+            return (
+                jax.tree.map(lambda x: x[0], arrays) if self.kind == "pmap" else arrays
+            )
+
+        return read
 
     def fetch(self, tree: PyTree) -> PyTree:
         """One copy of a replicated tree, still on its device."""

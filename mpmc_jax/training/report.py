@@ -8,12 +8,15 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import tqdm
 from tensorboardX import SummaryWriter
+
+from mpmc_jax.training.workdir import replace_text
 
 _LOG = logging.getLogger(__name__)
 
@@ -77,21 +80,29 @@ class Report:
 
     `metrics.jsonl` gets one object a line with `step` and flat names. On resume the
     lines after the restored step are dropped, so that no step stands there twice.
+
+    Args:
+      workdir: the run's directory.
+      start: steps made already.
+      steps: length of the run.
+      images: labelled and unlabelled images that a step reads.
     """
 
-    def __init__(self, workdir: Path, start: int, steps: int, batch_size: int) -> None:
+    def __init__(self, workdir: Path, start: int, steps: int, images: int) -> None:
         self._active = jax.process_index() == 0
         self._steps = steps
-        self._batch_size = batch_size
+        self._images = images
         self._sums: dict[str, float] = {}
         self._count = 0
-        self._since = time.monotonic()
+        self.restart_clock()
         if not self._active:
             return
         self._path = workdir / "metrics.jsonl"
         _drop_after(self._path, start)
         self._file = self._path.open("a")
-        self._tensorboard = SummaryWriter(str(workdir / "tensorboard"))
+        self._tensorboard = SummaryWriter(
+            str(workdir / "tensorboard"), purge_step=start + 1
+        )
         self._bar = tqdm.tqdm(
             total=steps,
             initial=start,
@@ -100,7 +111,7 @@ class Report:
             dynamic_ncols=True,
         )
 
-    def add(self, values: dict[str, float]) -> None:
+    def add(self, values: Mapping[str, Any]) -> None:
         """Counts one step's numbers towards the next line."""
         for name, value in values.items():
             self._sums[name] = self._sums.get(name, 0.0) + float(value)
@@ -115,20 +126,25 @@ class Report:
         seconds = time.monotonic() - self._since
         values = {f"train/{k}": v / self._count for k, v in self._sums.items()}
         per_step = seconds / self._count
-        values["train/images_per_second"] = self._batch_size / per_step
+        values["train/images_per_second"] = self._images / per_step
         left = per_step * (self._steps - step)
         self.write(step, values)
+        losses = "  ".join(
+            f"{name.removeprefix('train/').removeprefix('loss_')} {value:.4f}"
+            for name, value in values.items()
+            if name.startswith("train/loss")
+        )
         self._say(
-            f"step {step}/{self._steps}  loss {values['train/loss']:.4f}  "
-            f"lr {values['train/lr']:.2e}  "
+            f"step {step}/{self._steps}  {losses}  lr {values['train/lr']:.2e}  "
             f"{values['train/images_per_second']:.2f} images/s  "
             f"{duration(left)} left"
         )
-        self.pause()
+        self._sums, self._count = {}, 0
+        self.restart_clock()
 
-    def pause(self) -> None:
-        """Restarts the clock and the means: what came between was no training."""
-        self._sums, self._count, self._since = {}, 0, time.monotonic()
+    def restart_clock(self) -> None:
+        """From here on it is training again: compiling and evaluating are not."""
+        self._since = time.monotonic()
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """One line of metrics.jsonl, and the same to TensorBoard."""
@@ -174,4 +190,4 @@ def _drop_after(path: Path, step: int) -> None:
                 kept.append(line)
         except ValueError:
             break  # a line that a kill cut short; nothing follows it
-    path.write_text("".join(line + "\n" for line in kept))
+    replace_text(path, "".join(line + "\n" for line in kept))

@@ -13,7 +13,8 @@ import optax
 from flax import struct
 
 from mpmc_jax.training import gradient, objective
-from mpmc_jax.training.gradient import Carry, StepConfig
+from mpmc_jax.training.config import StepConfig
+from mpmc_jax.training.gradient import Carry
 from mpmc_jax.training.state import TrainState
 from mpmc_jax.types import Array, Batch, Keys, PyTree
 
@@ -47,7 +48,7 @@ def make_step(
         state: TrainState, batch: Batch, expected: Array
     ) -> tuple[TrainState, Metrics]:
         def augment(part: Batch) -> PyTree:
-            keys = _keys(config, state, part)
+            keys = make_keys(config, state, part)
             return config.method.augment(part, state.method_state, keys)
 
         return apply(
@@ -93,7 +94,8 @@ def apply(
     return _update(config, state, carry, values, expected)
 
 
-def _keys(config: StepConfig, state: TrainState, batch: Batch) -> Keys:
+def make_keys(config: StepConfig, state: TrainState, batch: Batch) -> Keys:
+    """The random keys of a micro-batch: of the step, its records and its groups."""
     record = batch.labeled.record
     groups = config.batch_size // config.group_size
     return Keys(
@@ -156,8 +158,9 @@ def _update(
         method_state=carry.method_state,
         key=state.key,
     )
-    checked = {k: v for k, v in values.items() if k.startswith("loss")}
-    checked["grad_norm"] = optax.tree.norm(grads)
+    # The terms before their sum: the first that is broken is named.
+    checked = {k: v for k, v in values.items() if k.startswith("loss_")}
+    checked |= {"loss": values["loss"], "grad_norm": optax.tree.norm(grads)}
     broken = ~jnp.isfinite(jnp.stack([checked[k].astype(jnp.float32) for k in checked]))
     late = expected != state.step
     refused = jnp.where(

@@ -7,6 +7,7 @@ from typing import Any
 import ml_collections
 
 CONFIG = "config.json"
+MANIFEST = "manifest.json"
 
 
 class WorkdirError(RuntimeError):
@@ -35,7 +36,7 @@ def claim(workdir: Path, config: ml_collections.ConfigDict) -> None:
     if not path.exists():
         try:
             workdir.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(wanted, indent=2) + "\n")
+            write_json(path, wanted)
         except OSError as error:
             raise WorkdirError(
                 f"cannot write to --workdir={workdir}: {error.strerror}; choose "
@@ -44,17 +45,70 @@ def claim(workdir: Path, config: ml_collections.ConfigDict) -> None:
         return
     found = _read(path)
     _check_version(path, found, wanted["format_version"])
+    _check_same(path, found, wanted, "the same settings")
+
+
+def record(workdir: Path, facts: dict[str, Any], circumstances: dict[str, Any]) -> None:
+    """Writes manifest.json; where there is one, checks it and adds to "resumed".
+
+    Args:
+      workdir: the run's directory.
+      facts: what may not change between the parts of a run, such as its data.
+      circumstances: what may: versions, devices, revision.
+
+    Raises:
+      WorkdirError: the facts differ; lists the differences.
+    """
+    path = workdir / MANIFEST
+    if not path.exists():
+        write_json(path, {**circumstances, **facts, "resumed": []})
+        return
+    found = _read(path)
+    there = {name: found.get(name) for name in facts}
+    _check_same(path, there, json.loads(json.dumps(facts)), "the same data")
+    changed = {k: v for k, v in circumstances.items() if k not in facts}
+    found["resumed"] = [*found.get("resumed", []), changed]
+    write_json(path, found)
+
+
+def read_manifest(workdir: Path) -> dict[str, Any]:
+    """What `record` wrote.
+
+    Raises:
+      WorkdirError: there is none, or it is damaged.
+    """
+    path = workdir / MANIFEST
+    if not path.exists():
+        raise WorkdirError(f"{workdir} holds no run: there is no {MANIFEST} in it")
+    return _read(path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes the whole file or none of it."""
+    replace_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Writes the whole file or none of it, whenever the process may be killed."""
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(text)
+    part.replace(path)
+
+
+def _check_same(
+    path: Path, found: dict[str, Any], wanted: dict[str, Any], what: str
+) -> None:
     old, new = flatten(found), flatten(wanted)
     differences = [
         f"  {name}: {old.get(name, 'absent')!r} there, {new.get(name, 'absent')!r} now"
         for name in sorted(old.keys() | new.keys())
-        if old.get(name, None) != new.get(name, None)
+        if old.get(name) != new.get(name)
     ]
     if differences:
         raise WorkdirError(
             f"{path} holds another run:\n"
             + "\n".join(differences)
-            + "\nUse a new --workdir, or the same settings to go on with that run."
+            + f"\nUse a new --workdir, or {what} to go on with that run."
         )
 
 
@@ -82,16 +136,20 @@ def load(workdir: Path, base: ml_collections.ConfigDict) -> ml_collections.Confi
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text())
+        found = json.loads(path.read_text())
     except ValueError as error:
         raise WorkdirError(
             f"{path} is damaged ({error}); restore it or use a new --workdir"
         ) from error
+    if not isinstance(found, dict):
+        raise WorkdirError(f"{path} is damaged: no JSON object; use a new --workdir")
+    return found
 
 
 def _check_version(path: Path, found: dict[str, Any], version: int) -> None:
-    if found["format_version"] != version:
+    there = found.get("format_version")
+    if there != version:
         raise WorkdirError(
-            f"{path} has format_version {found['format_version']}, this program "
+            f"{path} has format_version {there}, this program "
             f"reads {version}; use the release that wrote it, or a new --workdir"
         )

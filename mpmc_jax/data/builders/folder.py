@@ -88,10 +88,17 @@ def _read_classes(
         except ValueError as error:
             problems.append(f"{path}: not JSON ({error})")
             return classes, (), ()
+        if not isinstance(facts, dict):
+            problems.append(f'{path}: not an object; write {{"classes": ["...", ...]}}')
+            return classes, (), ()
         unknown = sorted(set(facts) - {"classes", "palette", "void"})
         if unknown:
             problems.append(f"{path}: unknown keys {shorten(unknown)}")
-    names = classes or tuple(facts.get("classes", ()))
+    listed = facts.get("classes", [])
+    if not _is_list_of(str, listed):
+        problems.append(f'{path}: "classes" is not a list of names: {listed!r}')
+        listed = []
+    names = classes or tuple(listed)
     if not names:
         problems.append(f'{path}: no class names; write {{"classes": ["...", ...]}}')
     if len(names) > IGNORE_LABEL:
@@ -110,7 +117,10 @@ def _read_classes(
 def _colors(
     facts: dict, key: str, path: pathlib.Path, problems: list[str]
 ) -> tuple[Color, ...]:
-    colors = tuple(tuple(color) for color in facts.get(key, ()))
+    colors = facts.get(key, [])
+    if not _is_list_of(list, colors):
+        problems.append(f"{path}: {key!r} is not a list of [r,g,b]: {colors!r}")
+        return ()
     wrong = [
         color
         for color in colors
@@ -120,7 +130,11 @@ def _colors(
     if wrong:
         problems.append(f"{path}: {key}: not 8-bit [r,g,b]: {shorten(wrong)}")
         return ()
-    return colors
+    return tuple(tuple(color) for color in colors)
+
+
+def _is_list_of(kind: type, value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(item, kind) for item in value)
 
 
 def _find(directory: pathlib.Path, problems: list[str]) -> dict[str, pathlib.Path]:

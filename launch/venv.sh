@@ -1,0 +1,14 @@
+# Sourced by the other scripts: makes or reuses the virtual environment and sets
+# $python. It is .venv, or $MPMC_VENV; made with python3, or $PYTHON.
+venv=${MPMC_VENV:-.venv}
+if [ ! -x "$venv/bin/python" ]; then
+  base=${PYTHON:-python3}
+  if ! "$base" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))'
+  then
+    echo "error: $base is $("$base" --version 2>&1); Python 3.11 to 3.13 is needed:" \
+      "name one in the variable PYTHON" >&2
+    exit 2
+  fi
+  "$base" -m venv "$venv"
+fi
+python=$venv/bin/python
