@@ -11,32 +11,26 @@ those of different machines or runs may not.
 """
 
 import argparse
-import functools
 import json
 import statistics
 import sys
 import time
-from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import ml_collections
-import numpy as np
 
 from configs import base, presets
+from launch.bench_step import bench_mpmc, bench_step
+from launch.runs import make_evaluator
 from mpmc_jax.data.build import build_eval, build_train, dataset_info
-from mpmc_jax.evaluation.evaluator import Evaluator
-from mpmc_jax.models.build import init_variables, tap_channels
-from mpmc_jax.models.pooling import average_pool
-from mpmc_jax.plugins.mpmc import MPMC, adaptive_weights, patch_targets
+from mpmc_jax.models.build import init_variables
 from mpmc_jax.training import report
-from mpmc_jax.training.build import Setup, build_base, build_setup, init_state
-from mpmc_jax.training.parallel import Layout, Parallel
-from mpmc_jax.training.step import make_step
-from mpmc_jax.types import Array, Batch, Crops
-
-CLASSES = 21
+from mpmc_jax.training.build import (
+    build_base,
+    build_setup,
+)
+from mpmc_jax.types import Crops
 
 
 def configuration(args: argparse.Namespace) -> ml_collections.ConfigDict:
@@ -52,149 +46,6 @@ def configuration(args: argparse.Namespace) -> ml_collections.ConfigDict:
     config.train.devices = args.devices
     argument = f"method={args.method},mpmc={args.mpmc},backbone={args.backbone}"
     return presets.apply(config, argument)
-
-
-def random_batch(config: ml_collections.ConfigDict, setup: Setup) -> Batch:
-    """Noise of the shapes that the method asks for."""
-    rng = np.random.default_rng(0)
-    size, crop = config.train.batch_size, config.data.crop
-
-    def crops(label: bool) -> Crops:
-        shape = (size, crop, crop)
-        arrays = {
-            "image": rng.integers(0, 256, (*shape, 3), np.uint8),
-            "extent": np.tile(np.array([0, 0, crop, crop], np.int32), (size, 1)),
-            "index": np.arange(size, dtype=np.int32),
-            "record": np.arange(size, dtype=np.int32),
-        }
-        if label:
-            arrays["label"] = rng.integers(0, CLASSES, shape, np.uint8)
-        return Crops(**arrays)
-
-    streams = setup.method.streams
-    return Batch(
-        crops(label=True),
-        crops(label=False) if streams.unlabeled else None,
-        crops(label=False) if streams.partner else None,
-    )
-
-
-def seconds(function: Callable[..., Any], repeats: int, *args: Array) -> list[float]:
-    """Wall time of each call, after one that warms up."""
-    jax.block_until_ready(function(*args))
-    times = []
-    for _ in range(repeats):
-        begin = time.perf_counter()
-        jax.block_until_ready(function(*args))
-        times.append(time.perf_counter() - begin)
-    return times
-
-
-def noise_setup(config: ml_collections.ConfigDict) -> Setup:
-    """The parts of a run that needs no data set."""
-    model, method = build_base(config, num_classes=CLASSES, channels=3)
-    return build_setup(config, model, method, steps_per_epoch=1000)
-
-
-def bench_step(config: ml_collections.ConfigDict, repeats: int) -> dict[str, Any]:
-    """images/s (labelled and unlabelled), FLOPs, peak memory and compile time."""
-    setup = noise_setup(config)
-    parallel = Parallel(
-        config.train.parallel,
-        Layout(
-            config.train.batch_size, config.train.group_size, config.train.accumulation
-        ),
-        config.train.devices,
-    )
-    batch = parallel.place(random_batch(config, setup))
-    state = parallel.replicate(init_state(setup, config.seed))
-    begin = time.perf_counter()
-    expected = [parallel.replicate(np.asarray(i, np.int32)) for i in range(repeats + 1)]
-    step: Any = parallel.compile(make_step(setup.step))
-    lowered = step.lower(state, batch, expected[0])
-    compiled = lowered.compile()
-    compile_seconds = time.perf_counter() - begin
-    times = []
-    for number in expected:
-        begin = time.perf_counter()
-        state, metrics = compiled(state, batch, number)
-        jax.block_until_ready(metrics)
-        times.append(time.perf_counter() - begin)
-    step_seconds = statistics.median(times[1:])
-    images = config.train.batch_size * (2 if setup.method.streams.unlabeled else 1)
-    memory = compiled.memory_analysis()
-    return {
-        "images_per_second": images / step_seconds,
-        "step_seconds": step_seconds,
-        "flops": _flops(compiled),
-        "peak_bytes": memory.temp_size_in_bytes + memory.argument_size_in_bytes,
-        "compile_seconds": compile_seconds,
-    }
-
-
-def _flops(compiled: Any) -> float:
-    cost = compiled.cost_analysis()
-    return float((cost[0] if isinstance(cost, list) else cost)["flops"])
-
-
-def bench_mpmc(config: ml_collections.ConfigDict, repeats: int) -> dict[str, Any]:
-    """Seconds of MPMC's own operations at the step's shapes, and their share of it.
-
-    Pooling runs on the taps of the labelled images and of all views, with its gradient,
-    and once more without on the views for the teacher; targets on the labelled images;
-    weights on each view.
-    """
-    setup = noise_setup(config)
-    plugin = setup.plugin
-    if not isinstance(plugin, MPMC):
-        raise ValueError("--what=mpmc needs --mpmc=paper or --mpmc=recommended")
-    size, crop = config.train.batch_size, config.data.crop
-    views = {"unimatch": 3, "mean_teacher": 1, "supervised": 0}[config.method.name]
-    # "lite" projects to 64 channels before it pools.
-    channels = 64 if plugin.head == "lite" else tap_channels(setup.model, plugin.tap)
-    rng = np.random.default_rng(0)
-    taps = jnp.asarray(
-        rng.standard_normal((size * (1 + views), *plugin.tap_size, channels)),
-        config.model.dtype,
-    )
-    labels = jnp.asarray(rng.integers(0, CLASSES, (size, crop, crop)))
-    logits = jnp.asarray(
-        rng.standard_normal((size, *plugin.tap_size, CLASSES)), jnp.float32
-    )
-    windows = [window for window in plugin.windows if window > 1]
-
-    def pooled(z: Array) -> Array:
-        return functools.reduce(
-            jnp.add, [average_pool(z, window) for window in windows]
-        )
-
-    def pulled_back(z: Array) -> Array:
-        out, pull = jax.vjp(pooled, z)
-        return pull(out)[0]
-
-    def weights(z: Array, pseudo: Array) -> tuple[Array, Array]:
-        return adaptive_weights(
-            z, pseudo, confidence=plugin.confidence, scale=plugin.lambda_scale
-        )
-
-    targets = functools.partial(
-        patch_targets,
-        num_classes=CLASSES,
-        field=plugin.field,
-        size=plugin.tap_size,
-    )
-    parts = {
-        "pooling": seconds(jax.jit(pulled_back), repeats, taps),
-        "targets": seconds(jax.jit(targets), repeats, labels),
-    }
-    if views:
-        parts["pooling_teacher"] = seconds(jax.jit(pooled), repeats, taps[size:])
-        once = seconds(jax.jit(weights), repeats, logits, labels)
-        parts["weights"] = [views * value for value in once]
-    medians = {name: statistics.median(times) for name, times in parts.items()}
-    step = bench_step(config, repeats)
-    share = sum(medians.values()) / step["step_seconds"]
-    return {**{f"{k}_seconds": v for k, v in medians.items()}, "share": share, **step}
 
 
 def bench_data(config: ml_collections.ConfigDict, repeats: int) -> dict[str, Any]:
@@ -233,12 +84,7 @@ def bench_eval(config: ml_collections.ConfigDict, repeats: int) -> dict[str, Any
     )
     setup = build_setup(config, model, method, steps_per_epoch=1)
     module = setup.step.modules[method.networks[0]]
-    evaluator = Evaluator(
-        module,
-        info.num_classes,
-        batch_size=config.eval.batch_size,
-        pad_to=config.eval.pad_to,
-    )
+    evaluator = make_evaluator(config, module, info.num_classes)
     variables = init_variables(jax.random.key(0), model)
     source = build_eval(config, "val")
     first = evaluator.run(variables, source)

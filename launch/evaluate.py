@@ -16,7 +16,7 @@ import jax
 from launch import runs
 from launch.cache import keep_compiled_programs
 from mpmc_jax.data.build import build_eval
-from mpmc_jax.evaluation.evaluator import EvalResult, Evaluator
+from mpmc_jax.evaluation.evaluator import EvalResult
 from mpmc_jax.evaluation.table import format_table
 from mpmc_jax.training import report
 from mpmc_jax.training.checkpoint import CheckpointError
@@ -25,12 +25,7 @@ from mpmc_jax.training.workdir import WorkdirError
 
 def evaluate(run: runs.Run, split: str) -> EvalResult:
     """Evaluates an opened run on one split of its data set."""
-    evaluator = Evaluator(
-        run.module,
-        run.info.num_classes,
-        batch_size=run.config.eval.batch_size,
-        pad_to=run.config.eval.pad_to,
-    )
+    evaluator = runs.make_evaluator(run.config, run.module, run.info.num_classes)
     return evaluator.run(run.variables, build_eval(run.config, split), run.probe)
 
 

@@ -15,7 +15,7 @@ from configs import base
 from mpmc_jax.data.build import build_train, dataset_info
 from mpmc_jax.data.info import DatasetInfo
 from mpmc_jax.data.pipeline import TrainPipeline
-from mpmc_jax.evaluation.evaluator import PatchProbe
+from mpmc_jax.evaluation.evaluator import Evaluator, PatchProbe
 from mpmc_jax.evaluation.predict import network_input, predict_classes
 from mpmc_jax.plugins.mpmc import MPMC, adaptive_weights, patch_targets
 from mpmc_jax.training import workdir as workdir_lib
@@ -74,6 +74,18 @@ def prepare(
     )
     setup = build_setup(config, model, method, steps_per_epoch=pipeline.steps_per_epoch)
     return info, pipeline, setup
+
+
+def make_evaluator(
+    config: ml_collections.ConfigDict, module: Any, num_classes: int
+) -> Evaluator:
+    """The evaluator that `config.eval` describes."""
+    return Evaluator(
+        module,
+        num_classes,
+        batch_size=config.eval.batch_size,
+        pad_to=config.eval.pad_to,
+    )
 
 
 def network_to_use(config: ml_collections.ConfigDict, state: TrainState) -> str:

@@ -24,7 +24,6 @@ from launch import runs
 from launch.cache import keep_compiled_programs
 from mpmc_jax.data.build import build_eval
 from mpmc_jax.data.splits import Split
-from mpmc_jax.evaluation.evaluator import Evaluator
 from mpmc_jax.training import loop, report, workdir
 from mpmc_jax.training.build import Setup, init_state, state_shape, total_steps
 from mpmc_jax.training.checkpoint import Checkpointer, CheckpointError
@@ -61,12 +60,8 @@ def make_evaluate(
     runs.network_to_use(config, state_shape(setup))
     source = build_eval(config, "val")
     network = setup.method.networks[0]
-    evaluator = Evaluator(
-        setup.step.modules[network],
-        info.num_classes,
-        batch_size=config.eval.batch_size,
-        pad_to=config.eval.pad_to,
-    )
+    module = setup.step.modules[network]
+    evaluator = runs.make_evaluator(config, module, info.num_classes)
     probe = runs.probe_builder(setup)
 
     def evaluate(state: TrainState) -> dict[str, float]:

@@ -1,0 +1,186 @@
+"""The step on noise, and MPMC's own operations beside it, for `launch.bench`."""
+
+import functools
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from mpmc_jax.models.build import tap_channels
+from mpmc_jax.models.pooling import average_pool
+from mpmc_jax.plugins.mpmc import MPMC, adaptive_weights, patch_targets
+from mpmc_jax.training.build import (
+    Setup,
+    build_base,
+    build_setup,
+    init_state,
+    state_shape,
+)
+from mpmc_jax.training.parallel import Layout, Parallel
+from mpmc_jax.training.state import TrainState
+from mpmc_jax.training.step import make_keys, make_step
+from mpmc_jax.types import Array, Batch, Crops, Region
+
+CLASSES = 21
+
+
+def random_batch(config: ml_collections.ConfigDict, setup: Setup) -> Batch:
+    """Noise of the shapes that the method asks for."""
+    rng = np.random.default_rng(0)
+    size, crop = config.train.batch_size, config.data.crop
+
+    def crops(label: bool) -> Crops:
+        shape = (size, crop, crop)
+        arrays = {
+            "image": rng.integers(0, 256, (*shape, 3), np.uint8),
+            "extent": np.tile(np.array([0, 0, crop, crop], np.int32), (size, 1)),
+            "index": np.arange(size, dtype=np.int32),
+            "record": np.arange(size, dtype=np.int32),
+        }
+        if label:
+            arrays["label"] = rng.integers(0, CLASSES, shape, np.uint8)
+        return Crops(**arrays)
+
+    streams = setup.method.streams
+    return Batch(
+        crops(label=True),
+        crops(label=False) if streams.unlabeled else None,
+        crops(label=False) if streams.partner else None,
+    )
+
+
+def seconds(function: Callable[..., Any], repeats: int, *args: Array) -> list[float]:
+    """Wall time of each call, after one that warms up."""
+    jax.block_until_ready(function(*args))
+    times = []
+    for _ in range(repeats):
+        begin = time.perf_counter()
+        jax.block_until_ready(function(*args))
+        times.append(time.perf_counter() - begin)
+    return times
+
+
+def noise_setup(config: ml_collections.ConfigDict) -> Setup:
+    """The parts of a run that needs no data set."""
+    model, method = build_base(config, num_classes=CLASSES, channels=3)
+    return build_setup(config, model, method, steps_per_epoch=1000)
+
+
+def bench_step(config: ml_collections.ConfigDict, repeats: int) -> dict[str, Any]:
+    """images/s (labelled and unlabelled), FLOPs, peak memory and compile time."""
+    setup = noise_setup(config)
+    parallel = Parallel(
+        config.train.parallel,
+        Layout(
+            config.train.batch_size, config.train.group_size, config.train.accumulation
+        ),
+        config.train.devices,
+    )
+    batch = parallel.place(random_batch(config, setup))
+    state = parallel.replicate(init_state(setup, config.seed))
+    begin = time.perf_counter()
+    expected = [parallel.replicate(np.asarray(i, np.int32)) for i in range(repeats + 1)]
+    step: Any = parallel.compile(make_step(setup.step))
+    lowered = step.lower(state, batch, expected[0])
+    compiled = lowered.compile()
+    compile_seconds = time.perf_counter() - begin
+    times = []
+    for number in expected:
+        begin = time.perf_counter()
+        state, metrics = compiled(state, batch, number)
+        jax.block_until_ready(metrics)
+        times.append(time.perf_counter() - begin)
+    step_seconds = statistics.median(times[1:])
+    images = config.train.batch_size * (2 if setup.method.streams.unlabeled else 1)
+    memory = compiled.memory_analysis()
+    return {
+        "images_per_second": images / step_seconds,
+        "step_seconds": step_seconds,
+        "flops": _flops(compiled),
+        "peak_bytes": memory.temp_size_in_bytes + memory.argument_size_in_bytes,
+        "compile_seconds": compile_seconds,
+    }
+
+
+def _flops(compiled: Any) -> float:
+    cost = compiled.cost_analysis()
+    return float((cost[0] if isinstance(cost, list) else cost)["flops"])
+
+
+def count_views(config: ml_collections.ConfigDict, setup: Setup) -> int:
+    """Unlabelled views that the method trains on in a step."""
+
+    def regions(state: TrainState, batch: Batch) -> dict[str, Region]:
+        keys = make_keys(setup.step, state, batch)
+        return setup.method.regions(
+            setup.method.augment(batch, state.method_state, keys)
+        )
+
+    batch = random_batch(config, setup)
+    named = jax.eval_shape(regions, state_shape(setup), batch)
+    return len(named.keys() - {"supervised"})
+
+
+def bench_mpmc(config: ml_collections.ConfigDict, repeats: int) -> dict[str, Any]:
+    """Seconds of MPMC's own operations at the step's shapes, and their share of it.
+
+    Pooling runs on the taps of the labelled images and of all views, with its gradient,
+    and once more without on the views for the teacher; targets on the labelled images;
+    weights on each view.
+    """
+    setup = noise_setup(config)
+    plugin = setup.plugin
+    if not isinstance(plugin, MPMC):
+        raise ValueError("--what=mpmc needs --mpmc=paper or --mpmc=recommended")
+    size, crop = config.train.batch_size, config.data.crop
+    views = count_views(config, setup)
+    # "lite" projects to 64 channels before it pools.
+    channels = 64 if plugin.head == "lite" else tap_channels(setup.model, plugin.tap)
+    rng = np.random.default_rng(0)
+    taps = jnp.asarray(
+        rng.standard_normal((size * (1 + views), *plugin.tap_size, channels)),
+        config.model.dtype,
+    )
+    labels = jnp.asarray(rng.integers(0, CLASSES, (size, crop, crop)))
+    logits = jnp.asarray(
+        rng.standard_normal((size, *plugin.tap_size, CLASSES)), jnp.float32
+    )
+    windows = [window for window in plugin.windows if window > 1]
+
+    def pooled(z: Array) -> Array:
+        return functools.reduce(
+            jnp.add, [average_pool(z, window) for window in windows]
+        )
+
+    def pulled_back(z: Array) -> Array:
+        out, pull = jax.vjp(pooled, z)
+        return pull(out)[0]
+
+    def weights(z: Array, pseudo: Array) -> tuple[Array, Array]:
+        return adaptive_weights(
+            z, pseudo, confidence=plugin.confidence, scale=plugin.lambda_scale
+        )
+
+    targets = functools.partial(
+        patch_targets,
+        num_classes=CLASSES,
+        field=plugin.field,
+        size=plugin.tap_size,
+    )
+    parts = {
+        "pooling": seconds(jax.jit(pulled_back), repeats, taps),
+        "targets": seconds(jax.jit(targets), repeats, labels),
+    }
+    if views:
+        parts["pooling_teacher"] = seconds(jax.jit(pooled), repeats, taps[size:])
+        once = seconds(jax.jit(weights), repeats, logits, labels)
+        parts["weights"] = [views * value for value in once]
+    medians = {name: statistics.median(times) for name, times in parts.items()}
+    step = bench_step(config, repeats)
+    share = sum(medians.values()) / step["step_seconds"]
+    return {**{f"{k}_seconds": v for k, v in medians.items()}, "share": share, **step}
