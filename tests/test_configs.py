@@ -12,7 +12,7 @@ from mpmc_jax.training.parallel import Layout, Parallel
 
 FILES = sorted(
     path.stem
-    for path in pathlib.Path("configs").glob("*.py")
+    for path in (pathlib.Path(__file__).parent.parent / "configs").glob("*.py")
     if path.stem not in ("__init__", "base", "presets")
 )
 VARIANTS = [

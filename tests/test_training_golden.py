@@ -14,7 +14,8 @@ from x64 import run_x64
 from mpmc_jax.methods.unimatch import Inputs, UniMatch
 from mpmc_jax.models import ModelConfig, build_segmenter, load_torch_state_dict
 from mpmc_jax.plugins.base import Identity
-from mpmc_jax.training import gradient, objective, step
+from mpmc_jax.training import objective, step
+from mpmc_jax.training.config import AXIS, StepConfig
 from mpmc_jax.training.optimizer import Schedule, build_optimizer
 from mpmc_jax.training.parallel import Layout, Parallel
 from mpmc_jax.training.state import TrainState
@@ -60,18 +61,16 @@ def _arrays(file, number: int, dtype) -> dict[str, np.ndarray]:
     return found
 
 
-def _step_config(
-    file, model: ModelConfig, devices: int, batch: int
-) -> gradient.StepConfig:
+def _step_config(file, model: ModelConfig, devices: int, batch: int) -> StepConfig:
     schedule = Schedule(lr=1e-3, steps=1, power=0.0)
     min_kept = int(file["ohem_min_kept"])
-    return gradient.StepConfig(
+    return StepConfig(
         method=UniMatch(
             perturbed=(("layer1", 256), ("layer4", 2048)),
             threshold=float(file["conf_thresh"]),
         ),
         plugin=Identity(),
-        modules={"student": build_segmenter(model, axis_name=gradient.AXIS)},
+        modules={"student": build_segmenter(model, axis_name=AXIS)},
         optimizer=build_optimizer(
             schedule, head_multiplier=10.0, momentum=0.9, weight_decay=1e-4
         ),

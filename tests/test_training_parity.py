@@ -9,7 +9,7 @@ import tiny
 from x64 import run_x64
 
 from mpmc_jax.training.state import PLUGIN
-from mpmc_jax.training.step import _keys
+from mpmc_jax.training.step import make_keys
 
 # The plug-in trains nothing and weighs nothing: lambda_s = 1, no term of its own.
 SILENT = {"mpmc__lambda_s": False, "mpmc__beta": 0.0, "mpmc__labeled_weight": 0.0}
@@ -107,7 +107,7 @@ def test_no_two_examples_draw_the_same(method):
         batch = batch.replace(partner=batch.partner.replace(image=image))
     augment = jax.jit(
         lambda state, batch: parts.method.augment(
-            batch, {}, _keys(parts.step, state, batch)
+            batch, {}, make_keys(parts.step, state, batch)
         )
     )
     inputs = augment(state, batch)
