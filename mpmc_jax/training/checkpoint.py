@@ -106,8 +106,18 @@ class Checkpointer:
             best_mode="max",
             create=False,
             read_only=self._read_only,
+            save_interval_steps=0 if self._read_only else 1,
         )
-        return ocp.CheckpointManager(self._directory, options=options)
+        if not self._read_only:
+            return ocp.CheckpointManager(self._directory, options=options)
+        # Orbax warns that reading does not write.
+        orbax = logging.getLogger("absl")
+        level = orbax.level
+        orbax.setLevel(logging.ERROR)
+        try:
+            return ocp.CheckpointManager(self._directory, options=options)
+        finally:
+            orbax.setLevel(level)
 
     def _set_aside_unreadable(self) -> None:
         """A truncated metrics file would keep the manager from opening at all."""
