@@ -17,11 +17,11 @@ from mpmc_jax.plugins.mpmc import MPMC, adaptive_weights, patch_targets
 from mpmc_jax.training.build import (
     Setup,
     build_base,
+    build_parallel,
     build_setup,
     init_state,
     state_shape,
 )
-from mpmc_jax.training.parallel import Layout, Parallel
 from mpmc_jax.training.state import TrainState
 from mpmc_jax.training.step import make_keys, make_step
 from mpmc_jax.types import Array, Batch, Crops, Region
@@ -74,13 +74,7 @@ def noise_setup(config: ml_collections.ConfigDict) -> Setup:
 def bench_step(config: ml_collections.ConfigDict, repeats: int) -> dict[str, Any]:
     """images/s (labelled and unlabelled), FLOPs, peak memory and compile time."""
     setup = noise_setup(config)
-    parallel = Parallel(
-        config.train.parallel,
-        Layout(
-            config.train.batch_size, config.train.group_size, config.train.accumulation
-        ),
-        config.train.devices,
-    )
+    parallel = build_parallel(config)
     batch = parallel.place(random_batch(config, setup))
     state = parallel.replicate(init_state(setup, config.seed))
     begin = time.perf_counter()
@@ -96,7 +90,7 @@ def bench_step(config: ml_collections.ConfigDict, repeats: int) -> dict[str, Any
         jax.block_until_ready(metrics)
         times.append(time.perf_counter() - begin)
     step_seconds = statistics.median(times[1:])
-    images = config.train.batch_size * (2 if setup.method.streams.unlabeled else 1)
+    images = setup.method.streams.images(config.train.batch_size)
     memory = compiled.memory_analysis()
     return {
         "images_per_second": images / step_seconds,

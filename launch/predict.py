@@ -13,11 +13,9 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
-import numpy as np
-
 from launch import runs
 from launch.cache import keep_compiled_programs
-from mpmc_jax.data.source import IMAGE_SUFFIXES, UnreadableImage, decode_image
+from mpmc_jax.data.source import IMAGE_SUFFIXES, UnreadableImage, decode_array
 from mpmc_jax.evaluation.pictures import write_prediction
 from mpmc_jax.evaluation.predict import Predictor
 from mpmc_jax.training.checkpoint import CheckpointError
@@ -72,12 +70,10 @@ def predict(
     problems = []
     for path in files:
         try:
-            picture = decode_image(path.read_bytes(), run.info.channels)
+            image = decode_array(path.read_bytes(), run.info.channels)
         except (UnreadableImage, OSError) as error:
             problems.append(f"{path}: {error}")
             continue
-        image = np.asarray(picture)
-        image = image[..., None] if image.ndim == 2 else image
         write_prediction(output / path.stem, predictor(image), image, run.info.palette)
     return problems
 

@@ -25,9 +25,14 @@ from launch.cache import keep_compiled_programs
 from mpmc_jax.data.build import build_eval
 from mpmc_jax.data.splits import Split
 from mpmc_jax.training import loop, report, workdir
-from mpmc_jax.training.build import Setup, init_state, state_shape, total_steps
+from mpmc_jax.training.build import (
+    Setup,
+    build_parallel,
+    init_state,
+    state_shape,
+    total_steps,
+)
 from mpmc_jax.training.checkpoint import Checkpointer, CheckpointError
-from mpmc_jax.training.parallel import Layout, Parallel
 from mpmc_jax.training.state import TrainState
 from mpmc_jax.types import Batch
 
@@ -90,13 +95,7 @@ def train(config: ml_collections.ConfigDict, directory: Path) -> TrainState:
     """Trains `config` in `directory` to its last step; returns the last state."""
     jax.config.update("jax_default_matmul_precision", config.matmul_precision)
     info, pipeline, setup = runs.prepare(config)
-    parallel = Parallel(
-        config.train.parallel,
-        Layout(
-            config.train.batch_size, config.train.group_size, config.train.accumulation
-        ),
-        config.train.devices,
-    )
+    parallel = build_parallel(config)
     rhythm = loop_config(config, pipeline.steps_per_epoch)
     evaluate = make_evaluate(config, setup, info)
     workdir.claim(directory, config)
@@ -114,7 +113,7 @@ def train(config: ml_collections.ConfigDict, directory: Path) -> TrainState:
         rhythm.steps,
         len(parallel.devices),
     )
-    images = config.train.batch_size * (2 if setup.method.streams.unlabeled else 1)
+    images = setup.method.streams.images(config.train.batch_size)
     reporter = report.Report(directory, int(state.step), rhythm.steps, images)
     data = pipeline.iterator(position)
     try:

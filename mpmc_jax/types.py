@@ -228,6 +228,10 @@ class Streams:
     geometry: str = "unimatch"
     fill: Literal["black", "mean"] = "black"
 
+    def images(self, batch_size: int) -> int:
+        """Images that a step reads, given the labelled ones."""
+        return batch_size * (2 if self.unlabeled else 1)
+
 
 @dataclasses.dataclass(frozen=True)
 class Keys:

@@ -25,6 +25,14 @@ def _save(directory, state, steps):
     checkpointer.close()
 
 
+def _refuse(directory, like, message, *, read_only=False):
+    """Asserts that no checkpoint there may be gone on with, and why."""
+    checkpointer = Checkpointer(directory, read_only=read_only)
+    with pytest.raises(CheckpointError, match=message):
+        checkpointer.restore_latest(like)
+    checkpointer.close()
+
+
 def test_newest_and_best_checkpoints_are_kept(tmp_path, small):
     parts, state = small
     _save(tmp_path, state, [(1, 0.1), (2, 0.9), (3, 0.3), (4, None), (5, 0.2)])
@@ -75,10 +83,7 @@ def test_another_format_version_is_refused(tmp_path, small, monkeypatch):
     monkeypatch.setattr("mpmc_jax.training.checkpoint.FORMAT_VERSION", 0)
     _save(tmp_path, state, [(1, 0.1)])
     monkeypatch.undo()
-    checkpointer = Checkpointer(tmp_path)
-    with pytest.raises(CheckpointError, match="format version 0"):
-        checkpointer.restore_latest(state_shape(parts))
-    checkpointer.close()
+    _refuse(tmp_path, state_shape(parts), "format version 0")
 
 
 def test_a_checkpoint_of_another_network_is_refused_and_left_alone(tmp_path, small):
@@ -95,10 +100,7 @@ def test_a_checkpoint_of_another_network_is_refused_and_left_alone(tmp_path, sma
         like.replace(method_state={"x": like.step}),
     ):
         for program in (False, True):
-            checkpointer = Checkpointer(tmp_path, read_only=program)
-            with pytest.raises(CheckpointError, match="of another network"):
-                checkpointer.restore_latest(other)
-            checkpointer.close()
+            _refuse(tmp_path, other, "of another network", read_only=program)
     checkpointer = Checkpointer(tmp_path)
     assert checkpointer.restore_latest(like).step == 1
     checkpointer.close()
@@ -108,10 +110,7 @@ def test_a_run_whose_checkpoints_are_all_damaged_does_not_start_again(tmp_path, 
     parts, state = small
     _save(tmp_path, state, [(1, 0.1)])
     (tmp_path / "1" / "state").rename(tmp_path / "elsewhere")
-    checkpointer = Checkpointer(tmp_path)
-    with pytest.raises(CheckpointError, match="no checkpoint in .* can be read"):
-        checkpointer.restore_latest(state_shape(parts))
-    checkpointer.close()
+    _refuse(tmp_path, state_shape(parts), "no checkpoint in .* can be read")
 
 
 def test_reading_changes_nothing(tmp_path, small):

@@ -65,9 +65,8 @@ class EvalSource:
         """
         record = self._records[self._positions[index]]
         try:
-            image = np.asarray(source.decode_image(record["image"], self.info.channels))
+            image = source.decode_array(record["image"], self.info.channels)
             label = source.decode_mask(record["mask"])
         except source.UnreadableImage as error:
             raise ValueError(f"record {self.ids[index]!r}: {error}") from error
-        image = image[..., None] if image.ndim == 2 else image
         return EvalExample(self.ids[index], image, label)

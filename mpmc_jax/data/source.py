@@ -125,6 +125,12 @@ def decode_image(content: bytes, channels: int) -> Image.Image:
     return image.convert("L" if channels == 1 else "RGB")
 
 
+def decode_array(content: bytes, channels: int) -> np.ndarray:
+    """Encoded bytes -> (h,w,channels) uint8; raises as `decode_image`."""
+    image = np.asarray(decode_image(content, channels))
+    return image[..., None] if image.ndim == 2 else image
+
+
 def decode_mask(content: bytes, colors: dict[Color, int] | None = None) -> np.ndarray:
     """Encoded bytes -> (h,w) class indices, 255 for void.
 

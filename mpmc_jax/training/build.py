@@ -21,6 +21,7 @@ from mpmc_jax.plugins.build import build_plugin
 from mpmc_jax.training import objective
 from mpmc_jax.training.config import AXIS, StepConfig
 from mpmc_jax.training.optimizer import Schedule, build_optimizer
+from mpmc_jax.training.parallel import Layout, Parallel
 from mpmc_jax.training.state import PLUGIN, TrainState
 from mpmc_jax.types import Array, Network, PyTree, stream_key
 
@@ -130,6 +131,17 @@ def build_setup(
         axis_name=axis_name,
     )
     return Setup(model, method, plugin, step)
+
+
+def build_parallel(config: ml_collections.ConfigDict) -> Parallel:
+    """The devices of a run and how its batches divide over them.
+
+    Raises:
+      ValueError: unknown kind, too many devices, or a batch that does not divide.
+    """
+    train = config.train
+    layout = Layout(train.batch_size, train.group_size, train.accumulation)
+    return Parallel(train.parallel, layout, train.devices)
 
 
 def averages(method: Method) -> bool:

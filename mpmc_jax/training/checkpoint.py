@@ -17,7 +17,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
-from mpmc_jax.training.integrity import checksum, describe
+from mpmc_jax.training.integrity import checksum, describe, differences
 from mpmc_jax.training.state import TrainState
 
 _LOG = logging.getLogger(__name__)
@@ -276,19 +276,11 @@ def _arrays(state: TrainState) -> TrainState:
 
 def _check_fit(folder: Path, found: dict[str, str], wanted: dict[str, str]) -> None:
     """Orbax would cut or pad arrays of another shape without a word."""
-    names = [
-        name
-        for name in sorted(found.keys() | wanted.keys())
-        if found.get(name) != wanted.get(name)
-    ]
-    if names:
-        shown = "\n".join(
-            f"  {name}: {found.get(name, 'absent')} there, "
-            f"{wanted.get(name, 'absent')} now"
-            for name in names[:5]
-        )
+    lines = differences(found, wanted)
+    if lines:
         raise CheckpointError(
-            f"{folder} is of another network ({len(names)} arrays differ):\n{shown}\n"
-            "Use the settings, data set and code that it was made with, or a new "
+            f"{folder} is of another network ({len(lines)} arrays differ):\n"
+            + "\n".join(lines[:5])
+            + "\nUse the settings, data set and code that it was made with, or a new "
             "--workdir."
         )

@@ -1,6 +1,8 @@
 """What a tree of arrays is (names, types, shapes) and whether its bytes are intact."""
 
 import zlib
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -26,3 +28,13 @@ def checksum(tree: PyTree) -> int:
         value = zlib.crc32(name.encode(), value)
         value = zlib.crc32(array.tobytes(), value)
     return value
+
+
+def differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    """A line for every name whose value is another there (found) than now (wanted)."""
+    return [
+        f"  {name}: {found.get(name, 'absent')!r} there, "
+        f"{wanted.get(name, 'absent')!r} now"
+        for name in sorted(found.keys() | wanted.keys())
+        if found.get(name) != wanted.get(name)
+    ]

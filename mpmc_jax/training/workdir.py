@@ -6,6 +6,8 @@ from typing import Any
 
 import ml_collections
 
+from mpmc_jax.training.integrity import differences
+
 CONFIG = "config.json"
 MANIFEST = "manifest.json"
 
@@ -98,16 +100,11 @@ def replace_text(path: Path, text: str) -> None:
 def _check_same(
     path: Path, found: dict[str, Any], wanted: dict[str, Any], what: str
 ) -> None:
-    old, new = flatten(found), flatten(wanted)
-    differences = [
-        f"  {name}: {old.get(name, 'absent')!r} there, {new.get(name, 'absent')!r} now"
-        for name in sorted(old.keys() | new.keys())
-        if old.get(name) != new.get(name)
-    ]
-    if differences:
+    lines = differences(flatten(found), flatten(wanted))
+    if lines:
         raise WorkdirError(
             f"{path} holds another run:\n"
-            + "\n".join(differences)
+            + "\n".join(lines)
             + f"\nUse a new --workdir, or {what} to go on with that run."
         )
 
