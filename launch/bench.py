@@ -13,7 +13,6 @@ those of different machines or runs may not.
 import argparse
 import json
 import statistics
-import sys
 import time
 from typing import Any
 
@@ -21,15 +20,13 @@ import jax
 import ml_collections
 
 from configs import base, presets
+from launch import cli
 from launch.bench_step import bench_mpmc, bench_step
 from launch.runs import make_evaluator
 from mpmc_jax.data.build import build_eval, build_train, dataset_info
 from mpmc_jax.models.build import init_variables
 from mpmc_jax.training import report
-from mpmc_jax.training.build import (
-    build_base,
-    build_setup,
-)
+from mpmc_jax.training.build import build_base, build_setup
 from mpmc_jax.types import Crops
 
 
@@ -50,8 +47,10 @@ def configuration(args: argparse.Namespace) -> ml_collections.ConfigDict:
 
 def bench_data(config: ml_collections.ConfigDict, repeats: int) -> dict[str, Any]:
     """Crops a second and core that the pipeline makes."""
-    info = dataset_info(config)
-    _, method = build_base(config, num_classes=info.num_classes, channels=info.channels)
+    facts = dataset_info(config).facts
+    _, method = build_base(
+        config, num_classes=facts.num_classes, channels=facts.channels
+    )
     pipeline = build_train(config, method.streams)
     iterator = pipeline.iterator()
     try:
@@ -78,13 +77,13 @@ def bench_data(config: ml_collections.ConfigDict, repeats: int) -> dict[str, Any
 
 def bench_eval(config: ml_collections.ConfigDict, repeats: int) -> dict[str, Any]:
     """Validation images a second, compilation apart."""
-    info = dataset_info(config)
+    facts = dataset_info(config).facts
     model, method = build_base(
-        config, num_classes=info.num_classes, channels=info.channels
+        config, num_classes=facts.num_classes, channels=facts.channels
     )
     setup = build_setup(config, model, method, steps_per_epoch=1)
     module = setup.step.modules[method.networks[0]]
-    evaluator = make_evaluator(config, module, info.num_classes)
+    evaluator = make_evaluator(config, module, facts.num_classes)
     variables = init_variables(jax.random.key(0), model)
     source = build_eval(config, "val")
     first = evaluator.run(variables, source)
@@ -106,12 +105,7 @@ BENCHES = {
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point; user errors end with one line and status 1."""
-    parser = argparse.ArgumentParser(
-        prog="python -m launch.bench",
-        description=__doc__,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = cli.parser("bench", __doc__)
     parser.add_argument("--what", choices=sorted(BENCHES), default="step")
     parser.add_argument("--method", default="unimatch")
     parser.add_argument("--mpmc", default="recommended")
@@ -126,11 +120,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--data_dir", default="data")
     parser.add_argument("--steps", type=int, default=5, help="timed repetitions")
     args = parser.parse_args(arguments)
-    try:
+    with cli.user_errors():
         config = configuration(args)
         figures = BENCHES[args.what](config, args.steps)
-    except (ValueError, FileNotFoundError) as error:
-        sys.exit(f"error: {error}")
     manifest = report.manifest(config.seed, {"dataset": args.dataset})
     print(json.dumps({**vars(args), **figures, "manifest": manifest}))
 

@@ -6,45 +6,56 @@ Writes curves.png and table.md, and of each run its config.json, manifest.json,
 metrics.jsonl, evaluations and trust figures, under OUTPUT/<run>.
 """
 
-import argparse
+import importlib.util
 import shutil
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-from mpmc_jax.analysis import curves
+from launch import cli
 
 KEPT = ("config.json", "manifest.json", "metrics.jsonl", "eval_*.json", "trust_*.json")
 NUMBERS = ("val/miou", "train/loss_supervised")
 
 
+def compare(runs: Sequence[Path], output: Path) -> str:
+    """Writes the comparison of `runs` to `output`; returns its table.
+
+    Raises:
+      ValueError: no matplotlib, two runs of one name, or one without an evaluation.
+      OSError: a run that is not there, or an output that cannot be written.
+    """
+    # Only this program draws curves: the others do without matplotlib.
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ValueError("no matplotlib here; run: python -m pip install matplotlib")
+    from mpmc_jax.analysis import curves
+
+    directories = {run.name: run for run in runs}
+    if len(directories) < len(runs):
+        raise ValueError("two runs have the same name; their results would collide")
+    lines = {
+        name: curves.read_metrics(directory / "metrics.jsonl")
+        for name, directory in directories.items()
+    }
+    output.mkdir(parents=True, exist_ok=True)
+    curves.draw(lines, NUMBERS, output / "curves.png")
+    table = curves.table(lines)
+    (output / "table.md").write_text(table)
+    for name, directory in directories.items():
+        (output / name).mkdir(exist_ok=True)
+        for pattern in KEPT:
+            for path in directory.glob(pattern):
+                shutil.copy(path, output / name / path.name)
+    return table
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Entry point; user errors end with one line and status 1."""
-    parser = argparse.ArgumentParser(
-        prog="python -m launch.compare", description=__doc__, allow_abbrev=False
-    )
+    parser = cli.parser("compare", __doc__)
     parser.add_argument("--output", required=True, help="folder for the results")
-    parser.add_argument("runs", nargs="+", help="directories of runs")
+    parser.add_argument("runs", nargs="+", type=Path, help="directories of runs")
     args = parser.parse_args(arguments)
-    directories = {Path(run).name: Path(run) for run in args.runs}
-    if len(directories) < len(args.runs):
-        sys.exit("error: two runs have the same name; their results would collide")
-    output = Path(args.output)
-    try:
-        lines = {
-            name: curves.read_metrics(directory / "metrics.jsonl")
-            for name, directory in directories.items()
-        }
-        output.mkdir(parents=True, exist_ok=True)
-        curves.draw(lines, NUMBERS, output / "curves.png")
-        (output / "table.md").write_text(curves.table(lines))
-        for name, directory in directories.items():
-            (output / name).mkdir(exist_ok=True)
-            for pattern in KEPT:
-                for path in directory.glob(pattern):
-                    shutil.copy(path, output / name / path.name)
-    except (ValueError, OSError, IndexError) as error:
-        sys.exit(f"error: {error}")
-    print((output / "table.md").read_text())
+    with cli.user_errors():
+        print(compare(args.runs, Path(args.output)))
 
 
 if __name__ == "__main__":

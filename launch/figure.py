@@ -7,19 +7,13 @@ the grey runs from the image's least to its largest value, so only images' own p
 compare.
 """
 
-import argparse
-import sys
 from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 
-from launch import runs
-from launch.cache import keep_compiled_programs
-from mpmc_jax.data.build import build_eval
+from launch import cli, runs
 from mpmc_jax.evaluation.pictures import colorize, heat_map, panel
-from mpmc_jax.training.checkpoint import CheckpointError
-from mpmc_jax.training.workdir import WorkdirError
 
 CAPTIONS = ("image", "truth", "prediction", "lambda_s of the prediction")
 
@@ -31,7 +25,7 @@ def rows(run: runs.Run, count: int) -> list[list[np.ndarray]]:
       ValueError: the run has no patch classifier.
     """
     trust = runs.trust_function(run)
-    source = build_eval(run.config, "val")
+    source = runs.open_split(run, "val")
     chosen = [i for i in range(len(source)) if source.size(i) == source.size(0)]
     pictures = []
     for number in chosen[:count]:
@@ -42,8 +36,8 @@ def rows(run: runs.Run, count: int) -> list[list[np.ndarray]]:
         pictures.append(
             [
                 example.image,
-                colorize(example.label, run.info.palette),
-                colorize(np.asarray(pseudo[0]), run.info.palette),
+                colorize(example.label, run.facts.palette),
+                colorize(np.asarray(pseudo[0]), run.facts.palette),
                 heat_map(np.asarray(weight[0])),
             ]
         )
@@ -52,21 +46,17 @@ def rows(run: runs.Run, count: int) -> list[list[np.ndarray]]:
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point; user errors end with one line and status 1."""
-    parser = argparse.ArgumentParser(
-        prog="python -m launch.figure", description=__doc__, allow_abbrev=False
-    )
+    parser = cli.parser("figure", __doc__)
     parser.add_argument("--workdir", required=True, help="directory of the run")
     parser.add_argument("--output", required=True, help="PNG file to write")
     parser.add_argument("--images", type=int, default=4, help="rows of the figure")
     args = parser.parse_args(arguments)
-    keep_compiled_programs()
-    try:
+    cli.keep_compiled_programs()
+    with cli.user_errors():
         run = runs.open_run(args.workdir)
         figure = panel(rows(run, args.images), CAPTIONS)
         Path(args.output).parent.mkdir(parents=True, exist_ok=True)
         figure.save(args.output)
-    except (ValueError, OSError, CheckpointError, WorkdirError) as error:
-        sys.exit(f"error: {error}")
     print(f"figure: {args.output}")
 
 

@@ -7,19 +7,15 @@ NAME_index.png (palette PNG whose values are the classes), NAME_color.png and
 NAME_overlay.png, from the best checkpoint.
 """
 
-import argparse
 import collections
 import pathlib
 import sys
 from collections.abc import Sequence
 
-from launch import runs
-from launch.cache import keep_compiled_programs
+from launch import cli, runs
 from mpmc_jax.data.source import IMAGE_SUFFIXES, UnreadableImage, decode_array
 from mpmc_jax.evaluation.pictures import write_prediction
 from mpmc_jax.evaluation.predict import Predictor
-from mpmc_jax.training.checkpoint import CheckpointError
-from mpmc_jax.training.workdir import WorkdirError
 
 
 def find_images(inputs: Sequence[str]) -> list[pathlib.Path]:
@@ -70,39 +66,30 @@ def predict(
     problems = []
     for path in files:
         try:
-            image = decode_array(path.read_bytes(), run.info.channels)
+            image = decode_array(path.read_bytes(), run.facts.channels)
         except (UnreadableImage, OSError) as error:
             problems.append(f"{path}: {error}")
             continue
-        write_prediction(output / path.stem, predictor(image), image, run.info.palette)
+        write_prediction(output / path.stem, predictor(image), image, run.facts.palette)
     return problems
 
 
-def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m launch.predict", description=__doc__, allow_abbrev=False
-    )
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point; user errors end with one line and status 1."""
+    parser = cli.parser("predict", __doc__)
     parser.add_argument("--workdir", required=True, help="directory of the run")
     parser.add_argument(
         "--input", required=True, help="a folder, or files separated by commas"
     )
     parser.add_argument("--output", required=True, help="folder for the results")
-    return parser.parse_args(arguments)
-
-
-def main(arguments: list[str] | None = None) -> None:
-    """Entry point; user errors end with one line and status 1."""
-    args = parse(arguments)
-    keep_compiled_programs()
+    args = parser.parse_args(arguments)
+    cli.keep_compiled_programs()
     output = pathlib.Path(args.output)
-    try:
+    with cli.user_errors():
         files = find_images(args.input.split(","))
         output.mkdir(parents=True, exist_ok=True)
         run = runs.open_run(args.workdir)
-    except (ValueError, OSError, CheckpointError, WorkdirError) as error:
-        sys.exit(f"error: {error}")
-    problems = predict(run, files, output)
+        problems = predict(run, files, output)
     print(f"{len(files) - len(problems)} of {len(files)} images written to {output}")
     if problems:
         sys.exit("\n".join(f"error: {problem}" for problem in problems))

@@ -5,44 +5,47 @@
 A second call does nothing if the source is the same, and fails if it is not.
 """
 
-import sys
-
-from absl import app, flags
-
-from launch import source_flags
+from launch import cli
 from mpmc_jax.data import build, check
 from mpmc_jax.data.info import open_dataset
+from mpmc_jax.data.source import Source
 
-_DATA_DIR = flags.DEFINE_string("data_dir", "data", "Where prepared data sets lie.")
+
+def prepare(source: Source, data_dir: str) -> str:
+    """Prepares a data set unless it is there; returns what to tell of it.
+
+    Raises:
+      ValueError: the source has problems, or the one that is there was made from
+        another source.
+      OSError: it cannot be read or written.
+    """
+    if build.is_prepared(data_dir, source.name):
+        directory = open_dataset(data_dir, source.name).directory
+        if build.has_changed(source, data_dir):
+            raise ValueError(
+                f"{directory} was made from other data: the source HAS CHANGED since, "
+                "or is another. Remove that folder and run again, or give another "
+                "--data_dir"
+            )
+        return f"Already prepared in {directory}; the source has not changed."
+    report = check.check_source(source)
+    if report.problems:
+        raise ValueError(check.failure(report))
+    directory = build.prepare(source, report.present, data_dir)
+    return f"{check.summary(source)}\nPrepared in {directory}"
 
 
-def main(argv: list[str]) -> None:
-    """Prepares the data set that the flags name."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
-    data_dir = _DATA_DIR.value
-    try:
-        source = source_flags.read_source()
-        if build.is_prepared(data_dir, source.name):
-            directory = open_dataset(data_dir, source.name).directory
-            if build.has_changed(source, data_dir):
-                sys.exit(
-                    f"ERROR: {directory} was made from other data: the source HAS "
-                    "CHANGED since, or is another. Remove that folder and run again, "
-                    "or give another --data_dir"
-                )
-            print(f"Already prepared in {directory}; the source has not changed.")
-            return
-        report = check.check_source(source)
-        if report.problems:
-            sys.exit(check.failure(report))
-        directory = build.prepare(source, report.present, data_dir)
-    except OSError as error:
-        sys.exit(f"ERROR: {error}")
-    print(check.summary(source))
-    print(f"Prepared in {directory}")
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point; user errors end with one line and status 1."""
+    parser = cli.parser("prepare_data", __doc__)
+    cli.add_source(parser)
+    parser.add_argument(
+        "--data_dir", default="data", help="where prepared data sets lie (data)"
+    )
+    args = parser.parse_args(arguments)
+    with cli.user_errors():
+        print(prepare(cli.read_source(args), args.data_dir))
 
 
 if __name__ == "__main__":
-    flags.mark_flag_as_required("dataset")
-    app.run(main)
+    main()

@@ -12,11 +12,14 @@ import ml_collections
 import numpy as np
 
 from configs import base
-from mpmc_jax.data.build import build_train, dataset_info
-from mpmc_jax.data.info import DatasetInfo
+from mpmc_jax.data.build import build_eval, build_train, dataset_info
+from mpmc_jax.data.evaluation_source import EvalSource
+from mpmc_jax.data.info import DatasetFacts
 from mpmc_jax.data.pipeline import TrainPipeline
 from mpmc_jax.evaluation.evaluator import Evaluator, PatchProbe
 from mpmc_jax.evaluation.predict import network_input, predict_classes
+from mpmc_jax.methods.base import Method
+from mpmc_jax.models.config import ModelConfig
 from mpmc_jax.plugins.mpmc import MPMC, adaptive_weights, patch_targets
 from mpmc_jax.training import workdir as workdir_lib
 from mpmc_jax.training.build import Setup, build_base, build_setup, state_shape
@@ -35,7 +38,7 @@ class Run:
 
     Attributes:
       config: its configuration.
-      info: the data set it was trained on.
+      facts: of the data set it was trained on.
       module: the segmenter.
       variables: {"params", "batch_stats"} of the network to use.
       step: the checkpoint's step.
@@ -45,7 +48,7 @@ class Run:
     """
 
     config: ml_collections.ConfigDict
-    info: DatasetInfo
+    facts: DatasetFacts
     module: Any
     variables: PyTree
     step: int
@@ -54,18 +57,22 @@ class Run:
     manifest: dict[str, Any]
 
 
+def _build_base(
+    config: ml_collections.ConfigDict, facts: DatasetFacts
+) -> tuple[ModelConfig, Method]:
+    return build_base(config, num_classes=facts.num_classes, channels=facts.channels)
+
+
 def prepare(
     config: ml_collections.ConfigDict,
-) -> tuple[DatasetInfo, TrainPipeline, Setup]:
-    """Data set, pipeline and parts of a run.
+) -> tuple[DatasetFacts, TrainPipeline, Setup]:
+    """Facts of the data set, pipeline and parts of a run.
 
     Raises:
       ValueError, FileNotFoundError: bad settings or data; the message has the mend.
     """
-    info = dataset_info(config)
-    model, method = build_base(
-        config, num_classes=info.num_classes, channels=info.channels
-    )
+    facts = dataset_info(config).facts
+    model, method = _build_base(config, facts)
     pipeline = build_train(
         config,
         method.streams,
@@ -73,7 +80,7 @@ def prepare(
         process_count=jax.process_count(),
     )
     setup = build_setup(config, model, method, steps_per_epoch=pipeline.steps_per_epoch)
-    return info, pipeline, setup
+    return facts, pipeline, setup
 
 
 def make_evaluator(
@@ -165,18 +172,8 @@ def open_run(workdir: str, checkpoint: str = "best") -> Run:
     config = workdir_lib.load(path, base.get_base())
     jax.config.update("jax_default_matmul_precision", config.matmul_precision)
     manifest = workdir_lib.read_manifest(path)
-    info = dataset_info(config)
-    if info.fingerprint != manifest["data"]["fingerprint"]:
-        _LOG.warning(
-            "%s was trained on other data than %s holds now (fingerprints %s, %s)",
-            workdir,
-            config.data.data_dir,
-            manifest["data"]["fingerprint"],
-            info.fingerprint,
-        )
-    model, method = build_base(
-        config, num_classes=info.num_classes, channels=info.channels
-    )
+    facts = DatasetFacts.read(manifest["data"])
+    model, method = _build_base(config, facts)
     setup = build_setup(
         config, model, method, steps_per_epoch=manifest["steps_per_epoch"]
     )
@@ -190,7 +187,7 @@ def open_run(workdir: str, checkpoint: str = "best") -> Run:
     network = setup.method.networks[0]
     return Run(
         config=config,
-        info=info,
+        facts=facts,
         module=setup.step.modules[network],
         variables=select(restored.state, which, network),
         step=restored.step,
@@ -198,6 +195,23 @@ def open_run(workdir: str, checkpoint: str = "best") -> Run:
         probe=probe_builder(setup)(restored.state, which),
         manifest=manifest,
     )
+
+
+def open_split(run: Run, split: str) -> EvalSource:
+    """Labelled images of a split, from the run's data set as it is now.
+
+    Raises:
+      FileNotFoundError, ValueError: see `EvalSource`.
+    """
+    source = build_eval(run.config, split)
+    if source.info.facts != run.facts:
+        _LOG.warning(
+            "the run was trained on other data than %s holds now (fingerprints %s, %s)",
+            source.info.directory,
+            run.facts.fingerprint,
+            source.info.facts.fingerprint,
+        )
+    return source
 
 
 def trust_function(run: Run) -> Callable[[Array, Array], tuple[Array, Array]]:

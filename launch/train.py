@@ -6,6 +6,7 @@ python -m launch.train --config=configs/camvid.py:method=unimatch,mpmc=recommend
 The same command again resumes from the newest intact checkpoint.
 """
 
+import dataclasses
 import functools
 import logging
 import sys
@@ -20,9 +21,10 @@ from absl import logging as absl_logging
 from ml_collections import config_flags
 
 from configs import base
-from launch import runs
-from launch.cache import keep_compiled_programs
+from launch import cli, runs
 from mpmc_jax.data.build import build_eval
+from mpmc_jax.data.info import DatasetFacts
+from mpmc_jax.data.pipeline import TrainPipeline
 from mpmc_jax.data.splits import Split
 from mpmc_jax.training import loop, report, workdir
 from mpmc_jax.training.build import (
@@ -32,7 +34,8 @@ from mpmc_jax.training.build import (
     state_shape,
     total_steps,
 )
-from mpmc_jax.training.checkpoint import Checkpointer, CheckpointError
+from mpmc_jax.training.checkpoint import Checkpointer
+from mpmc_jax.training.parallel import Parallel
 from mpmc_jax.training.state import TrainState
 from mpmc_jax.types import Batch
 
@@ -55,7 +58,7 @@ def loop_config(
 
 
 def make_evaluate(
-    config: ml_collections.ConfigDict, setup: Setup, info: runs.DatasetInfo
+    config: ml_collections.ConfigDict, setup: Setup, facts: DatasetFacts
 ) -> Callable[[TrainState], dict[str, float]]:
     """One copy of the state -> the numbers of the validation split.
 
@@ -66,14 +69,14 @@ def make_evaluate(
     source = build_eval(config, "val")
     network = setup.method.networks[0]
     module = setup.step.modules[network]
-    evaluator = runs.make_evaluator(config, module, info.num_classes)
+    evaluator = runs.make_evaluator(config, module, facts.num_classes)
     probe = runs.probe_builder(setup)
 
     def evaluate(state: TrainState) -> dict[str, float]:
         which = runs.network_to_use(config, state)
         variables = runs.select(state, which, network)
         result = evaluator.run(variables, source, probe(state, which))
-        scalars = result.scalars(info.class_names)
+        scalars = result.scalars(facts.class_names)
         scalars["pad_to"] = result.pad_to
         return {f"val/{name}": value for name, value in scalars.items()}
 
@@ -86,33 +89,54 @@ def initial_state(
     """State and data position: those of the newest checkpoint, or the beginning."""
     restored = checkpointer.restore_latest(state_shape(setup))
     if restored is None:
+        _LOG.info("making the networks")
         return runs.to_host(init_state(setup, config.seed)), 0
     _LOG.info("going on from step %d", restored.step)
     return restored.state, restored.data_state["next_index"]
 
 
-def train(config: ml_collections.ConfigDict, directory: Path) -> TrainState:
-    """Trains `config` in `directory` to its last step; returns the last state."""
-    jax.config.update("jax_default_matmul_precision", config.matmul_precision)
-    info, pipeline, setup = runs.prepare(config)
-    parallel = build_parallel(config)
-    rhythm = loop_config(config, pipeline.steps_per_epoch)
-    evaluate = make_evaluate(config, setup, info)
-    workdir.claim(directory, config)
-    if jax.process_index() == 0:
-        _record(config, directory, info, pipeline)
-    checkpointer = Checkpointer(directory / runs.CHECKPOINTS, config.train.keep)
-    state, position = initial_state(config, setup, checkpointer)
+def announce(
+    config: ml_collections.ConfigDict,
+    pipeline: TrainPipeline,
+    rhythm: loop.LoopConfig,
+    parallel: Parallel,
+) -> None:
+    """Says what the run trains on, and for how long."""
+    both = set(pipeline.split.labeled) & set(pipeline.split.unlabeled)
     _LOG.info(
-        "%d labelled images (each %.1f times an epoch), %d unlabelled; %d steps an "
+        "%d labelled images (each %.1f times an epoch), %d unlabelled%s; %d steps an "
         "epoch, %d in all; %d devices",
         pipeline.num_labeled,
         pipeline.repetition,
         pipeline.num_unlabeled,
+        " with the labelled ones among them" if both else "",
         pipeline.steps_per_epoch,
         rhythm.steps,
         len(parallel.devices),
     )
+    images, batch_size = pipeline.num_unlabeled, config.train.batch_size
+    if images and images < batch_size:
+        _LOG.warning(
+            "train.batch_size=%d, but there are %d unlabelled images: some come twice "
+            "in a batch",
+            batch_size,
+            images,
+        )
+
+
+def train(config: ml_collections.ConfigDict, directory: Path) -> TrainState:
+    """Trains `config` in `directory` to its last step; returns the last state."""
+    jax.config.update("jax_default_matmul_precision", config.matmul_precision)
+    facts, pipeline, setup = runs.prepare(config)
+    parallel = build_parallel(config)
+    rhythm = loop_config(config, pipeline.steps_per_epoch)
+    announce(config, pipeline, rhythm, parallel)
+    evaluate = make_evaluate(config, setup, facts)
+    workdir.claim(directory, config)
+    if jax.process_index() == 0:
+        _record(config, directory, facts, pipeline)
+    checkpointer = Checkpointer(directory / runs.CHECKPOINTS, config.train.keep)
+    state, position = initial_state(config, setup, checkpointer)
     images = setup.method.streams.images(config.train.batch_size)
     reporter = report.Report(directory, int(state.step), rhythm.steps, images)
     data = pipeline.iterator(position)
@@ -145,57 +169,56 @@ def names_of(split: Split, batch: Batch) -> dict[str, list[str]]:
 def _record(
     config: ml_collections.ConfigDict,
     directory: Path,
-    info: runs.DatasetInfo,
-    pipeline: runs.TrainPipeline,
+    facts: DatasetFacts,
+    pipeline: TrainPipeline,
 ) -> None:
     """Writes splits/ and manifest.json, or checks that this goes on with that run."""
     split = pipeline.split
     data = {
-        "dataset": info.name,
-        "fingerprint": info.fingerprint,
+        **dataclasses.asdict(facts),
         "labeled": pipeline.num_labeled,
         "unlabeled": pipeline.num_unlabeled,
         "split_crc32": zlib.crc32(repr((split.labeled, split.unlabeled)).encode()),
     }
-    facts = {"data": data, "steps_per_epoch": pipeline.steps_per_epoch}
-    workdir.record(directory, facts, report.manifest(config.seed, data))
+    fixed = {"data": data, "steps_per_epoch": pipeline.steps_per_epoch}
+    workdir.record(directory, fixed, report.manifest(config.seed, data))
     split.save(directory / "splits")
 
 
 def parse_flags(argv: list[str]) -> list[str]:
-    """Absl's parser, but a mistake in --config is one line, not a traceback."""
+    """Absl's parser, but a mistake is one line, and --help no failure."""
+    if "--help" in argv:
+        app.usage(shorthelp=True, exitcode=0)
     try:
-        return flags.FLAGS(argv)
+        rest = flags.FLAGS(argv)[1:]
+        # Reading it loads the file.
+        missing = [flag.name for flag in (_CONFIG, _WORKDIR) if not flag.value]
     except (KeyError, AttributeError) as error:
         valid = ", ".join(workdir.flatten(base.get_base().to_dict()))
-        sys.exit(f"error: unknown configuration key {error}; valid: {valid}")
+        unknown = " ".join(str(error.args[0]).splitlines())
+        sys.exit(f"error: unknown configuration key {unknown}\nvalid: {valid}")
     except (flags.Error, ValueError, OSError) as error:
         # ml_collections wraps what a configuration file raised; its reason is last.
-        sys.exit(f"error: {str(error).strip().splitlines()[-1]}")
+        reason = str(error).strip().splitlines()[-1].strip()
+        files = sorted(map(str, Path("configs").glob("*.py")))
+        there = f"; there are {files}" if "No such file" in reason else ""
+        sys.exit(f"error: {reason}{there}")
+    if missing:
+        sys.exit(f"error: --{missing[0]} is needed; --help says more")
+    if rest:
+        sys.exit(f"error: unexpected arguments {rest}; options are --name=value")
+    return argv[:1]
 
 
 def main(argv: list[str]) -> None:
     """Entry point; user errors end with one line and status 1."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments {argv[1:]}")
-    if not _WORKDIR.value:
-        raise app.UsageError("--workdir=DIR is needed: where the run is kept")
+    del argv  # `parse_flags` has read it.
     absl_logging.set_verbosity(absl_logging.WARNING)
     report.speak()
-    keep_compiled_programs()
-    try:
+    cli.keep_compiled_programs()
+    with cli.user_errors():
         train(_CONFIG.value, Path(_WORKDIR.value))
-    except (
-        ValueError,
-        FileNotFoundError,
-        CheckpointError,
-        workdir.WorkdirError,
-        loop.NonFiniteError,
-        loop.Interrupted,
-    ) as error:
-        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":
-    flags.mark_flag_as_required("config")
     app.run(main, flags_parser=parse_flags)

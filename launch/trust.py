@@ -6,9 +6,7 @@ Predicts the run's unlabelled training images and opens their labels, which trai
 never does, for this analysis alone. Writes WORKDIR/trust_<checkpoint>.json.
 """
 
-import argparse
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from launch import runs
-from launch.cache import keep_compiled_programs
-from mpmc_jax.data.build import build_eval, build_split
-from mpmc_jax.training.checkpoint import CheckpointError
-from mpmc_jax.training.workdir import WorkdirError
+from launch import cli, runs
+from mpmc_jax.data.build import build_split
 from mpmc_jax.types import IGNORE_LABEL, Array
 
 
@@ -40,8 +35,8 @@ def measure(run: runs.Run) -> dict[str, Any]:
             [right.sum(), (right * weight).sum(), wrong.sum(), (wrong * weight).sum()]
         )
 
-    source = build_eval(run.config, "train")
-    unlabeled = set(build_split(run.config, run.info).unlabeled)
+    source = runs.open_split(run, "train")
+    unlabeled = set(build_split(run.config, source.info).unlabeled)
     chosen = [i for i, name in enumerate(source.ids) if name in unlabeled]
     if not chosen:
         raise ValueError("none of the unlabelled images has a label to compare with")
@@ -63,18 +58,14 @@ def measure(run: runs.Run) -> dict[str, Any]:
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point; user errors end with one line and status 1."""
-    parser = argparse.ArgumentParser(
-        prog="python -m launch.trust", description=__doc__, allow_abbrev=False
-    )
+    parser = cli.parser("trust", __doc__)
     parser.add_argument("--workdir", required=True, help="directory of the run")
     parser.add_argument("--checkpoint", default="last", help="best, last or a step")
     args = parser.parse_args(arguments)
-    keep_compiled_programs()
-    try:
+    cli.keep_compiled_programs()
+    with cli.user_errors():
         run = runs.open_run(args.workdir, args.checkpoint)
         found = measure(run)
-    except (ValueError, FileNotFoundError, CheckpointError, WorkdirError) as error:
-        sys.exit(f"error: {error}")
     record = {"step": run.step, **found, "manifest": run.manifest}
     path = Path(args.workdir, f"trust_{args.checkpoint}.json")
     path.write_text(json.dumps(record, indent=2) + "\n")

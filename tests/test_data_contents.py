@@ -123,7 +123,7 @@ def test_grey_folder_with_unlabelled_images(tmp_path):
     build.prepare(data, report.present, str(tmp_path / "data"))
     config = config_for(tmp_path / "data", "folder", split="full")
     info = build.dataset_info(config)
-    assert info.channels == 1
+    assert info.facts.channels == 1
     assert len(info.present) == 9
     pipeline = build.build_train(config, Streams())
     assert (pipeline.num_labeled, pipeline.num_unlabeled) == (8, 11)

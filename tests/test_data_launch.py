@@ -3,8 +3,6 @@ import sys
 
 import numpy as np
 import pytest
-from absl import flags
-from absl.testing import flagsaver
 
 from launch import check_data, prepare_data
 from mpmc_jax.data import build
@@ -21,28 +19,26 @@ def _label(root, name="im03"):
     return root / "masks" / f"{name}.png"
 
 
-def _main(capsys, module, **values):
-    """Runs a launcher here: (exit code or message, what it printed)."""
-    flags.FLAGS.mark_as_parsed()
-    code = 0
-    with flagsaver.flagsaver(**values):
-        try:
-            module.main([module.__name__])
-        except SystemExit as stop:
-            code = stop.code
-    return code, capsys.readouterr().out
+def _fails(capsys, module, *arguments):
+    """The one line with which a launcher ends."""
+    with pytest.raises(SystemExit) as stop:
+        module.main(list(arguments))
+    capsys.readouterr()
+    # A text given to sys.exit is printed to stderr, and the code is 1.
+    assert isinstance(stop.value.code, str)
+    return stop.value.code
 
 
 def test_command_line(folder, tmp_path, capsys):
     data_dir = str(tmp_path / "data")
-    named = {"dataset": "folder", "source": str(folder)}
-    code, out = _main(capsys, check_data, **named)
-    assert code == 0
+    named = ("--dataset=folder", f"--source={folder}")
+    check_data.main([*named])
+    out = capsys.readouterr().out
     assert "No problem found." in out
     assert "(void)" in out
     # In a program of its own, to see that TFDS keeps quiet.
-    flag_list = ("--dataset=folder", f"--source={folder}", f"--data_dir={data_dir}")
-    command = (sys.executable, "-m", "launch.prepare_data", *flag_list)
+    command = (sys.executable, "-m", "launch.prepare_data", *named)
+    command += (f"--data_dir={data_dir}",)
     first = subprocess.run(command, capture_output=True, text=True, check=True)
     info = open_dataset(data_dir, "folder")
     assert first.stderr == ""
@@ -52,31 +48,53 @@ def test_command_line(folder, tmp_path, capsys):
         "3 classes, RGB: a, b, c",
         f"Prepared in {info.directory}",
     ]
-    again = _main(capsys, prepare_data, **named, data_dir=data_dir)
-    assert again[0] == 0
-    assert "has not changed" in again[1]
+    prepare_data.main([*named, f"--data_dir={data_dir}"])
+    assert "has not changed" in capsys.readouterr().out
     write_image(_label(folder), np.full((20, 24), 1, np.uint8))
-    changed = _main(capsys, prepare_data, **named, data_dir=data_dir)
-    assert "HAS CHANGED" in changed[0]
+    changed = _fails(capsys, prepare_data, *named, f"--data_dir={data_dir}")
+    assert "HAS CHANGED" in changed
 
 
 def test_command_line_lists_all_problems_and_writes_nothing(folder, tmp_path, capsys):
     write_image(_label(folder), np.full((20, 24), 9, np.uint8))
     _label(folder, "im05").write_text("x")
     other = tmp_path / "other"
-    named = {"dataset": "folder", "source": str(folder)}
-    for module, extra in ((check_data, {}), (prepare_data, {"data_dir": str(other)})):
-        # A text given to sys.exit is printed to stderr, and the code is 1.
-        code, _ = _main(capsys, module, **named, **extra)
-        heading, *problems = code.splitlines()
-        assert heading == "ERROR: 2 problems"
+    named = ("--dataset=folder", f"--source={folder}")
+    for module, extra in ((check_data, ()), (prepare_data, (f"--data_dir={other}",))):
+        heading, *problems = _fails(capsys, module, *named, *extra).splitlines()
+        assert heading == "error: 2 problems"
         assert len(problems) == 2
         assert "im03" in problems[0]
         assert "im05" in problems[1]
     assert not other.exists()
     for module in (check_data, prepare_data):
-        code, _ = _main(capsys, module, dataset="folder", source="absent")
-        assert code == "ERROR: --source=absent: no such folder; it must hold 'folder'"
+        assert _fails(capsys, module, "--dataset=folder", "--source=absent") == (
+            "error: --source=absent: no such folder; it must hold 'folder'"
+        )
+        assert _fails(capsys, module, "--dataset=camvid") == (
+            "error: --source=DIR is needed: the folder of 'camvid'"
+        )
+
+
+def test_class_names_by_hand_and_labelled_images_in_no_list(folder, capsys):
+    (folder / "classes.json").unlink()
+    (folder / "train.txt").write_text("im00\nim01\nim02\nim03\n")
+    named = ("--dataset=folder", f"--source={folder}")
+    check_data.main([*named, "--classes=a,b,c"])
+    out = capsys.readouterr().out
+    assert "3 classes, RGB: a, b, c" in out
+    assert "8 labelled images stand in neither train.txt nor val.txt" in out
+    without = _fails(capsys, check_data, *named)
+    assert "no class names" in without
+
+
+@pytest.mark.parametrize("module", [check_data, prepare_data])
+def test_help_names_every_argument(module, capsys):
+    with pytest.raises(SystemExit) as stop:
+        module.main(["--help"])
+    assert stop.value.code == 0
+    out = capsys.readouterr().out
+    assert all(name in out for name in ("--dataset", "--source", "--classes"))
 
 
 def test_unknown_data_set_lists_the_valid_ones():

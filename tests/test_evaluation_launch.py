@@ -13,6 +13,7 @@ from PIL import Image
 
 from launch import evaluate as launch_evaluate
 from launch import predict as launch_predict
+from mpmc_jax.data.info import DatasetFacts
 from mpmc_jax.evaluation import metrics, pictures
 from mpmc_jax.evaluation.evaluator import EvalResult
 from mpmc_jax.evaluation.table import format_table
@@ -45,14 +46,7 @@ def run(monkeypatch):
         config=ml_collections.ConfigDict(
             {"seed": 0, "eval": {"batch_size": 2, "pad_to": 8}}
         ),
-        info=types.SimpleNamespace(
-            name="toy",
-            fingerprint="0",
-            num_classes=2,
-            class_names=NAMES,
-            palette=PALETTE,
-            channels=3,
-        ),
+        facts=DatasetFacts("toy", NAMES, PALETTE, channels=3, fingerprint="0"),
         module=module,
         variables=module.init(jax.random.key(0), jnp.zeros((1, 4, 4, 3))),
         step=7,
@@ -80,7 +74,7 @@ def test_evaluate_prints_a_table_and_writes_the_figures(
         label = bright.astype(np.uint8)
         label[0] = 1
         source.append(Example(str(seed), image, label))
-    monkeypatch.setattr(launch_evaluate, "build_eval", lambda config, split: source)
+    monkeypatch.setattr(launch_evaluate.runs, "open_split", lambda *_: source)
     launch_evaluate.main([f"--workdir={tmp_path}", "--checkpoint=7", "--split=test"])
     printed = capsys.readouterr().out
     written = json.loads((tmp_path / "eval_test_7.json").read_text())
@@ -98,7 +92,7 @@ def test_evaluate_prints_a_table_and_writes_the_figures(
 
 
 def test_evaluate_reports_a_user_error_in_one_line(run, monkeypatch, tmp_path):
-    monkeypatch.setattr(launch_evaluate, "build_eval", lambda *_: Source())
+    monkeypatch.setattr(launch_evaluate.runs, "open_split", lambda *_: Source())
     with pytest.raises(SystemExit, match="error: nothing to evaluate"):
         launch_evaluate.main([f"--workdir={tmp_path}"])
 

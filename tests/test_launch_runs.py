@@ -1,53 +1,15 @@
 """The programs as a user runs them: train, kill, resume, evaluate, predict, draw."""
 
 import json
-import os
 import re
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
-from data_sets import make_folder, prepare_synthetic
+from data_sets import prepare_synthetic
 from PIL import Image
-
-ROOT = Path(__file__).parent.parent
-# A network and crops small enough to train in seconds.
-SMALL = (
-    "--config.model.width=8",
-    "--config.data.crop=49",
-    "--config.train.batch_size=4",
-    "--config.train.steps=6",
-    "--config.train.eval_every=3",
-    "--config.train.checkpoint_every=2",
-    "--config.train.log_every=1",
-)
-CONFIG = (
-    "configs/synthetic.py:method=unimatch,mpmc=recommended,backbone=resnet18,split=4"
-)
-# One device, as on a user's machine; the tests' own flags stay out.
-ENVIRONMENT = os.environ | {"XLA_FLAGS": "", "JAX_NUMPY_RANK_PROMOTION": "raise"}
-
-
-def start(*arguments):
-    return subprocess.Popen(
-        [sys.executable, "-m", *map(str, arguments)],
-        cwd=ROOT,
-        env=ENVIRONMENT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-def run(*arguments, fails=False):
-    process = start(*arguments)
-    output, _ = process.communicate(timeout=1200)
-    assert (process.returncode != 0) == fails, output[-4000:]
-    return output
+from programs import CONFIG, SMALL, run, start
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +67,21 @@ def test_a_killed_run_ends_as_one_that_never_stopped(place):
 
     assert last("run")["data_state"] == {"next_index": 6}
     assert last("run") == last("whole")
+
+
+@pytest.mark.full
+def test_ctrl_c_before_the_first_step_and_a_finished_run_say_so_in_a_line(place):
+    command = ("launch.train", f"--config={CONFIG}", *SMALL)
+    command += (f"--config.data.data_dir={place / 'data'}",)
+    process = start(*command, f"--workdir={place / 'early'}")
+    line = process.stdout.readline()
+    assert "4 labelled images" in line and "9 unlabelled; " in line
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=600)
+    assert process.returncode == 1
+    assert output.splitlines()[-1] == "interrupted", output[-4000:]
+    output = run(*command, f"--workdir={place / 'run'}")
+    assert output.splitlines()[-1].endswith("finished already: step 6 of 6")
 
 
 @pytest.mark.full
@@ -166,6 +143,17 @@ def test_predict_figure_trust_and_compare(place):
     )
     with Image.open(place / "figure.png") as figure:
         assert figure.width > 4 * 48
+    # A run keeps what predicting needs: its data set may be elsewhere.
+    (place / "data").rename(place / "gone")
+    run(
+        "launch.predict",
+        f"--workdir={place / 'run'}",
+        f"--input={images / 'grey.png'}",
+        f"--output={place / 'again'}",
+    )
+    (place / "gone").rename(place / "data")
+    again = (place / "again" / "grey_color.png").read_bytes()
+    assert again == (place / "predictions" / "grey_color.png").read_bytes()
     run("launch.trust", f"--workdir={place / 'run'}")
     trust = json.loads((place / "run" / "trust_last.json").read_text())
     assert trust["right_pixels"] > 0 and trust["wrong_pixels"] > 0
@@ -186,8 +174,9 @@ def test_predict_figure_trust_and_compare(place):
         ("--config.data.name=coco", "one of synthetic"),
         ("--config.data.data_dir=/nowhere", "launch.prepare_data --dataset=synthetic"),
         ("--config.model.backbone=resnet34", "resnet101"),
-        ("--config.train.bach_size=4", "bach_size"),
+        ("--config.train.bach_size=4", "Did you mean .batch_size.*\nvalid: .*train"),
         ("--config.train.batch_size=3", "train.group_size=2"),
+        ("--config=configs/synthetik.py", "there are .*'configs/synthetic.py'"),
     ],
 )
 def test_mistakes_end_with_one_clear_error(place, change, message):
@@ -224,51 +213,3 @@ def test_bench_prints_one_json_object(place, what):
         assert figures["flops"] > 1e9 and figures["peak_bytes"] > 1e6
     if what == "mpmc":
         assert 0 < figures["share"] < 1
-
-
-@pytest.mark.full
-def test_every_command_of_the_readme_runs(tmp_path):
-    text = (ROOT / "README.md").read_text()
-    blocks = re.findall(r"```bash\n(.*?)```", text, flags=re.DOTALL)
-    lines = [line for block in blocks for line in block.splitlines()]
-    ours = [line.split("#")[0].strip() for line in lines if "python -m launch" in line]
-    others = [
-        line for line in lines if line not in ours and "python -m launch" not in line
-    ]
-    # These are run elsewhere: by CI itself, and by the quick start's own test.
-    for line in others:
-        assert re.match(
-            r"bash launch/(quickstart|test)\.sh|.*-m (venv|pip install)|source ", line
-        )
-    source = make_folder(tmp_path / "mine", images=12)
-    (source / "unlabeled").mkdir()
-    for i in range(6):
-        noise = np.random.default_rng(i).integers(0, 256, (20, 24, 3), dtype=np.uint8)
-        Image.fromarray(noise).save(source / "unlabeled" / f"u{i}.png")
-    assert len(ours) == 5
-    for line in ours:
-        arguments = line.replace("my_data", str(source)).replace(
-            "runs/", f"{tmp_path}/"
-        )
-        arguments = arguments.replace("=data", f"={tmp_path}/data").split()[2:]
-        if arguments[0] == "launch.train":
-            arguments += [*SMALL, f"--config.data.data_dir={tmp_path}/data"]
-        run(*arguments)
-    assert len(list((tmp_path / "mine" / "predictions").glob("*_index.png"))) == 6
-
-
-@pytest.mark.full
-def test_the_quick_start_reaches_its_mark(tmp_path):
-    """About ten minutes; it asserts val/miou and the patch classifier itself."""
-    environment = ENVIRONMENT | {"MPMC_VENV": sys.prefix}
-    done = subprocess.run(
-        ["bash", "launch/quickstart.sh", str(tmp_path / "run")],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=3000,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
-    assert (tmp_path / "run" / "figure.png").exists()

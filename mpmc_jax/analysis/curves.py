@@ -51,11 +51,17 @@ def draw(
 def table(
     runs: Mapping[str, Sequence[Mapping[str, float]]], name: str = "val/miou"
 ) -> str:
-    """Markdown: first, best and last value of a number in every run."""
+    """Markdown: first, best and last value of a number in every run.
+
+    Raises:
+      ValueError: a run does not have it.
+    """
     rows = [f"| run | first {name} (step) | best (step) | last (step) | last/first |"]
     rows.append("|---|---|---|---|---|")
     for run, lines in runs.items():
         points = series(lines, name)
+        if not points:
+            raise ValueError(f"run {run!r} has not written {name!r} yet")
         first, last = points[0], points[-1]
         best = max(points, key=lambda point: point[1])
         cells = [f"{value:.4f} ({step})" for step, value in (first, best, last)]

@@ -44,7 +44,9 @@ def read_source(name: str, directory: str, classes: tuple[str, ...] = ()) -> Sou
     _known(name)
     if name != "synthetic":
         folder_path = pathlib.Path(directory)
-        if not directory or not folder_path.is_dir():
+        if not directory:
+            raise FileNotFoundError(f"--source=DIR is needed: the folder of {name!r}")
+        if not folder_path.is_dir():
             raise FileNotFoundError(
                 f"--source={directory}: no such folder; it must hold {name!r}"
             )
@@ -68,7 +70,7 @@ def is_prepared(data_dir: str, name: str) -> bool:
 
 def has_changed(source: Source, data_dir: str) -> bool:
     """Whether the source is another than the prepared data set was made from."""
-    return source.fingerprint() != open_dataset(data_dir, source.name).fingerprint
+    return source.fingerprint() != open_dataset(data_dir, source.name).facts.fingerprint
 
 
 def dataset_info(config: ml_collections.ConfigDict) -> DatasetInfo:

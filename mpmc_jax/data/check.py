@@ -129,7 +129,7 @@ def _check_values(
 
 
 def summary(source: Source) -> str:
-    """Images of each split and the class names, for people."""
+    """Images of each split, the class names and the notes, for people."""
     lines = []
     for split, samples in source.splits.items():
         labeled = sum(sample.mask is not None for sample in samples)
@@ -138,10 +138,12 @@ def summary(source: Source) -> str:
         )
     kind = {1: "grey", 3: "RGB"}[source.channels]
     names = ", ".join(source.class_names)
-    return "\n".join([*lines, f"{len(source.class_names)} classes, {kind}: {names}"])
+    lines.append(f"{len(source.class_names)} classes, {kind}: {names}")
+    return "\n".join([*lines, *(f"note: {note}" for note in source.notes)])
 
 
 def failure(report: Report) -> str:
     """All problems, one a line, under a heading."""
-    heading = f"ERROR: {len(report.problems)} problems"
+    count = len(report.problems)
+    heading = f"{count} problem{'s' if count > 1 else ''}"
     return "\n".join([heading, *(f"  {line}" for line in report.problems)])

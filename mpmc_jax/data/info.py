@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import tensorflow_datasets as tfds
@@ -13,33 +13,55 @@ from mpmc_jax.data.source import Color
 
 
 @dataclasses.dataclass(frozen=True)
-class DatasetInfo:
-    """What a prepared data set says of itself.
+class DatasetFacts:
+    """What a run keeps of its data set: enough to predict where the data are not.
 
     Attributes:
-      name: the data set.
-      directory: its folder.
+      dataset: its name.
       class_names: index -> name.
       palette: index -> RGB colour.
       channels: 1 (grey) or 3 (RGB).
       fingerprint: SHA-256 of the source it was prepared from.
-      ids: split -> ids; position i is record i.
-      present: id of each labelled image -> indices of the classes in its mask.
     """
 
-    name: str
-    directory: pathlib.Path
+    dataset: str
     class_names: tuple[str, ...]
     palette: tuple[Color, ...]
     channels: int
     fingerprint: str
-    ids: dict[str, tuple[str, ...]]
-    present: dict[str, tuple[int, ...]]
 
     @property
     def num_classes(self) -> int:
         """Classes, void not counted."""
         return len(self.class_names)
+
+    @classmethod
+    def read(cls, record: Mapping[str, Any]) -> "DatasetFacts":
+        """The facts among the entries of a JSON object."""
+        return cls(
+            dataset=record["dataset"],
+            class_names=tuple(record["class_names"]),
+            palette=tuple(tuple(color) for color in record["palette"]),
+            channels=record["channels"],
+            fingerprint=record["fingerprint"],
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class DatasetInfo:
+    """What a prepared data set says of itself.
+
+    Attributes:
+      facts: classes, channels and fingerprint.
+      directory: its folder.
+      ids: split -> ids; position i is record i.
+      present: id of each labelled image -> indices of the classes in its mask.
+    """
+
+    facts: DatasetFacts
+    directory: pathlib.Path
+    ids: dict[str, tuple[str, ...]]
+    present: dict[str, tuple[int, ...]]
 
     def records(self, split: str) -> Sequence[dict]:
         """Random access to {"id", "image", "mask", "labeled"}; the first three bytes.
@@ -69,12 +91,8 @@ def open_dataset(data_dir: str, name: str) -> DatasetInfo:
         )
     facts = json.loads(path.read_text())
     return DatasetInfo(
-        name=name,
+        facts=DatasetFacts.read({"dataset": name, **facts}),
         directory=directory,
-        class_names=tuple(facts["class_names"]),
-        palette=tuple(tuple(color) for color in facts["palette"]),
-        channels=facts["channels"],
-        fingerprint=facts["fingerprint"],
         ids={split: tuple(ids) for split, ids in facts["ids"].items()},
         present={key: tuple(value) for key, value in facts["present"].items()},
     )

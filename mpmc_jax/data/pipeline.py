@@ -214,7 +214,7 @@ class TrainPipeline:
             records=self._records,
             positions=np.array([place[key] for key in ids]),
             ids=ids,
-            channels=self._info.channels,
+            channels=self._info.facts.channels,
             crop=config.crop,
             geometry=host.build_geometry(config.streams.geometry),
             with_label=name == "labeled",

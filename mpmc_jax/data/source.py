@@ -11,7 +11,7 @@ import io
 import pathlib
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from mpmc_jax.types import IGNORE_LABEL
 
@@ -55,6 +55,7 @@ class Source:
       channels: 1 (grey) or 3 (RGB).
       splits: "train" and "val" -> samples, in order.
       problems: what is already known to be wrong; one line each.
+      notes: what is right but may surprise; one line each.
       colors: colour -> label of masks stored in colour (IGNORE_LABEL for void), or
         None where masks hold class indices only.
     """
@@ -65,6 +66,7 @@ class Source:
     channels: int
     splits: dict[str, tuple[Sample, ...]]
     problems: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     colors: dict[Color, int] | None = None
 
     def fingerprint(self) -> str:
@@ -103,11 +105,15 @@ def open_image(content: bytes) -> Image.Image:
     Raises:
       UnreadableImage: not an image, a truncated one, or more than 8 bits a channel.
     """
+    if not content:
+        raise UnreadableImage("an empty file")
     try:
         image = Image.open(io.BytesIO(content))
         image.load()
+    except UnidentifiedImageError as error:
+        raise UnreadableImage("not an image of a known format") from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UnreadableImage(f"truncated or not an image ({error})") from error
+        raise UnreadableImage(f"truncated or damaged ({error})") from error
     return image
 
 

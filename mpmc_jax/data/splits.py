@@ -150,7 +150,8 @@ def read_split(
     if both:
         raise ValueError(
             f"{labeled_path} and {unlabeled_path} overlap in {len(both)} ids: "
-            f"{shorten(both)}; an image is labelled or unlabelled"
+            f"{shorten(both)}; an image is labelled or unlabelled (data.split=full "
+            "makes every image both, without lists)"
         )
     return Split(labeled, unlabeled)
 

@@ -235,7 +235,8 @@ class Checkpointer:
         except Exception as error:
             raise CheckpointError(
                 f"checkpoint {self._directory / str(step)} is damaged "
-                f"({_first_line(error)}); choose another of {steps}"
+                f"({_first_line(error)}); others there: "
+                f"{[other for other in steps if other != step] or 'none'}"
             ) from error
 
     def _restore(self, step: int, like: TrainState) -> Restored:

@@ -102,8 +102,12 @@ def train(
       NonFiniteError: the update was refused; the state before it is saved.
       Interrupted: SIGTERM or SIGINT came; the state is saved.
     """
-    compiled = parallel.compile(make_step(step_config))
     start = int(state.step)
+    if start >= config.steps:
+        _LOG.info("finished already: step %d of %d", start, config.steps)
+        return state
+    _LOG.info("compiling the step; on a CPU this takes minutes")
+    compiled = parallel.compile(make_step(step_config))
     device_state = parallel.replicate(state)
     pending: collections.deque[_Pending] = collections.deque()
     with _StopRequest() as stop:
@@ -116,24 +120,23 @@ def train(
                 _first_step(metrics, begin, report)
             pending.append(_Pending(step, parallel.start_reading(metrics), batch))
             done = step + 1
-            turn = _turn(config, done) or stop.requested
+            leaving = stop.requested and done < config.steps
+            turn = leaving or _turn(config, done)
             try:
                 _settle(config, pending, 0 if turn else LAG, report)
             except _RefusedError as refused:
                 _stop_refused(refused, parallel, device_state, checkpointer, names)
             if turn:
                 report.flush(done)
-                # Whoever asks for a stop gives no time for an evaluation.
-                leaving = stop.requested and done < config.steps
-                due = _evaluation_is_due(config, done) and not leaving
                 one, miou = parallel.fetch(device_state), None
                 try:
-                    if due:
+                    # Whoever asks for a stop gives no time for an evaluation.
+                    if _evaluation_is_due(config, done) and not leaving:
                         miou = _evaluate(done, one, evaluate, report)
                 finally:
                     checkpointer.save(one, data.get_state(), miou)
                 report.restart_clock()
-            if stop.requested and done < config.steps:
+            if leaving:
                 checkpointer.close()
                 raise Interrupted(_STOPPED.format(stop.requested, done))
     return parallel.fetch(device_state)

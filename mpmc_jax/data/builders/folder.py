@@ -33,6 +33,7 @@ from mpmc_jax.data.source import (
 from mpmc_jax.types import IGNORE_LABEL
 
 _HELD_OUT = 10
+_KEYS = ("classes", "palette", "void")
 _GREY_MODES = ("1", "L", "LA")
 
 
@@ -72,6 +73,7 @@ def read_source(directory: pathlib.Path, classes: tuple[str, ...] = ()) -> Sourc
             "val": tuple(samples[key] for key in val),
         },
         problems=tuple(problems),
+        notes=_note_unused(directory, sorted(set(images) - {*train, *val})),
         colors=colors,
     )
 
@@ -91,9 +93,11 @@ def _read_classes(
         if not isinstance(facts, dict):
             problems.append(f'{path}: not an object; write {{"classes": ["...", ...]}}')
             return classes, (), ()
-        unknown = sorted(set(facts) - {"classes", "palette", "void"})
+        unknown = sorted(set(facts) - set(_KEYS))
         if unknown:
-            problems.append(f"{path}: unknown keys {shorten(unknown)}")
+            problems.append(
+                f"{path}: unknown keys {shorten(unknown)}; valid: {shorten([*_KEYS])}"
+            )
     listed = facts.get("classes", [])
     if not _is_list_of(str, listed):
         problems.append(f'{path}: "classes" is not a list of names: {listed!r}')
@@ -196,6 +200,15 @@ def _assign(
     if both:
         problems.append(f"{directory}: train.txt and val.txt share {shorten(both)}")
     return [key for key in pool if key not in chosen], val
+
+
+def _note_unused(directory: pathlib.Path, ids: list[str]) -> tuple[str, ...]:
+    if not ids:
+        return ()
+    return (
+        f"{directory}: {len(ids)} labelled images stand in neither train.txt nor "
+        f"val.txt and are not used: {shorten(ids)}",
+    )
 
 
 def _read_list(

@@ -1,0 +1,76 @@
+"""What every command line shares: parser, one-line errors, compiled programs kept."""
+
+import argparse
+import contextlib
+import pathlib
+import sys
+from collections.abc import Iterator
+
+import jax
+
+from mpmc_jax.data import build
+from mpmc_jax.data.source import Source
+from mpmc_jax.training.checkpoint import CheckpointError
+from mpmc_jax.training.loop import Interrupted, NonFiniteError
+from mpmc_jax.training.workdir import WorkdirError
+
+# What a user can mend; anything else is a defect, and keeps its traceback.
+_USER_ERRORS = (ValueError, OSError, CheckpointError, WorkdirError, NonFiniteError)
+
+
+def parser(verb: str, description: str | None) -> argparse.ArgumentParser:
+    """The parser of `python -m launch.<verb>`; --help shows the module's docstring."""
+    return argparse.ArgumentParser(
+        prog=f"python -m launch.{verb}",
+        description=description,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def add_source(arguments: argparse.ArgumentParser) -> None:
+    """The arguments that name a data set which is not prepared yet."""
+    arguments.add_argument("--dataset", required=True, choices=list(build.BUILDERS))
+    arguments.add_argument(
+        "--source", default="", metavar="DIR", help="its folder; `synthetic` has none"
+    )
+    arguments.add_argument(
+        "--classes",
+        default="",
+        metavar="A,B",
+        help="class names, for `folder` without a classes.json",
+    )
+
+
+def read_source(args: argparse.Namespace) -> Source:
+    """The source that the arguments name.
+
+    Raises:
+      FileNotFoundError: its folder is missing or empty.
+    """
+    names = tuple(filter(None, args.classes.split(",")))
+    return build.read_source(args.dataset, args.source, names)
+
+
+@contextlib.contextmanager
+def user_errors() -> Iterator[None]:
+    """Ends the program with one line and status 1 on what a user can mend or wished."""
+    try:
+        yield
+    except _USER_ERRORS as error:
+        sys.exit(f"error: {error}")
+    except Interrupted as stop:
+        sys.exit(str(stop))
+    except KeyboardInterrupt:
+        sys.exit("interrupted")
+
+
+def keep_compiled_programs() -> None:
+    """Turns JAX's compilation cache on, unless a place for it was already chosen.
+
+    Evaluation compiles a program a distinct image size; the next run finds them.
+    JAX_COMPILATION_CACHE_DIR chooses another place, ~/.cache/mpmc_jax otherwise.
+    """
+    if jax.config.jax_compilation_cache_dir is None:  # pyright: ignore
+        cache = pathlib.Path.home() / ".cache" / "mpmc_jax"
+        jax.config.update("jax_compilation_cache_dir", str(cache))

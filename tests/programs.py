@@ -1,0 +1,44 @@
+"""Programs run as a user runs them, on a network that trains in seconds."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+# A network and crops small enough to train in seconds.
+SMALL = (
+    "--config.model.width=8",
+    "--config.data.crop=49",
+    "--config.train.batch_size=4",
+    "--config.train.steps=6",
+    "--config.train.eval_every=3",
+    "--config.train.checkpoint_every=2",
+    "--config.train.log_every=1",
+)
+CONFIG = (
+    "configs/synthetic.py:method=unimatch,mpmc=recommended,backbone=resnet18,split=4"
+)
+# One device, as on a user's machine; the tests' own flags stay out.
+ENVIRONMENT = os.environ | {"XLA_FLAGS": "", "JAX_NUMPY_RANK_PROMOTION": "raise"}
+
+
+def start(*arguments):
+    return subprocess.Popen(
+        [sys.executable, "-m", *map(str, arguments)],
+        cwd=ROOT,
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        # A shell's background jobs ignore Ctrl-C, and so would what they start.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+
+
+def run(*arguments, fails=False):
+    process = start(*arguments)
+    output, _ = process.communicate(timeout=1200)
+    assert (process.returncode != 0) == fails, output[-4000:]
+    return output
