@@ -50,10 +50,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--workdir", required=True, help="directory of the run")
     parser.add_argument("--output", required=True, help="PNG file to write")
     parser.add_argument("--images", type=int, default=4, help="rows of the figure")
+    parser.add_argument("--checkpoint", default="best", help="best, last or a step")
     args = parser.parse_args(arguments)
     cli.keep_compiled_programs()
     with cli.user_errors():
-        run = runs.open_run(args.workdir)
+        run = runs.open_run(args.workdir, args.checkpoint)
         figure = panel(rows(run, args.images), CAPTIONS)
         Path(args.output).parent.mkdir(parents=True, exist_ok=True)
         figure.save(args.output)

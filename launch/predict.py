@@ -4,7 +4,7 @@ python -m launch.predict --workdir=runs/camvid --input=DIR_OR_FILES --output=DIR
 
 --input is a folder of images, or files separated by commas. Every image NAME.* gives
 NAME_index.png (palette PNG whose values are the classes), NAME_color.png and
-NAME_overlay.png, from the best checkpoint.
+NAME_overlay.png, from the best checkpoint unless --checkpoint names another.
 """
 
 import collections
@@ -82,13 +82,16 @@ def main(arguments: list[str] | None = None) -> None:
         "--input", required=True, help="a folder, or files separated by commas"
     )
     parser.add_argument("--output", required=True, help="folder for the results")
+    parser.add_argument("--checkpoint", default="best", help="best, last or a step")
     args = parser.parse_args(arguments)
     cli.keep_compiled_programs()
     output = pathlib.Path(args.output)
     with cli.user_errors():
         files = find_images(args.input.split(","))
+        if output.is_file():
+            raise ValueError(f"--output={output} is a file; name a folder")
         output.mkdir(parents=True, exist_ok=True)
-        run = runs.open_run(args.workdir)
+        run = runs.open_run(args.workdir, args.checkpoint)
         problems = predict(run, files, output)
     print(f"{len(files) - len(problems)} of {len(files)} images written to {output}")
     if problems:

@@ -7,6 +7,7 @@ The same command again resumes from the newest intact checkpoint.
 """
 
 import dataclasses
+import difflib
 import functools
 import logging
 import sys
@@ -41,8 +42,15 @@ from mpmc_jax.types import Batch
 
 _LOG = logging.getLogger("mpmc_jax.train")
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration of the run.")
-_WORKDIR = flags.DEFINE_string("workdir", "", "Directory of the run.")
+_CONFIG = config_flags.DEFINE_config_file(
+    "config",
+    None,
+    "configs/DATASET.py[:KEY=VALUE,...] with the keys method, mpmc, split, backbone "
+    "and model (see the README); --config.a.b=VALUE sets what configs/base.py lists.",
+)
+_WORKDIR = flags.DEFINE_string(
+    "workdir", "", "Directory of the run; one that holds a run goes on with it."
+)
 
 
 def loop_config(
@@ -185,22 +193,39 @@ def _record(
     split.save(directory / "splits")
 
 
+def check_keys(arguments: list[str]) -> None:
+    """Ends the program at an argument --config.a.b that names no setting."""
+    valid = list(workdir.flatten(base.get_base().to_dict()))
+    for argument in arguments:
+        name = argument.partition("=")[0].removeprefix("--config.")
+        if argument.startswith("--config.") and name not in valid:
+            close = difflib.get_close_matches(name, valid, n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else ";"
+            sys.exit(
+                f"error: unknown configuration key {name!r}{hint} valid: "
+                f"{', '.join(valid)}"
+            )
+
+
 def parse_flags(argv: list[str]) -> list[str]:
     """Absl's parser, but a mistake is one line, and --help no failure."""
     if "--help" in argv:
         app.usage(shorthelp=True, exitcode=0)
+    check_keys(argv)
     try:
         rest = flags.FLAGS(argv)[1:]
-        # Reading it loads the file.
-        missing = [flag.name for flag in (_CONFIG, _WORKDIR) if not flag.value]
-    except (KeyError, AttributeError) as error:
-        valid = ", ".join(workdir.flatten(base.get_base().to_dict()))
-        unknown = " ".join(str(error.args[0]).splitlines())
-        sys.exit(f"error: unknown configuration key {unknown}\nvalid: {valid}")
+        missing = [
+            flag.name for flag in (_CONFIG, _WORKDIR) if flag.value in (None, "")
+        ]
+        if not missing:
+            _ = _CONFIG.value.format_version  # fails if the file could not be read
     except (flags.Error, ValueError, OSError) as error:
         # ml_collections wraps what a configuration file raised; its reason is last.
         reason = str(error).strip().splitlines()[-1].strip()
-        files = sorted(map(str, Path("configs").glob("*.py")))
+        reason = reason.removeprefix("ValueError: ")
+        shared = ("__init__", "base", "presets")
+        files = sorted(Path("configs").glob("*.py"))
+        files = [str(path) for path in files if path.stem not in shared]
         there = f"; there are {files}" if "No such file" in reason else ""
         sys.exit(f"error: {reason}{there}")
     if missing:

@@ -25,6 +25,8 @@ ENVIRONMENT = os.environ | {"XLA_FLAGS": "", "JAX_NUMPY_RANK_PROMOTION": "raise"
 
 
 def start(*arguments):
+    # A shell's background jobs ignore Ctrl-C, and what they start would as well.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     return subprocess.Popen(
         [sys.executable, "-m", *map(str, arguments)],
         cwd=ROOT,
@@ -32,8 +34,6 @@ def start(*arguments):
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        # A shell's background jobs ignore Ctrl-C, and so would what they start.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 

@@ -48,7 +48,7 @@ def test_a_configuration_takes_two_steps(file, variant):
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
-        ("method=mean_teachr", r"method='mean_teachr' is unknown; valid: \['mean_te"),
+        ("method=mean_teachr", r"method='mean_teachr' is unknown; valid: .*'mean_te"),
         ("mpmc=on", r"mpmc='on' is unknown; valid: \['off', 'paper', 'recommended'\]"),
         ("metod=unimatch", "KEY one of"),
         ("unimatch", "expected KEY=VALUE"),

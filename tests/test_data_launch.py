@@ -46,6 +46,8 @@ def test_command_line(folder, tmp_path, capsys):
         "folder/train: 11 images, 11 with mask",
         "folder/val: 1 images, 1 with mask",
         "3 classes, RGB: a, b, c",
+        f"note: {folder}: no val.txt; 1 labelled images are held out for validation: "
+        f"{info.ids['val'][0]}",
         f"Prepared in {info.directory}",
     ]
     prepare_data.main([*named, f"--data_dir={data_dir}"])

@@ -173,8 +173,9 @@ def test_zero_labelled_images(folder):
 
 
 def test_missing_and_empty_folders(tmp_path):
-    for path in ("", str(tmp_path / "absent")):
-        with pytest.raises(FileNotFoundError, match="no such folder"):
+    absent = str(tmp_path / "absent")
+    for path, message in (("", "--source=DIR is needed"), (absent, "no such folder")):
+        with pytest.raises(FileNotFoundError, match=message):
             build.read_source("camvid", path)
     with pytest.raises(FileNotFoundError, match="empty"):
         build.read_source("folder", str(tmp_path))
@@ -220,3 +221,21 @@ def test_real_camvid():
     assert report.problems == ()
     assert report.pixels[: len(data.class_names)].all()
     assert report.pixels.sum() == report.pixels[[*range(11), 255]].sum()
+
+
+def test_a_list_names_labelled_images_only(folder):
+    (folder / "unlabeled").mkdir()
+    (folder / "images" / "im03.png").rename(folder / "unlabeled" / "im03.png")
+    _label(folder).unlink()
+    (folder / "val.txt").write_text("im00\nim03\nim77\n")
+    maskless, absent = _problems(folder)
+    assert "names images without a mask: im03;" in maskless
+    assert "names absent files: im77" in absent
+
+
+def test_a_lossy_mask_is_called_so(folder):
+    void = np.random.default_rng(0).integers(0, 2, (20, 24), dtype=np.uint8) * 255
+    _label(folder).unlink()
+    Image.fromarray(void).save(folder / "masks" / "im03.jpg")
+    (problem,) = _problems(folder)
+    assert "im03.jpg" in problem and "store masks as PNG" in problem

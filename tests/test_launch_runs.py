@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import signal
 import time
 
@@ -113,6 +114,18 @@ def test_evaluate_prints_a_table_and_writes_its_figures(place, checkpoint):
 
 
 @pytest.mark.full
+def test_a_damaged_checkpoint_is_one_line_and_no_traceback(place):
+    shutil.copytree(place / "run", place / "damaged")
+    arrays = (place / "damaged" / "checkpoints" / "6" / "state").rglob("d/*")
+    largest = max(arrays, key=lambda path: path.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[:1000])
+    evaluate = ("launch.evaluate", f"--workdir={place / 'damaged'}")
+    output = run(*evaluate, "--checkpoint=last", fails=True)
+    (line,) = output.splitlines()
+    assert re.search(r"checkpoints/6 is damaged: .*--checkpoint=STEP .*\[", line)
+
+
+@pytest.mark.full
 def test_predict_figure_trust_and_compare(place):
     images = place / "images"
     images.mkdir()
@@ -170,11 +183,11 @@ def test_predict_figure_trust_and_compare(place):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("--config=configs/synthetic.py:method=unimatsch", "valid: \\['mean_teacher'"),
+        ("--config=configs/synthetic.py:method=unimatsch", "valid: .*'mean_teacher'"),
         ("--config.data.name=coco", "one of synthetic"),
         ("--config.data.data_dir=/nowhere", "launch.prepare_data --dataset=synthetic"),
         ("--config.model.backbone=resnet34", "resnet101"),
-        ("--config.train.bach_size=4", "Did you mean .batch_size.*\nvalid: .*train"),
+        ("--config.train.bach_size=4", "mean 'train.batch_size'\\? valid: data.crop"),
         ("--config.train.batch_size=3", "train.group_size=2"),
         ("--config=configs/synthetik.py", "there are .*'configs/synthetic.py'"),
     ],

@@ -180,6 +180,18 @@ def test_a_run_keeps_its_data_and_lists_its_parts(tmp_path):
     assert workdir.read_manifest(tmp_path) == found
 
 
+def test_a_step_that_compiled_makes_no_speed(tmp_path):
+    made = report.Report(tmp_path, 0, 10, images=4)
+    made.restart_clock(untimed=1)
+    for step in (1, 2):
+        made.add({"loss": 1.0, "lr": 0.1})
+        made.flush(step)
+    made.close()
+    first, second = read_metrics(tmp_path)
+    assert "train/images_per_second" not in first
+    assert second["train/images_per_second"] > 0
+
+
 def test_metrics_are_json_and_resume_drops_later_lines(tmp_path, caplog):
     first = report.Report(tmp_path, 0, 10, images=4)
     for step in (1, 2, 3):

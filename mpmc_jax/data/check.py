@@ -114,11 +114,14 @@ def _check_values(
     wrong = np.flatnonzero(counts[num_classes:IGNORE_LABEL]) + num_classes
     if not num_classes or not wrong.size:
         return []
-    if wrong.tolist() == [num_classes] and not counts[0]:
+    picture = source_lib.open_image(content)
+    if picture.format == "JPEG":
+        mend = "JPEG changes values; store masks as PNG"
+    elif wrong.tolist() == [num_classes] and not counts[0]:
         mend = "do labels start at 1? subtract one"
     elif wrong.tolist() == [num_classes]:
         mend = f"void must be 255, not {num_classes}; or is a class name missing?"
-    elif source_lib.open_image(content).mode == "P":
+    elif picture.mode == "P":
         mend = "a palette PNG: its indices count, not its colours; void must be 255"
     else:
         mend = f"store class indices 0..{num_classes - 1}, and 255 for void"

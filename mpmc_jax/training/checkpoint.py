@@ -17,6 +17,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
+from mpmc_jax.training import quiet
 from mpmc_jax.training.integrity import checksum, describe, differences
 from mpmc_jax.training.state import TrainState
 
@@ -110,14 +111,8 @@ class Checkpointer:
         )
         if not self._read_only:
             return ocp.CheckpointManager(self._directory, options=options)
-        # Orbax warns that reading does not write.
-        orbax = logging.getLogger("absl")
-        level = orbax.level
-        orbax.setLevel(logging.ERROR)
-        try:
+        with quiet.no_warnings():  # Orbax warns that reading does not write.
             return ocp.CheckpointManager(self._directory, options=options)
-        finally:
-            orbax.setLevel(level)
 
     def _set_aside_unreadable(self) -> None:
         """A truncated metrics file would keep the manager from opening at all."""
@@ -234,12 +229,13 @@ class Checkpointer:
             raise
         except Exception as error:
             raise CheckpointError(
-                f"checkpoint {self._directory / str(step)} is damaged "
-                f"({_first_line(error)}); others there: "
+                f"checkpoint {self._directory / str(step)} is damaged: "
+                f"{_first_line(error)}; use --checkpoint=STEP with another of "
                 f"{[other for other in steps if other != step] or 'none'}"
             ) from error
 
     def _restore(self, step: int, like: TrainState) -> Restored:
+        quiet.silence_abandoned_reads()
         meta = self._manager.restore(
             step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())
         )["meta"]
@@ -267,7 +263,8 @@ class Checkpointer:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+    text = (str(error).splitlines() or [type(error).__name__])[0]
+    return text if len(text) <= 100 else f"{text[:100]} ..."
 
 
 def _arrays(state: TrainState) -> TrainState:

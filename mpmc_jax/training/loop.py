@@ -229,7 +229,7 @@ def _first_step(metrics: Metrics, begin: float, report: Report) -> None:
     """Waits for the first step: compilation would spoil the first images/s."""
     jax.block_until_ready(metrics)
     _LOG.info("compiled, first step done, %s", duration(time.monotonic() - begin))
-    report.restart_clock()
+    report.restart_clock(untimed=1)
 
 
 class _StopRequest:

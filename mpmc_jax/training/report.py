@@ -116,6 +116,7 @@ class Report:
         for name, value in values.items():
             self._sums[name] = self._sums.get(name, 0.0) + float(value)
         self._count += 1
+        self._timed += 1
         if self._active:
             self._bar.update()
 
@@ -125,9 +126,12 @@ class Report:
             return
         seconds = time.monotonic() - self._since
         values = {f"train/{k}": v / self._count for k, v in self._sums.items()}
-        per_step = seconds / self._count
-        values["train/images_per_second"] = self._images / per_step
-        left = per_step * (self._steps - step)
+        speed = ""
+        if self._timed > 0:
+            per_step = seconds / self._timed
+            values["train/images_per_second"] = self._images / per_step
+            left = duration(per_step * (self._steps - step))
+            speed = f"  {self._images / per_step:.2f} images/s  {left} left"
         self.write(step, values)
         losses = "  ".join(
             f"{name.removeprefix('train/').removeprefix('loss_')} {value:.4f}"
@@ -135,16 +139,19 @@ class Report:
             if name.startswith("train/loss")
         )
         self._say(
-            f"step {step}/{self._steps}  {losses}  lr {values['train/lr']:.2e}  "
-            f"{values['train/images_per_second']:.2f} images/s  "
-            f"{duration(left)} left"
+            f"step {step}/{self._steps}  {losses}  lr {values['train/lr']:.2e}{speed}"
         )
         self._sums, self._count = {}, 0
         self.restart_clock()
 
-    def restart_clock(self) -> None:
-        """From here on it is training again: compiling and evaluating are not."""
+    def restart_clock(self, untimed: int = 0) -> None:
+        """From here on it is training again: compiling and evaluating are not.
+
+        Args:
+          untimed: steps that were made before, but whose numbers are still to come.
+        """
         self._since = time.monotonic()
+        self._timed = -untimed
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """One line of metrics.jsonl, and the same to TensorBoard."""

@@ -56,7 +56,7 @@ def read_source(directory: pathlib.Path, classes: tuple[str, ...] = ()) -> Sourc
     if (directory / "unlabeled").is_dir():
         bare = _find(directory / "unlabeled", problems)
     _compare(directory, images, masks, bare, problems)
-    train, val = _assign(directory, sorted(images), problems)
+    train, val = _assign(directory, sorted(images), frozenset(bare), problems)
     samples = {key: Sample(key, images[key], masks.get(key)) for key in images}
     unlabeled = [Sample(key, bare[key], None) for key in sorted(bare)]
     colors = None
@@ -73,7 +73,7 @@ def read_source(directory: pathlib.Path, classes: tuple[str, ...] = ()) -> Sourc
             "val": tuple(samples[key] for key in val),
         },
         problems=tuple(problems),
-        notes=_note_unused(directory, sorted(set(images) - {*train, *val})),
+        notes=tuple(_notes(directory, sorted(set(images) - {*train, *val}), val)),
         colors=colors,
     )
 
@@ -182,11 +182,14 @@ def _compare(
 
 
 def _assign(
-    directory: pathlib.Path, ids: list[str], problems: list[str]
+    directory: pathlib.Path,
+    ids: list[str],
+    bare: frozenset[str],
+    problems: list[str],
 ) -> tuple[list[str], list[str]]:
     """Labelled ids for training and for validation."""
-    train = _read_list(directory / "train.txt", ids, problems)
-    val = _read_list(directory / "val.txt", ids, problems)
+    train = _read_list(directory / "train.txt", ids, bare, problems)
+    val = _read_list(directory / "val.txt", ids, bare, problems)
     pool = ids if train is None else train
     if val is None:
         order = sorted(pool, key=lambda key: hashlib.sha256(key.encode()).digest())
@@ -202,17 +205,23 @@ def _assign(
     return [key for key in pool if key not in chosen], val
 
 
-def _note_unused(directory: pathlib.Path, ids: list[str]) -> tuple[str, ...]:
-    if not ids:
-        return ()
-    return (
-        f"{directory}: {len(ids)} labelled images stand in neither train.txt nor "
-        f"val.txt and are not used: {shorten(ids)}",
-    )
+def _notes(directory: pathlib.Path, unused: list[str], val: list[str]) -> list[str]:
+    notes = []
+    if not (directory / "val.txt").is_file():
+        notes.append(
+            f"{directory}: no val.txt; {len(val)} labelled images are held out for "
+            f"validation: {shorten(val)}"
+        )
+    if unused:
+        notes.append(
+            f"{directory}: {len(unused)} labelled images stand in neither train.txt "
+            f"nor val.txt and are not used: {shorten(unused)}"
+        )
+    return notes
 
 
 def _read_list(
-    path: pathlib.Path, ids: list[str], problems: list[str]
+    path: pathlib.Path, ids: list[str], bare: frozenset[str], problems: list[str]
 ) -> list[str] | None:
     """The ids that a list names, less those amiss; None where there is no list."""
     if not path.is_file():
@@ -225,6 +234,13 @@ def _read_list(
     known = frozenset(ids)
     found = [lists.resolve(line, known) for line in lines]
     absent = [line for line, key in zip(lines, found, strict=True) if key is None]
+    maskless = [line for line in absent if lists.resolve(line, bare)]
+    if maskless:
+        problems.append(
+            f"{path}: names images without a mask: {shorten(maskless)}; a list names "
+            "labelled images, and all of unlabeled/ is trained on"
+        )
+    absent = [line for line in absent if line not in maskless]
     if absent:
         problems.append(f"{path}: names absent files: {shorten(absent)}")
     present = [key for key in found if key is not None]
