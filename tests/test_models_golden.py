@@ -11,11 +11,17 @@ from flax import traverse_util
 
 from mpmc_jax.models import ModelConfig, build_segmenter, load_torch_state_dict
 from mpmc_jax.models.pretrained import torch_names
+from mpmc_jax.types import Network
 from tests import golden
 from tests.x64 import run_x64
 
-# File name -> variant, for the networks this project has.
-KINDS = {"deeplabv3plus": "unimatch", "augseg": "augseg"}
+# File name -> variant and heads, for the networks this project has.
+KINDS = {
+    "deeplabv3plus": {"variant": "unimatch"},
+    "augseg": {"variant": "augseg"},
+    "u2pl": {"variant": "u2pl", "embedding": True},
+    "ael": {"variant": "ael", "auxiliary": True},
+}
 
 
 def load(json_path: Path, dtype=np.float32):
@@ -23,8 +29,8 @@ def load(json_path: Path, dtype=np.float32):
     described = json.loads(json_path.read_text())
     config = ModelConfig(
         backbone=described["arch"],
-        variant=KINDS[json_path.name.split("_")[0]],
         num_classes=described["num_classes"],
+        **KINDS[json_path.name.split("_")[0]],
     )
     weights = golden.recipe_state_dict(json_path, dtype)
     return config, build_segmenter(config), load_torch_state_dict(weights, config)
@@ -34,21 +40,43 @@ def channels_last(images: np.ndarray, dtype=np.float32) -> jax.Array:
     return jnp.asarray(images.transpose(0, 2, 3, 1), dtype)
 
 
+def evaluation_maps(module, variables, image) -> dict[str, np.ndarray]:
+    """Every map that a golden file may hold, by its name there, channels first."""
+
+    @jax.jit
+    def run(variables, image):
+        network = Network(module, **variables)
+        features, network = network.encode(image)
+        small, _ = network.decode(features)
+        return small, module.apply(variables, image)
+
+    with jax.default_matmul_precision("highest"):
+        small, full = run(variables, channels_last(image))
+    assert full.logits.dtype == jnp.float32
+    maps = {"logits": full.logits, "logits_stride4": small.logits}
+    if full.embedding is not None:
+        maps["representation"] = full.embedding[..., ::8]
+    if full.auxiliary is not None:
+        maps["aux_logits"] = full.auxiliary[:, ::2, ::2]
+    return {name: np.asarray(x).transpose(0, 3, 1, 2) for name, x in maps.items()}
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_evaluation_maps_equal_the_published_ones(kind):
     for json_path in golden.golden_files(f"{kind}_*.json"):
         _, module, variables = load(json_path)
         arrays = np.load(json_path.with_suffix(".npz"))
-        apply = jax.jit(module.apply)
         images = [name for name in arrays.files if name.startswith("image_")]
         assert images
+        compared = set()
         for name in images:
-            with jax.default_matmul_precision("highest"):
-                logits = apply(variables, channels_last(arrays[name])).logits
-            assert logits.dtype == jnp.float32
-            expected = arrays[name.replace("image", "logits")]
-            found = np.asarray(logits).transpose(0, 3, 1, 2)
-            assert golden.spatial_error(found, expected) < 1e-4, (json_path, name)
+            for what, found in evaluation_maps(module, variables, arrays[name]).items():
+                key = name.replace("image", what)
+                if key in arrays.files:
+                    error = golden.spatial_error(found, arrays[key])
+                    assert error < 1e-4, (json_path, key)
+                    compared.add(key)
+        assert compared | set(images) == set(arrays.files)
 
 
 def train_errors(dtype=np.float32) -> dict[str, float]:

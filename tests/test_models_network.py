@@ -148,6 +148,7 @@ def rematerialisation_errors() -> dict[str, float]:
     spec = resnet_spec(
         Backbone((1, 1, 1, 1), bottleneck=False, deep_stem=False),
         width=4,
+        output_stride=16,
         layer4_dilations=(1, 2, 2),
         ceil_pool=False,
         zero_init_residual=False,
@@ -217,12 +218,10 @@ def test_initialisation_depends_on_the_key_and_covers_every_unit():
     [
         ("name", "pspnet", "deeplabv3plus"),
         ("backbone", "resnet34", "resnet18, resnet50, resnet101"),
-        ("variant", "u2pl", "unimatch, augseg"),
+        ("variant", "other", "unimatch, augseg, u2pl, ael"),
         ("dtype", "float16", "float32, bfloat16"),
         ("num_classes", 0, ">= 1"),
         ("width", 6, "multiple of 4"),
-        ("embedding", True, "no variant"),
-        ("auxiliary", True, "no variant"),
     ],
 )
 def test_bad_configuration_names_the_field_and_the_valid_values(field, value, message):

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from mpmc_jax.models import deeplabv3plus, resnet
+from mpmc_jax.models import decoder, deeplabv3plus, resnet
 from mpmc_jax.models.config import ModelConfig
 from mpmc_jax.models.receptive_field import ReceptiveField, Window, compose
 from mpmc_jax.types import Array, PyTree
@@ -36,20 +36,23 @@ class Architecture:
 
 
 def _deeplabv3plus(config: ModelConfig) -> Architecture:
-    variant = deeplabv3plus.VARIANTS[config.variant]
+    variant = decoder.VARIANTS[config.variant]
     encoder = resnet.resnet_spec(
         resnet.BACKBONES[config.backbone],
         width=config.width,
+        output_stride=variant.output_stride,
         layer4_dilations=variant.layer4_dilations,
         ceil_pool=variant.ceil_pool,
         zero_init_residual=variant.zero_init_residual,
     )
-    decoder = deeplabv3plus.decoder_spec(config.width)
+    spec = decoder.decoder_spec(variant, config.width)
     module = deeplabv3plus.DeepLabV3Plus(
         encoder_spec=encoder,
-        decoder_spec=decoder,
+        decoder_spec=spec,
         variant=variant,
         num_classes=config.num_classes,
+        embedding=config.embedding,
+        auxiliary=config.auxiliary,
         dtype=config.dtype,
         remat=config.remat,
     )
@@ -57,9 +60,9 @@ def _deeplabv3plus(config: ModelConfig) -> Architecture:
         layer: Tap(encoder.channels(layer), tuple(encoder.windows(layer)))
         for layer in resnet.LAYERS
     }
-    windows = deeplabv3plus.decoder_windows(encoder, decoder)
-    taps["decoder"] = Tap(decoder.channels, tuple(windows))
-    return Architecture(module, taps, deeplabv3plus.DECODER_INPUTS)
+    windows = decoder.decoder_windows(encoder, spec)
+    taps["decoder"] = Tap(spec.channels, tuple(windows))
+    return Architecture(module, taps, decoder.DECODER_INPUTS)
 
 
 # One line an architecture; `config.NAMES` lists the same names.

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Collection
 
-from mpmc_jax.models.deeplabv3plus import VARIANTS
+from mpmc_jax.models.decoder import VARIANTS
 from mpmc_jax.models.resnet import BACKBONES
 
 NAMES = ("deeplabv3plus",)
@@ -17,11 +17,11 @@ class ModelConfig:
     Attributes:
       name: the architecture.
       backbone: the encoder, a key of `resnet.BACKBONES`.
-      variant: whose version of it, a key of `deeplabv3plus.VARIANTS`.
+      variant: whose version of it, a key of `decoder.VARIANTS`.
       num_classes: classes, void not counted.
       in_channels: channels of the images.
       embedding: add a pixel-embedding head.
-      auxiliary: add an auxiliary classifier.
+      auxiliary: add an auxiliary classifier on layer3.
       dtype: compute dtype; parameters and statistics are float32 always.
       width: scales every channel count by width/64; a multiple of 4.
       remat: recompute residual blocks in the backward pass: less memory, more time.
@@ -51,12 +51,6 @@ class ModelConfig:
                 raise ValueError(f"model.{field}={getattr(self, field)}: must be >= 1")
         if self.width % 4:
             raise ValueError(f"model.width={self.width}: must be a multiple of 4")
-        for field in ("embedding", "auxiliary"):
-            if getattr(self, field):
-                raise ValueError(
-                    f"model.{field}=True: no variant of {', '.join(VARIANTS)} has "
-                    "that head; valid is False"
-                )
 
 
 def _require(field: str, value: str, valid: Collection[str]) -> None:

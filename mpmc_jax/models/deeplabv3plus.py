@@ -1,137 +1,17 @@
-"""DeepLabV3+ (Chen et al. 2018) as the semi-supervised methods' authors built it.
+"""DeepLabV3+ (Chen et al. 2018) on a residual network, in two halves."""
 
-The published networks differ in small things that change every number: `VARIANTS`
-holds those differences, and nothing else depends on the variant.
-"""
-
-import dataclasses
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from mpmc_jax.models import layers
-from mpmc_jax.models.layers import ConvSpec
-from mpmc_jax.models.receptive_field import Interpolation, stride_of
+from mpmc_jax.models.decoder import Decoder, DecoderSpec, Variant
 from mpmc_jax.models.resize import resize_align_corners
 from mpmc_jax.models.resnet import LAYERS, ResNet, ResNetSpec
 from mpmc_jax.types import Features, Prediction
 
 Array = jax.Array
-
-ASPP_RATES = (6, 12, 18)
-# Encoder outputs that the decoder reads.
-DECODER_INPUTS = ("layer1", "layer4")
-
-
-@dataclasses.dataclass(frozen=True)
-class Variant:
-    """Where the published networks differ.
-
-    Attributes:
-      layer4_dilations: of the 3x3 convolutions of layer4's blocks ("multi-grid").
-      ceil_pool: the encoder's max-pool rounds its output size up.
-      zero_init_residual: each residual block starts as the identity.
-      low_level_bias: the convolution on layer1 has a bias (batch norm follows).
-      pool_first: the image-pooling branch leads the ASPP concatenation.
-    """
-
-    layer4_dilations: tuple[int, int, int]
-    ceil_pool: bool
-    zero_init_residual: bool
-    low_level_bias: bool
-    pool_first: bool
-
-
-VARIANTS = {
-    "unimatch": Variant(
-        layer4_dilations=(1, 2, 2),
-        ceil_pool=False,
-        zero_init_residual=False,
-        low_level_bias=False,
-        pool_first=False,
-    ),
-    "augseg": Variant(
-        layer4_dilations=(2, 4, 8),
-        ceil_pool=True,
-        zero_init_residual=True,
-        low_level_bias=True,
-        pool_first=True,
-    ),
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class DecoderSpec:
-    """The decoder's convolutions; published channel counts in brackets."""
-
-    aspp: tuple[ConvSpec, ...]  # 256 each: 1x1, then one 3x3 a rate
-    pool: ConvSpec  # 256, after global average pooling
-    project: ConvSpec  # 256
-    low_level: ConvSpec  # 48
-    fuse: tuple[ConvSpec, ...]  # 256 each, 3x3
-
-    @property
-    def channels(self) -> int:
-        """Channels of the last map before the classifier."""
-        return self.fuse[-1].features
-
-
-def decoder_spec(width: int) -> DecoderSpec:
-    """The decoder for a backbone of that width (64 as published)."""
-    features = 4 * width
-    return DecoderSpec(
-        aspp=(
-            ConvSpec(features),
-            *(ConvSpec(features, 3, dilation=rate) for rate in ASPP_RATES),
-        ),
-        pool=ConvSpec(features),
-        project=ConvSpec(features),
-        low_level=ConvSpec(3 * width // 4),
-        fuse=(ConvSpec(features, 3), ConvSpec(features, 3)),
-    )
-
-
-class Decoder(nn.Module):
-    """layer1 and layer4 -> logits at layer1's stride, and the map before them."""
-
-    spec: DecoderSpec
-    variant: Variant
-    num_classes: int
-    axis_name: str | None = None
-
-    @nn.compact
-    def __call__(
-        self, low_bhwd: Array, high_bhwd: Array, *, train: bool
-    ) -> tuple[Array, Array]:
-        """Two taps -> (logits, last map), both at the first one's resolution."""
-
-        def conv_norm(spec: ConvSpec, name: str, x_bhwd: Array, bias=False) -> Array:
-            module = layers.ConvNorm(spec, self.axis_name, use_bias=bias, name=name)
-            return module(x_bhwd, train=train)
-
-        branches = [
-            conv_norm(spec, f"aspp{i}", high_bhwd)
-            for i, spec in enumerate(self.spec.aspp)
-        ]
-        mean_bhwd = _global_mean(high_bhwd)
-        pooled_bhwd = jnp.broadcast_to(
-            conv_norm(self.spec.pool, "aspp_pool", mean_bhwd), branches[0].shape
-        )
-        branches.insert(0 if self.variant.pool_first else len(branches), pooled_bhwd)
-        context_bhwd = jnp.concatenate(branches, axis=-1)
-        context_bhwd = conv_norm(self.spec.project, "project", context_bhwd)
-
-        detail_bhwd = conv_norm(
-            self.spec.low_level, "low_level", low_bhwd, self.variant.low_level_bias
-        )
-        _, rows, columns, _ = low_bhwd.shape
-        context_bhwd = resize_align_corners(context_bhwd, (rows, columns))
-        fused_bhwd = jnp.concatenate([detail_bhwd, context_bhwd], axis=-1)
-        for i, spec in enumerate(self.spec.fuse):
-            fused_bhwd = conv_norm(spec, f"fuse{i}", fused_bhwd)
-        classifier = layers.Conv(ConvSpec(self.num_classes), True, name="classifier")
-        return classifier(layers.at_least_float32(fused_bhwd)), fused_bhwd
 
 
 class DeepLabV3Plus(nn.Module):
@@ -146,6 +26,7 @@ class DeepLabV3Plus(nn.Module):
       decoder_spec: from `decoder_spec`.
       variant: a row of `VARIANTS`.
       num_classes: channels of the logits.
+      embedding, auxiliary: whether those heads are there.
       dtype: compute dtype.
       axis_name: devices over which batch norm is synchronised, or None.
       remat: recompute the encoder's activations in the backward pass.
@@ -155,6 +36,8 @@ class DeepLabV3Plus(nn.Module):
     decoder_spec: DecoderSpec
     variant: Variant
     num_classes: int
+    embedding: bool = False
+    auxiliary: bool = False
     dtype: str = "float32"
     axis_name: str | None = None
     remat: bool = False
@@ -163,7 +46,12 @@ class DeepLabV3Plus(nn.Module):
         """Name the two halves: variables and learning rates go by these names."""
         self.backbone = ResNet(self.encoder_spec, self.axis_name, self.remat)
         self.decoder = Decoder(
-            self.decoder_spec, self.variant, self.num_classes, self.axis_name
+            self.decoder_spec,
+            self.variant,
+            self.num_classes,
+            self.embedding,
+            self.auxiliary,
+            self.axis_name,
         )
 
     def encode(
@@ -182,11 +70,21 @@ class DeepLabV3Plus(nn.Module):
         _, rows, columns, _ = images_bhwc.shape
         return Features(taps=taps, size=(rows, columns))
 
-    def decode(self, features: Features, *, train: bool = False) -> Prediction:
-        """Features of all layers -> Prediction at layer1's stride."""
-        low_bhwd, high_bhwd = (features.taps[tap] for tap in DECODER_INPUTS)
-        logits_bhwc, decoder_bhwd = self.decoder(low_bhwd, high_bhwd, train=train)
-        return Prediction(logits=logits_bhwc, decoder=decoder_bhwd)
+    def decode(
+        self,
+        features: Features,
+        *,
+        train: bool = False,
+        dropout: Mapping[str, Array] | None = None,
+    ) -> Prediction:
+        """Features of all layers -> Prediction at layer1's stride.
+
+        Args:
+          features: what `encode` gave.
+          train: whether batch norm is in train mode.
+          dropout: map of the decoder -> (b,1,1,d) multiplier of its channels.
+        """
+        return self.decoder(features.taps, train=train, dropout=dropout)
 
     @nn.nowrap
     def upsample(self, logits_bhwc: Array, size: tuple[int, int]) -> Array:
@@ -194,28 +92,12 @@ class DeepLabV3Plus(nn.Module):
         return resize_align_corners(logits_bhwc, size)
 
     def __call__(self, images_bhwc: Array, *, train: bool = False) -> Prediction:
-        """Images -> Prediction whose logits have the images' size."""
+        """Images -> Prediction whose logits (auxiliary ones too) have their size."""
         features = self.encode(images_bhwc, train=train)
         prediction = self.decode(features, train=train)
-        logits_bhwc = self.upsample(prediction.logits, features.size)
-        return prediction.replace(logits=logits_bhwc)
-
-
-def decoder_windows(
-    encoder: ResNetSpec, decoder: DecoderSpec
-) -> list[ConvSpec | Interpolation]:
-    """The decoder's longest path from the image: what its last map can see.
-
-    Global average pooling, which sees everything, does not count. Interpolation to
-    layer1's resolution reads the two nearest positions of layer4's.
-    """
-    low, high = (stride_of(encoder.windows(tap)) for tap in DECODER_INPUTS)
-    widest = max(decoder.aspp, key=lambda conv: conv.padding)
-    upsampling = Interpolation(high // low)
-    return [*encoder.windows("layer4"), widest, upsampling, *decoder.fuse]
-
-
-def _global_mean(x_bhwd: Array) -> Array:
-    """(b,h,w,d) -> (b,1,1,d), summed in at least float32."""
-    wide_bhwd = layers.at_least_float32(x_bhwd)
-    return jnp.mean(wide_bhwd, axis=(1, 2), keepdims=True).astype(x_bhwd.dtype)
+        full = self.upsample(prediction.logits, features.size)
+        prediction = prediction.replace(logits=full)
+        if prediction.auxiliary is not None:
+            extra = self.upsample(prediction.auxiliary, features.size)
+            prediction = prediction.replace(auxiliary=extra)
+        return prediction

@@ -20,7 +20,25 @@ from mpmc_jax.models.resnet import BACKBONES
 from mpmc_jax.types import PyTree
 
 # Names of the encoder and of the decoder's units as (convolution, batch norm).
-ENCODER_PREFIX = {"unimatch": "backbone.", "augseg": "encoder."}
+ENCODER_PREFIX = {
+    "unimatch": "backbone.",
+    "augseg": "encoder.",
+    "u2pl": "encoder.",
+    "ael": "encoder.",
+}
+_PUBLISHED_CONTEXT = {
+    "aspp_pool": ("decoder.aspp.conv1.1", "decoder.aspp.conv1.2"),
+    "aspp0": ("decoder.aspp.conv2.0", "decoder.aspp.conv2.1"),
+    "aspp1": ("decoder.aspp.conv3.0", "decoder.aspp.conv3.1"),
+    "aspp2": ("decoder.aspp.conv4.0", "decoder.aspp.conv4.1"),
+    "aspp3": ("decoder.aspp.conv5.0", "decoder.aspp.conv5.1"),
+    "project": ("decoder.head.0", "decoder.head.1"),
+    "low_level": ("decoder.low_conv.0", "decoder.low_conv.1"),
+}
+_AUXILIARY = {
+    "auxiliary0": ("auxor.aux.0", "auxor.aux.1"),
+    "auxiliary": ("auxor.aux.4", ""),
+}
 DECODER_UNITS = {
     "unimatch": {
         "aspp0": ("head.b0.0", "head.b0.1"),
@@ -35,16 +53,27 @@ DECODER_UNITS = {
         "classifier": ("classifier", ""),
     },
     "augseg": {
-        "aspp_pool": ("decoder.aspp.conv1.1", "decoder.aspp.conv1.2"),
-        "aspp0": ("decoder.aspp.conv2.0", "decoder.aspp.conv2.1"),
-        "aspp1": ("decoder.aspp.conv3.0", "decoder.aspp.conv3.1"),
-        "aspp2": ("decoder.aspp.conv4.0", "decoder.aspp.conv4.1"),
-        "aspp3": ("decoder.aspp.conv5.0", "decoder.aspp.conv5.1"),
-        "project": ("decoder.head.0", "decoder.head.1"),
-        "low_level": ("decoder.low_conv.0", "decoder.low_conv.1"),
+        **_PUBLISHED_CONTEXT,
         "fuse0": ("decoder.classifier.0", "decoder.classifier.1"),
         "fuse1": ("decoder.classifier.3", "decoder.classifier.4"),
         "classifier": ("decoder.classifier.6", ""),
+    },
+    "u2pl": {
+        **_PUBLISHED_CONTEXT,
+        "fuse0": ("decoder.classifier.0", "decoder.classifier.1"),
+        "fuse1": ("decoder.classifier.4", "decoder.classifier.5"),
+        "classifier": ("decoder.classifier.8", ""),
+        "embed0": ("decoder.representation.0", "decoder.representation.1"),
+        "embed1": ("decoder.representation.4", "decoder.representation.5"),
+        "embedding": ("decoder.representation.8", ""),
+        **_AUXILIARY,
+    },
+    "ael": {
+        **_PUBLISHED_CONTEXT,
+        "fuse0": ("decoder.tail.0", "decoder.tail.1"),
+        "fuse1": ("decoder.tail.4", "decoder.tail.5"),
+        "classifier": ("decoder.final", ""),
+        **_AUXILIARY,
     },
 }
 DEEP_STEM = {
@@ -114,7 +143,13 @@ def _torch_name(path: Path, config: ModelConfig) -> str:
     """("params", "backbone", "layer1_0", "conv1", "conv", "kernel") -> torch's key."""
     _, half, unit, *inner, leaf = path
     if half == "decoder":
-        conv, norm = DECODER_UNITS[config.variant][unit]
+        units = DECODER_UNITS[config.variant]
+        if unit not in units:
+            raise ValueError(
+                f"the published network of variant {config.variant!r} has no unit "
+                f"{unit!r}: no weights of it can be loaded"
+            )
+        conv, norm = units[unit]
         prefix = norm if inner == ["norm"] else conv
     else:
         prefix = ENCODER_PREFIX[config.variant] + _encoder_name(unit, inner, config)

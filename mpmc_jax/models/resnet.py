@@ -1,9 +1,10 @@
-"""Residual networks with an output stride of 16 (He et al. 2016, dilated).
+"""Residual networks with an output stride of 16 or 8 (He et al. 2016, dilated).
 
 A network is data first: `resnet_spec` lists its convolutions, the module runs that
 list, and `receptive_field` reads the same list. Channels, dilations and pooling are
 those of the methods' published encoders: a stem of three 3x3 convolutions for ResNet-50
-and -101; layer4 keeps layer3's resolution and dilates instead. ResNet-18 has the
+and -101; layer4 (at stride 8 layer3 too) keeps the resolution and dilates instead.
+ResNet-18 has the
 plain 7x7 stem of its published ImageNet weights and, unlike those, the same dilated
 layer4.
 """
@@ -22,7 +23,7 @@ from mpmc_jax.models.layers import ConvSpec
 Array = jax.Array
 
 LAYERS = ("layer1", "layer2", "layer3", "layer4")
-STRIDES = (1, 2, 2, 1)
+STRIDES = {16: (1, 2, 2, 1), 8: (1, 2, 1, 1)}
 MAX_POOL = ConvSpec(features=0, kernel=3, stride=2)
 
 
@@ -82,6 +83,7 @@ def resnet_spec(
     backbone: Backbone,
     *,
     width: int,
+    output_stride: int,
     layer4_dilations: tuple[int, ...],
     ceil_pool: bool,
     zero_init_residual: bool,
@@ -91,6 +93,8 @@ def resnet_spec(
     Args:
       backbone: a row of `BACKBONES`.
       width: channels of layer1's inner convolutions; 64 as published.
+      output_stride: of layer4, 16 or 8. At 8 all blocks of layer3 but the first
+        dilate by 2.
       layer4_dilations: dilation of the 3x3 convolutions of layer4's blocks.
       ceil_pool: see `ResNetSpec`.
       zero_init_residual: see `ResNetSpec`.
@@ -101,10 +105,14 @@ def resnet_spec(
         stem = (ConvSpec(width, 7, 2),)
     channels, all_blocks = stem[-1].features, []
     for index, depth in enumerate(backbone.depths):
-        dilations = layer4_dilations if LAYERS[index] == "layer4" else (1,) * depth
+        dilations = (1,) * depth
+        if LAYERS[index] == "layer4":
+            dilations = layer4_dilations
+        elif LAYERS[index] == "layer3" and output_stride == 8:
+            dilations = (1, *(2,) * (depth - 1))
         blocks = []
         for i in range(depth):
-            stride = STRIDES[index] if i == 0 else 1
+            stride = STRIDES[output_stride][index] if i == 0 else 1
             block = _block_spec(
                 backbone.bottleneck, channels, width << index, stride, dilations[i]
             )
