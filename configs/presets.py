@@ -22,6 +22,7 @@ METHODS = {
     "supervised": {},
     "mean_teacher": {"method.ema_decay": 0.999},
     "unimatch": {"optimizer.lag": 1},
+    "augseg": {"method.ema_decay": 0.999},
 }
 
 

@@ -19,6 +19,7 @@ VARIANTS = [
     "method=unimatch,mpmc=recommended",
     "method=mean_teacher,mpmc=paper",
     "method=supervised,mpmc=off",
+    "method=augseg,mpmc=recommended",
 ]
 
 

@@ -65,13 +65,13 @@ def _x64(call: str):
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("method", ["mean_teacher", "unimatch"])
+@pytest.mark.parametrize("method", ["mean_teacher", "unimatch", "augseg"])
 def test_a_silent_plugin_moves_nothing(method):
     assert _x64(f"silent_plugin_difference({method!r})") < 1e-12
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("method", ["mean_teacher", "unimatch"])
+@pytest.mark.parametrize("method", ["mean_teacher", "unimatch", "augseg"])
 def test_devices_and_mappings_agree(method):
     found = _x64(f"mapping_difference({method!r})")
     assert set(found) == {

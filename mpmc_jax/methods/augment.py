@@ -1,11 +1,12 @@
-"""Photometric augmentation on the device: UniMatch's strong view, feature dropout.
+"""Photometric augmentation on the device: strong views, feature dropout.
 
 Drawing is apart from applying: `draw_strong` turns a key into parameters,
-`apply_strong` is a function of image and parameters alone. Both treat one example and
-are vmapped, so an example's result never depends on its neighbours.
+`apply_strong` is a function of image and parameters alone. Both treat one example, so
+an example's result never depends on its neighbours. The operations are those of
+`photometric.py`.
 
 Source: UniMatch, dataset/semi.py and dataset/transform.py; torchvision's ColorJitter
-and RandomGrayscale on PIL images, whose operations are in `photometric.py`.
+and RandomGrayscale on PIL images. AugSeg, dataset/augs_TIBA.py.
 """
 
 import jax
@@ -123,6 +124,98 @@ def color_jitter(levels_hwc: Array, factors: Array, order: Array) -> Array:
     levels_hwc, _ = jax.lax.scan(blend, levels_hwc, (blends, first))
     levels_hwc = photometric.adjust_hue(levels_hwc, factors[HUE])
     return jax.lax.scan(blend, levels_hwc, (blends, second))[0]
+
+
+# AugSeg's pool, each a function of levels and a strength; see `draw_intensity`.
+INTENSITY = {
+    "identity": lambda levels, _: levels,
+    "autocontrast": lambda levels, _: photometric.autocontrast(levels),
+    "equalize": lambda levels, _: photometric.equalize(levels),
+    "blur": photometric.gaussian_blur,
+    "contrast": photometric.adjust_contrast,
+    "brightness": photometric.adjust_brightness,
+    "saturation": photometric.adjust_saturation,
+    "sharpness": photometric.adjust_sharpness,
+    "posterize": photometric.posterize,
+    "solarize": photometric.solarize,
+    "hue": photometric.adjust_hue,
+}
+# (least, range) of the strength: deviation of the blur, factors that only ever reduce,
+# bits (4..7) and thresholds (1..255) before they are floored, turns of the hue.
+_STRENGTHS = {
+    "blur": (0.1, 1.9),
+    **dict.fromkeys(
+        ("contrast", "brightness", "saturation", "sharpness"), (0.95, -0.9)
+    ),
+    "posterize": (4, 4),
+    "solarize": (1, 255),
+    "hue": (-0.5, 1),
+}
+_WHOLE = ("posterize", "solarize")
+# These would do nothing to a grey image (D22).
+_COLOR_ONLY = ("saturation", "hue")
+_MOST_OPERATIONS = 3
+
+
+@struct.dataclass
+class IntensityParams:
+    """What one image undergoes in AugSeg's strong view.
+
+    Attributes:
+      operation: (3,) int32, places in `INTENSITY`, in the order in which they act.
+      strength: (3,) float32.
+    """
+
+    operation: Array
+    strength: Array
+
+
+def draw_intensity(key: Array, channels: int = 3) -> IntensityParams:
+    """Draws one image's operations: k of 1..3, with replacement, from all eleven.
+
+    A grey image's pool is without those that act on colours.
+    """
+    pool = [
+        place
+        for place, name in enumerate(INTENSITY)
+        if channels == 3 or name not in _COLOR_ONLY
+    ]
+    uniform = jax.random.uniform(key, (1 + 2 * _MOST_OPERATIONS,), jnp.float32)
+    count = 1 + jnp.floor(uniform[0] * _MOST_OPERATIONS)
+    drawn = jnp.floor(uniform[1 : 1 + _MOST_OPERATIONS] * len(pool))
+    # Beyond k stands the identity, which is the first of the pool.
+    acts = jnp.arange(_MOST_OPERATIONS) < count
+    operation = jnp.asarray(pool)[jnp.where(acts, drawn, 0).astype(jnp.int32)]
+    least, extent = jnp.float32([_STRENGTHS.get(name, (0, 0)) for name in INTENSITY]).T
+    whole = jnp.asarray([name in _WHOLE for name in INTENSITY])
+    strength = least[operation] + extent[operation] * uniform[1 + _MOST_OPERATIONS :]
+    strength = jnp.where(whole[operation], jnp.floor(strength), strength)
+    return IntensityParams(operation, strength)
+
+
+def apply_intensity(image_hwc: Array, params: IntensityParams) -> Array:
+    """Applies AugSeg's operations to one image, as `apply_strong` does UniMatch's."""
+    branches = tuple(INTENSITY.values())
+
+    def act(levels, step):
+        return jax.lax.switch(step[0], branches, levels, step[1]), None
+
+    levels = jnp.round(image_hwc.astype(jnp.float32) * 255)
+    levels, _ = jax.lax.scan(act, levels, (params.operation, params.strength))
+    return levels.astype(image_hwc.dtype) / 255
+
+
+def intensity_view(keys_b: Array, images_bhwc: Array) -> Array:
+    """AugSeg's view of every image: (b,) keys, (b,h,w,c) in 0..1 -> (b,h,w,c).
+
+    One image after the other: side by side, a switch computes all eleven branches.
+    """
+    return jax.lax.map(
+        lambda pair: apply_intensity(
+            pair[1], draw_intensity(pair[0], pair[1].shape[-1])
+        ),
+        (keys_b, images_bhwc),
+    )
 
 
 def feature_dropout_mask(

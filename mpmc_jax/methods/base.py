@@ -5,6 +5,7 @@ predictions that the targets supervise (`views`). It knows no optimiser, no plug
 and no device: the step calls it once per micro-batch on every device.
 """
 
+import dataclasses
 from typing import Literal, Protocol
 
 import jax.numpy as jnp
@@ -106,6 +107,25 @@ def warmed_decay(step: Array, decay: float) -> Array:
     return jnp.minimum(1 - 1 / (step.astype(float) + 1), decay)
 
 
+def check_partners(method: str, group_size: int, mend: str = "") -> None:
+    """Raises ValueError if a group leaves no other image to mix with."""
+    if group_size < 2:
+        raise ValueError(
+            f"{method} mixes each image with another one of its group, but "
+            f"train.group_size={group_size} leaves no other image; use a group of at "
+            f"least 2{mend}"
+        )
+
+
+def check_average(method: str, decay: float) -> None:
+    """Raises ValueError unless `decay` makes a teacher that is an average."""
+    if not 0 < decay < 1:
+        raise ValueError(
+            f"{method}'s teacher is an average, but method.ema_decay={decay} is not "
+            "between 0 and 1; published runs use 0.999"
+        )
+
+
 def optional_average(step: Array, decay: float) -> tuple[Array, Array] | None:
     """`Method.average` of an average that is only evaluated; None for a decay of 0."""
     if not decay:
@@ -133,6 +153,31 @@ def all_taps(features: Features, prediction: Prediction) -> dict[str, Array]:
     if prediction.decoder is not None:
         taps["decoder"] = prediction.decoder
     return taps
+
+
+def full_pass(network: Network, images: Array) -> tuple["Pass", Network]:
+    """Encodes and decodes images; the network returns with its moved statistics."""
+    features, network = network.encode(images)
+    prediction, network = network.decode(features)
+    logits = network.upsample(prediction.logits, features.size)
+    return Pass(logits, all_taps(features, prediction)), network
+
+
+@dataclasses.dataclass(frozen=True)
+class Pass:
+    """What one pass through a network gives.
+
+    Attributes:
+      logits: (b,h,w,c) full size.
+      taps: tap name -> (b,h,w,d).
+    """
+
+    logits: Array
+    taps: dict[str, Array]
+
+    def part(self, start: int, stop: int) -> "Pass":
+        """The examples start..stop."""
+        return Pass(self.logits[start:stop], take(self.taps, start, stop))
 
 
 def share(mask: Array) -> tuple[Array, Array]:

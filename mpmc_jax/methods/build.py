@@ -2,6 +2,7 @@
 
 import ml_collections
 
+from mpmc_jax.methods.augseg import AugSeg
 from mpmc_jax.methods.base import Method
 from mpmc_jax.methods.mean_teacher import MeanTeacher
 from mpmc_jax.methods.supervised import SupervisedOnly
@@ -33,11 +34,21 @@ def _unimatch(config: ml_collections.ConfigDict, perturbed: dict[str, int]) -> M
     )
 
 
+def _augseg(config: ml_collections.ConfigDict, perturbed: dict[str, int]) -> Method:
+    del perturbed
+    return AugSeg(
+        group_size=config.train.group_size,
+        threshold=config.method.threshold,
+        ema_decay=config.method.ema_decay,
+    )
+
+
 # name -> constructor, and the variant of the network that its authors used.
 METHODS = {
     "supervised": (_supervised, "unimatch"),
     "mean_teacher": (_mean_teacher, "unimatch"),
     "unimatch": (_unimatch, "unimatch"),
+    "augseg": (_augseg, "augseg"),
 }
 
 

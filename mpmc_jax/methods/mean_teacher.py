@@ -60,17 +60,10 @@ class MeanTeacher:
     teacher: Literal["student", "average"] = "average"
 
     def __post_init__(self) -> None:
-        if not 0 < self.ema_decay < 1:
-            raise ValueError(
-                f"mean_teacher's teacher is an average, but method.ema_decay="
-                f"{self.ema_decay} is not between 0 and 1; published runs use 0.999"
-            )
-        if self.cutmix and self.group_size < 2:
-            raise ValueError(
-                "mean_teacher mixes each image with the next one of its group, but "
-                f"train.group_size={self.group_size} leaves no other image; use a "
-                "group of at least 2, or method.cutmix=False"
-            )
+        base.check_average("mean_teacher", self.ema_decay)
+        if self.cutmix:
+            mend = ", or method.cutmix=False"
+            base.check_partners("mean_teacher", self.group_size, mend)
 
     def init(self, key: Array) -> PyTree:
         """No state."""
@@ -110,11 +103,8 @@ class MeanTeacher:
         }
 
     def prepare(self, teachers: dict[str, Network], inputs: Inputs, state: PyTree):
-        teacher = teachers["student"]
-        features, teacher = teacher.encode(inputs.weak)
-        prediction, teacher = teacher.decode(features)
-        logits = teacher.upsample(prediction.logits, features.size)
-        confidence, label = pseudo_labels.confidence_and_label(logits)
+        weak, _ = base.full_pass(teachers["student"], inputs.weak)
+        confidence, label = pseudo_labels.confidence_and_label(weak.logits)
         return {"confidence": confidence, "label": label}, {}, state
 
     def views(
@@ -127,25 +117,23 @@ class MeanTeacher:
     ) -> Outputs:
         mixed = self._mix(inputs, inputs.strong)
         images = jnp.concatenate([inputs.image, mixed])
-        features, student = students["student"].encode(images)
-        prediction, student = student.decode(features)
-        logits = student.upsample(prediction.logits, features.size)
-        taps = base.all_taps(features, prediction)
+        both, student = base.full_pass(students["student"], images)
         b, total = inputs.image.shape[0], images.shape[0]
+        labeled, unlabeled = both.part(0, b), both.part(b, total)
         regions = self.regions(inputs)
         confident = targets["confidence"] >= self.threshold
         supervised = Supervised(
-            logits=logits[:b],
-            taps=base.take(taps, 0, b),
+            logits=labeled.logits,
+            taps=labeled.taps,
             label=inputs.label,
             region=regions["supervised"],
         )
         view = View(
-            logits=logits[b:],
-            taps=base.take(taps, b, total),
+            logits=unlabeled.logits,
+            taps=unlabeled.taps,
             image=self._mix(inputs, inputs.weak),
             target=self._mix(inputs, targets["label"]),
-            weight=self._mix(inputs, confident).astype(logits.dtype),
+            weight=self._mix(inputs, confident).astype(unlabeled.logits.dtype),
             region=regions["unlabeled"],
             teacher=teachers["student"],
             name="unlabeled",

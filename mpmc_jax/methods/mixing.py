@@ -1,4 +1,4 @@
-"""CutMix boxes, masks of rectangles, pasting, and partners within a group.
+"""Boxes to mix by, masks of rectangles, pasting, and partners within a group.
 
 A rectangle is four int32: top, left, bottom, right, the last two excluded.
 """
@@ -54,6 +54,55 @@ def _between(uniform: Array, low: float, high: float) -> Array:
 def draw_boxes(keys_b: Array, size: int, *, probability: float = 0.5) -> Array:
     """One CutMix box an example: (b,) keys -> (b,4); see `draw_box`."""
     return jax.vmap(lambda key: draw_box(key, size, probability=probability))(keys_b)
+
+
+def draw_squares(
+    group_keys: Array, keys_b: Array, size: int, *, beta: tuple[float, float]
+) -> Array:
+    """AugSeg's boxes: of one size in a group, each around a centre of its own.
+
+    The side is floor(size sqrt(1 - lambda)) with lambda ~ Beta(a, b), one a group; the
+    centre is uniform on the pixels from size // 8 on, and the box, half the side to
+    either hand, is cut at the border (dataset/augs_ALIA.py).
+
+    Args:
+      group_keys: (g,) keys.
+      keys_b: (b,) keys of the groups' examples, group after group.
+      size: side of the crop in pixels.
+      beta: a and b.
+
+    Returns:
+      (b,4) int32.
+    """
+
+    def half(key: Array) -> Array:
+        rest = 1 - jax.random.beta(key, *beta, dtype=jnp.float32)
+        return jnp.floor(size * jnp.sqrt(rest)).astype(jnp.int32) // 2
+
+    def centre(key: Array) -> Array:
+        return jax.random.randint(key, (2,), size // 8, size)
+
+    halves = jnp.repeat(jax.vmap(half)(group_keys), len(keys_b) // len(group_keys))
+    centres = jax.vmap(centre)(keys_b)
+    corners = [centres - halves[:, None], centres + halves[:, None]]
+    return jnp.clip(jnp.concatenate(corners, axis=-1), 0, size)
+
+
+def draw_orders(group_keys: Array, group_size: int) -> Array:
+    """A permutation of each group's examples: (g,) keys -> (g,group_size) int32."""
+    return jax.vmap(lambda key: jax.random.permutation(key, group_size))(group_keys)
+
+
+def permute_in_groups(tree_b: PyTree, orders: Array) -> PyTree:
+    """Gives example i of a group its example orders[group, i].
+
+    Args:
+      tree_b: arrays whose first axis holds whole groups, one after another.
+      orders: (g,group_size), see `draw_orders`.
+    """
+    groups, group_size = orders.shape
+    places = (orders + group_size * jnp.arange(groups)[:, None]).reshape(-1)
+    return jax.tree.map(lambda x: x[places], tree_b)
 
 
 def box_mask(boxes_b4: Array, height: int, width: int) -> Array:

@@ -10,8 +10,9 @@ exception is a blur whose kernel weights have a small common denominator (sigma 
 Levels are (h,w,3) or (h,w,1); with one channel, saturation, hue and greyscale change
 nothing, as in Pillow's mode L.
 
-Source: Pillow's ImageEnhance, convert("L"), convert("HSV") and GaussianBlur; Gwosdek et
-al., "Theoretical Foundations of Gaussian Convolution by Extended Box Filtering", 2011.
+Source: Pillow's ImageEnhance, ImageOps, convert("L"), convert("HSV") and GaussianBlur;
+Gwosdek et al., "Theoretical Foundations of Gaussian Convolution by Extended Box
+Filtering", 2011.
 """
 
 import jax
@@ -55,6 +56,66 @@ def adjust_hue(levels_hwc: Array, turns: Array) -> Array:
     hue_hw = hue_hw + jnp.trunc(turns * 255)
     hue_hw = hue_hw - 256 * jnp.floor(hue_hw / 256)
     return _rgb(hue_hw, saturation_hw, value_hw)
+
+
+def adjust_sharpness(levels_hwc: Array, factor: Array) -> Array:
+    """Blends with the image smoothed by a 3 x 3 kernel; its border stays as it is."""
+    height, width, _ = levels_hwc.shape
+    neighbours = sum(
+        levels_hwc[1 + row : height - 1 + row, 1 + column : width - 1 + column]
+        for row in (-1, 0, 1)
+        for column in (-1, 0, 1)
+    )
+    inner = levels_hwc[1:-1, 1:-1]
+    # The centre weighs 5 of 13; sums of levels are whole, so none is half-way.
+    smooth = jnp.floor((neighbours + 4 * inner) / 13 + 0.5)
+    return _blend(levels_hwc.at[1:-1, 1:-1].set(smooth), levels_hwc, factor)
+
+
+def autocontrast(levels_hwc: Array) -> Array:
+    """Stretches every channel from its least and largest level to 0..255."""
+    low, high = (f(levels_hwc, axis=(0, 1), keepdims=True) for f in (jnp.min, jnp.max))
+    spread = high - low
+    # A multiplication first keeps quotients that are whole numbers exact.
+    stretched = jnp.floor((levels_hwc - low) * 255 / jnp.maximum(spread, 1))
+    return jnp.where(spread > 0, stretched, levels_hwc)
+
+
+def equalize(levels_hwc: Array) -> Array:
+    """Maps every channel so that its levels are spread evenly (ImageOps.equalize)."""
+    return jax.vmap(_equalize, in_axes=-1, out_axes=-1)(levels_hwc)
+
+
+def _equalize(levels_hw: Array) -> Array:
+    counts = _histogram(levels_hw)
+    largest = jnp.max(levels_hw).astype(jnp.int32)
+    step = (levels_hw.size - counts[largest]) // 255
+    below = jnp.cumsum(counts) - counts
+    table = jnp.minimum((step // 2 + below) // jnp.maximum(step, 1), 255)
+    mapped = table[levels_hw.astype(jnp.int32)].astype(levels_hw.dtype)
+    return jnp.where(step > 0, mapped, levels_hw)
+
+
+def _histogram(levels_hw: Array) -> Array:
+    """(256,) int32 pixels of each level, as one product of the two nibbles.
+
+    Zeros and ones are exact in any precision and their sums in float32 below 2^24,
+    while a scatter would go pixel by pixel on accelerators.
+    """
+    level = levels_hw.astype(jnp.int32).reshape(-1)
+    high, low = (jax.nn.one_hot(part, 16) for part in (level // 16, level % 16))
+    return (high.T @ low).reshape(-1).astype(jnp.int32)
+
+
+def posterize(levels_hwc: Array, bits: Array) -> Array:
+    """Keeps the `bits` leading bits of every level."""
+    step = 2 ** (8 - bits)
+    return jnp.floor(levels_hwc / step) * step
+
+
+def solarize(levels_hwc: Array, threshold: Array) -> Array:
+    """Inverts the levels from the threshold on."""
+    return jnp.where(levels_hwc < threshold, levels_hwc, 255 - levels_hwc)
 
 
 def grayscale(levels_hwc: Array) -> Array:

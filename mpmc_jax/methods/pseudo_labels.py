@@ -24,3 +24,20 @@ def confidence_and_label(logits_bhwc: Array) -> tuple[Array, Array]:
     # The largest softmax is exp(0) over the sum: no (b,h,w,c) quotient is needed.
     shifted = scores - scores.max(axis=-1, keepdims=True)
     return 1 / jnp.exp(shifted).sum(axis=-1), label_bhw
+
+
+def image_confidence(logits_bhwc: Array) -> Array:
+    """AugSeg's confidence in whole images (section 3.2 of its paper).
+
+    The mean over pixels of max_c p_c (1 - H(p) / ln C), with 1e-10 inside the
+    entropy's logarithm; no gradient flows back.
+
+    Returns:
+      (b,) in 0..1, float32 (float64 for float64 scores).
+    """
+    logits_bhwc = jax.lax.stop_gradient(logits_bhwc)
+    scores = logits_bhwc.astype(jnp.promote_types(logits_bhwc.dtype, jnp.float32))
+    p_bhwc = jax.nn.softmax(scores, axis=-1)
+    entropy_bhw = -jnp.sum(p_bhwc * jnp.log(p_bhwc + 1e-10), axis=-1)
+    certainty_bhw = 1 - entropy_bhw / jnp.log(float(logits_bhwc.shape[-1]))
+    return jnp.mean(p_bhwc.max(axis=-1) * certainty_bhw, axis=(1, 2))

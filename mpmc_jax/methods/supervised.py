@@ -70,11 +70,10 @@ class SupervisedOnly:
         state: PyTree,
     ) -> Outputs:
         del teachers, targets
-        features, student = students["student"].encode(inputs.image)
-        prediction, student = student.decode(features)
+        labeled, student = base.full_pass(students["student"], inputs.image)
         supervised = Supervised(
-            logits=student.upsample(prediction.logits, features.size),
-            taps=base.all_taps(features, prediction),
+            logits=labeled.logits,
+            taps=labeled.taps,
             label=inputs.label,
             region=self.regions(inputs)["supervised"],
         )

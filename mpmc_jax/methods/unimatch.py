@@ -144,11 +144,8 @@ class UniMatch:
 
     def prepare(self, teachers: dict[str, Network], inputs: Inputs, state: PyTree):
         """Confidence and label of the partner crops, in evaluation mode."""
-        teacher = teachers["student"]
-        features, teacher = teacher.encode(inputs.partner_weak)
-        prediction, teacher = teacher.decode(features)
-        logits = teacher.upsample(prediction.logits, features.size)
-        return pseudo_labels.confidence_and_label(logits), {}, state
+        partner, _ = base.full_pass(teachers["student"], inputs.partner_weak)
+        return pseudo_labels.confidence_and_label(partner.logits), {}, state
 
     def views(
         self,
@@ -161,9 +158,10 @@ class UniMatch:
         clean, perturbed, student = self._weak_pass(students["student"], inputs)
         strong, student = self._strong_pass(student, inputs)
         b = inputs.image.shape[0]
+        labeled = clean.part(0, b)
         supervised = Supervised(
-            logits=clean.logits[:b],
-            taps=base.take(clean.taps, 0, b),
+            logits=labeled.logits,
+            taps=labeled.taps,
             label=inputs.label,
             region=base.supervised_region(inputs.label),
         )
@@ -177,7 +175,7 @@ class UniMatch:
 
     def _weak_pass(
         self, student: Network, inputs: Inputs
-    ) -> tuple["_Pass", "_Pass", Network]:
+    ) -> tuple[base.Pass, base.Pass, Network]:
         """[x, u] encoded once; clean and perturbed features decoded as one batch."""
         images = jnp.concatenate([inputs.image, inputs.weak])
         features, student = student.encode(images)
@@ -192,10 +190,10 @@ class UniMatch:
         prediction, student = student.decode(Features(doubled, features.size))
         n, b = images.shape[0], inputs.image.shape[0]
 
-        def part(taps: Mapping[str, Array], start: int, stop: int) -> "_Pass":
+        def part(taps: Mapping[str, Array], start: int, stop: int) -> base.Pass:
             logits = student.upsample(prediction.logits[start:stop], features.size)
             decoder = {"decoder": prediction.decoder[start:stop]}
-            return _Pass(logits, {**taps, **decoder})
+            return base.Pass(logits, {**taps, **decoder})
 
         clean = part(clean_taps, 0, n)
         # The perturbed labelled half is decoded for its share of the statistics only.
@@ -205,7 +203,7 @@ class UniMatch:
 
     def _strong_pass(
         self, student: Network, inputs: Inputs
-    ) -> tuple[tuple["_Pass", ...], Network]:
+    ) -> tuple[tuple[base.Pass, ...], Network]:
         """[s1, s2] after CutMix, one batch."""
         mixed = [
             mixing.paste(box, partner, image)
@@ -213,24 +211,17 @@ class UniMatch:
                 inputs.boxes, inputs.partner_strong, inputs.strong, strict=True
             )
         ]
-        features, student = student.encode(jnp.concatenate(mixed))
-        prediction, student = student.decode(features)
-        logits = student.upsample(prediction.logits, features.size)
-        taps = base.all_taps(features, prediction)
+        both, student = base.full_pass(student, jnp.concatenate(mixed))
         b = mixed[0].shape[0]
-        parts = tuple(
-            _Pass(logits[i * b : (i + 1) * b], base.take(taps, i * b, (i + 1) * b))
-            for i in range(len(mixed))
-        )
-        return parts, student
+        return tuple(both.part(i * b, (i + 1) * b) for i in range(len(mixed))), student
 
     def _views(
         self,
         inputs: Inputs,
         weak: tuple[Array, Array],
         partner: tuple[Array, Array],
-        perturbed: "_Pass",
-        strong: tuple["_Pass", ...],
+        perturbed: base.Pass,
+        strong: tuple[base.Pass, ...],
         teacher: Network,
     ) -> tuple[View, ...]:
         regions = self.regions(inputs)
@@ -260,11 +251,3 @@ class UniMatch:
     def average(self, step: Array, epoch: Array) -> tuple[Array, Array] | None:
         del epoch
         return base.optional_average(step, self.ema_decay)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Pass:
-    """Full-size logits and taps of some examples of a pass."""
-
-    logits: Array
-    taps: dict[str, Array]

@@ -1,0 +1,209 @@
+"""AugSeg (CVPR 2023): random intensity operations and adaptive CutMix.
+
+Faithful to the published implementation: labelled images are injected where the
+teacher is unsure of an unlabelled one, in two stages; the term divides by all pixels,
+padding included, which is trained on; the teacher is a copy in the first epoch.
+"""
+
+import dataclasses
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from mpmc_jax.methods import augment, base, mixing, pseudo_labels
+from mpmc_jax.models import preprocess
+from mpmc_jax.types import (
+    IGNORE_LABEL,
+    Array,
+    Batch,
+    Keys,
+    Network,
+    Outputs,
+    PyTree,
+    Region,
+    Streams,
+    Supervised,
+    View,
+)
+
+# Beta distributions of the share that labelled and unlabelled boxes leave.
+_LABELED_BETA = (8.0, 2.0)
+_UNLABELED_BETA = (4.0, 4.0)
+
+
+class Inputs(struct.PyTreeNode):
+    """Normalised images, not yet mixed.
+
+    Attributes:
+      image, label: (b,h,w,c) labelled images, (b,h,w) labels with 255 void.
+      weak, strong: (b,h,w,c) two views of the unlabelled images.
+      real: (b,h,w) bool, their real pixels.
+      orders: (g,n) the partner of each example within its group.
+      labeled_box: (b,h,w) bool, where the partner's labelled image may be injected.
+      box: (b,h,w) bool, where the partner's unlabelled image goes.
+      coin: (b,) in 0..1; an image is injected into if 1 - its confidence exceeds it.
+    """
+
+    image: Array
+    label: Array
+    weak: Array
+    strong: Array
+    real: Array
+    orders: Array
+    labeled_box: Array
+    box: Array
+    coin: Array
+
+
+class Targets(struct.PyTreeNode):
+    """What the teacher makes of the weak views, mixed.
+
+    Attributes:
+      injected: (b,h,w) bool, pixels of the copies that a labelled image covers.
+      label: (b,h,w) int32, 255 where an injected label is void.
+      confidence: (b,h,w), 1 where the label is the truth.
+      truth: (b,h,w) bool.
+    """
+
+    injected: Array
+    label: Array
+    confidence: Array
+    truth: Array
+
+
+@dataclasses.dataclass(frozen=True)
+class AugSeg:
+    """L = L_x + alpha * 4 * L_u, so that alpha = 0.25 weighs both equally (D11).
+
+    Attributes:
+      group_size: images that mix among themselves; those of one published GPU.
+      threshold: pseudo-labels below this confidence do not count.
+      ema_decay: largest decay of the teacher.
+    """
+
+    group_size: int
+    threshold: float = 0.95
+    ema_decay: float = 0.999
+    networks: tuple[str, ...] = ("student",)
+    streams: Streams = Streams(geometry="augseg", fill="mean")
+    scale: float = 1.0
+    teacher: Literal["student", "average"] = "average"
+
+    def __post_init__(self) -> None:
+        base.check_average("augseg", self.ema_decay)
+        base.check_partners("augseg", self.group_size)
+
+    def init(self, key: Array) -> PyTree:
+        """No state."""
+        del key
+        return {}
+
+    def augment(self, batch: Batch, state: PyTree, keys: Keys) -> Inputs:
+        del state
+        weak = base.real_images(batch.unlabeled.image)
+        size = weak.shape[1:3]
+
+        def box(stream: str, beta: tuple[float, float]) -> Array:
+            drawn = mixing.draw_squares(
+                keys.groups(stream), keys.examples(stream), size[0], beta=beta
+            )
+            return mixing.box_mask(drawn, *size)
+
+        coin = jax.vmap(lambda key: jax.random.uniform(key, dtype=jnp.float32))
+        strong = augment.intensity_view(keys.examples("strong"), weak)
+        return Inputs(
+            image=preprocess.normalize(base.real_images(batch.labeled.image)),
+            label=base.labels(batch),
+            weak=preprocess.normalize(weak),
+            strong=preprocess.normalize(strong),
+            real=mixing.extent_mask(batch.unlabeled.extent, *size),
+            orders=mixing.draw_orders(keys.groups("order"), self.group_size),
+            labeled_box=box("labeled_box", _LABELED_BETA),
+            box=box("box", _UNLABELED_BETA),
+            coin=coin(keys.examples("coin")),
+        )
+
+    def _mix(
+        self, inputs: Inputs, injected: Array, labeled: Array, unlabeled: Array
+    ) -> Array:
+        """Injects the labelled partner into a copy, then pastes the partner's copy."""
+        partner = mixing.permute_in_groups(labeled, inputs.orders)
+        copy = mixing.paste(injected, partner, unlabeled)
+        partner = mixing.permute_in_groups(copy, inputs.orders)
+        return mixing.paste(inputs.box, partner, unlabeled)
+
+    def regions(self, inputs: Inputs) -> dict[str, Region]:
+        """All pixels are divided by; an injection counts as what it covers.
+
+        Whether one happens is only known once the teacher has predicted.
+        """
+        partner = mixing.permute_in_groups(inputs.real, inputs.orders)
+        real = mixing.paste(inputs.box, partner, inputs.real)
+        return {
+            "supervised": base.supervised_region(inputs.label),
+            "unlabeled": Region(valid=jnp.ones_like(real), real=real),
+        }
+
+    def prepare(self, teachers: dict[str, Network], inputs: Inputs, state: PyTree):
+        weak, _ = base.full_pass(teachers["student"], inputs.weak)
+        confidence, label = pseudo_labels.confidence_and_label(weak.logits)
+        unsure = 1 - pseudo_labels.image_confidence(weak.logits)
+        injected = inputs.labeled_box & (inputs.coin < unsure)[:, None, None]
+
+        def mix(labeled: Array, unlabeled: Array) -> Array:
+            return self._mix(inputs, injected, labeled, unlabeled)
+
+        targets = Targets(
+            injected=injected,
+            label=mix(inputs.label, label),
+            confidence=mix(jnp.ones_like(confidence), confidence),
+            truth=mix(jnp.ones_like(injected), jnp.zeros_like(injected)),
+        )
+        return targets, {}, state
+
+    def views(
+        self,
+        students: dict[str, Network],
+        teachers: dict[str, Network],
+        inputs: Inputs,
+        targets: Targets,
+        state: PyTree,
+    ) -> Outputs:
+        mixed = self._mix(inputs, targets.injected, inputs.image, inputs.strong)
+        images = jnp.concatenate([inputs.image, mixed])
+        both, student = base.full_pass(students["student"], images)
+        b, total = inputs.image.shape[0], images.shape[0]
+        labeled, unlabeled = both.part(0, b), both.part(b, total)
+        regions = self.regions(inputs)
+        confident = targets.confidence >= self.threshold
+        supervised = Supervised(
+            logits=labeled.logits,
+            taps=labeled.taps,
+            label=inputs.label,
+            region=regions["supervised"],
+        )
+        counts = confident & (targets.label != IGNORE_LABEL)
+        view = View(
+            logits=unlabeled.logits,
+            taps=unlabeled.taps,
+            image=self._mix(inputs, targets.injected, inputs.image, inputs.weak),
+            target=targets.label,
+            weight=counts.astype(unlabeled.logits.dtype),
+            region=regions["unlabeled"],
+            teacher=teachers["student"],
+            truth=targets.truth,
+            name="unlabeled",
+            coefficient=4.0,
+        )
+        metrics = {
+            "confident": base.share(confident),
+            "injected": base.share(targets.truth),
+        }
+        return Outputs(supervised, (view,), {"student": student}, state, metrics)
+
+    def average(self, step: Array, epoch: Array) -> tuple[Array, Array]:
+        """0 in the first epoch: the teacher is the student until then."""
+        decay = jnp.where(epoch > 0, base.warmed_decay(step, self.ema_decay), 0)
+        return decay, decay
