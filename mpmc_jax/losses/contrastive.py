@@ -1,0 +1,188 @@
+"""U2PL's pixel contrast: anchors, prototypes, and banks of negative keys.
+
+Everything has a static shape. The banks of all classes lie one after the other in one
+array, each a ring of its own capacity, so that a large bank of one class costs the
+others nothing.
+
+Source: Wang et al., CVPR 2022, section 3.3; its released compute_contra_memobank_loss.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from mpmc_jax.losses.reduction import at_least_float32
+from mpmc_jax.types import Array
+
+_EPSILON = 1e-8  # least norm in a cosine, as in PyTorch
+
+
+class Bank(struct.PyTreeNode):
+    """Keys of every class.
+
+    Attributes:
+      keys: (sum of capacities, d).
+      pointer: (c,) int32, where the next key of each class goes, within its ring.
+      size: (c,) int32, keys in each ring.
+    """
+
+    keys: Array
+    pointer: Array
+    size: Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Rings:
+    """Where the ring of each class lies in the array of keys.
+
+    Attributes:
+      capacities: of each class.
+    """
+
+    capacities: tuple[int, ...]
+
+    @property
+    def starts(self) -> np.ndarray:
+        """(c,) int32 first row of each ring."""
+        return (np.cumsum(self.capacities) - self.capacities).astype(np.int32)
+
+    def empty(self, channels: int, dtype: str = "float32") -> Bank:
+        """Banks without keys."""
+        none = jnp.zeros(len(self.capacities), jnp.int32)
+        keys = jnp.zeros((sum(self.capacities), channels), dtype)
+        return Bank(keys, none, none)
+
+    def push(self, bank: Bank, features_nd: Array, chosen_nc: Array) -> Bank:
+        """Appends to every class's ring the features that were chosen for it.
+
+        The oldest keys go first; of more new ones than fit, the last stay.
+        """
+
+        def one(keys: Array, ring: tuple[Array, ...]):
+            chosen_n, start, capacity, pointer, size = ring
+            place_n = jnp.cumsum(chosen_n, dtype=jnp.int32) - 1
+            count = jnp.sum(chosen_n, dtype=jnp.int32)
+            fits_n = chosen_n & (place_n >= count - capacity)
+            row_n = start + (pointer + place_n) % capacity
+            row_n = jnp.where(fits_n, row_n, len(keys))  # out of range: dropped
+            keys = keys.at[row_n].set(features_nd.astype(keys.dtype), mode="drop")
+            moved = (pointer + count) % capacity
+            return keys, (moved, jnp.minimum(size + count, capacity))
+
+        capacities = jnp.asarray(self.capacities, jnp.int32)
+        starts = jnp.asarray(self.starts)
+        rings = (chosen_nc.T, starts, capacities, bank.pointer, bank.size)
+        keys, (pointer, size) = jax.lax.scan(one, bank.keys, rings)
+        return Bank(keys, pointer, size)
+
+    def rows(self, bank: Bank, label: Array, order: Array) -> Array:
+        """Rows of `bank.keys` for keys of a class numbered from its oldest."""
+        capacity = jnp.asarray(self.capacities, jnp.int32)[label]
+        oldest = bank.pointer[label] - bank.size[label]
+        return jnp.asarray(self.starts)[label] + (oldest + order) % capacity
+
+
+class Draws(struct.PyTreeNode):
+    """Random numbers in [0, 1) that choose, for the k-th term, anchors and negatives.
+
+    Attributes:
+      anchor: (c,m).
+      negative: (c,m,n).
+    """
+
+    anchor: Array
+    negative: Array
+
+
+def nth_true(mask_n: Array, order: Array) -> Array:
+    """Position of the mask's `order`-th True, counted from 0."""
+    return jnp.searchsorted(jnp.cumsum(mask_n, dtype=jnp.int32), order + 1)
+
+
+def prototypes(features_nd: Array, chosen_nc: Array) -> Array:
+    """Mean feature of each class's chosen pixels, (c,d); 0 where there are none."""
+    weight_nc = chosen_nc.astype(features_nd.dtype)
+    summed_cd = jnp.einsum("nc,nd->cd", weight_nc, features_nd, precision="highest")
+    return summed_cd / jnp.maximum(weight_nc.sum(0), 1)[:, None]
+
+
+def contrast(
+    features_nd: Array,
+    anchors_nc: Array,
+    prototypes_cd: Array,
+    present_c: Array,
+    rings: Rings,
+    bank: Bank,
+    draws: Draws,
+    *,
+    temperature: float,
+    slip: bool,
+) -> Array:
+    """Mean over the present classes of an InfoNCE term each.
+
+    Args:
+      features_nd: the student's, of every pixel; gradient flows to these alone.
+      anchors_nc: bool, the pixels that may be anchors of a class.
+      prototypes_cd: the positive of each class's anchors.
+      present_c: bool, the classes that count.
+      rings, bank: negatives, already holding this step's keys.
+      draws: uniform numbers; each picks one of what there is, with replacement.
+      temperature: divides the cosines.
+      slip: as released, the k-th term takes anchors and prototype of class k, and
+        negatives of the k-th present class; else all three of the latter.
+
+    Returns:
+      A scalar. A term without anchors or without negatives is 0, but counts; with
+      one class present, or none, the loss is 0.
+    """
+    num_classes = len(rings.capacities)
+    count = jnp.sum(present_c, dtype=jnp.int32)
+    # Present classes first, each group in its order.
+    ranked = jnp.argsort(~present_c, stable=True)
+    prototypes_cd = jax.lax.stop_gradient(prototypes_cd)
+
+    def term(k: Array, anchor_m: Array, negative_mn: Array) -> Array:
+        other = ranked[k]
+        own = k if slip else other
+        chosen_n = anchors_nc[:, own]
+        anchors = jnp.sum(chosen_n, dtype=jnp.int32)
+        size = bank.size[other]
+        row_m = nth_true(chosen_n, _pick(anchor_m, anchors))
+        row_m = jnp.minimum(row_m, len(features_nd) - 1)
+        anchor_md = at_least_float32(features_nd[row_m])
+        key_mn = rings.rows(bank, other, _pick(negative_mn, size))
+        negative_mnd = bank.keys[key_mn].astype(anchor_md.dtype)
+        positive_m = _cosine(anchor_md, prototypes_cd[own][None])
+        negative_mn = _cosine(anchor_md[:, None], negative_mnd)
+        cosines = jnp.concatenate([positive_m[:, None], negative_mn], axis=1)
+        logits = cosines / temperature
+        loss = jnp.mean(jax.nn.logsumexp(logits, axis=1) - logits[:, 0])
+        return jnp.where((k < count) & (anchors > 0) & (size > 0), loss, 0)
+
+    # The gathered negatives are large; the backward pass gathers them again.
+    each = jax.lax.map(
+        lambda one: jax.checkpoint(term)(*one),
+        (jnp.arange(num_classes), draws.anchor, draws.negative),
+    )
+    return jnp.where(count > 1, jnp.sum(each) / jnp.maximum(count, 1), 0)
+
+
+def _pick(uniform: Array, count: Array) -> Array:
+    """A number in 0..count-1 from one in [0, 1)."""
+    index = jnp.floor(uniform * count).astype(jnp.int32)
+    return jnp.clip(index, 0, jnp.maximum(count - 1, 0))
+
+
+def _cosine(a: Array, b: Array) -> Array:
+    """Cosine of the angle between the last axes, which broadcast."""
+    product = jnp.sum(a * b, axis=-1)
+    return product / jnp.maximum(_norm(a) * _norm(b), _EPSILON)
+
+
+def _norm(x: Array) -> Array:
+    """The length, with a gradient of 0 (not NaN) at the zero vector."""
+    square = jnp.sum(x * x, axis=-1)
+    return jnp.sqrt(jnp.where(square > 0, square, 1)) * (square > 0)
