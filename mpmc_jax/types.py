@@ -220,13 +220,13 @@ class Streams:
       unlabeled: whether there is an unlabelled stream.
       partner: whether every unlabelled image comes with a second, independent crop.
       geometry: how an image becomes a crop; a key of `data.host.GEOMETRIES`.
-      fill: colour of the padding, "black" or "mean".
+      fill: colour of the padding, a key of `data.host.FILLS`.
     """
 
     unlabeled: bool = True
     partner: bool = False
     geometry: str = "unimatch"
-    fill: Literal["black", "mean"] = "black"
+    fill: Literal["black", "mean", "nearest_mean"] = "black"
 
     def images(self, batch_size: int) -> int:
         """Images that a step reads, given the labelled ones."""

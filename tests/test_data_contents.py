@@ -103,12 +103,16 @@ def test_labels_move_with_their_image(tmp_path):
         for batch in _batches(build.build_train(config, streams), 4):
             image, label = batch.labeled.image, batch.labeled.label
             shown = np.clip(np.round((image[..., 0] - 20.0) / 60), 0, 3)
-            agree = (shown == label)[label != 255]
-            assert agree.mean() > 0.9  # All but blurred edges.
+            void = 0 if geometry == "u2pl" else 255
+            real = np.zeros(label.shape, bool)
             for row, (top, left, bottom, right) in enumerate(batch.labeled.extent):
-                real = np.zeros((48, 48), bool)
-                real[top:bottom, left:right] = True
-                np.testing.assert_array_equal(label[row] == 255, ~real)
+                real[row, top:bottom, left:right] = True
+            assert (label[~real] == void).all()
+            assert (label[real] < 4).all()
+            agree = (shown == label)[real]
+            # All but blurred edges. PyTorch's nearest neighbour, as published, lies up
+            # to half a pixel off the interpolated image.
+            assert agree.mean() > (0.85 if geometry == "u2pl" else 0.9)
 
 
 def test_grey_folder_with_unlabelled_images(tmp_path):

@@ -4,6 +4,9 @@ from PIL import Image
 
 from mpmc_jax.data import host
 
+# The geometries that resample as Pillow does.
+PILLOW = ("augseg", "unimatch")
+
 
 def _photo(rng, rows, columns):
     """Smooth, with some noise: like a photograph and unlike white noise."""
@@ -21,7 +24,7 @@ def _two_steps(image, placement, resample):
     return window[:, ::-1] if placement.flip else window
 
 
-@pytest.mark.parametrize("name", sorted(host.GEOMETRIES))
+@pytest.mark.parametrize("name", PILLOW)
 def test_one_call_equals_resize_then_crop(name):
     rng = np.random.default_rng(1)
     differing = []
@@ -47,6 +50,71 @@ def test_one_call_equals_resize_then_crop(name):
     assert np.mean(differing) < 0.08
 
 
+def _interpolate(pixels, size):
+    """Half-pixel bilinear interpolation without antialias, one value at a time."""
+    (height, width), (rows, columns) = pixels.shape[:2], size
+    out = np.zeros((rows, columns, pixels.shape[2]))
+    for i, j in np.ndindex(rows, columns):
+        y = max((i + 0.5) * height / rows - 0.5, 0)
+        x = max((j + 0.5) * width / columns - 0.5, 0)
+        top, left = int(y), int(x)
+        for row, a in ((top, 1 - y + top), (min(top + 1, height - 1), y - top)):
+            for column, b in (
+                (left, 1 - x + left),
+                (min(left + 1, width - 1), x - left),
+            ):
+                out[i, j] += a * b * pixels[row, column]
+    return out
+
+
+def test_u2pl_interpolates_flips_and_pads_on_both_sides():
+    rng = np.random.default_rng(5)
+    padded = 0
+    for _ in range(40):
+        size = tuple(int(v) for v in rng.integers(8, 40, 2))
+        config = host.CropConfig(32, fill="nearest_mean")
+        image = _photo(rng, *size)
+        label = rng.integers(0, 256, size, dtype=np.uint8)
+        placement = host.draw_u2pl(rng, size, config)
+        rows, columns = placement.resized
+        whole = _interpolate(np.asarray(image, float), placement.resized)
+        nearest = label[np.arange(rows) * size[0] // rows]
+        nearest = nearest[:, np.arange(columns) * size[1] // columns]
+        if placement.flip:
+            whole, nearest = whole[:, ::-1], nearest[:, ::-1]
+        before = [max(32 - side, 0) // 2 for side in placement.resized]
+        around = [
+            (first, max(32 - side, 0) - first)
+            for first, side in zip(before, placement.resized, strict=True)
+        ]
+        top, left, bottom, right = placement.window
+        if placement.flip:
+            left, right = columns - right, columns - left
+        padding = np.pad(nearest[top:bottom, left:right], around)
+        np.testing.assert_array_equal(
+            host.crop_label(label, placement, config), padding
+        )
+        real = np.pad(np.ones((bottom - top, right - left), bool), around)
+        crop = host.crop_image(image, placement, config)
+        # Half a level of rounding, and float32.
+        difference = np.abs(crop[real] - whole[top:bottom, left:right].reshape(-1, 3))
+        assert difference.max() < 0.501
+        assert (crop[~real] == (124, 116, 104)).all()
+        a, b, c, d = placement.extent()
+        assert real[a:c, b:d].all() and real.sum() == (c - a) * (d - b)
+        padded += not real.all()
+    assert padded > 5
+
+
+def test_u2pl_shrinks_half_of_the_time():
+    rng = np.random.default_rng(6)
+    config = host.CropConfig(10, 0.5, 2.0)
+    rows = [host.draw_u2pl(rng, (1000, 1000), config).resized[0] for _ in range(2000)]
+    assert min(rows) >= 500 and max(rows) <= 2000
+    assert 0.45 < np.mean(np.array(rows) < 1000) < 0.55
+    assert 700 < np.median([r for r in rows if r < 1000]) < 800
+
+
 def test_doubling_is_bit_identical():
     image = _photo(np.random.default_rng(2), 64, 96)
     config = host.CropConfig(50)
@@ -57,7 +125,7 @@ def test_doubling_is_bit_identical():
     )
 
 
-@pytest.mark.parametrize("name", sorted(host.GEOMETRIES))
+@pytest.mark.parametrize("name", PILLOW)
 @pytest.mark.parametrize("fill", sorted(host.FILLS))
 def test_extent_separates_image_from_padding(name, fill):
     rng = np.random.default_rng(3)

@@ -1,14 +1,17 @@
 """Geometry on the host: random resize, crop and flip of uint8 images.
 
-Published orders, from the specification of UniMatch and AugSeg (sections 2.1, 2.3):
+Published orders (UniMatch, AugSeg, and one for U2PL and AEL):
 
     unimatch   resize, pad, crop, flip    the flip moves padding to the left
     augseg     resize, flip, pad, crop    padding always at the right
+    u2pl       resize, flip, pad, crop    padding on both sides, labelled 0
 
-Padding is at the bottom in both. A geometry first draws a `Placement` and then applies
-it, so that image and label move alike, and so that only the pixels of the crop are ever
-computed: Pillow's `resize(size, box=...)` is resizing the whole and cropping then, to
-the rounding of a grey level (labels agree exactly).
+Padding is at the bottom in the first two. A geometry first draws a `Placement` and then
+applies it, so that image and label move alike, and so that only the pixels of the crop
+are ever computed: Pillow's `resize(size, box=...)` is resizing the whole and cropping
+then, to the rounding of a grey level (labels agree exactly). U2PL resizes by PyTorch,
+without antialias; its float result is rounded to a grey level here, as crops travel in
+bytes.
 """
 
 import dataclasses
@@ -19,8 +22,13 @@ from PIL import Image
 
 from mpmc_jax.types import IGNORE_LABEL
 
-# "mean": the ImageNet mean times 255, truncated, as AugSeg pads.
-FILLS = {"black": (0, 0, 0), "mean": (123, 116, 103)}
+# "mean": the ImageNet mean times 255, truncated, as AugSeg pads; "nearest_mean":
+# rounded, since U2PL and AEL pad with zeros what is normalised already.
+FILLS = {
+    "black": (0, 0, 0),
+    "mean": (123, 116, 103),
+    "nearest_mean": (124, 116, 104),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +40,7 @@ class CropConfig:
       scale_min: least factor of the random resize, relative to the image.
       scale_max: greatest.
       flip: whether to mirror horizontally half of the time.
-      fill: colour of the padding, "black" or "mean".
+      fill: colour of the padding, a key of `FILLS`.
     """
 
     size: int
@@ -61,19 +69,25 @@ class Placement:
       resized: rows and columns of the whole image after resizing.
       window: (top, left, bottom, right) of the crop in the resized image.
       flip: whether the window is mirrored.
-      column: column of the canvas where the window begins; its row is 0.
+      column, row: of the canvas, where the window begins.
+      antialias: resampled as by Pillow; else as by PyTorch's interpolate.
+      label_fill: label of the padding.
     """
 
     resized: tuple[int, int]
     window: tuple[int, int, int, int]
     flip: bool
     column: int
+    row: int = 0
+    antialias: bool = True
+    label_fill: int = IGNORE_LABEL
 
     def extent(self) -> np.ndarray:
         """(4,) int32: top, left, bottom, right of the real pixels on the canvas."""
         top, left, bottom, right = self.window
+        height, width = bottom - top, right - left
         return np.array(
-            [0, self.column, bottom - top, self.column + right - left], np.int32
+            [self.row, self.column, self.row + height, self.column + width], np.int32
         )
 
 
@@ -120,9 +134,43 @@ def draw_augseg(
     return Placement((rows, columns), (top, left, bottom, right), flip, 0)
 
 
+def draw_u2pl(
+    rng: np.random.Generator, size: tuple[int, int], config: CropConfig
+) -> Placement:
+    """U2PL's and AEL's crop of an image of `size` (rows, columns).
+
+    Draws, in order: whether to shrink (half of the time) or to enlarge, factor, flip,
+    row, column. Both sides are floored, and padded on both ends.
+    """
+    if rng.random() < 0.5:
+        factor = rng.uniform(config.scale_min, max(1.0, config.scale_min))
+    else:
+        factor = rng.uniform(min(1.0, config.scale_max), config.scale_max)
+    rows, columns = (max(int(factor * side), 1) for side in size)
+    flip = bool(rng.random() < 0.5) and config.flip
+    top = _draw_offset(rng, rows, config.size)
+    left = _draw_offset(rng, columns, config.size)
+    right, bottom = min(left + config.size, columns), min(top + config.size, rows)
+    if flip:
+        left, right = columns - right, columns - left
+    return Placement(
+        (rows, columns),
+        (top, left, bottom, right),
+        flip,
+        column=max(config.size - columns, 0) // 2,
+        row=max(config.size - rows, 0) // 2,
+        antialias=False,
+        label_fill=0,
+    )
+
+
 Geometry = Callable[[np.random.Generator, tuple[int, int], CropConfig], Placement]
 
-GEOMETRIES: dict[str, Geometry] = {"unimatch": draw_unimatch, "augseg": draw_augseg}
+GEOMETRIES: dict[str, Geometry] = {
+    "unimatch": draw_unimatch,
+    "augseg": draw_augseg,
+    "u2pl": draw_u2pl,
+}
 
 
 def build_geometry(name: str) -> Geometry:
@@ -134,6 +182,27 @@ def build_geometry(name: str) -> Geometry:
     if name not in GEOMETRIES:
         raise ValueError(f"unknown geometry {name!r}; one of {sorted(GEOMETRIES)}")
     return GEOMETRIES[name]
+
+
+def _interpolate_window(image: Image.Image, placement: Placement) -> np.ndarray:
+    """Two taps an axis around the half-pixel position, and no antialias."""
+    top, left, bottom, right = placement.window
+
+    def taps(length: int, resized: int, start: int, stop: int):
+        position = (np.arange(start, stop) + 0.5) * length / resized - 0.5
+        position = np.maximum(position, 0).astype(np.float32)
+        first = position.astype(int)
+        return first, np.minimum(first + 1, length - 1), position - first
+
+    pixels = np.asarray(image)
+    pixels = pixels.reshape(*pixels.shape[:2], -1)
+    low, high, part = taps(len(pixels), placement.resized[0], top, bottom)
+    part = part[:, None, None]
+    lines = pixels[low] * (1 - part) + pixels[high] * part
+    low, high, part = taps(pixels.shape[1], placement.resized[1], left, right)
+    part = part[None, :, None]
+    window = lines[:, low] * (1 - part) + lines[:, high] * part
+    return np.floor(window + 0.5).astype(np.uint8)
 
 
 def _resize_window(image: Image.Image, placement: Placement) -> np.ndarray:
@@ -163,7 +232,8 @@ def crop_image(
     image: Image.Image, placement: Placement, config: CropConfig
 ) -> np.ndarray:
     """PIL image of mode L or RGB -> (size,size,1 or 3) uint8, bilinear."""
-    window = _resize_window(image, placement)
+    resample = _resize_window if placement.antialias else _interpolate_window
+    window = resample(image, placement)
     if window.ndim == 2:
         window = window[..., None]
     fill = np.array(FILLS[config.fill], np.uint8)
@@ -185,16 +255,22 @@ def _nearest(length: int, resized: int) -> np.ndarray:
     return np.cumsum(steps).astype(int)
 
 
+def _floored(length: int, resized: int) -> np.ndarray:
+    """(resized,) source position of each pixel, as PyTorch computes it."""
+    return np.arange(resized) * length // resized
+
+
 def crop_label(
     label_hw: np.ndarray, placement: Placement, config: CropConfig
 ) -> np.ndarray:
-    """(h,w) uint8 labels -> (size,size), nearest neighbour, void where padded.
+    """(h,w) uint8 labels -> (size,size), nearest neighbour, padded with its fill.
 
     By index: Pillow's `box` is in single precision, which at ties would not give the
     pixel that resizing the whole map gives.
     """
     top, left, bottom, right = placement.window
-    rows = _nearest(label_hw.shape[0], placement.resized[0])[top:bottom]
-    columns = _nearest(label_hw.shape[1], placement.resized[1])[left:right]
-    canvas = np.full((config.size, config.size), IGNORE_LABEL, np.uint8)
+    nearest = _nearest if placement.antialias else _floored
+    rows = nearest(label_hw.shape[0], placement.resized[0])[top:bottom]
+    columns = nearest(label_hw.shape[1], placement.resized[1])[left:right]
+    canvas = np.full((config.size, config.size), placement.label_fill, np.uint8)
     return _on_canvas(label_hw[rows[:, None], columns[None, :]], placement, canvas)
