@@ -88,6 +88,24 @@ def draw_squares(
     return jnp.clip(jnp.concatenate(corners, axis=-1), 0, size)
 
 
+def draw_half_boxes(keys_b: Array, size: int) -> Array:
+    """U2PL's CutMix boxes, of half the crop's area: (b,) keys -> (b,4) int32.
+
+    The width is uniform on the integers above size / 2 and below size, the height
+    size^2 / 2 over it, rounded half to even, the place uniform among all that fit.
+    """
+
+    def draw(key: Array) -> Array:
+        width_key, place_key = jax.random.split(key)
+        width = jax.random.randint(width_key, (), size // 2 + 1, size)
+        height = jnp.round(size**2 / 2 / width).astype(jnp.int32)
+        extent = jnp.stack([height, width])
+        corner = jax.random.randint(place_key, (2,), 0, size - extent + 1)
+        return jnp.concatenate([corner, corner + extent])
+
+    return jax.vmap(draw)(keys_b)
+
+
 def draw_orders(group_keys: Array, group_size: int) -> Array:
     """A permutation of each group's examples: (g,) keys -> (g,group_size) int32."""
     return jax.vmap(lambda key: jax.random.permutation(key, group_size))(group_keys)

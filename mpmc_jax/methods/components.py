@@ -1,0 +1,78 @@
+"""Connected components of a mask on the device, with static shapes.
+
+AEL cuts a whole object out of a prediction: the tight box of one 8-connected component,
+drawn uniformly among those that are large enough.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mpmc_jax.types import Array
+
+
+def label_components(mask_hw: Array) -> Array:
+    """Numbers the 8-connected components of a mask.
+
+    Every pixel takes the largest number among its neighbours until nothing moves;
+    after each round it also takes its number's own number, so that a long component
+    needs few rounds.
+
+    Returns:
+      (h,w) int32: 0 outside the mask, else 1 + the place (row by row) of the
+      component's last pixel.
+    """
+    place_hw = jnp.arange(1, mask_hw.size + 1, dtype=jnp.int32).reshape(mask_hw.shape)
+
+    def spread(state: tuple[Array, Any]) -> tuple[Array, Array]:
+        number_hw, _ = state
+        widest_hw = jax.lax.reduce_window(
+            number_hw, np.int32(0), jax.lax.max, (3, 3), (1, 1), "SAME"
+        )
+        widest_hw = jnp.where(mask_hw, widest_hw, 0)
+        root_n = jnp.concatenate([jnp.zeros(1, jnp.int32), widest_hw.reshape(-1)])
+        jumped_hw = root_n[widest_hw]
+        return jumped_hw, jnp.any(jumped_hw != number_hw)
+
+    start = (jnp.where(mask_hw, place_hw, 0), jnp.ones((), bool))
+    return jax.lax.while_loop(lambda state: state[1], spread, start)[0]
+
+
+def draw_component_box(
+    mask_hw: Array, uniform_hw: Array, min_area: float
+) -> tuple[Array, Array]:
+    """The tight box of a component of more than `min_area` pixels, drawn uniformly.
+
+    Args:
+      mask_hw: bool.
+      uniform_hw: numbers in [0, 1), the largest decides.
+      min_area: in pixels; a component must exceed it.
+
+    Returns:
+      Whether there is such a component, and its (4,) int32 top, left, bottom, right,
+      zeros if there is none.
+    """
+    height, width = mask_hw.shape
+    number_n = label_components(mask_hw).reshape(-1)
+    segments = mask_hw.size + 1
+    row_n = jnp.repeat(jnp.arange(height, dtype=jnp.int32), width)
+    column_n = jnp.tile(jnp.arange(width, dtype=jnp.int32), height)
+
+    area = jnp.bincount(number_n, length=segments)
+    # Number 0 is what lies outside the mask.
+    large = (area > min_area) & (jnp.arange(segments) > 0)
+    score = jnp.concatenate([jnp.zeros(1, uniform_hw.dtype), uniform_hw.reshape(-1)])
+    chosen = jnp.argmax(jnp.where(large, score, -1))
+    inside_n = number_n == chosen
+    box = jnp.stack(
+        [
+            jnp.min(jnp.where(inside_n, row_n, height)),
+            jnp.min(jnp.where(inside_n, column_n, width)),
+            jnp.max(jnp.where(inside_n, row_n, -1)) + 1,
+            jnp.max(jnp.where(inside_n, column_n, -1)) + 1,
+        ]
+    )
+    found = jnp.any(large)
+    return found, jnp.where(found, box, 0)
