@@ -10,6 +10,7 @@ plain data: no part of the training loop, no network and no file is needed to ma
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import jax
@@ -117,9 +118,12 @@ class Network(struct.PyTreeNode):
         """(b,h,w,c) normalised images -> (Features, Network)."""
         return self._apply("encode", images, until=until)
 
-    def decode(self, features: Features):
-        """Features -> (Prediction at the decoder's stride, Network)."""
-        return self._apply("decode", features)
+    def decode(self, features: Features, dropout: Mapping[str, Array] | None = None):
+        """Features -> (Prediction at the decoder's stride, Network).
+
+        `dropout` multiplies maps of the decoder, by name: (b,1,1,d) each.
+        """
+        return self._apply("decode", features, dropout=dropout)
 
     def upsample(self, logits: Array, size: tuple[int, int]) -> Array:
         """Logits at the decoder's stride -> (b,*size,c), as this network does it."""

@@ -35,6 +35,7 @@ def test_the_variants_cover_every_method_and_mode():
     assert all(f"mpmc={name}" in text for name in presets.MPMC)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(("file", "variant"), pairs())
 def test_a_configuration_takes_two_steps(file, variant):
     module = importlib.import_module(f"configs.{file}")

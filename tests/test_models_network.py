@@ -1,7 +1,9 @@
 """The segmenters: halves, sizes, dtypes, statistics, bad configurations."""
 
+import dataclasses
 from functools import partial
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,12 +12,14 @@ import pytest
 from mpmc_jax.models import (
     ModelConfig,
     build_segmenter,
+    dropout_channels,
     init_variables,
     perturbed_taps,
     tap_channels,
 )
 from mpmc_jax.models.preprocess import normalize, to_unit
 from mpmc_jax.models.resnet import Backbone, ResNet, resnet_spec
+from mpmc_jax.types import Network
 from tests.variables import random_like, random_variables
 from tests.x64 import run_x64
 
@@ -72,6 +76,38 @@ def test_halves_compose_to_the_whole():
     upsampled = module.upsample(halves.logits, features.size)
     np.testing.assert_allclose(upsampled, whole.logits, atol=1e-6)
     np.testing.assert_allclose(halves.decoder, whole.decoder, atol=1e-5)
+
+
+@pytest.mark.parametrize("variant", ["u2pl", "ael"])
+def test_dropout_multiplies_the_maps_that_it_names(variant):
+    config = dataclasses.replace(
+        TINY, variant=variant, embedding=variant == "u2pl", auxiliary=True
+    )
+    sites = dropout_channels(config)
+    assert ("embed0" in sites) == config.embedding and "auxiliary0" in sites
+    module, variables = build_segmenter(config), init_variables(KEY, config)
+    images = jax.random.normal(KEY, (2, 33, 33, 3))
+
+    @jax.jit
+    def run(masks):
+        network = Network(module, **variables)
+        features, network = network.encode(images)
+        return network.decode(features, masks)[0]
+
+    masks = {name: jnp.ones((2, 1, 1, size)) for name, size in sites.items()}
+    plain, kept = run({}), run(masks)
+    chex.assert_trees_all_close(plain, kept, atol=1e-5)
+    assert plain.auxiliary.shape == (2, 5, 5, config.num_classes)
+    # Without its last map a head says its bias everywhere.
+    last = {"logits": "fuse1", "embedding": "embed1", "auxiliary": "auxiliary0"}
+    for head, site in last.items():
+        if site in sites:
+            dropped = run({**masks, site: masks[site].at[1].set(0)})
+            found, before = getattr(dropped, head), getattr(plain, head)
+            assert np.ptp(found[1], axis=(0, 1)).max() == 0
+            np.testing.assert_allclose(found[0], before[0], atol=1e-5)
+    with pytest.raises(ValueError, match="valid are .*fuse0"):
+        run({"layer1": jnp.ones((2, 1, 1, 1))})
 
 
 def test_the_decoder_reads_exactly_the_perturbed_taps():
@@ -179,6 +215,7 @@ def rematerialisation_errors() -> dict[str, float]:
     return {"gradients": gradients, "statistics": statistics}
 
 
+@pytest.mark.full
 def test_rematerialisation_changes_nothing():
     errors = run_x64(
         "import json\nfrom tests.test_models_network import rematerialisation_errors\n"

@@ -2,6 +2,7 @@
 
 from mpmc_jax.models.build import (
     build_segmenter,
+    dropout_channels,
     init_variables,
     perturbed_taps,
     receptive_field,
@@ -17,6 +18,7 @@ __all__ = [
     "PatchClassifier",
     "ReceptiveField",
     "build_segmenter",
+    "dropout_channels",
     "init_variables",
     "load_torch_backbone",
     "load_torch_state_dict",

@@ -95,6 +95,13 @@ def perturbed_taps(config: ModelConfig) -> dict[str, int]:
     return {name: tap_channels(config, name) for name in names}
 
 
+def dropout_channels(config: ModelConfig) -> dict[str, int]:
+    """Maps of the decoder whose channels U2PL and AEL drop -> their channels."""
+    variant = decoder.VARIANTS[config.variant]
+    spec = decoder.decoder_spec(variant, config.width)
+    return spec.dropout_channels(embedding=config.embedding, auxiliary=config.auxiliary)
+
+
 def receptive_field(config: ModelConfig, tap: str) -> ReceptiveField:
     """What one position of a tap sees, from the network's own windows.
 
