@@ -22,11 +22,11 @@ import ml_collections
 from configs import base, presets
 from launch import cli
 from launch.bench_step import bench_mpmc, bench_step
-from launch.runs import make_evaluator
+from launch.runs import base_for, make_evaluator
 from mpmc_jax.data.build import build_eval, build_train, dataset_info
 from mpmc_jax.models.build import init_variables
 from mpmc_jax.training import report
-from mpmc_jax.training.build import build_base, build_setup
+from mpmc_jax.training.build import build_setup
 from mpmc_jax.types import Crops
 
 
@@ -48,9 +48,7 @@ def configuration(args: argparse.Namespace) -> ml_collections.ConfigDict:
 def bench_data(config: ml_collections.ConfigDict, repeats: int) -> dict[str, Any]:
     """Crops a second and core that the pipeline makes."""
     facts = dataset_info(config).facts
-    _, method = build_base(
-        config, num_classes=facts.num_classes, channels=facts.channels
-    )
+    _, method = base_for(config, facts)
     pipeline = build_train(config, method.streams)
     iterator = pipeline.iterator()
     try:
@@ -78,9 +76,7 @@ def bench_data(config: ml_collections.ConfigDict, repeats: int) -> dict[str, Any
 def bench_eval(config: ml_collections.ConfigDict, repeats: int) -> dict[str, Any]:
     """Validation images a second, compilation apart."""
     facts = dataset_info(config).facts
-    model, method = build_base(
-        config, num_classes=facts.num_classes, channels=facts.channels
-    )
+    model, method = base_for(config, facts)
     setup = build_setup(config, model, method, steps_per_epoch=1)
     module = setup.step.modules[method.networks[0]]
     evaluator = make_evaluator(config, module, facts.num_classes)

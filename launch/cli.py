@@ -42,6 +42,14 @@ def add_source(arguments: argparse.ArgumentParser) -> None:
     )
 
 
+def add_run(arguments: argparse.ArgumentParser, checkpoint: str = "best") -> None:
+    """The arguments that name a run, and its checkpoint."""
+    arguments.add_argument("--workdir", required=True, help="directory of the run")
+    arguments.add_argument(
+        "--checkpoint", default=checkpoint, help="best, last or a step"
+    )
+
+
 def read_source(args: argparse.Namespace) -> Source:
     """The source that the arguments name.
 

@@ -46,8 +46,7 @@ def record(run: runs.Run, split: str, result: EvalResult) -> dict:
 def main(arguments: list[str] | None = None) -> None:
     """Entry point; user errors end with one line and status 1."""
     parser = cli.parser("evaluate", __doc__)
-    parser.add_argument("--workdir", required=True, help="directory of the run")
-    parser.add_argument("--checkpoint", default="best", help="best, last or a step")
+    cli.add_run(parser)
     parser.add_argument("--split", default="val", help="split to evaluate on")
     args = parser.parse_args(arguments)
     cli.keep_compiled_programs()

@@ -47,10 +47,9 @@ def rows(run: runs.Run, count: int) -> list[list[np.ndarray]]:
 def main(arguments: list[str] | None = None) -> None:
     """Entry point; user errors end with one line and status 1."""
     parser = cli.parser("figure", __doc__)
-    parser.add_argument("--workdir", required=True, help="directory of the run")
+    cli.add_run(parser)
     parser.add_argument("--output", required=True, help="PNG file to write")
     parser.add_argument("--images", type=int, default=4, help="rows of the figure")
-    parser.add_argument("--checkpoint", default="best", help="best, last or a step")
     args = parser.parse_args(arguments)
     cli.keep_compiled_programs()
     with cli.user_errors():

@@ -77,12 +77,11 @@ def predict(
 def main(arguments: list[str] | None = None) -> None:
     """Entry point; user errors end with one line and status 1."""
     parser = cli.parser("predict", __doc__)
-    parser.add_argument("--workdir", required=True, help="directory of the run")
+    cli.add_run(parser)
     parser.add_argument(
         "--input", required=True, help="a folder, or files separated by commas"
     )
     parser.add_argument("--output", required=True, help="folder for the results")
-    parser.add_argument("--checkpoint", default="best", help="best, last or a step")
     args = parser.parse_args(arguments)
     cli.keep_compiled_programs()
     output = pathlib.Path(args.output)

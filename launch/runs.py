@@ -57,9 +57,10 @@ class Run:
     manifest: dict[str, Any]
 
 
-def _build_base(
+def base_for(
     config: ml_collections.ConfigDict, facts: DatasetFacts
 ) -> tuple[ModelConfig, Method]:
+    """Network configuration and base method of a run on such a data set."""
     return build_base(config, num_classes=facts.num_classes, channels=facts.channels)
 
 
@@ -72,7 +73,7 @@ def prepare(
       ValueError, FileNotFoundError: bad settings or data; the message has the mend.
     """
     facts = dataset_info(config).facts
-    model, method = _build_base(config, facts)
+    model, method = base_for(config, facts)
     pipeline = build_train(
         config,
         method.streams,
@@ -173,7 +174,7 @@ def open_run(workdir: str, checkpoint: str = "best") -> Run:
     jax.config.update("jax_default_matmul_precision", config.matmul_precision)
     manifest = workdir_lib.read_manifest(path)
     facts = DatasetFacts.read(manifest["data"])
-    model, method = _build_base(config, facts)
+    model, method = base_for(config, facts)
     setup = build_setup(
         config, model, method, steps_per_epoch=manifest["steps_per_epoch"]
     )

@@ -59,8 +59,7 @@ def measure(run: runs.Run) -> dict[str, Any]:
 def main(arguments: list[str] | None = None) -> None:
     """Entry point; user errors end with one line and status 1."""
     parser = cli.parser("trust", __doc__)
-    parser.add_argument("--workdir", required=True, help="directory of the run")
-    parser.add_argument("--checkpoint", default="last", help="best, last or a step")
+    cli.add_run(parser, checkpoint="last")
     args = parser.parse_args(arguments)
     cli.keep_compiled_programs()
     with cli.user_errors():

@@ -115,6 +115,17 @@ def draw_unimatch(
     return Placement((rows, columns), (top, left, bottom, right), flip, column)
 
 
+def _window_before_flip(
+    corner: tuple[int, int], resized: tuple[int, int], size: int, flip: bool
+) -> tuple[int, int, int, int]:
+    """The window in the resized image of a crop at `corner` of the flipped one."""
+    (top, left), (rows, columns) = corner, resized
+    right, bottom = min(left + size, columns), min(top + size, rows)
+    if flip:
+        left, right = columns - right, columns - left
+    return top, left, bottom, right
+
+
 def draw_augseg(
     rng: np.random.Generator, size: tuple[int, int], config: CropConfig
 ) -> Placement:
@@ -128,10 +139,8 @@ def draw_augseg(
     flip = bool(rng.random() < 0.5) and config.flip
     left = _draw_offset(rng, columns, config.size)
     top = _draw_offset(rng, rows, config.size)
-    right, bottom = min(left + config.size, columns), min(top + config.size, rows)
-    if flip:
-        left, right = columns - right, columns - left
-    return Placement((rows, columns), (top, left, bottom, right), flip, 0)
+    window = _window_before_flip((top, left), (rows, columns), config.size, flip)
+    return Placement((rows, columns), window, flip, 0)
 
 
 def draw_u2pl(
@@ -150,12 +159,9 @@ def draw_u2pl(
     flip = bool(rng.random() < 0.5) and config.flip
     top = _draw_offset(rng, rows, config.size)
     left = _draw_offset(rng, columns, config.size)
-    right, bottom = min(left + config.size, columns), min(top + config.size, rows)
-    if flip:
-        left, right = columns - right, columns - left
     return Placement(
         (rows, columns),
-        (top, left, bottom, right),
+        _window_before_flip((top, left), (rows, columns), config.size, flip),
         flip,
         column=max(config.size - columns, 0) // 2,
         row=max(config.size - rows, 0) // 2,

@@ -8,7 +8,6 @@ Semantic Segmentation via Adaptive Equalization Learning", NeurIPS 2021; its rel
 import jax
 import jax.numpy as jnp
 
-from mpmc_jax.losses.pixel import labelled_pixels
 from mpmc_jax.losses.reduction import at_least_float32
 from mpmc_jax.types import Array
 
@@ -28,9 +27,8 @@ def class_confidence(logits_bhwc: Array, label_bhw: Array) -> Array:
     num_classes = logits_bhwc.shape[-1]
     logits_bhwc = jax.lax.stop_gradient(at_least_float32(logits_bhwc))
     p_bhwc = jax.nn.softmax(logits_bhwc, axis=-1)
-    known_bhw = labelled_pixels(label_bhw, num_classes)
+    # A void label hits no class.
     hit_bhwc = jax.nn.one_hot(label_bhw, num_classes, dtype=jnp.bool_)
-    hit_bhwc = hit_bhwc & known_bhw[..., None]
     count_c = jnp.sum(hit_bhwc, axis=(0, 1, 2), dtype=jnp.int32)
     summed_c = jnp.sum(jnp.where(hit_bhwc, p_bhwc, 0), axis=(0, 1, 2))
     return summed_c / jnp.maximum(count_c, 1).astype(summed_c.dtype)

@@ -24,7 +24,6 @@ from mpmc_jax.types import (
     PyTree,
     Region,
     Streams,
-    Supervised,
     View,
 )
 
@@ -176,14 +175,8 @@ class AugSeg:
         both, student = base.full_pass(students["student"], images)
         b, total = inputs.image.shape[0], images.shape[0]
         labeled, unlabeled = both.part(0, b), both.part(b, total)
-        regions = self.regions(inputs)
         confident = targets.confidence >= self.threshold
-        supervised = Supervised(
-            logits=labeled.logits,
-            taps=labeled.taps,
-            label=inputs.label,
-            region=regions["supervised"],
-        )
+        supervised = base.supervised_part(labeled, inputs.label)
         counts = confident & (targets.label != IGNORE_LABEL)
         view = View(
             logits=unlabeled.logits,
@@ -191,7 +184,7 @@ class AugSeg:
             image=self._mix(inputs, targets.injected, inputs.image, inputs.weak),
             target=targets.label,
             weight=counts.astype(unlabeled.logits.dtype),
-            region=regions["unlabeled"],
+            region=self.regions(inputs)["unlabeled"],
             teacher=teachers["student"],
             truth=targets.truth,
             name="unlabeled",

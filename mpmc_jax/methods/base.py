@@ -23,6 +23,7 @@ from mpmc_jax.types import (
     PyTree,
     Region,
     Streams,
+    Supervised,
 )
 
 
@@ -178,6 +179,16 @@ class Pass:
     def part(self, start: int, stop: int) -> "Pass":
         """The examples start..stop."""
         return Pass(self.logits[start:stop], take(self.taps, start, stop))
+
+
+def supervised_part(labeled: Pass, label: Array) -> Supervised:
+    """The labelled part of a step, where nothing was pasted into it."""
+    return Supervised(
+        logits=labeled.logits,
+        taps=labeled.taps,
+        label=label,
+        region=supervised_region(label),
+    )
 
 
 def share(mask: Array) -> tuple[Array, Array]:

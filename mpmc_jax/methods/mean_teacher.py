@@ -23,7 +23,6 @@ from mpmc_jax.types import (
     PyTree,
     Region,
     Streams,
-    Supervised,
     View,
 )
 
@@ -120,21 +119,15 @@ class MeanTeacher:
         both, student = base.full_pass(students["student"], images)
         b, total = inputs.image.shape[0], images.shape[0]
         labeled, unlabeled = both.part(0, b), both.part(b, total)
-        regions = self.regions(inputs)
         confident = targets["confidence"] >= self.threshold
-        supervised = Supervised(
-            logits=labeled.logits,
-            taps=labeled.taps,
-            label=inputs.label,
-            region=regions["supervised"],
-        )
+        supervised = base.supervised_part(labeled, inputs.label)
         view = View(
             logits=unlabeled.logits,
             taps=unlabeled.taps,
             image=self._mix(inputs, inputs.weak),
             target=self._mix(inputs, targets["label"]),
             weight=self._mix(inputs, confident).astype(unlabeled.logits.dtype),
-            region=regions["unlabeled"],
+            region=self.regions(inputs)["unlabeled"],
             teacher=teachers["student"],
             name="unlabeled",
             coefficient=4.0,

@@ -3,6 +3,8 @@
 import jax
 import jax.numpy as jnp
 
+from mpmc_jax.losses.entropy import entropy
+from mpmc_jax.losses.reduction import at_least_float32
 from mpmc_jax.types import Array
 
 
@@ -20,7 +22,7 @@ def confidence_and_label(logits_bhwc: Array) -> tuple[Array, Array]:
     """
     logits_bhwc = jax.lax.stop_gradient(logits_bhwc)
     label_bhw = jnp.argmax(logits_bhwc, axis=-1).astype(jnp.int32)
-    scores = logits_bhwc.astype(jnp.promote_types(logits_bhwc.dtype, jnp.float32))
+    scores = at_least_float32(logits_bhwc)
     # The largest softmax is exp(0) over the sum: no (b,h,w,c) quotient is needed.
     shifted = scores - scores.max(axis=-1, keepdims=True)
     return 1 / jnp.exp(shifted).sum(axis=-1), label_bhw
@@ -35,9 +37,6 @@ def image_confidence(logits_bhwc: Array) -> Array:
     Returns:
       (b,) in 0..1, float32 (float64 for float64 scores).
     """
-    logits_bhwc = jax.lax.stop_gradient(logits_bhwc)
-    scores = logits_bhwc.astype(jnp.promote_types(logits_bhwc.dtype, jnp.float32))
-    p_bhwc = jax.nn.softmax(scores, axis=-1)
-    entropy_bhw = -jnp.sum(p_bhwc * jnp.log(p_bhwc + 1e-10), axis=-1)
-    certainty_bhw = 1 - entropy_bhw / jnp.log(float(logits_bhwc.shape[-1]))
-    return jnp.mean(p_bhwc.max(axis=-1) * certainty_bhw, axis=(1, 2))
+    confidence_bhw, _ = confidence_and_label(logits_bhwc)
+    certainty_bhw = 1 - entropy(logits_bhwc) / jnp.log(float(logits_bhwc.shape[-1]))
+    return jnp.mean(confidence_bhw * certainty_bhw, axis=(1, 2))

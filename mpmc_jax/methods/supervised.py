@@ -16,7 +16,6 @@ from mpmc_jax.types import (
     PyTree,
     Region,
     Streams,
-    Supervised,
 )
 
 
@@ -71,12 +70,7 @@ class SupervisedOnly:
     ) -> Outputs:
         del teachers, targets
         labeled, student = base.full_pass(students["student"], inputs.image)
-        supervised = Supervised(
-            logits=labeled.logits,
-            taps=labeled.taps,
-            label=inputs.label,
-            region=self.regions(inputs)["supervised"],
-        )
+        supervised = base.supervised_part(labeled, inputs.label)
         return Outputs(supervised, (), {"student": student}, state)
 
     def average(self, step: Array, epoch: Array) -> tuple[Array, Array] | None:

@@ -27,7 +27,6 @@ from mpmc_jax.types import (
     PyTree,
     Region,
     Streams,
-    Supervised,
     View,
 )
 
@@ -159,12 +158,7 @@ class UniMatch:
         strong, student = self._strong_pass(student, inputs)
         b = inputs.image.shape[0]
         labeled = clean.part(0, b)
-        supervised = Supervised(
-            logits=labeled.logits,
-            taps=labeled.taps,
-            label=inputs.label,
-            region=base.supervised_region(inputs.label),
-        )
+        supervised = base.supervised_part(labeled, inputs.label)
         weak_logits = jax.lax.stop_gradient(clean.logits[b:])
         confidence, label = pseudo_labels.confidence_and_label(weak_logits)
         views = self._views(
