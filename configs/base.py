@@ -21,6 +21,8 @@ def get_base() -> ml_collections.ConfigDict:
             "data": _data(),
             "model": _model(),
             "method": _method(),
+            "u2pl": _u2pl(),
+            "ael": _ael(),
             "mpmc": _mpmc(),
             "optimizer": _optimizer(),
             "train": _train(),
@@ -41,11 +43,15 @@ def _data() -> dict:
         "split_seed": 0,
         "labeled_ids": "",
         "unlabeled_ids": "",
-        # Side of the square training crop, and the range of the random resize,
-        # relative to the image's own long side.
+        # Train although some class occurs in no labelled image, and so is not learned.
+        "allow_absent_classes": False,
+        # Side of the square training crop, and the range of the random resize.
         "crop": 321,
         "scale_min": 0.5,
         "scale_max": 2.0,
+        # The long side that the range refers to (AugSeg on VOC: 500); 0: each image's
+        # own. Methods whose resize is by a factor (u2pl, ael) use their own.
+        "scale_base": 0,
         "flip": True,
         # Reading threads, and batches prepared ahead.
         "threads": 2,
@@ -80,8 +86,55 @@ def _method() -> dict:
         "supervised_loss": "ce",
         "ohem_threshold": 0.7,
         "ohem_min_kept": 200_000,
+        # Weight of the auxiliary classifier's loss; 0: the network has none.
+        "auxiliary_weight": 0.0,
         # Mean teacher only: whether its strong view is mixed.
         "cutmix": True,
+    }
+
+
+def _u2pl() -> dict:
+    return {
+        # Epochs of supervision alone.
+        "warmup_epochs": 1,
+        # Percentiles of the entropy at the start: pixels below the one teach, those
+        # outside the other on both sides contrast.
+        "kept_percent": 80.0,
+        "contrast_percent": 20.0,
+        # "released": as the published numbers were made; "corrected": the paper's text.
+        "contrast": "released",
+        # Weight of the contrast; -1: 1 / (number of groups) released, 0.1 corrected.
+        "contrast_weight": -1.0,
+        # A negative key's class has a rank in [low, high) among a pixel's classes.
+        "low_rank": 3,
+        "high_rank": 20,
+        # Bounds of the class's probability for anchors and keys.
+        "anchor_above": 0.3,
+        "key_below": 1.0,
+        # Anchors of a class, negatives of each, and what divides the cosines.
+        "queries": 256,
+        "negatives": 50,
+        "temperature": 0.5,
+        # Keys of a class; of class 0; float32 or bfloat16.
+        "bank_size": 30_000,
+        "bank_size_first": 50_000,
+        "bank_dtype": "float32",
+    }
+
+
+def _ael() -> dict:
+    return {
+        # Draws of a class to copy into labelled images, and classes never drawn.
+        "query_classes": 1,
+        "unqueried": (),
+        # Share of the crop that an object exceeds to be cut out, and that a class
+        # covers to be noted as seen in an image.
+        "object_area": 0.03,
+        "presence_area": 0.03,
+        # Steps from the choice of a partner image to its use; at least 3.
+        "delay": 4,
+        # Factor on the whole loss; 0: 1 / (number of groups), as released.
+        "scale": 0.0,
     }
 
 
@@ -138,7 +191,8 @@ def _train() -> dict:
         # Length of the run: steps if positive, else epochs over the unlabelled list.
         "steps": 0,
         "epochs": 80,
-        # Labelled images a step, over all devices; as many unlabelled ones.
+        # Labelled images a step, over all devices; as many unlabelled ones (ael: one
+        # and its partner a group).
         "batch_size": 8,
         # Images that rank, mix and draw among themselves (D14): what a published
         # configuration had on one GPU.

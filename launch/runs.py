@@ -12,7 +12,7 @@ import ml_collections
 import numpy as np
 
 from configs import base
-from mpmc_jax.data.build import build_eval, build_train, dataset_info
+from mpmc_jax.data.build import build_eval, build_split, build_train, dataset_info
 from mpmc_jax.data.evaluation_source import EvalSource
 from mpmc_jax.data.info import DatasetFacts
 from mpmc_jax.data.pipeline import TrainPipeline
@@ -22,7 +22,13 @@ from mpmc_jax.methods.base import Method
 from mpmc_jax.models.config import ModelConfig
 from mpmc_jax.plugins.mpmc import MPMC, adaptive_weights, patch_targets
 from mpmc_jax.training import workdir as workdir_lib
-from mpmc_jax.training.build import Setup, build_base, build_setup, state_shape
+from mpmc_jax.training.build import (
+    Setup,
+    averages,
+    build_base,
+    build_setup,
+    state_shape,
+)
 from mpmc_jax.training.checkpoint import Checkpointer
 from mpmc_jax.training.state import PLUGIN, TrainState
 from mpmc_jax.types import Array, Network, PyTree
@@ -58,10 +64,24 @@ class Run:
 
 
 def base_for(
-    config: ml_collections.ConfigDict, facts: DatasetFacts
+    config: ml_collections.ConfigDict, facts: DatasetFacts, num_unlabeled: int
 ) -> tuple[ModelConfig, Method]:
     """Network configuration and base method of a run on such a data set."""
-    return build_base(config, num_classes=facts.num_classes, channels=facts.channels)
+    return build_base(
+        config,
+        num_classes=facts.num_classes,
+        channels=facts.channels,
+        num_unlabeled=num_unlabeled,
+    )
+
+
+def open_base(
+    config: ml_collections.ConfigDict,
+) -> tuple[DatasetFacts, ModelConfig, Method]:
+    """Facts of the prepared data set, and what `base_for` makes of its split."""
+    info = dataset_info(config)
+    unlabeled = len(build_split(config, info).unlabeled)
+    return info.facts, *base_for(config, info.facts, unlabeled)
 
 
 def prepare(
@@ -72,8 +92,7 @@ def prepare(
     Raises:
       ValueError, FileNotFoundError: bad settings or data; the message has the mend.
     """
-    facts = dataset_info(config).facts
-    model, method = base_for(config, facts)
+    facts, model, method = open_base(config)
     pipeline = build_train(
         config,
         method.streams,
@@ -96,8 +115,8 @@ def make_evaluator(
     )
 
 
-def network_to_use(config: ml_collections.ConfigDict, state: TrainState) -> str:
-    """Which network is evaluated: "teacher" where one is averaged, or as configured.
+def check_network(config: ml_collections.ConfigDict, setup: Setup) -> None:
+    """Refuses a network to evaluate that the run does not have.
 
     Raises:
       ValueError: an unknown choice, or a teacher where there is none.
@@ -107,14 +126,27 @@ def network_to_use(config: ml_collections.ConfigDict, state: TrainState) -> str:
         raise ValueError(
             f"eval.network={choice!r} is unknown; valid: ['auto', 'student', 'teacher']"
         )
-    if choice == "teacher" and state.ema_params is None:
+    if choice == "teacher" and not averages(setup.method):
         raise ValueError(
             f"eval.network='teacher', but method.name={config.method.name!r} keeps no "
             "average; use 'auto' or set method.ema_decay"
         )
-    if choice == "auto":
-        return "student" if state.ema_params is None else "teacher"
-    return choice
+
+
+def network_to_use(
+    config: ml_collections.ConfigDict, setup: Setup, state: TrainState
+) -> str:
+    """Which network is evaluated: "student" or "teacher".
+
+    Left open, it is the teacher where one is averaged, but the student during a
+    warm-up: the phase of the state's last step decides.
+    """
+    if config.eval.network != "auto":
+        return config.eval.network
+    if state.ema_params is None:
+        return "student"
+    last = max(int(state.step) - 1, 0)
+    return setup.method.phase(last // setup.step.steps_per_epoch).evaluated
 
 
 def select(state: TrainState, which: str, network: str) -> dict[str, PyTree]:
@@ -174,7 +206,7 @@ def open_run(workdir: str, checkpoint: str = "best") -> Run:
     jax.config.update("jax_default_matmul_precision", config.matmul_precision)
     manifest = workdir_lib.read_manifest(path)
     facts = DatasetFacts.read(manifest["data"])
-    model, method = base_for(config, facts)
+    model, method = base_for(config, facts, manifest["data"]["unlabeled"])
     setup = build_setup(
         config, model, method, steps_per_epoch=manifest["steps_per_epoch"]
     )
@@ -184,7 +216,8 @@ def open_run(workdir: str, checkpoint: str = "best") -> Run:
         restored = checkpointer.restore(checkpoint, like)
     finally:
         checkpointer.close()
-    which = network_to_use(config, restored.state)
+    check_network(config, setup)
+    which = network_to_use(config, setup, restored.state)
     network = setup.method.networks[0]
     return Run(
         config=config,

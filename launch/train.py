@@ -31,6 +31,7 @@ from mpmc_jax.training import loop, report, workdir
 from mpmc_jax.training.build import (
     Setup,
     build_parallel,
+    check_memory,
     init_state,
     state_shape,
     total_steps,
@@ -73,7 +74,7 @@ def make_evaluate(
     Raises:
       ValueError: a network to evaluate that the run does not have.
     """
-    runs.network_to_use(config, state_shape(setup))
+    runs.check_network(config, setup)
     source = build_eval(config, "val")
     network = setup.method.networks[0]
     module = setup.step.modules[network]
@@ -81,7 +82,7 @@ def make_evaluate(
     probe = runs.probe_builder(setup)
 
     def evaluate(state: TrainState) -> dict[str, float]:
-        which = runs.network_to_use(config, state)
+        which = runs.network_to_use(config, setup, state)
         variables = runs.select(state, which, network)
         result = evaluator.run(variables, source, probe(state, which))
         scalars = result.scalars(facts.class_names)
@@ -137,6 +138,7 @@ def train(config: ml_collections.ConfigDict, directory: Path) -> TrainState:
     jax.config.update("jax_default_matmul_precision", config.matmul_precision)
     facts, pipeline, setup = runs.prepare(config)
     parallel = build_parallel(config)
+    check_memory(config, setup, len(parallel.devices), parallel.memory())
     rhythm = loop_config(config, pipeline.steps_per_epoch)
     announce(config, pipeline, rhythm, parallel)
     evaluate = make_evaluate(config, setup, facts)
@@ -145,7 +147,8 @@ def train(config: ml_collections.ConfigDict, directory: Path) -> TrainState:
         _record(config, directory, facts, pipeline)
     checkpointer = Checkpointer(directory / runs.CHECKPOINTS, config.train.keep)
     state, position = initial_state(config, setup, checkpointer)
-    images = setup.method.streams.images(config.train.batch_size)
+    sizes = (config.train.batch_size, config.train.group_size)
+    images = setup.method.streams.images(*sizes)
     reporter = report.Report(directory, int(state.step), rhythm.steps, images)
     data = pipeline.iterator(position)
     try:
@@ -171,6 +174,11 @@ def names_of(split: Split, batch: Batch) -> dict[str, list[str]]:
     names = {"labeled": [split.labeled[i] for i in batch.labeled.index]}
     if batch.unlabeled is not None:
         names["unlabeled"] = [split.unlabeled[i] for i in batch.unlabeled.index]
+    if batch.partner is not None:
+        names["partner"] = [split.unlabeled[i] for i in batch.partner.index]
+    if batch.source is not None:
+        there = batch.source.extent.any(axis=1)
+        names["source"] = [split.labeled[i] for i in batch.source.index[there]]
     return names
 
 
@@ -201,9 +209,11 @@ def check_keys(arguments: list[str]) -> None:
         if argument.startswith("--config.") and name not in valid:
             close = difflib.get_close_matches(name, valid, n=1)
             hint = f"; did you mean {close[0]!r}?" if close else ";"
+            section = name.partition(".")[0] + "."
+            near = [key for key in valid if key.startswith(section)]
             sys.exit(
                 f"error: unknown configuration key {name!r}{hint} valid: "
-                f"{', '.join(valid)}"
+                f"{', '.join(near or valid)}"
             )
 
 

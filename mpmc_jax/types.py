@@ -48,13 +48,16 @@ class Batch(struct.PyTreeNode):
     Attributes:
       labeled: crops with labels.
       unlabeled: crops without labels, or None for a supervised method.
-      partner: a second, independent crop of each unlabelled image (UniMatch's
-        CutMix partner), or None.
+      partner: a crop to mix with each unlabelled one, or None: of the same image
+        (UniMatch), or of one that the method asked for some steps before (AEL).
+      source: labelled crops to copy objects from, all void where nothing is to be
+        copied (AEL), or None.
     """
 
     labeled: Crops
     unlabeled: Crops | None = None
     partner: Crops | None = None
+    source: Crops | None = None
 
 
 class Features(struct.PyTreeNode):
@@ -192,7 +195,8 @@ class View(struct.PyTreeNode):
         pixels of the whole batch unless `normaliser` is given.
       teacher: the network that made the target, frozen.
       truth: (b,h,w) bool, pixels whose target is ground truth, or None.
-      normaliser: this device's share of a divisor that depends on predictions.
+      normaliser: this device's share of another divisor: one that depends on
+        predictions, or a number of groups.
       name: names the term in the metrics.
       loss: "ce" or "dice".
       coefficient: the method's own weight of the term, before alpha.
@@ -222,53 +226,55 @@ class Streams:
 
     Attributes:
       unlabeled: whether there is an unlabelled stream.
-      partner: whether every unlabelled image comes with a second, independent crop.
+      one_a_group: one unlabelled image a group, instead of as many as labelled ones.
+      partner: "none"; "same", a second, independent crop of each unlabelled image;
+        or "requested", of the images that the method asks for (`Method.requested`).
+      source: range of scales of copy-paste sources, or None for none.
+      order: how the labelled list fills an epoch, see `data.orders`.
       geometry: how an image becomes a crop; a key of `data.host.GEOMETRIES`.
       fill: colour of the padding, a key of `data.host.FILLS`.
     """
 
     unlabeled: bool = True
-    partner: bool = False
+    one_a_group: bool = False
+    partner: Literal["none", "same", "requested"] = "none"
+    source: tuple[float, float] | None = None
+    order: Literal["tiled", "drawn", "restarted"] = "tiled"
     geometry: str = "unimatch"
     fill: Literal["black", "mean", "nearest_mean"] = "black"
 
-    def images(self, batch_size: int) -> int:
-        """Images that a step reads, given the labelled ones."""
-        return batch_size * (2 if self.unlabeled else 1)
+    def sizes(self, batch_size: int, group_size: int) -> dict[str, int]:
+        """Crops a step, by field of `Batch`."""
+        unlabeled = batch_size // group_size if self.one_a_group else batch_size
+        sizes = {"labeled": batch_size}
+        if self.unlabeled:
+            sizes["unlabeled"] = unlabeled
+        if self.partner != "none":
+            sizes["partner"] = unlabeled
+        if self.source is not None:
+            sizes["source"] = batch_size
+        return sizes
+
+    def images(self, batch_size: int, group_size: int) -> int:
+        """Labelled and unlabelled images that a step reads."""
+        sizes = self.sizes(batch_size, group_size)
+        read = ["labeled", "unlabeled"]
+        read += ["partner"] if self.partner == "requested" else []
+        return sum(sizes.get(name, 0) for name in read)
 
 
-@dataclasses.dataclass(frozen=True)
-class Keys:
-    """The random keys of one micro-batch on one device.
+class Term(struct.PyTreeNode):
+    """A loss term of a method's own: a mean over devices and micro-batches.
 
-    A stream is a name; an example's key depends on (seed, name, step, record) and a
-    group's on (seed, name, step, group), so no draw depends on the device count.
+    Attributes:
+      total: () this device's sum, with its gradient.
+      count: () what it was summed over.
+      weight: factor in the objective; the metrics show the mean without it.
     """
 
-    root: Array
-    step: Array
-    record: Array
-    group: Array
-
-    def _fold(self, name: str, identities: Array) -> Array:
-        base = jax.random.fold_in(stream_key(self.root, name), self.step)
-        return jax.vmap(lambda i: jax.random.fold_in(base, i))(identities)
-
-    def examples(self, name: str) -> Array:
-        """(b,) keys, one an example."""
-        return self._fold(name, self.record)
-
-    def groups(self, name: str) -> Array:
-        """(g,) keys, one a group."""
-        return self._fold(name, self.group)
-
-
-def stream_key(root: Array, name: str) -> Array:
-    """The key of a named stream; the name's bytes decide, not the order of calls."""
-    number = 0
-    for byte in name.encode():
-        number = (number * 257 + byte) % (2**31 - 1)
-    return jax.random.fold_in(root, number)
+    total: Array
+    count: Array
+    weight: float = struct.field(pytree_node=False, default=1.0)
 
 
 class Outputs(struct.PyTreeNode):
@@ -280,7 +286,7 @@ class Outputs(struct.PyTreeNode):
       students: the networks after the passes, with their moved statistics.
       state: the method's own state after the step.
       metrics: name -> (sum, count) of this device, averaged over devices.
-      extra: name -> scalar loss terms of the method's own (already weighted).
+      extra: name -> loss term of the method's own.
     """
 
     supervised: Supervised
@@ -288,4 +294,4 @@ class Outputs(struct.PyTreeNode):
     students: dict[str, Network]
     state: PyTree
     metrics: dict[str, tuple[Array, Array]] = struct.field(default_factory=dict)
-    extra: dict[str, Array] = struct.field(default_factory=dict)
+    extra: dict[str, Term] = struct.field(default_factory=dict)

@@ -8,6 +8,7 @@ import pytest
 import tiny
 
 from configs import base, presets
+from mpmc_jax.training.build import build_base
 from mpmc_jax.training.parallel import Layout, Parallel
 
 FILES = sorted(
@@ -20,6 +21,8 @@ VARIANTS = [
     "method=mean_teacher,mpmc=paper",
     "method=supervised,mpmc=off",
     "method=augseg,mpmc=recommended",
+    "method=u2pl,mpmc=recommended",
+    "method=ael,mpmc=paper",
 ]
 
 
@@ -103,6 +106,66 @@ def test_a_wrong_value_lists_the_valid_ones(key, value, message):
 def test_values_that_do_not_fit_each_other_are_refused(argument, changes, message):
     with pytest.raises(ValueError, match=message):
         tiny.setup(tiny.config(argument, **changes))
+
+
+# Crop, GPUs x images, rate of the backbone, of the heads over it, weight decay, epochs,
+# decay of the teacher: from the authors' configurations.
+PUBLISHED = {
+    ("voc", "unimatch"): (321, 4, 2, 1e-3, 10, 1e-4, 80, 0),
+    ("voc", "augseg"): (513, 2, 8, 1e-3, 10, 1e-4, 80, 0.999),
+    ("voc", "u2pl"): (513, 4, 4, 1e-3, 10, 1e-4, 80, 0.99),
+    ("voc", "ael"): (513, 8, 2, 1e-2, 10, 1e-4, 80, 0.99),
+    ("cityscapes", "unimatch"): (801, 4, 2, 5e-3, 1, 1e-4, 240, 0),
+    ("cityscapes", "augseg"): (800, 4, 4, 1e-2, 1, 5e-4, 240, 0.996),
+    ("cityscapes", "u2pl"): (769, 8, 2, 1e-2, 1, 5e-4, 200, 0.99),
+    ("cityscapes", "ael"): (769, 8, 2, 1e-2, 10, 1e-4, 200, 0.99),
+    ("acdc", "unimatch"): (256, 1, 12, 1e-2, 1, 1e-4, 300, 0),
+}
+
+
+def _preset(data_set, method):
+    config = base.get_base()
+    config.data.name = data_set
+    return presets.apply(config, f"method={method}")
+
+
+@pytest.mark.parametrize(("data_set", "method"), PUBLISHED)
+def test_presets_are_the_published_settings(data_set, method):
+    config = _preset(data_set, method)
+    gpus = config.train.batch_size // config.train.group_size
+    found = (
+        config.data.crop,
+        gpus,
+        config.train.group_size,
+        config.optimizer.lr,
+        config.optimizer.head_multiplier,
+        config.optimizer.weight_decay,
+        config.train.epochs,
+        config.method.ema_decay,
+    )
+    assert found == PUBLISHED[data_set, method]
+
+
+@pytest.mark.parametrize("data_set", presets.PUBLISHED)
+@pytest.mark.parametrize("method", presets.METHODS)
+def test_every_method_has_a_preset_that_builds_for_every_data_set(data_set, method):
+    config = _preset(data_set, method)
+    classes = {"voc": 21, "cityscapes": 19, "acdc": 4}[data_set]
+    model, built = build_base(
+        config, num_classes=classes, channels=3, num_unlabeled=1000
+    )
+    assert config.method.supervised_loss == (
+        "ohem"
+        if data_set == "cityscapes" or (data_set, method) == ("voc", "ael")
+        else "ce"
+    )
+    assert model.auxiliary == (
+        method == "ael" or (data_set, method) == ("cityscapes", "u2pl")
+    )
+    assert model.embedding == (method == "u2pl")
+    if method == "u2pl":
+        assert built.phase(0) is built or data_set != "cityscapes"
+        assert model.variant == "u2pl"
 
 
 @pytest.mark.parametrize("devices", [-1, 5])

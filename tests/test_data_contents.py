@@ -51,7 +51,7 @@ def _with_records(pipeline, config, edit):
 
 
 def test_unlabelled_masks_are_never_opened(data_dir):
-    pipeline = build.build_train(config_for(data_dir), Streams(partner=True))
+    pipeline = build.build_train(config_for(data_dir), Streams(partner="same"))
     closed = {key.encode() for key in pipeline.split.unlabeled}
 
     def corrupt(record):
@@ -176,6 +176,7 @@ def test_id_lists_from_the_configuration(data_dir, tmp_path):
     (tmp_path / "l.txt").write_text("scene_00003\nscene_00001")
     config = config_for(data_dir)
     config.data.labeled_ids = str(tmp_path / "l.txt")
+    config.data.allow_absent_classes = True
     pipeline = build.build_train(config, Streams())
     assert pipeline.split.labeled == ("scene_00003", "scene_00001")
     assert pipeline.num_unlabeled == 11

@@ -30,7 +30,7 @@ def _assert_equal(a, b):
 
 
 def test_shapes_and_types(data_dir):
-    pipeline = build.build_train(config_for(data_dir), Streams(partner=True))
+    pipeline = build.build_train(config_for(data_dir), Streams(partner="same"))
     (batch,) = _batches(pipeline, 1)
     for crops in (batch.labeled, batch.unlabeled, batch.partner):
         assert crops.image.shape == (4, 32, 32, 3)
@@ -52,7 +52,7 @@ def test_streams_follow_the_method(data_dir):
     assert supervised.partner is None
     (plain,) = _batches(build.build_train(config, Streams()), 1)
     assert plain.partner is None
-    (full,) = _batches(build.build_train(config, Streams(partner=True)), 1)
+    (full,) = _batches(build.build_train(config, Streams(partner="same")), 1)
     # Neither stream nor partner moves what the others draw.
     _assert_equal(supervised.labeled, full.labeled)
     _assert_equal(plain.unlabeled, full.unlabeled)
@@ -60,13 +60,13 @@ def test_streams_follow_the_method(data_dir):
 
 def test_a_run_is_a_function_of_its_seed_and_not_of_threads(data_dir):
     config = config_for(data_dir)
-    reference = _batches(build.build_train(config, Streams(partner=True)), 5)
+    reference = _batches(build.build_train(config, Streams(partner="same")), 5)
     config.data.threads = 3
     _assert_equal(
-        reference, _batches(build.build_train(config, Streams(partner=True)), 5)
+        reference, _batches(build.build_train(config, Streams(partner="same")), 5)
     )
     config.seed = 1
-    other = _batches(build.build_train(config, Streams(partner=True)), 5)
+    other = _batches(build.build_train(config, Streams(partner="same")), 5)
     assert (reference[0].labeled.image != other[0].labeled.image).any()
 
 
@@ -74,7 +74,7 @@ def test_a_run_is_a_function_of_its_seed_and_not_of_threads(data_dir):
 def test_position_is_the_step(data_dir, threads):
     config = config_for(data_dir)
     config.data.threads = threads
-    pipeline = build.build_train(config, Streams(partner=True))
+    pipeline = build.build_train(config, Streams(partner="same"))
     reference = _batches(pipeline, 8)
     _assert_equal(reference[3:5], _batches(pipeline, 2, start_step=3))
     iterator = pipeline.iterator()
@@ -92,7 +92,7 @@ def test_position_is_the_step(data_dir, threads):
 @pytest.mark.parametrize("processes", [2, 4])
 def test_processes_share_the_global_batch(data_dir, processes):
     config = config_for(data_dir)
-    streams = Streams(partner=True)
+    streams = Streams(partner="same")
     whole = _batches(build.build_train(config, streams), 6)
     parts = [
         _batches(
@@ -117,7 +117,7 @@ def test_batch_must_divide_among_processes(data_dir):
 
 
 def test_partner_is_the_same_image_cropped_anew(data_dir):
-    pipeline = build.build_train(config_for(data_dir), Streams(partner=True))
+    pipeline = build.build_train(config_for(data_dir), Streams(partner="same"))
     batches = _batches(pipeline, 6)
     for batch in batches:
         np.testing.assert_array_equal(batch.unlabeled.index, batch.partner.index)
@@ -178,7 +178,7 @@ def test_a_surplus_of_labels_is_used_over_the_epochs(data_dir):
 
 def test_fewer_images_than_a_batch_is_legal(data_dir):
     config = config_for(data_dir, batch_size=16, split="1")
-    pipeline = build.build_train(config, Streams(partner=True))
+    pipeline = build.build_train(config, Streams(partner="same"))
     assert pipeline.steps_per_epoch == 1
     assert pipeline.repetition == 16
     batch = _batches(pipeline, 2)[1]

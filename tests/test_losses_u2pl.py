@@ -8,14 +8,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mpmc_jax.losses import pixel_cross_entropy
-from mpmc_jax.losses.contrastive import Draws, Rings, contrast, nth_true, prototypes
-from mpmc_jax.losses.entropy import percentile_weights
+from mpmc_jax.losses.contrastive import Draws, Rings, contrast, prototypes
+from mpmc_jax.losses.entropy import entropy, entropy_percentile, kept_weights
+from mpmc_jax.losses.sampling import nth_true
 from mpmc_jax.methods import u2pl_sets
 from tests import golden
+
+_PUSH = jax.jit(Rings.push, static_argnums=0)
 
 
 def channels_last(x):
     return jnp.asarray(np.moveaxis(x, 1, -1))
+
+
+def percentile_weights(teacher, label, percent):
+    known = label != 255
+    uncertain = entropy(teacher)
+    limit = entropy_percentile(uncertain, known, percent)
+    return kept_weights(uncertain, known, limit)
 
 
 def unsupervised(student, teacher, label, percent):
@@ -70,43 +80,35 @@ def test_no_pixel_and_equal_entropies_keep_none():
     assert not percentile_weights(logits, jnp.zeros((1, 3, 3), int), 80.0).any()
 
 
-def contrast_of_golden(arrays, features):
-    """(loss, bank after) of a golden call, from the student's features (b,h,w,d)."""
-    setting = {k.removeprefix("cfg_"): v for k, v in arrays.items() if "cfg_" in k}
-    teacher = channels_last(arrays["rep_teacher"])
-    sets = u2pl_sets.released_sets(
-        jnp.asarray(arrays["labels_labeled"]),
-        jnp.asarray(arrays["pseudo_labels"]),
-        jax.nn.softmax(channels_last(arrays["teacher_logits"])),
-        jnp.asarray(arrays["low_entropy_mask"]),
-        jnp.asarray(arrays["high_entropy_mask"]),
+def sets_of_golden(arrays, setting):
+    """The pixel sets of a golden call, and the teacher's rows."""
+    bounds = u2pl_sets.Bounds(
         anchor_above=float(setting["current_class_threshold"]),
         key_below=float(setting["current_class_negative_threshold"]),
         low_rank=int(setting["low_rank"]),
         high_rank=int(setting["high_rank"]),
     )
-    rows = u2pl_sets.released_items(teacher)
-    rings = Rings(tuple(int(size) for size in arrays["bank_sizes"]))
+    sets = jax.jit(u2pl_sets.released_sets, static_argnums=5)(
+        jnp.asarray(arrays["labels_labeled"]),
+        jnp.asarray(arrays["pseudo_labels"]),
+        jax.nn.softmax(channels_last(arrays["teacher_logits"])),
+        jnp.asarray(arrays["low_entropy_mask"]),
+        jnp.asarray(arrays["high_entropy_mask"]),
+        bounds,
+    )
+    return sets, u2pl_sets.released_items(channels_last(arrays["rep_teacher"]))
+
+
+def bank_of_golden(arrays, rings, rows, keys):
+    """The banks after a golden call."""
     bank = rings.empty(rows.shape[-1], rows.dtype)
     for label in range(len(rings.capacities)):
-        keys = arrays[f"bank_before_{label}"]
-        chosen = np.zeros((len(keys), len(rings.capacities)), bool)
+        before = arrays[f"bank_before_{label}"]
+        chosen = np.zeros((len(before), len(rings.capacities)), bool)
         chosen[:, label] = True
-        if len(keys):
-            bank = rings.push(bank, jnp.asarray(keys), jnp.asarray(chosen))
-    bank = rings.push(bank, rows, sets.key)
-    loss = contrast(
-        u2pl_sets.released_items(features),
-        sets.anchor,
-        prototypes(rows, sets.prototype),
-        sets.present,
-        rings,
-        bank,
-        recorded_draws(arrays, sets, bank, setting),
-        temperature=float(setting["temperature"]),
-        slip=True,
-    )
-    return loss, (bank, rings, sets)
+        if len(before):
+            bank = _PUSH(rings, bank, jnp.asarray(before), jnp.asarray(chosen))
+    return _PUSH(rings, bank, rows, keys)
 
 
 def recorded_draws(arrays, sets, bank, setting):
@@ -132,11 +134,38 @@ def recorded_draws(arrays, sets, bank, setting):
 def test_contrastive_loss_and_banks_are_the_released_ones():
     for path in golden.golden_files("u2pl_contrastive*.npz"):
         arrays = dict(np.load(path))
+        setting = {k.removeprefix("cfg_"): v for k, v in arrays.items() if "cfg_" in k}
+        rings = Rings(tuple(int(size) for size in arrays["bank_sizes"]))
+        sets, rows = sets_of_golden(arrays, setting)
+        bank = bank_of_golden(arrays, rings, rows, sets.key)
+        draws = recorded_draws(arrays, sets, bank, setting)
+        temperature = float(setting["temperature"])
+
+        @jax.jit
+        def loss(
+            student,
+            sets=sets,
+            rows=rows,
+            bank=bank,
+            draws=draws,
+            rings=rings,
+            temperature=temperature,
+        ):
+            return contrast(
+                u2pl_sets.released_items(student),
+                sets.anchor,
+                prototypes(rows, sets.prototype),
+                sets.present,
+                rings,
+                bank,
+                draws,
+                temperature=temperature,
+                slip=True,
+            )
+
         student = channels_last(arrays["rep_student"])
-        (loss, (bank, rings, sets)), gradient = jax.value_and_grad(
-            lambda x, arrays=arrays: contrast_of_golden(arrays, x), has_aux=True
-        )(student)
-        np.testing.assert_allclose(loss, arrays["loss"], rtol=1e-5)
+        value, gradient = jax.value_and_grad(loss)(student)
+        np.testing.assert_allclose(value, arrays["loss"], rtol=1e-5)
         norm = np.linalg.norm(gradient)
         np.testing.assert_allclose(norm, arrays["grad_norm"], rtol=1e-5)
         np.testing.assert_array_equal(
@@ -170,9 +199,6 @@ def test_a_ring_holds_the_last_keys_in_order(sizes, seed):
         order = jnp.arange(int(bank.size[label]))
         found = bank.keys[rings.rows(bank, label, order)]
         np.testing.assert_array_equal(found, expected[label])
-
-
-_PUSH = jax.jit(Rings.push, static_argnums=0)
 
 
 def test_nth_true_and_ranks():

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mpmc_jax.methods import augment
+from mpmc_jax.methods import augment, dropout
 from tests.pillow import (
     PIL_JITTER,
     SIZE,
@@ -177,23 +177,23 @@ print(json.dumps({
 def test_feature_dropout_keeps_the_mean_and_drops_whole_channels():
     keys = jax.random.split(jax.random.key(0), 8)
     for rate in (0.5, 0.2):
-        mask = np.asarray(augment.feature_dropout_mask(keys, 512, rate=rate))
+        mask = np.asarray(dropout.feature_dropout_mask(keys, 512, rate=rate))
         assert mask.shape == (8, 1, 1, 512)
         np.testing.assert_allclose(np.unique(mask), [0, 1 / (1 - rate)], rtol=1e-6)
         deviation = np.sqrt(rate * (1 - rate) / mask.size)
         assert abs((mask == 0).mean() - rate) < 5 * deviation
         assert not np.array_equal(mask[0], mask[1])
-    again = augment.feature_dropout_mask(keys[3:4], 512, rate=0.2)
+    again = dropout.feature_dropout_mask(keys[3:4], 512, rate=0.2)
     np.testing.assert_array_equal(again[0], mask[3])
-    bfloat = augment.feature_dropout_mask(keys, 4, dtype=jnp.bfloat16)
+    bfloat = dropout.feature_dropout_mask(keys, 4, dtype=jnp.bfloat16)
     assert bfloat.dtype == jnp.bfloat16
-    whole = augment.feature_dropout_mask(keys, 4, rate=0)
+    whole = dropout.feature_dropout_mask(keys, 4, rate=0)
     np.testing.assert_array_equal(whole, 1)
 
 
 @pytest.mark.parametrize("rate", [-0.1, 1.0])
 def test_feature_dropout_refuses_other_rates(rate):
     with pytest.raises(ValueError, match="rate="):
-        augment.feature_dropout_mask(
+        dropout.feature_dropout_mask(
             jax.random.split(jax.random.key(0), 1), 4, rate=rate
         )

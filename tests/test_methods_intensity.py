@@ -3,6 +3,7 @@
 import os
 import pathlib
 
+import h5py
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -43,31 +44,49 @@ def _strength(name, rng):
     return rng.uniform(0.1, 2.0) if name == "blur" else rng.uniform(0.05, 0.95)
 
 
-def _crops(count, size=65):
-    """Crops of real images, colour and grey, or of made ones where there are none."""
-    folder = pathlib.Path(os.environ.get("MPMC_TEST_DATA", "/nowhere"))
+def _photographs(folder):
+    """Colour and grey ones of CamVid and VOC."""
     paths = sorted(folder.glob("camvid/train/*.png"))[:10]
     paths += sorted(folder.glob("voc_sample/**/*.jpg"))[:5]
-    if not paths:
+    for i, path in enumerate(paths):
+        with Image.open(path) as picture:
+            yield from_pil(picture.convert("L" if i % 4 == 3 else "RGB"))
+
+
+def _slices(folder):
+    """ACDC's, as grey levels."""
+    for path in sorted(folder.glob("acdc/data/slices/*.h5"))[:40:3]:
+        with h5py.File(path) as file:
+            yield (np.asarray(file["image"]) * 255).astype(np.uint8)[..., None]
+
+
+KINDS = {"photographs": _photographs, "acdc": _slices}
+
+
+def _crops(kind, count, size=65):
+    """Crops of real images, or made ones where there are none."""
+    folder = pathlib.Path(os.environ.get("MPMC_TEST_DATA", "/nowhere"))
+    images = list(KINDS[kind](folder))
+    if not images:
         return [random_image(0), textured_image(), random_image(1, 1)] * (count // 3)
     rng, crops = np.random.default_rng(0), []
     for i in range(count):
-        with Image.open(paths[i % len(paths)]) as picture:
-            image = from_pil(picture.convert("L" if i % 4 == 3 else "RGB"))
+        image = images[i % len(images)]
         top, left = (rng.integers(0, side - size) for side in image.shape[:2])
         crops.append(image[top : top + size, left : left + size])
     return crops
 
 
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
     "draws", [24, pytest.param(200, marks=pytest.mark.full)], ids=str
 )
-def test_an_operation_is_pillows(name, draws):
+def test_an_operation_is_pillows(name, kind, draws):
     """99.9 % of values within one level, none beyond three, the blur's within two."""
     operation = jax.jit(augment.INTENSITY[name])
     rng, far, values, furthest = np.random.default_rng(1), 0, 0, 0
-    for image in _crops(draws):
+    for image in _crops(kind, draws):
         strength = np.float32(_strength(name, rng))
         got = operation(jnp.float32(image), jnp.float32(strength))
         expected = from_pil(PILLOW[name](to_pil(image), float(strength)))

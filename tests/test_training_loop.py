@@ -28,6 +28,9 @@ class Batches:
         self.step += 1
         return tiny.batch(self.step - 1, self.cfg, self.method)
 
+    def request(self, step, images):
+        raise AssertionError("only AEL requests images")
+
     def get_state(self):
         return {"next_index": self.step}
 

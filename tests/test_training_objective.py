@@ -41,7 +41,7 @@ def test_ohem_ranks_within_groups_and_averages_over_all(supervised):
         bar = max(threshold, np.sort(probability.ravel())[min_kept - 1])
         kept += list(of_group[valid & (probability <= bar)])
     loss = objective.SupervisedLoss("ohem", 2, threshold, min_kept)
-    found = loss(supervised, objective.Totals(None, {}))
+    found = loss(supervised.logits, supervised.label, objective.Totals(None, {}))
     np.testing.assert_allclose(found, np.mean(kept), rtol=1e-5)
 
 

@@ -30,12 +30,14 @@ def silent_plugin_difference(method: str) -> float:
     return tiny.difference(_trees(on), _trees(off))
 
 
-def mapping_difference(method: str) -> dict[str, float]:
+def mapping_difference(
+    method: str, kinds=("pmap", "shard_map"), **changes
+) -> dict[str, float]:
     """Two steps on one device against four, by pmap and by shard_map."""
-    cfg = tiny.config(f"method={method},mpmc=recommended")
+    cfg = tiny.config(f"method={method},mpmc=recommended", **changes)
     one, metrics = tiny.run(cfg, 2)
     found = {}
-    for kind in ("pmap", "shard_map"):
+    for kind in kinds:
         four, values = tiny.run(cfg, 2, kind=kind, devices=4)
         found[f"{kind} state"] = tiny.difference(
             four.replace(key=None), one.replace(key=None)
@@ -46,9 +48,9 @@ def mapping_difference(method: str) -> dict[str, float]:
     return found
 
 
-def micro_batch_difference() -> float:
+def micro_batch_difference(method: str) -> float:
     """Two micro-batches on one device against the same on two."""
-    cfg = tiny.config("method=unimatch,mpmc=recommended", train__accumulation=2)
+    cfg = tiny.config(f"method={method},mpmc=recommended", train__accumulation=2)
     one, _ = tiny.run(cfg, 2)
     two, _ = tiny.run(cfg, 2, devices=2)
     return tiny.difference(two.replace(key=None), one.replace(key=None))
@@ -65,26 +67,41 @@ def _x64(call: str):
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("method", ["mean_teacher", "unimatch", "augseg"])
+@pytest.mark.parametrize(
+    "method", ["mean_teacher", "unimatch", "augseg", "u2pl", "ael"]
+)
 def test_a_silent_plugin_moves_nothing(method):
     assert _x64(f"silent_plugin_difference({method!r})") < 1e-12
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("method", ["mean_teacher", "unimatch", "augseg"])
+@pytest.mark.parametrize(
+    "method", ["mean_teacher", "unimatch", "augseg", "u2pl", "ael"]
+)
 def test_devices_and_mappings_agree(method):
-    found = _x64(f"mapping_difference({method!r})")
+    # The mapping is no method's business: two see both, one of them with a memory.
+    both = ("pmap", "shard_map")
+    kinds = both if method in ("mean_teacher", "u2pl") else both[:1]
+    found = _x64(f"mapping_difference({method!r}, {kinds!r})")
     assert set(found) == {
-        f"{kind} {what}"
-        for kind in ("pmap", "shard_map")
-        for what in ("state", "values")
+        f"{kind} {what}" for kind in kinds for what in ("state", "values")
     }
     assert np.max(list(found.values())) < 1e-10, json.dumps(found)
 
 
 @pytest.mark.full
+def test_drawn_keys_do_not_depend_on_devices():
+    found = _x64(
+        "mapping_difference('u2pl', kinds=('pmap',), u2pl__contrast='corrected', "
+        "u2pl__bank_size=60, u2pl__bank_size_first=60)"
+    )
+    assert np.max(list(found.values())) < 1e-10, json.dumps(found)
+
+
+@pytest.mark.full
 def test_micro_batches_hold_the_same_groups_on_any_number_of_devices():
-    assert _x64("micro_batch_difference()") < 1e-10
+    # With one image a group, requests, and a memory that every part moves.
+    assert _x64("micro_batch_difference('ael')") < 1e-10
 
 
 def _strong(inputs):

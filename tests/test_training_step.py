@@ -1,17 +1,20 @@
 """The step: what it updates, what it refuses, how often it compiles."""
 
+import types
+
 import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 import tiny
 
+from mpmc_jax.methods.keys import stream_key
 from mpmc_jax.training.optimizer import Schedule, build_optimizer
 from mpmc_jax.training.parallel import Layout, Parallel
 from mpmc_jax.training.state import PLUGIN
-from mpmc_jax.training.step import make_keys, make_step
-from mpmc_jax.types import stream_key
+from mpmc_jax.training.step import _average, make_keys, make_step
 
 
 @pytest.fixture(scope="module")
@@ -137,6 +140,22 @@ def test_one_compilation_and_no_transfer_in_the_step(kind):
     assert int(parallel.fetch(state).step) == 3
 
 
+def test_a_teacher_with_statistics_of_its_own_keeps_them_and_averages_the_plugins():
+    config = types.SimpleNamespace(
+        method=types.SimpleNamespace(average=lambda step, epoch: (0.75, None)),
+        modules={"student": None},
+        steps_per_epoch=1,
+    )
+    both = {"student": jnp.zeros(2), PLUGIN: jnp.zeros(2)}
+    ones, twos = (jax.tree.map(lambda x, n=n: x + n, both) for n in (1, 2))
+    state = types.SimpleNamespace(step=0, ema_params=both, ema_batch_stats=both)
+    carry = types.SimpleNamespace(teacher_stats=twos, batch_stats=ones)
+    params, stats = _average(config, state, carry, ones)
+    chex.assert_trees_all_close(params, jax.tree.map(lambda x: x / 4, ones))
+    np.testing.assert_allclose(stats["student"], 2)
+    np.testing.assert_allclose(stats[PLUGIN], 0.25)
+
+
 def test_optimizer_is_torch_sgd():
     rng = np.random.default_rng(0)
     params = {"backbone": {"w": rng.normal(size=3)}, "head": {"w": rng.normal(size=3)}}
@@ -172,7 +191,7 @@ def test_layout_keeps_groups_whole_and_micro_batches_alike(devices, processes, p
     seen = set()
     for process in range(processes):
         records = np.arange(process, batch, processes)
-        rows = records[layout.order(devices, processes)]
+        rows = records[layout.order(len(records), devices, processes)]
         local = rows.reshape(devices // processes, parts, -1, group)
         for device in local:
             for part, of_part in enumerate(device):

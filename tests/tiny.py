@@ -44,7 +44,13 @@ def config(argument: str = "", **changes):
 
 def setup(cfg, axis_name: str | None = AXIS) -> Setup:
     """The parts of a run of `cfg` on RGB images of four classes."""
-    model, method = build_base(cfg, num_classes=CLASSES, channels=3)
+    model, method = build_base(
+        cfg,
+        num_classes=CLASSES,
+        channels=3,
+        num_unlabeled=100,
+        axis_name=axis_name,
+    )
     return build_setup(
         cfg, model, method, steps_per_epoch=STEPS_PER_EPOCH, axis_name=axis_name
     )
@@ -76,11 +82,14 @@ def crops(rng: np.random.Generator, size: int, *, label: bool) -> Crops:
 def batch(seed: int, cfg, method) -> Batch:
     """A global batch of what `method` asks for."""
     rng = np.random.default_rng(seed)
-    size = cfg.train.batch_size
-    labeled = crops(rng, size, label=True)
-    unlabeled = crops(rng, size, label=False) if method.streams.unlabeled else None
-    partner = crops(rng, size, label=False) if method.streams.partner else None
-    return Batch(labeled, unlabeled, partner)
+    sizes = method.streams.sizes(cfg.train.batch_size, cfg.train.group_size)
+    labelled = ("labeled", "source")
+    return Batch(
+        **{
+            name: crops(rng, size, label=name in labelled)
+            for name, size in sizes.items()
+        }
+    )
 
 
 def wide(state: TrainState) -> TrainState:
@@ -95,11 +104,12 @@ def wide(state: TrainState) -> TrainState:
 def difference(a, b) -> float:
     """Largest absolute difference of two trees relative to 1 + |b|."""
     chex.assert_trees_all_equal_structs(a, b)
-    parts = jax.tree.map(
-        lambda x, y: np.max(np.abs(np.asarray(x) - np.asarray(y)) / (1 + np.abs(y))),
-        a,
-        b,
-    )
+
+    def largest(x, y):
+        x, y = np.asarray(x, float), np.asarray(y, float)
+        return np.max(np.abs(x - y) / (1 + np.abs(y)), initial=0.0)
+
+    parts = jax.tree.map(largest, a, b)
     return float(np.max([0.0, *jax.tree.leaves(parts)]))  # NaN if any is
 
 

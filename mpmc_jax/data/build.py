@@ -93,10 +93,14 @@ def build_split(config: ml_collections.ConfigDict, info: DatasetInfo) -> splits.
     ids = info.ids["train"]
     present = {key: info.present[key] for key in ids if key in info.present}
     if data.labeled_ids:
-        return splits.read_split(ids, present, data.labeled_ids, data.unlabeled_ids)
-    if data.unlabeled_ids:
+        split = splits.read_split(ids, present, data.labeled_ids, data.unlabeled_ids)
+    elif data.unlabeled_ids:
         raise ValueError("data.unlabeled_ids is given without data.labeled_ids")
-    return splits.draw_split(ids, present, data.split, data.split_seed)
+    else:
+        split = splits.draw_split(ids, present, data.split, data.split_seed)
+    if not data.allow_absent_classes:
+        splits.check_classes(split, present, info.facts.class_names)
+    return split
 
 
 def build_train(
@@ -117,11 +121,13 @@ def build_train(
         size=data.crop,
         scale_min=data.scale_min,
         scale_max=data.scale_max,
+        scale_base=data.scale_base,
         flip=data.flip,
         fill=streams.fill,
     )
     settings = PipelineConfig(
         batch_size=config.train.batch_size,
+        group_size=config.train.group_size,
         crop=crop,
         streams=streams,
         seed=config.seed,

@@ -37,8 +37,9 @@ class CropConfig:
 
     Attributes:
       size: side of the square crop, in pixels.
-      scale_min: least factor of the random resize, relative to the image.
+      scale_min: least factor of the random resize.
       scale_max: greatest.
+      scale_base: the long side that factors refer to; 0 means the image's own.
       flip: whether to mirror horizontally half of the time.
       fill: colour of the padding, a key of `FILLS`.
     """
@@ -46,6 +47,7 @@ class CropConfig:
     size: int
     scale_min: float = 0.5
     scale_max: float = 2.0
+    scale_base: int = 0
     flip: bool = True
     fill: str = "black"
 
@@ -95,18 +97,27 @@ def _draw_offset(rng: np.random.Generator, length: int, size: int) -> int:
     return int(rng.integers(0, max(length - size, 0), endpoint=True))
 
 
+def _draw_long_side(
+    rng: np.random.Generator, size: tuple[int, int], config: CropConfig
+) -> tuple[int, int]:
+    """Rows and columns with a random long side (integer, both ends included)."""
+    long = max(size)
+    base = config.scale_base or long
+    low, high = int(config.scale_min * base), int(config.scale_max * base)
+    drawn = max(int(rng.integers(low, high, endpoint=True)), 1)
+    # The short side is rounded, halves up; the long side is what was drawn.
+    rows, columns = (max(int(drawn * side / long + 0.5), 1) for side in size)
+    return rows, columns
+
+
 def draw_unimatch(
     rng: np.random.Generator, size: tuple[int, int], config: CropConfig
 ) -> Placement:
     """UniMatch's crop of an image of `size` (rows, columns).
 
-    Draws, in order: long side (integer, both ends included), column, row, flip.
+    Draws, in order: long side, column, row, flip.
     """
-    long = max(size)
-    low, high = int(config.scale_min * long), int(config.scale_max * long)
-    drawn = max(int(rng.integers(low, high, endpoint=True)), 1)
-    # The short side is rounded, halves up; the long side is what was drawn.
-    rows, columns = (max(int(drawn * side / long + 0.5), 1) for side in size)
+    rows, columns = _draw_long_side(rng, size, config)
     left = _draw_offset(rng, columns, config.size)
     top = _draw_offset(rng, rows, config.size)
     flip = bool(rng.random() < 0.5) and config.flip
@@ -129,13 +140,17 @@ def _window_before_flip(
 def draw_augseg(
     rng: np.random.Generator, size: tuple[int, int], config: CropConfig
 ) -> Placement:
-    """AugSeg's crop of an image of `size` (rows, columns), its Cityscapes scaling.
+    """AugSeg's crop of an image of `size` (rows, columns).
 
-    Draws, in order: factor (continuous; both sides are floored), flip, column, row.
+    Draws, in order: scale, flip, column, row. The scale is a long side where
+    `scale_base` is given (VOC), else a factor whose products are floored (Cityscapes).
     The column counts in the mirrored image, as there the crop comes last.
     """
-    factor = rng.uniform(config.scale_min, config.scale_max)
-    rows, columns = (max(int(factor * side), 1) for side in size)
+    if config.scale_base:
+        rows, columns = _draw_long_side(rng, size, config)
+    else:
+        factor = rng.uniform(config.scale_min, config.scale_max)
+        rows, columns = (max(int(factor * side), 1) for side in size)
     flip = bool(rng.random() < 0.5) and config.flip
     left = _draw_offset(rng, columns, config.size)
     top = _draw_offset(rng, rows, config.size)

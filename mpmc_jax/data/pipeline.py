@@ -2,31 +2,31 @@
 
 The order of operations decides what is random and what may be resumed:
 
-    ids -> tile the labelled list -> shuffle -> whole batches only -> repeat
-        -> read, decode, crop (random_map) -> slice by process -> batch -> zip
+    ids -> order (see `orders`) -> read, decode, crop (random_map)
+        -> slice by process -> batch -> zip
 
-`random_map` comes after `repeat` and before the slice, so an example's draws depend on
-the seed and its place in the global order: they differ between epochs and streams and
-not between numbers of threads or processes. The iterator's position is the step.
+`random_map` comes after repetition and before the slice, so an example's draws depend
+on the seed and its place in the global order: they differ between epochs and streams
+and not between numbers of threads or processes. The iterator's position is the step.
 
-A second crop of the same unlabelled image (UniMatch's partner) is cut from the same
-decoded image with draws of its own.
+Crops that a method wants beside an example (`Streams`) are made with it: a second one
+of the same decoded image, or a labelled one to copy objects from.
 """
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import grain
 import numpy as np
-from PIL import Image
 
-from mpmc_jax.data import host, source
+from mpmc_jax.data import host
 from mpmc_jax.data.info import DatasetInfo
+from mpmc_jax.data.orders import Order
+from mpmc_jax.data.reader import Reader, ReadLabeled, ReadUnlabeled
+from mpmc_jax.data.requests import Requests
 from mpmc_jax.data.splits import Split
 from mpmc_jax.types import Batch, Crops, Streams
-
-_STREAM_NUMBERS = {"labeled": 0, "unlabeled": 1}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,17 +34,20 @@ class PipelineConfig:
     """How training batches are made.
 
     Attributes:
-      batch_size: labelled images a step, over all processes; as many unlabelled ones.
+      batch_size: labelled images a step, over all processes.
+      group_size: of them that mix and rank among themselves.
       crop: geometry settings.
       streams: what the method asks for.
       seed: of order and geometry.
-      threads: reading threads; 0 reads in the calling one.
+      threads: reading threads, and as many for requested images; 0 reads in the
+        calling one, requested images in one.
       prefetch: batches prepared ahead, if there are threads.
       process_index: this process.
       process_count: how many share the global batch.
     """
 
     batch_size: int
+    group_size: int
     crop: host.CropConfig
     streams: Streams
     seed: int = 0
@@ -61,49 +64,6 @@ class PipelineConfig:
             )
 
 
-@dataclasses.dataclass(frozen=True)
-class _ReadCrops(grain.transforms.RandomMap):
-    """Position in an id list -> crops of that image, as a dictionary of arrays."""
-
-    records: Sequence[dict]
-    positions: np.ndarray
-    ids: tuple[str, ...]
-    channels: int
-    crop: host.CropConfig
-    geometry: host.Geometry
-    with_label: bool
-    copies: int
-
-    def random_map(self, element: int, rng: np.random.Generator) -> Any:
-        """The crops, a list of `copies`; draws are made in that order."""
-        name = self.ids[element]
-        record = self.records[int(self.positions[element])]
-        try:
-            image = source.decode_image(record["image"], self.channels)
-            label_hw = source.decode_mask(record["mask"]) if self.with_label else None
-        except source.UnreadableImage as error:
-            raise ValueError(f"record {name!r}: {error}") from error
-        return [self._one(element, image, label_hw, rng) for _ in range(self.copies)]
-
-    def _one(
-        self,
-        element: int,
-        image: Image.Image,
-        label_hw: np.ndarray | None,
-        rng: np.random.Generator,
-    ) -> dict[str, np.ndarray]:
-        size = (image.height, image.width)
-        placement = self.geometry(rng, size, self.crop)
-        arrays = {
-            "image": host.crop_image(image, placement, self.crop),
-            "extent": placement.extent(),
-            "index": np.array(element, np.int32),
-        }
-        if label_hw is not None:
-            arrays["label"] = host.crop_label(label_hw, placement, self.crop)
-        return arrays
-
-
 class TrainIterator(Iterator[Batch]):
     """Batches from a given step on; `close` it when done.
 
@@ -111,16 +71,30 @@ class TrainIterator(Iterator[Batch]):
     its threads have prefetched.
     """
 
-    def __init__(self, dataset: grain.IterDataset, record: np.ndarray, start_step: int):
+    def __init__(
+        self,
+        dataset: grain.IterDataset,
+        rows: dict[str, np.ndarray],
+        requests: Requests | None,
+        start_step: int,
+    ):
         self._iterator: Any = iter(dataset)
-        # NumPy on the host; what places a batch makes it the declared jax.Array.
-        self._record: Any = record
+        self._rows: Any = rows
+        self._requests = requests
         self.set_state({"next_index": start_step})
 
     def __next__(self) -> Batch:
-        streams = next(self._iterator)
-        crops = [Crops(record=self._record, **arrays) for arrays in streams]
-        return Batch(*crops)
+        step = self.get_state()["next_index"]
+        crops = {k: v for part in next(self._iterator) for k, v in part.items()}
+        if self._requests is not None:
+            crops["partner"] = self._requests.take(step)
+        # NumPy on the host; what places a batch makes it the declared jax.Array.
+        return Batch(**{k: Crops(record=self._rows[k], **v) for k, v in crops.items()})
+
+    def request(self, step: int, images: np.ndarray) -> None:
+        """Asks for the partners of `step`: a place in the unlabelled list a group."""
+        if self._requests is not None:
+            self._requests.ask(step, images)
 
     def get_state(self) -> dict[str, int]:
         """{"next_index": step of the batch that comes next}."""
@@ -133,18 +107,18 @@ class TrainIterator(Iterator[Batch]):
     def close(self) -> None:
         """Stops the reading threads."""
         self._iterator.close()
+        if self._requests is not None:
+            self._requests.close()
 
 
 class TrainPipeline:
     """The training batches of one run, as a function of data, split and seed.
 
-    An epoch is a pass over the unlabelled list in whole batches. The labelled list is
-    tiled to that length and cut, as UniMatch does; one that is longer stays whole, and
-    each epoch uses another part of it.
+    How the labelled list fills an epoch is the method's to say, see `orders`.
 
     Attributes:
       split: the ids in use.
-      steps_per_epoch: whole batches in the unlabelled list (at least 1).
+      steps_per_epoch: see `orders`.
       num_labeled: distinct labelled images.
       num_unlabeled: unlabelled images; the method may leave them unused.
       repetition: passes over the labelled list an epoch.
@@ -165,8 +139,8 @@ class TrainPipeline:
         self._info = info
         self._config = config
         self._records = info.records("train")
-        self._epoch = self.num_unlabeled or self.num_labeled
-        self.steps_per_epoch = max(self._epoch // config.batch_size, 1)
+        self._sizes = config.streams.sizes(config.batch_size, config.group_size)
+        self.steps_per_epoch = self._order("labeled").steps_per_epoch
         per_epoch = self.steps_per_epoch * config.batch_size
         self.repetition = per_epoch / self.num_labeled
 
@@ -177,58 +151,76 @@ class TrainPipeline:
         p, p+P, ... of the global batch, which `record` names.
         """
         config = self._config
-        dataset = self._streams().to_iter_dataset(
+        streams = [self._labeled()]
+        if config.streams.unlabeled:
+            streams.append(self._unlabeled())
+        # All are endless, but by their batch sizes not equally so.
+        length = min(map(len, streams))
+        zipped = grain.experimental.ZipMapDataset([each[:length] for each in streams])
+        dataset = zipped.to_iter_dataset(
             grain.ReadOptions(
                 num_threads=config.threads,
                 prefetch_buffer_size=config.prefetch if config.threads else 0,
             )
         )
-        record = np.arange(
-            config.process_index,
-            config.batch_size,
-            config.process_count,
-            dtype=np.int32,
+        rows = {
+            name: np.arange(
+                config.process_index, size, config.process_count, dtype=np.int32
+            )
+            for name, size in self._sizes.items()
+        }
+        requests = None
+        if config.streams.partner == "requested":
+            reader = self._reader("unlabeled")
+            requests = Requests(
+                lambda place, rng: reader.crops(place, rng, [config.crop])[0],
+                rows["partner"],
+                config.seed,
+                config.threads,
+            )
+        return TrainIterator(dataset, rows, requests, start_step)
+
+    def _order(self, name: str) -> Order:
+        return Order(
+            kind=self._config.streams.order,
+            labeled=self.num_labeled,
+            unlabeled=self.num_unlabeled,
+            batch_size=self._config.batch_size,
+            groups=max(self._config.batch_size // self._config.group_size, 1),
+            per_step=self._sizes[name],
+            seed=self._config.seed,
         )
-        return TrainIterator(dataset, record, start_step)
 
-    def _streams(self) -> grain.MapDataset:
-        config = self._config
-        tiles = -(-self._epoch // self.num_labeled)
-        tiled = np.tile(np.arange(self.num_labeled), tiles)
-        tiled = tiled[: max(self._epoch, self.num_labeled)]
-        streams = [self._stream("labeled", tiled.tolist(), copies=1)]
-        if config.streams.unlabeled:
-            everything = list(range(self.num_unlabeled))
-            copies = 2 if config.streams.partner else 1
-            streams.append(self._stream("unlabeled", everything, copies))
-        zipped = grain.experimental.ZipMapDataset(streams)
-        # ((labelled,), (unlabelled, partner)) -> (labelled, unlabelled, partner)
-        return zipped.map(lambda parts: sum(map(tuple, parts), ()))
-
-    def _stream(self, name: str, elements: list[int], copies: int) -> grain.MapDataset:
-        config = self._config
+    def _reader(self, name: str) -> Reader:
         ids = getattr(self.split, name)
         place = {key: i for i, key in enumerate(self._info.ids["train"])}
-        entropy = np.random.SeedSequence((config.seed, _STREAM_NUMBERS[name]))
-        read = _ReadCrops(
+        return Reader(
             records=self._records,
             positions=np.array([place[key] for key in ids]),
             ids=ids,
             channels=self._info.facts.channels,
-            crop=config.crop,
-            geometry=host.build_geometry(config.streams.geometry),
+            geometry=host.build_geometry(self._config.streams.geometry),
             with_label=name == "labeled",
-            copies=copies,
         )
-        dataset = grain.MapDataset.source(elements).seed(
-            int(entropy.generate_state(1)[0])
-        )
-        dataset = dataset.shuffle()
-        whole = self.steps_per_epoch * config.batch_size
-        if whole <= len(elements):
-            dataset = dataset[:whole]
-        dataset = dataset.repeat(None).random_map(read)
+
+    def _labeled(self) -> grain.MapDataset:
+        config, source_crop = self._config, None
+        if config.streams.source is not None:
+            low, high = config.streams.source
+            source_crop = dataclasses.replace(
+                config.crop, scale_min=low, scale_max=high
+            )
+        read = ReadLabeled(self._reader("labeled"), config.crop, source_crop)
+        return self._read("labeled", read)
+
+    def _unlabeled(self) -> grain.MapDataset:
+        again = self._config.streams.partner == "same"
+        read = ReadUnlabeled(self._reader("unlabeled"), self._config.crop, again)
+        return self._read("unlabeled", read)
+
+    def _read(self, name: str, read: grain.transforms.RandomMap) -> grain.MapDataset:
+        config = self._config
+        dataset = self._order(name).build(name).random_map(read)
         dataset = dataset[config.process_index :: config.process_count]
-        return dataset.batch(
-            config.batch_size // config.process_count, drop_remainder=True
-        )
+        local = self._sizes[name] // config.process_count
+        return dataset.batch(local, drop_remainder=True)

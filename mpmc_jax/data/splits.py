@@ -97,6 +97,30 @@ def draw_split(
     )
 
 
+def check_classes(
+    split: Split, present: dict[str, tuple[int, ...]], names: Sequence[str]
+) -> None:
+    """Refuses a split whose labelled images lack a class altogether.
+
+    Args:
+      split: its labelled ids are looked at.
+      present: see `draw_split`.
+      names: of the classes.
+
+    Raises:
+      ValueError: names the classes, and the mend.
+    """
+    found = {label for key in split.labeled for label in present[key]}
+    absent = [name for label, name in enumerate(names) if label not in found]
+    if absent:
+        raise ValueError(
+            f"{len(absent)} of {len(names)} classes occur in none of the "
+            f"{len(split.labeled)} labelled images and could not be learned: "
+            f"{shorten(absent)}; label more images (data.split, data.labeled_ids), "
+            "remove these classes, or set data.allow_absent_classes=True"
+        )
+
+
 def _cover_classes(
     order: list[str], present: dict[str, tuple[int, ...]], count: int
 ) -> set[str]:

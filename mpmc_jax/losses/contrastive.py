@@ -8,6 +8,7 @@ Source: Wang et al., CVPR 2022, section 3.3; its released compute_contra_memoban
 """
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ import numpy as np
 from flax import struct
 
 from mpmc_jax.losses.reduction import at_least_float32
+from mpmc_jax.losses.sampling import nth_true, pick
 from mpmc_jax.types import Array
 
 _EPSILON = 1e-8  # least norm in a cosine, as in PyTorch
@@ -60,9 +62,16 @@ class Rings:
 
         The oldest keys go first; of more new ones than fit, the last stay.
         """
+        return self.push_each(bank, lambda label: (features_nd, chosen_nc[:, label]))
+
+    def push_each(
+        self, bank: Bank, choose: Callable[[Array], tuple[Array, Array]]
+    ) -> Bank:
+        """As `push`, where a class -> (features (n,d), chosen (n,) bool) of its own."""
 
         def one(keys: Array, ring: tuple[Array, ...]):
-            chosen_n, start, capacity, pointer, size = ring
+            label, start, capacity, pointer, size = ring
+            features_nd, chosen_n = choose(label)
             place_n = jnp.cumsum(chosen_n, dtype=jnp.int32) - 1
             count = jnp.sum(chosen_n, dtype=jnp.int32)
             fits_n = chosen_n & (place_n >= count - capacity)
@@ -73,8 +82,9 @@ class Rings:
             return keys, (moved, jnp.minimum(size + count, capacity))
 
         capacities = jnp.asarray(self.capacities, jnp.int32)
+        labels = jnp.arange(len(self.capacities), dtype=jnp.int32)
         starts = jnp.asarray(self.starts)
-        rings = (chosen_nc.T, starts, capacities, bank.pointer, bank.size)
+        rings = (labels, starts, capacities, bank.pointer, bank.size)
         keys, (pointer, size) = jax.lax.scan(one, bank.keys, rings)
         return Bank(keys, pointer, size)
 
@@ -95,11 +105,6 @@ class Draws(struct.PyTreeNode):
 
     anchor: Array
     negative: Array
-
-
-def nth_true(mask_n: Array, order: Array) -> Array:
-    """Position of the mask's `order`-th True, counted from 0."""
-    return jnp.searchsorted(jnp.cumsum(mask_n, dtype=jnp.int32), order + 1)
 
 
 def prototypes(features_nd: Array, chosen_nc: Array) -> Array:
@@ -150,10 +155,10 @@ def contrast(
         chosen_n = anchors_nc[:, own]
         anchors = jnp.sum(chosen_n, dtype=jnp.int32)
         size = bank.size[other]
-        row_m = nth_true(chosen_n, _pick(anchor_m, anchors))
+        row_m = nth_true(chosen_n, pick(anchor_m, anchors))
         row_m = jnp.minimum(row_m, len(features_nd) - 1)
         anchor_md = at_least_float32(features_nd[row_m])
-        key_mn = rings.rows(bank, other, _pick(negative_mn, size))
+        key_mn = rings.rows(bank, other, pick(negative_mn, size))
         negative_mnd = bank.keys[key_mn].astype(anchor_md.dtype)
         positive_m = _cosine(anchor_md, prototypes_cd[own][None])
         negative_mn = _cosine(anchor_md[:, None], negative_mnd)
@@ -168,12 +173,6 @@ def contrast(
         (jnp.arange(num_classes), draws.anchor, draws.negative),
     )
     return jnp.where(count > 1, jnp.sum(each) / jnp.maximum(count, 1), 0)
-
-
-def _pick(uniform: Array, count: Array) -> Array:
-    """A number in 0..count-1 from one in [0, 1)."""
-    index = jnp.floor(uniform * count).astype(jnp.int32)
-    return jnp.clip(index, 0, jnp.maximum(count - 1, 0))
 
 
 def _cosine(a: Array, b: Array) -> Array:

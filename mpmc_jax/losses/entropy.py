@@ -7,7 +7,6 @@ Pseudo-Labels", CVPR 2022; its released compute_unsupervised_loss.
 import jax
 import jax.numpy as jnp
 
-from mpmc_jax.losses.pixel import labelled_pixels
 from mpmc_jax.losses.reduction import at_least_float32
 from mpmc_jax.types import Array
 
@@ -28,35 +27,30 @@ def entropy_percentile(entropy_bhw: Array, where_bhw: Array, percent: Array) -> 
     Args:
       entropy_bhw: of one group of images.
       where_bhw: bool, the pixels that count.
-      percent: in 0..100; may be traced.
+      percent: in 0..100, one or several; may be traced.
 
     Returns:
-      A scalar; NaN where no pixel counts.
+      As many entropies; NaN where no pixel counts.
     """
     counted_bhw = jnp.where(where_bhw, entropy_bhw, jnp.nan)
     return jnp.nanpercentile(counted_bhw, percent)
 
 
-def percentile_weights(
-    teacher_logits_bhwc: Array, label_bhw: Array, percent: Array
-) -> Array:
+def kept_weights(entropy_bhw: Array, where_bhw: Array, limit: Array) -> Array:
     """Weights w with which U2PL's loss is sum w * cross-entropy.
 
-    Pixels at or above the percentile of the teacher's entropy are dropped. The mean
-    over the K others is divided by the share that they are, K of all N pixels (void
-    ones included): w = N / K^2.
+    Pixels whose entropy reaches the limit are dropped. The mean over the K others is
+    divided by the share that they are, K of all N pixels (void ones included):
+    w = N / K^2.
 
     Args:
-      teacher_logits_bhwc: of one group of images, which share the percentile.
-      label_bhw: pseudo-labels; 255 and anything >= c never counts.
-      percent: percentile from which pixels are dropped, 0..100.
+      entropy_bhw: the teacher's, of one group of images.
+      where_bhw: bool, the pixels that have a pseudo-label.
+      limit: an `entropy_percentile` of the group.
 
     Returns:
-      (b,h,w), zeros where no pixel is kept; without gradient.
+      (b,h,w), zeros where no pixel is kept.
     """
-    entropy_bhw = entropy(teacher_logits_bhwc)
-    known_bhw = labelled_pixels(label_bhw, teacher_logits_bhwc.shape[-1])
-    limit = entropy_percentile(entropy_bhw, known_bhw, percent)
-    kept_bhw = known_bhw & (entropy_bhw < limit)
+    kept_bhw = where_bhw & (entropy_bhw < limit)
     count = jnp.maximum(jnp.sum(kept_bhw, dtype=jnp.int32), 1).astype(limit.dtype)
-    return jnp.where(kept_bhw, (label_bhw.size / count) / count, 0)
+    return jnp.where(kept_bhw, (entropy_bhw.size / count) / count, 0)

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from mpmc_jax.losses.reduction import at_least_float32
+from mpmc_jax.methods.base import in_groups
 from mpmc_jax.types import Array
 
 MOMENTUM = 0.999
@@ -39,7 +40,7 @@ def moved(confidence_c: Array, measured_c: Array) -> Array:
     return MOMENTUM * confidence_c + (1 - MOMENTUM) * measured_c
 
 
-def survivors(logits_bhwc: Array, confidence_c: Array, uniform_chw: Array) -> Array:
+def survivors(logits_bhwc: Array, confidence_c: Array, uniform: Array) -> Array:
     """Pixels that re-sampling keeps: (b,h,w) bool.
 
     With d_c = (1 - confidence_c) / max (1 - confidence), a pixel whose predicted
@@ -49,13 +50,17 @@ def survivors(logits_bhwc: Array, confidence_c: Array, uniform_chw: Array) -> Ar
     Args:
       logits_bhwc: the student's; its own prediction decides.
       confidence_c: of each class, in 0..1.
-      uniform_chw: numbers in [0, 1), a field for each class, shared by the batch.
+      uniform: numbers in [0, 1): a field (c,h,w) for each class, shared by the batch;
+        (h,w) is the same for a batch of one.
     """
     lack_c = 1 - confidence_c
     dropped_c = 1 - lack_c / (jnp.max(lack_c) + 1e-12)
     predicted_bhw = jnp.argmax(jax.lax.stop_gradient(logits_bhwc), axis=-1)
-    kept_chw = uniform_chw > dropped_c[:, None, None]
-    return jnp.take_along_axis(kept_chw, predicted_bhw, axis=0)
+    if uniform.ndim == 2:
+        own_bhw = uniform[None]
+    else:
+        own_bhw = jnp.take_along_axis(uniform, predicted_bhw, axis=0)
+    return own_bhw > dropped_c[predicted_bhw]
 
 
 def consistency_weights(
@@ -74,3 +79,51 @@ def consistency_weights(
       (b,h,w).
     """
     return jnp.where(survives_bhw, confidence_bhw**gamma, 0)
+
+
+def grouped_weights(
+    logits_bhwc: Array, certainty_bhw: Array, confidence_gc: Array, uniform_g: Array
+) -> Array:
+    """Weights of whole groups' consistency, in each of which they add up to 1.
+
+    Args:
+      logits_bhwc: the student's, groups one after the other.
+      certainty_bhw: the teacher's largest probability.
+      confidence_gc: of each group in each class.
+      uniform_g: of each group, see `survivors`.
+
+    Returns:
+      (b,h,w); zeros where nothing of a group survives.
+    """
+
+    def one(logits, certainty, confidence, uniform) -> Array:
+        survives = survivors(logits, confidence, uniform)
+        weight = consistency_weights(certainty, survives)
+        return weight / (jnp.sum(weight) + 1e-12)
+
+    members = len(logits_bhwc) // len(confidence_gc)
+    each = in_groups((logits_bhwc, certainty_bhw), members)
+    weights = jax.vmap(one)(*each, confidence_gc, uniform_g)
+    return weights.reshape(certainty_bhw.shape)
+
+
+def query(
+    keys_g: Array, confidence_gc: Array, draws: int, never: tuple[int, ...]
+) -> Array:
+    """Classes to copy into labelled images, for each group: (g,c) bool.
+
+    Args:
+      keys_g: one a group.
+      confidence_gc: a class is drawn by softmax of sqrt(1 - confidence).
+      draws: with replacement; doubles are merged.
+      never: classes that are left out.
+    """
+    num_classes = confidence_gc.shape[-1]
+    barred = jnp.isin(jnp.arange(num_classes), jnp.asarray(never, jnp.int32))
+
+    def one(key: Array, confidence_c: Array) -> Array:
+        scores = jnp.where(barred, -jnp.inf, jnp.sqrt(1 - confidence_c))
+        drawn = jax.random.categorical(key, scores, shape=(draws,))
+        return jnp.any(jax.nn.one_hot(drawn, num_classes, dtype=jnp.bool_), axis=0)
+
+    return jax.vmap(one)(keys_g, confidence_gc)

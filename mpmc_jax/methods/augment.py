@@ -1,4 +1,4 @@
-"""Photometric augmentation on the device: strong views, feature dropout.
+"""Photometric augmentation on the device: strong views.
 
 Drawing is apart from applying: `draw_strong` turns a key into parameters,
 `apply_strong` is a function of image and parameters alone. Both treat one example, so
@@ -216,28 +216,3 @@ def intensity_view(keys_b: Array, images_bhwc: Array) -> Array:
         ),
         (keys_b, images_bhwc),
     )
-
-
-def feature_dropout_mask(
-    keys_b: Array, channels: int, *, rate: float = 0.5, dtype: jnp.dtype = jnp.float32
-) -> Array:
-    """Masks that drop whole channels of a feature map and scale the survivors.
-
-    Args:
-      keys_b: (b,) keys, one an example.
-      channels: channels of the feature map.
-      rate: probability that a channel is dropped, in [0, 1).
-      dtype: of the mask; the feature map's.
-
-    Returns:
-      (b,1,1,channels), 0 or 1 / (1 - rate).
-
-    Raises:
-      ValueError: rate is outside [0, 1).
-    """
-    if not 0 <= rate < 1:
-        raise ValueError(f"rate={rate}: a dropout rate lies in [0, 1)")
-    kept = jax.vmap(
-        lambda key: jax.random.bernoulli(key, 1.0 - rate, (1, 1, channels))
-    )(keys_b)
-    return kept.astype(dtype) / (1 - rate)

@@ -6,19 +6,18 @@ padding included, which is trained on; the teacher is a copy in the first epoch.
 """
 
 import dataclasses
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 
 from mpmc_jax.methods import augment, base, mixing, pseudo_labels
+from mpmc_jax.methods.keys import Keys
 from mpmc_jax.models import preprocess
 from mpmc_jax.types import (
     IGNORE_LABEL,
     Array,
     Batch,
-    Keys,
     Network,
     Outputs,
     PyTree,
@@ -73,7 +72,7 @@ class Targets(struct.PyTreeNode):
 
 
 @dataclasses.dataclass(frozen=True)
-class AugSeg:
+class AugSeg(base.Method):
     """L = L_x + alpha * 4 * L_u, so that alpha = 0.25 weighs both equally (D11).
 
     Attributes:
@@ -85,19 +84,12 @@ class AugSeg:
     group_size: int
     threshold: float = 0.95
     ema_decay: float = 0.999
-    networks: tuple[str, ...] = ("student",)
-    streams: Streams = Streams(geometry="augseg", fill="mean")
-    scale: float = 1.0
-    teacher: Literal["student", "average"] = "average"
+
+    streams = Streams(geometry="augseg", fill="mean")
 
     def __post_init__(self) -> None:
-        base.check_average("augseg", self.ema_decay)
+        base.check_average("augseg", self.ema_decay, 0.999)
         base.check_partners("augseg", self.group_size)
-
-    def init(self, key: Array) -> PyTree:
-        """No state."""
-        del key
-        return {}
 
     def augment(self, batch: Batch, state: PyTree, keys: Keys) -> Inputs:
         del state
@@ -173,8 +165,7 @@ class AugSeg:
         mixed = self._mix(inputs, targets.injected, inputs.image, inputs.strong)
         images = jnp.concatenate([inputs.image, mixed])
         both, student = base.full_pass(students["student"], images)
-        b, total = inputs.image.shape[0], images.shape[0]
-        labeled, unlabeled = both.part(0, b), both.part(b, total)
+        labeled, unlabeled = both.halves()
         confident = targets.confidence >= self.threshold
         supervised = base.supervised_part(labeled, inputs.label)
         counts = confident & (targets.label != IGNORE_LABEL)
@@ -196,7 +187,8 @@ class AugSeg:
         }
         return Outputs(supervised, (view,), {"student": student}, state, metrics)
 
-    def average(self, step: Array, epoch: Array) -> tuple[Array, Array]:
+    def average(self, step: Array, steps_per_epoch: int) -> tuple[Array, Array]:
         """0 in the first epoch: the teacher is the student until then."""
-        decay = jnp.where(epoch > 0, base.warmed_decay(step, self.ema_decay), 0)
+        warmed = base.warmed_decay(step, self.ema_decay)
+        decay = jnp.where(step >= steps_per_epoch, warmed, 0)
         return decay, decay

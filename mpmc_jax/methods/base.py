@@ -5,18 +5,21 @@ predictions that the targets supervise (`views`). It knows no optimiser, no plug
 and no device: the step calls it once per micro-batch on every device.
 """
 
-import dataclasses
-from typing import Literal, Protocol
+import abc
+from collections.abc import Collection, Mapping
+from typing import Literal, TypeVar
 
+import jax
 import jax.numpy as jnp
+from flax import struct
 
+from mpmc_jax.methods.keys import Keys
 from mpmc_jax.models import preprocess
 from mpmc_jax.types import (
     IGNORE_LABEL,
     Array,
     Batch,
     Features,
-    Keys,
     Network,
     Outputs,
     Prediction,
@@ -26,8 +29,10 @@ from mpmc_jax.types import (
     Supervised,
 )
 
+T = TypeVar("T")
 
-class Method(Protocol):
+
+class Method(abc.ABC):
     """The interface of a base method; implementations are frozen dataclasses.
 
     Attributes:
@@ -36,38 +41,65 @@ class Method(Protocol):
       scale: factor on the whole objective, the plug-in's terms included.
       teacher: "student" if the students themselves make the targets, "average" if
         their moving average does.
+      delay: steps from the request of a partner image to its use; 0 for no requests.
+      evaluated: the network that is evaluated if the configuration leaves it open;
+        "teacher" is the average, where there is one.
     """
 
-    @property
-    def networks(self) -> tuple[str, ...]: ...
+    networks: tuple[str, ...] = ("student",)
+    streams: Streams = Streams()
+    scale: float = 1.0
+    teacher: Literal["student", "average"] = "average"
+    delay: int = 0
+    evaluated: Literal["student", "teacher"] = "teacher"
 
-    @property
-    def streams(self) -> Streams: ...
-
-    @property
-    def scale(self) -> float: ...
-
-    @property
-    def teacher(self) -> Literal["student", "average"]: ...
+    def phase(self, epoch: int) -> "Method":
+        """The method that acts in an epoch; each one is compiled once."""
+        del epoch
+        return self
 
     def init(self, key: Array) -> PyTree:
         """The method's own state at step 0."""
-        ...
+        del key
+        return {}
 
+    def begins_apart(self) -> bool:
+        """Whether the average begins as random networks of its own, not as a copy."""
+        return False
+
+    def memory(self, pixels: int, positions: int, groups: int) -> dict[str, int]:
+        """Bytes on a device of state and of what is drawn from it, by what lowers them.
+
+        Args:
+          pixels: of a crop.
+          positions: of layer1's map of it.
+          groups: that a device works on at once.
+        """
+        del pixels, positions, groups
+        return {}
+
+    def requested(self, state: PyTree, step: Array | int) -> Array:
+        """(groups,) unlabelled images to serve as the partners of `step`."""
+        raise NotImplementedError(f"{type(self).__name__} requests no images")
+
+    @abc.abstractmethod
     def augment(self, batch: Batch, state: PyTree, keys: Keys) -> PyTree:
         """The method's inputs; every random draw of the step lies behind them."""
         ...
 
+    @abc.abstractmethod
     def regions(self, inputs: PyTree) -> dict[str, Region]:
         """Where each loss term counts, by name: "supervised" and every view's."""
         ...
 
+    @abc.abstractmethod
     def prepare(
         self, teachers: dict[str, Network], inputs: PyTree, state: PyTree
     ) -> tuple[PyTree, dict[str, PyTree], PyTree]:
         """Targets, teacher statistics that moved, and state; no gradient flows."""
         ...
 
+    @abc.abstractmethod
     def views(
         self,
         students: dict[str, Network],
@@ -79,10 +111,14 @@ class Method(Protocol):
         """The student's passes; differentiated by the step."""
         ...
 
-    def average(self, step: Array, epoch: Array) -> tuple[Array, Array] | None:
+    @abc.abstractmethod
+    def average(
+        self, step: Array, steps_per_epoch: int
+    ) -> tuple[Array, Array | None] | None:
         """Decay of the averaged parameters and statistics after this step.
 
-        None: the method keeps no average.
+        None: the method keeps no average; as second: its teacher moves statistics of
+        its own, which `prepare` returns.
         """
         ...
 
@@ -92,10 +128,22 @@ def real_images(crops_image: Array) -> Array:
     return preprocess.to_unit(crops_image, jnp.zeros(()).dtype)
 
 
-def supervised_region(label: Array) -> Region:
-    """Labelled pixels; padding of labelled crops is void already."""
+def supervised_region(label: Array, real: Array | None = None) -> Region:
+    """Labelled pixels; `real` (b,h,w) bool where a method labels padding as well."""
     labeled = label != IGNORE_LABEL
-    return Region(valid=labeled, real=labeled)
+    return Region(valid=labeled, real=labeled if real is None else labeled & real)
+
+
+def in_groups(tree: T, group_size: int) -> T:
+    """(b,...) arrays -> (g,group_size,...), for rules that act within a group."""
+    return jax.tree.map(lambda x: x.reshape((-1, group_size) + x.shape[1:]), tree)
+
+
+def over_devices(tree: T, axis_name: str | None) -> T:
+    """Arrays (n,...) -> those of all devices one after the other, in their order."""
+    if axis_name is None:
+        return tree
+    return jax.lax.all_gather(tree, axis_name, tiled=True)
 
 
 def take(taps: dict[str, Array], start: int, stop: int) -> dict[str, Array]:
@@ -118,12 +166,12 @@ def check_partners(method: str, group_size: int, mend: str = "") -> None:
         )
 
 
-def check_average(method: str, decay: float) -> None:
+def check_average(method: str, decay: float, published: float) -> None:
     """Raises ValueError unless `decay` makes a teacher that is an average."""
     if not 0 < decay < 1:
         raise ValueError(
             f"{method}'s teacher is an average, but method.ema_decay={decay} is not "
-            "between 0 and 1; published runs use 0.999"
+            f"between 0 and 1; published runs use {published}"
         )
 
 
@@ -133,6 +181,12 @@ def optional_average(step: Array, decay: float) -> tuple[Array, Array] | None:
         return None
     warmed = warmed_decay(step, decay)
     return warmed, warmed
+
+
+def check_choice(key: str, value: str, valid: Collection[str]) -> None:
+    """Raises ValueError, listing the valid values, for any other."""
+    if value not in valid:
+        raise ValueError(f"{key}={value!r} is unknown; valid: {sorted(valid)}")
 
 
 def check_optional_decay(decay: float) -> None:
@@ -156,38 +210,62 @@ def all_taps(features: Features, prediction: Prediction) -> dict[str, Array]:
     return taps
 
 
-def full_pass(network: Network, images: Array) -> tuple["Pass", Network]:
-    """Encodes and decodes images; the network returns with its moved statistics."""
-    features, network = network.encode(images)
-    prediction, network = network.decode(features)
-    logits = network.upsample(prediction.logits, features.size)
-    return Pass(logits, all_taps(features, prediction)), network
-
-
-@dataclasses.dataclass(frozen=True)
-class Pass:
+class Pass(struct.PyTreeNode):
     """What one pass through a network gives.
 
     Attributes:
       logits: (b,h,w,c) full size.
       taps: tap name -> (b,h,w,d).
+      coarse: (b,h,w,c) the logits at the decoder's stride.
+      embedding: (b,h,w,d) at the decoder's stride, or None.
+      auxiliary: (b,h,w,c) full-size logits of the auxiliary classifier, or None.
     """
 
     logits: Array
     taps: dict[str, Array]
+    coarse: Array
+    embedding: Array | None = None
+    auxiliary: Array | None = None
 
     def part(self, start: int, stop: int) -> "Pass":
         """The examples start..stop."""
-        return Pass(self.logits[start:stop], take(self.taps, start, stop))
+        return jax.tree.map(lambda x: x[start:stop], self)
+
+    def halves(self) -> tuple["Pass", "Pass"]:
+        """[labelled, unlabelled] images -> those of either."""
+        total = len(self.logits)
+        return self.part(0, total // 2), self.part(total // 2, total)
 
 
-def supervised_part(labeled: Pass, label: Array) -> Supervised:
-    """The labelled part of a step, where nothing was pasted into it."""
+def full_pass(
+    network: Network, images: Array, dropout: Mapping[str, Array] | None = None
+) -> tuple[Pass, Network]:
+    """Encodes and decodes images; the network returns with its moved statistics."""
+    features, network = network.encode(images)
+    prediction, network = network.decode(features, dropout)
+    auxiliary = prediction.auxiliary
+    if auxiliary is not None:
+        auxiliary = network.upsample(auxiliary, features.size)
+    passed = Pass(
+        logits=network.upsample(prediction.logits, features.size),
+        taps=all_taps(features, prediction),
+        coarse=prediction.logits,
+        embedding=prediction.embedding,
+        auxiliary=auxiliary,
+    )
+    return passed, network
+
+
+def supervised_part(
+    labeled: Pass, label: Array, real: Array | None = None
+) -> Supervised:
+    """The labelled part of a step; `real` as in `supervised_region`."""
     return Supervised(
         logits=labeled.logits,
         taps=labeled.taps,
         label=label,
-        region=supervised_region(label),
+        region=supervised_region(label, real),
+        auxiliary=labeled.auxiliary,
     )
 
 

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mpmc_jax.methods import mixing
 from mpmc_jax.types import Array
 
 
@@ -76,3 +77,29 @@ def draw_component_box(
     )
     found = jnp.any(large)
     return found, jnp.where(found, box, 0)
+
+
+def draw_object_boxes(
+    label_ghw: Array, wanted_g: Array, draws: tuple[Array, Array], area: float
+) -> tuple[Array, Array]:
+    """The box of an object of the wanted class in each prediction.
+
+    Args:
+      label_ghw: predicted classes of square crops.
+      wanted_g: the class.
+      draws: in [0, 1): (g,h,w) chooses among the objects, (g,3) a box where there is
+        none, of half the crop's area (`mixing.half_box`).
+      area: share of the crop that an object must exceed.
+
+    Returns:
+      (g,) bool, whether there is an object; (g,h,w) bool, the box.
+    """
+
+    def one(label_hw: Array, wanted: Array, object_draw: Array, box_draw: Array):
+        found, box = draw_component_box(
+            label_hw == wanted, object_draw, area * label_hw.size
+        )
+        return found, jnp.where(found, box, mixing.half_box(box_draw, len(label_hw)))
+
+    found_g, box_g4 = jax.vmap(one)(label_ghw, wanted_g, *draws)
+    return found_g, mixing.box_mask(box_g4, *label_ghw.shape[1:])

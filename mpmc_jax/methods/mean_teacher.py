@@ -7,22 +7,20 @@ partner being the next image of the group; one student pass over [labelled, mixe
 """
 
 import dataclasses
-from typing import Literal
 
 import jax.numpy as jnp
 from flax import struct
 
 from mpmc_jax.methods import augment, base, mixing, pseudo_labels
+from mpmc_jax.methods.keys import Keys
 from mpmc_jax.models import preprocess
 from mpmc_jax.types import (
     Array,
     Batch,
-    Keys,
     Network,
     Outputs,
     PyTree,
     Region,
-    Streams,
     View,
 )
 
@@ -46,28 +44,19 @@ class Inputs(struct.PyTreeNode):
 
 
 @dataclasses.dataclass(frozen=True)
-class MeanTeacher:
+class MeanTeacher(base.Method):
     """L = L_x + alpha * 4 * L_u, so that alpha = 0.25 weighs both equally (D11)."""
 
     group_size: int
     threshold: float = 0.95
     ema_decay: float = 0.999
     cutmix: bool = True
-    networks: tuple[str, ...] = ("student",)
-    streams: Streams = Streams()
-    scale: float = 1.0
-    teacher: Literal["student", "average"] = "average"
 
     def __post_init__(self) -> None:
-        base.check_average("mean_teacher", self.ema_decay)
+        base.check_average("mean_teacher", self.ema_decay, 0.999)
         if self.cutmix:
             mend = ", or method.cutmix=False"
             base.check_partners("mean_teacher", self.group_size, mend)
-
-    def init(self, key: Array) -> PyTree:
-        """No state."""
-        del key
-        return {}
 
     def augment(self, batch: Batch, state: PyTree, keys: Keys) -> Inputs:
         del state
@@ -117,8 +106,7 @@ class MeanTeacher:
         mixed = self._mix(inputs, inputs.strong)
         images = jnp.concatenate([inputs.image, mixed])
         both, student = base.full_pass(students["student"], images)
-        b, total = inputs.image.shape[0], images.shape[0]
-        labeled, unlabeled = both.part(0, b), both.part(b, total)
+        labeled, unlabeled = both.halves()
         confident = targets["confidence"] >= self.threshold
         supervised = base.supervised_part(labeled, inputs.label)
         view = View(
@@ -135,7 +123,7 @@ class MeanTeacher:
         metrics = {"confident": base.share(confident)}
         return Outputs(supervised, (view,), {"student": student}, state, metrics)
 
-    def average(self, step: Array, epoch: Array) -> tuple[Array, Array]:
-        del epoch
+    def average(self, step: Array, steps_per_epoch: int) -> tuple[Array, Array]:
+        del steps_per_epoch
         decay = base.warmed_decay(step, self.ema_decay)
         return decay, decay

@@ -106,6 +106,19 @@ def draw_half_boxes(keys_b: Array, size: int) -> Array:
     return jax.vmap(draw)(keys_b)
 
 
+def half_box(uniform: Array, size: int) -> Array:
+    """AEL's box of half the crop's area where it has no object: (4,) int32.
+
+    Args:
+      uniform: (3,) in [0, 1), for the sides size 0.5^u and size 0.5^(1-u), then for
+        row and column.
+      size: side of the crop in pixels.
+    """
+    extent = jnp.round(size * 0.5 ** jnp.stack([uniform[0], 1 - uniform[0]]))
+    corner = jnp.round((size - extent) * uniform[1:])
+    return jnp.concatenate([corner, corner + extent]).astype(jnp.int32)
+
+
 def draw_orders(group_keys: Array, group_size: int) -> Array:
     """A permutation of each group's examples: (g,) keys -> (g,group_size) int32."""
     return jax.vmap(lambda key: jax.random.permutation(key, group_size))(group_keys)

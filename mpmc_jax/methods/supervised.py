@@ -1,16 +1,15 @@
 """Plain supervision: the labelled images alone, the baseline of every comparison."""
 
 import dataclasses
-from typing import Literal
 
 from flax import struct
 
 from mpmc_jax.methods import base
+from mpmc_jax.methods.keys import Keys
 from mpmc_jax.models import preprocess
 from mpmc_jax.types import (
     Array,
     Batch,
-    Keys,
     Network,
     Outputs,
     PyTree,
@@ -27,7 +26,7 @@ class Inputs(struct.PyTreeNode):
 
 
 @dataclasses.dataclass(frozen=True)
-class SupervisedOnly:
+class SupervisedOnly(base.Method):
     """Cross-entropy (or OHEM) on labelled crops; L = L_x.
 
     Attributes:
@@ -35,18 +34,12 @@ class SupervisedOnly:
     """
 
     ema_decay: float = 0.0
-    networks: tuple[str, ...] = ("student",)
-    streams: Streams = Streams(unlabeled=False)
-    scale: float = 1.0
-    teacher: Literal["student", "average"] = "student"
+
+    streams = Streams(unlabeled=False)
+    teacher = "student"
 
     def __post_init__(self) -> None:
         base.check_optional_decay(self.ema_decay)
-
-    def init(self, key: Array) -> PyTree:
-        """No state."""
-        del key
-        return {}
 
     def augment(self, batch: Batch, state: PyTree, keys: Keys) -> Inputs:
         del state, keys
@@ -73,6 +66,6 @@ class SupervisedOnly:
         supervised = base.supervised_part(labeled, inputs.label)
         return Outputs(supervised, (), {"student": student}, state)
 
-    def average(self, step: Array, epoch: Array) -> tuple[Array, Array] | None:
-        del epoch
+    def average(self, step: Array, steps_per_epoch: int) -> tuple[Array, Array] | None:
+        del steps_per_epoch
         return base.optional_average(step, self.ema_decay)

@@ -1,12 +1,17 @@
-"""Which pixels U2PL contrasts, as its released code chooses them.
+"""Which pixels U2PL contrasts: as its released code does, and as its paper says.
 
-Released (`released_sets`): a scatter writes the labels of every image of a stream into
-its first image only, so that one image a stream takes part, under the union of all
-labels; and keys of labelled images are never found, as they are looked for where the
-class is and is not at once.
+Released: a scatter writes the labels of every image of a stream into its first image
+only, so that one image a stream takes part, under the union of all labels; and a key of
+a class is looked for where the class is, which for labelled images is never.
+
+Corrected: every image takes part under its own labels; a key of a class is looked for
+where the class is not (labelled images) or unlikely (unlabelled ones); a prototype is
+the mean of the possible anchors.
 
 Source: U2PL's u2pl/utils/loss_helper.py and utils.py; Wang et al., CVPR 2022, 3.3.
 """
+
+import dataclasses
 
 import jax
 import jax.numpy as jnp
@@ -34,10 +39,29 @@ class Sets(struct.PyTreeNode):
         return jnp.any(self.prototype, axis=0)
 
 
+@dataclasses.dataclass(frozen=True)
+class Bounds:
+    """What a pixel must meet.
+
+    Attributes:
+      anchor_above, key_below: bounds of the class's probability (delta_p, delta_n).
+      low_rank, high_rank: an unlabelled key's class has a rank in [low, high), a
+        labelled one's below low.
+    """
+
+    anchor_above: float
+    key_below: float
+    low_rank: int
+    high_rank: int
+
+
 def ranks(probability: Array) -> Array:
     """Place of every class in a pixel's falling order, from 0; ties by number."""
-    order = jnp.argsort(-probability, axis=-1, stable=True)
-    return jnp.argsort(order, axis=-1, stable=True)
+    one, other = probability[..., None], probability[..., None, :]
+    number = jnp.arange(probability.shape[-1])
+    earlier = number[None] < number[:, None]
+    tied = (other == one) & earlier.reshape((1,) * (one.ndim - 2) + earlier.shape)
+    return jnp.sum((other > one) | tied, axis=-1, dtype=jnp.int32)
 
 
 def released_items(batch_bhwd: Array) -> Array:
@@ -50,7 +74,12 @@ def released_items(batch_bhwd: Array) -> Array:
       (2hw, ...), row after row of the one, then of the other.
     """
     first = jnp.stack([batch_bhwd[0], batch_bhwd[len(batch_bhwd) // 2]])
-    return first.reshape(-1, *batch_bhwd.shape[3:])
+    return all_items(first)
+
+
+def all_items(batch_bhwd: Array) -> Array:
+    """The rows that take part, corrected: all pixels of all images, (bhw, ...)."""
+    return batch_bhwd.reshape(-1, *batch_bhwd.shape[3:])
 
 
 def released_sets(
@@ -59,11 +88,7 @@ def released_sets(
     probability_bhwc: Array,
     low_bhw: Array,
     high_bhw: Array,
-    *,
-    anchor_above: float,
-    key_below: float,
-    low_rank: int,
-    high_rank: int,
+    bounds: Bounds,
 ) -> Sets:
     """The released code's choice among the rows of `released_items`.
 
@@ -72,8 +97,7 @@ def released_sets(
       pseudo_bhw: pseudo-labels of as many unlabelled ones.
       probability_bhwc: the teacher's, labelled images first.
       low_bhw, high_bhw: bool, pixels of low and of high entropy, labelled first.
-      anchor_above, key_below: bounds of the class's probability (delta_p, delta_n).
-      low_rank, high_rank: an unlabelled key's class has a rank in [low, high).
+      bounds: see there.
     """
     num_classes = probability_bhwc.shape[-1]
 
@@ -84,18 +108,67 @@ def released_sets(
         void_hw = label_bhw[0] == IGNORE_LABEL
         return jnp.any(hot_bhwc, axis=0) & ~void_hw[..., None]
 
-    both = jnp.stack([union(label_bhw), union(pseudo_bhw)])
-    hot_nc = both.reshape(-1, num_classes)
-    p_nc = released_items(probability_bhwc)
-    reliable_nc = hot_nc & released_items(low_bhw)[:, None]
-    rank_nc = ranks(p_nc)
+    hot_nc = jnp.stack([union(label_bhw), union(pseudo_bhw)]).reshape(-1, num_classes)
+    p_nc, low_n, high_n = map(released_items, (probability_bhwc, low_bhw, high_bhw))
     unlabeled_n = jnp.arange(len(p_nc)) >= len(p_nc) // 2
-    far_nc = jnp.where(
-        unlabeled_n[:, None],
-        (rank_nc >= low_rank) & (rank_nc < high_rank),
-        (rank_nc < low_rank) & ~hot_nc,
-    )
-    key_nc = hot_nc & released_items(high_bhw)[:, None] & far_nc & (p_nc < key_below)
+    # A labelled key would have to be of the class and not of it.
+    allowed_nc = hot_nc & unlabeled_n[:, None]
+    return _sets(hot_nc, p_nc, low_n, high_n, unlabeled_n, allowed_nc, bounds)
+
+
+def corrected_sets(
+    label_bhw: Array,
+    pseudo_bhw: Array,
+    probability_bhwc: Array,
+    low_bhw: Array,
+    high_bhw: Array,
+    bounds: Bounds,
+) -> Sets:
+    """The paper's choice among the rows of `all_items`; arguments as released."""
+    label_n = all_items(jnp.concatenate([label_bhw, pseudo_bhw]))
+    hot_nc = jax.nn.one_hot(label_n, probability_bhwc.shape[-1], dtype=jnp.bool_)
+    p_nc, low_n, high_n = map(all_items, (probability_bhwc, low_bhw, high_bhw))
+    unlabeled_n = jnp.arange(len(p_nc)) >= len(p_nc) // 2
+    # An unlabelled pixel's own pseudo-label does not matter.
+    allowed_nc = ~hot_nc | unlabeled_n[:, None]
+    sets = _sets(hot_nc, p_nc, low_n, high_n, unlabeled_n, allowed_nc, bounds)
+    # The prototype is the mean of what may be an anchor.
+    return sets.replace(prototype=sets.anchor)
+
+
+def _sets(
+    hot_nc: Array,
+    p_nc: Array,
+    low_n: Array,
+    high_n: Array,
+    unlabeled_n: Array,
+    allowed_nc: Array,
+    bounds: Bounds,
+) -> Sets:
+    """`allowed_nc` says where a class's keys may lie at all."""
+    reliable_nc = hot_nc & low_n[:, None]
+    rank_nc = ranks(p_nc)
+    middle_nc = (rank_nc >= bounds.low_rank) & (rank_nc < bounds.high_rank)
+    far_nc = jnp.where(unlabeled_n[:, None], middle_nc, rank_nc < bounds.low_rank)
+    unlikely_nc = p_nc < bounds.key_below
     return Sets(
-        prototype=reliable_nc, anchor=reliable_nc & (p_nc > anchor_above), key=key_nc
+        prototype=reliable_nc,
+        anchor=reliable_nc & (p_nc > bounds.anchor_above),
+        key=allowed_nc & high_n[:, None] & far_nc & unlikely_nc,
     )
+
+
+def draw_rows(chosen_n: Array, uniform_n: Array, count: int) -> tuple[Array, Array]:
+    """At most `count` of the chosen rows, drawn uniformly without replacement.
+
+    Args:
+      chosen_n: bool.
+      uniform_n: numbers in [0, 1); the least decide.
+      count: static.
+
+    Returns:
+      (count,) int32 rows, and bool whether each is one (fewer may be chosen).
+    """
+    count = min(count, len(chosen_n))
+    falling, row_m = jax.lax.top_k(jnp.where(chosen_n, -uniform_n, -2), count)
+    return row_m, falling > -2

@@ -9,19 +9,18 @@ pixels that are not padding. There is no averaged teacher.
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 
-from mpmc_jax.methods import augment, base, mixing, pseudo_labels
+from mpmc_jax.methods import augment, base, dropout, mixing, pseudo_labels
+from mpmc_jax.methods.keys import Keys
 from mpmc_jax.models import preprocess
 from mpmc_jax.types import (
     Array,
     Batch,
     Features,
-    Keys,
     Network,
     Outputs,
     PyTree,
@@ -57,7 +56,7 @@ class Inputs(struct.PyTreeNode):
 
 
 @dataclasses.dataclass(frozen=True)
-class UniMatch:
+class UniMatch(base.Method):
     """L = 1/2 (L_x + alpha (L_s1 + L_s2 + 2 L_fp)), alpha = 0.25.
 
     Attributes:
@@ -69,18 +68,13 @@ class UniMatch:
     perturbed: tuple[tuple[str, int], ...]
     threshold: float = 0.95
     ema_decay: float = 0.0
-    networks: tuple[str, ...] = ("student",)
-    streams: Streams = Streams(partner=True)
-    scale: float = 0.5
-    teacher: Literal["student", "average"] = "student"
+
+    streams = Streams(partner="same")
+    scale = 0.5
+    teacher = "student"
 
     def __post_init__(self) -> None:
         base.check_optional_decay(self.ema_decay)
-
-    def init(self, key: Array) -> PyTree:
-        """No state."""
-        del key
-        return {}
 
     def augment(self, batch: Batch, state: PyTree, keys: Keys) -> Inputs:
         del state
@@ -120,7 +114,7 @@ class UniMatch:
 
         def masks(tap: str, channels: int) -> Array:
             parts = [
-                augment.feature_dropout_mask(
+                dropout.feature_dropout_mask(
                     keys.examples(f"dropout/{tap}/{stream}"), channels, dtype=dtype
                 )
                 for stream in ("labeled", "unlabeled")
@@ -185,9 +179,10 @@ class UniMatch:
         n, b = images.shape[0], inputs.image.shape[0]
 
         def part(taps: Mapping[str, Array], start: int, stop: int) -> base.Pass:
-            logits = student.upsample(prediction.logits[start:stop], features.size)
+            coarse = prediction.logits[start:stop]
+            logits = student.upsample(coarse, features.size)
             decoder = {"decoder": prediction.decoder[start:stop]}
-            return base.Pass(logits, {**taps, **decoder})
+            return base.Pass(logits, {**taps, **decoder}, coarse)
 
         clean = part(clean_taps, 0, n)
         # The perturbed labelled half is decoded for its share of the statistics only.
@@ -242,6 +237,6 @@ class UniMatch:
             views.append(view(name, passed, image, confidence, label, 1.0))
         return tuple(views)
 
-    def average(self, step: Array, epoch: Array) -> tuple[Array, Array] | None:
-        del epoch
+    def average(self, step: Array, steps_per_epoch: int) -> tuple[Array, Array] | None:
+        del steps_per_epoch
         return base.optional_average(step, self.ema_decay)

@@ -7,9 +7,11 @@ import jax.numpy as jnp
 import ml_collections
 
 from mpmc_jax.methods.base import Method
-from mpmc_jax.methods.build import build_method, default_variant
+from mpmc_jax.methods.build import Sizes, build_method, network_needs
+from mpmc_jax.methods.keys import stream_key
 from mpmc_jax.models.build import (
     build_segmenter,
+    dropout_channels,
     init_variables,
     perturbed_taps,
     receptive_field,
@@ -19,11 +21,11 @@ from mpmc_jax.models.config import ModelConfig
 from mpmc_jax.plugins.base import Plugin
 from mpmc_jax.plugins.build import build_plugin
 from mpmc_jax.training import objective
-from mpmc_jax.training.config import AXIS, StepConfig
+from mpmc_jax.training.config import AXIS, LAG, StepConfig
 from mpmc_jax.training.optimizer import Schedule, build_optimizer
 from mpmc_jax.training.parallel import Layout, Parallel
 from mpmc_jax.training.state import PLUGIN, TrainState
-from mpmc_jax.types import Array, Network, PyTree, stream_key
+from mpmc_jax.types import Array, Network, PyTree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,15 +48,17 @@ def model_config(
     config: ml_collections.ConfigDict, num_classes: int, channels: int
 ) -> ModelConfig:
     """The network of a run; "auto" becomes the variant of the method's authors."""
-    variant = config.model.variant
-    if variant == "auto":
-        variant = default_variant(config.method.name)
+    variant, embedding = network_needs(config.method.name)
+    if config.model.variant != "auto":
+        variant = config.model.variant
     return ModelConfig(
         name=config.model.name,
         backbone=config.model.backbone,
         variant=variant,
         num_classes=num_classes,
         in_channels=channels,
+        embedding=embedding,
+        auxiliary=config.method.auxiliary_weight > 0,
         dtype=config.model.dtype,
         width=config.model.width,
         remat=config.model.remat,
@@ -62,7 +66,12 @@ def model_config(
 
 
 def build_base(
-    config: ml_collections.ConfigDict, *, num_classes: int, channels: int
+    config: ml_collections.ConfigDict,
+    *,
+    num_classes: int,
+    channels: int,
+    num_unlabeled: int,
+    axis_name: str | None = AXIS,
 ) -> tuple[ModelConfig, Method]:
     """Network configuration and base method: what the data pipeline depends on.
 
@@ -70,7 +79,15 @@ def build_base(
       ValueError: an unknown name; the message lists the valid ones.
     """
     model = model_config(config, num_classes, channels)
-    return model, build_method(config, perturbed_taps(model))
+    sizes = Sizes(
+        num_classes=num_classes,
+        num_unlabeled=num_unlabeled,
+        perturbed=perturbed_taps(model),
+        dropout=dropout_channels(model),
+        embedding=tap_channels(model, "decoder") if model.embedding else 0,
+        axis_name=axis_name,
+    )
+    return model, build_method(config, sizes)
 
 
 def build_setup(
@@ -93,11 +110,7 @@ def build_setup(
         tap_size(model, config.mpmc.tap, config.data.crop),
         axis_name=axis_name,
     )
-    if plugin.teacher_head == "ema" and not averages(method):
-        raise ValueError(
-            f"mpmc.teacher_head='ema', but method.name={config.method.name!r} keeps no "
-            "average; use 'student', or a method and method.ema_decay that make one"
-        )
+    _check(config, method, plugin)
     schedule = Schedule(
         lr=config.optimizer.lr,
         steps=total_steps(config, steps_per_epoch),
@@ -123,6 +136,7 @@ def build_setup(
             group_size=config.train.group_size,
             threshold=config.method.ohem_threshold,
             min_kept=config.method.ohem_min_kept,
+            auxiliary_weight=config.method.auxiliary_weight,
         ),
         batch_size=config.train.batch_size,
         group_size=config.train.group_size,
@@ -131,6 +145,20 @@ def build_setup(
         axis_name=axis_name,
     )
     return Setup(model, method, plugin, step)
+
+
+def _check(config: ml_collections.ConfigDict, method: Method, plugin: Plugin) -> None:
+    """Raises ValueError where method, plug-in and loop do not fit each other."""
+    if plugin.teacher_head == "ema" and not averages(method):
+        raise ValueError(
+            f"mpmc.teacher_head='ema', but method.name={config.method.name!r} keeps no "
+            "average; use 'student', or a method and method.ema_decay that make one"
+        )
+    if 0 < method.delay <= LAG:
+        raise ValueError(
+            f"ael.delay={method.delay}: the loop reads a step's numbers {LAG} steps "
+            f"later, so at least {LAG + 1} is needed"
+        )
 
 
 def build_parallel(config: ml_collections.ConfigDict) -> Parallel:
@@ -144,10 +172,35 @@ def build_parallel(config: ml_collections.ConfigDict) -> Parallel:
     return Parallel(train.parallel, layout, train.devices)
 
 
+def check_memory(
+    config: ml_collections.ConfigDict, setup: Setup, devices: int, available: int
+) -> None:
+    """Refuses a method whose own state and candidates exceed a device.
+
+    Args:
+      config: of the run.
+      setup: its parts.
+      devices: over which the batch is spread.
+      available: bytes of one of them.
+
+    Raises:
+      ValueError: says the bytes, and what lowers them.
+    """
+    crop, step = config.data.crop, setup.step
+    rows, columns = tap_size(setup.model, "layer1", crop)
+    at_once = step.batch_size // step.group_size // step.micro_batches // devices
+    needs = setup.method.memory(crop**2, rows * columns, max(at_once, 1))
+    if sum(needs.values()) > available:
+        parts = [f"{size / 1e9:.2f} GB by {key}" for key, size in needs.items()]
+        raise ValueError(
+            f"beside the network the method needs {sum(needs.values()) / 1e9:.2f} GB "
+            f"on a device of {available / 1e9:.2f} GB: {', '.join(parts)}; lower these"
+        )
+
+
 def averages(method: Method) -> bool:
     """Whether the method keeps a moving average of its networks."""
-    zero = jnp.zeros((), jnp.int32)
-    return method.average(zero, zero) is not None
+    return method.average(jnp.zeros((), jnp.int32), 1) is not None
 
 
 def total_steps(config: ml_collections.ConfigDict, steps_per_epoch: int) -> int:
@@ -176,25 +229,37 @@ def state_shape(setup: Setup) -> TrainState:
 def _init(setup: Setup, seed: int) -> TrainState:
     """Every network has a key of its own name, so none depends on the others."""
     key = jax.random.key(seed)
-    networks = {
-        name: init_variables(stream_key(key, f"init/{name}"), setup.model)
-        for name in setup.method.networks
-    }
-    params = {name: v["params"] for name, v in networks.items()}
-    stats = {name: v["batch_stats"] for name, v in networks.items()}
+    params, stats = _init_networks(setup, key, "init")
+    ema_params, ema_stats = params, stats
+    if setup.method.begins_apart():
+        ema_params, ema_stats = _init_networks(setup, key, "init/teacher")
     head = setup.plugin.init(stream_key(key, "init/plugin"), _example_taps(setup))
     if head:
         params[PLUGIN], stats[PLUGIN] = head["params"], head["batch_stats"]
+        ema_params = {**ema_params, PLUGIN: head["params"]}
+        ema_stats = {**ema_stats, PLUGIN: head["batch_stats"]}
     averaged = averages(setup.method)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
         batch_stats=stats,
-        ema_params=params if averaged else None,
-        ema_batch_stats=stats if averaged else None,
+        ema_params=ema_params if averaged else None,
+        ema_batch_stats=ema_stats if averaged else None,
         opt_state=setup.step.optimizer.init(params),
         method_state=setup.method.init(stream_key(key, "init/method")),
         key=key,
+    )
+
+
+def _init_networks(setup: Setup, key: Array, stream: str) -> tuple[PyTree, PyTree]:
+    """Parameters and statistics of every network, by name."""
+    networks = {
+        name: init_variables(stream_key(key, f"{stream}/{name}"), setup.model)
+        for name in setup.method.networks
+    }
+    return (
+        {name: v["params"] for name, v in networks.items()},
+        {name: v["batch_stats"] for name, v in networks.items()},
     )
 
 

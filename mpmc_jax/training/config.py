@@ -12,6 +12,9 @@ from mpmc_jax.training.optimizer import Schedule
 
 AXIS = "devices"
 
+# Steps that may be under way before the loop reads a step's numbers.
+LAG = 2
+
 
 @dataclasses.dataclass(frozen=True)
 class StepConfig:

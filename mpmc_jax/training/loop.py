@@ -6,27 +6,25 @@ It never waits for the step it has just started: numbers are read `LAG` steps la
 import collections
 import dataclasses
 import logging
-import signal
 import time
-from collections.abc import Callable
-from types import FrameType
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import jax
 import numpy as np
 
+from mpmc_jax.methods.base import Method
 from mpmc_jax.training.checkpoint import METRIC, Checkpointer
-from mpmc_jax.training.config import StepConfig
+from mpmc_jax.training.config import LAG, StepConfig
 from mpmc_jax.training.parallel import Parallel
+from mpmc_jax.training.phases import Programs
 from mpmc_jax.training.report import Report, duration
+from mpmc_jax.training.signals import StopRequest
 from mpmc_jax.training.state import TrainState
-from mpmc_jax.training.step import Metrics, make_step
+from mpmc_jax.training.step import Metrics
 from mpmc_jax.types import Batch
 
 _LOG = logging.getLogger(__name__)
-
-# Steps that may be under way before the loop reads a step's numbers.
-LAG = 2
 
 _STOPPED = (
     "stopped by {} at step {}, which is saved; the same command goes on from there"
@@ -45,6 +43,10 @@ class DataIterator(Protocol):
     """Batches from a position on; the position is the step."""
 
     def __next__(self) -> Batch: ...
+
+    def request(self, step: int, images: np.ndarray) -> None:
+        """Asks for the partner images of a later step."""
+        ...
 
     def get_state(self) -> dict[str, Any]:
         """The position after the last batch handed out."""
@@ -106,48 +108,67 @@ def train(
     if start >= config.steps:
         _LOG.info("finished already: step %d of %d", start, config.steps)
         return state
-    _LOG.info("compiling the step; on a CPU this takes minutes")
-    compiled = parallel.compile(make_step(step_config))
+    _request_first(step_config.method, state, data, config.steps)
+    programs = Programs(parallel, step_config)
     device_state = parallel.replicate(state)
     pending: collections.deque[_Pending] = collections.deque()
-    with _StopRequest() as stop:
+    with StopRequest() as stop:
         for step in range(start, config.steps):
-            batch, begin = next(data), time.monotonic()
-            placed = parallel.place(batch)
-            expected = parallel.replicate(np.asarray(step, np.int32))
-            device_state, metrics = compiled(device_state, placed, expected)
-            if step == start:
+            batch, begin, is_first = next(data), time.monotonic(), programs.lack(step)
+            device_state, metrics = programs.at(step)(
+                device_state,
+                parallel.place(batch),
+                parallel.replicate(np.asarray(step, np.int32)),
+            )
+            if is_first:
                 _first_step(metrics, begin, report)
             pending.append(_Pending(step, parallel.start_reading(metrics), batch))
             done = step + 1
             leaving = stop.requested and done < config.steps
             turn = leaving or _turn(config, done)
+            pause = turn or programs.change(done)  # a line is of one phase
             try:
-                _settle(config, pending, 0 if turn else LAG, report)
+                for read in _settle(pending, 0 if pause else LAG):
+                    _take_up(config, step_config.method, *read, report, data)
             except _RefusedError as refused:
                 _stop_refused(refused, parallel, device_state, checkpointer, names)
-            if turn:
+            if pause:
                 report.flush(done)
-                one, miou = parallel.fetch(device_state), None
-                try:
-                    # Whoever asks for a stop gives no time for an evaluation.
-                    if _evaluation_is_due(config, done) and not leaving:
-                        miou = _evaluate(done, one, evaluate, report)
-                finally:
-                    checkpointer.save(one, data.get_state(), miou)
-                report.restart_clock()
+            if turn:
+                # Whoever asks for a stop gives no time for an evaluation.
+                how = None if leaving or not _is_due(config, done) else evaluate
+                one = parallel.fetch(device_state)
+                _keep(done, one, how, checkpointer, report, data)
             if leaving:
-                checkpointer.close()
                 raise Interrupted(_STOPPED.format(stop.requested, done))
     return parallel.fetch(device_state)
 
 
+def _keep(
+    done: int,
+    state: TrainState,
+    evaluate: Callable[[TrainState], dict[str, float]] | None,
+    checkpointer: Checkpointer,
+    report: Report,
+    data: DataIterator,
+) -> None:
+    """Evaluates if there is how, and saves whatever comes of it."""
+    miou = None
+    try:
+        if evaluate is not None:
+            miou = _evaluate(done, state, evaluate, report)
+    finally:
+        checkpointer.save(state, data.get_state(), miou)
+    report.restart_clock()
+
+
 def _turn(config: LoopConfig, done: int) -> bool:
     """Whether a checkpoint or an evaluation is due after `done` steps."""
-    return _evaluation_is_due(config, done) or done % config.checkpoint_every == 0
+    return _is_due(config, done) or done % config.checkpoint_every == 0
 
 
-def _evaluation_is_due(config: LoopConfig, done: int) -> bool:
+def _is_due(config: LoopConfig, done: int) -> bool:
+    """Whether an evaluation is."""
     return done % config.eval_every == 0 or done == config.steps
 
 
@@ -177,12 +198,9 @@ class _RefusedError(Exception):
 
 
 def _settle(
-    config: LoopConfig,
-    pending: collections.deque[_Pending],
-    left: int,
-    report: Report,
-) -> None:
-    """Reads the numbers of all steps but the last `left`.
+    pending: collections.deque[_Pending], left: int
+) -> Iterator[tuple[int, Metrics]]:
+    """Step and numbers of all steps but the last `left`, as they are read.
 
     Raises:
       _RefusedError: a step's update was refused.
@@ -192,10 +210,32 @@ def _settle(
         metrics = oldest.read()
         if metrics.refused >= 0:
             raise _RefusedError(oldest, metrics)
-        report.add(metrics.values)
-        done = oldest.step + 1
-        if done % config.log_every == 0:
-            report.flush(done)
+        yield oldest.step, metrics
+
+
+def _take_up(
+    config: LoopConfig,
+    method: Method,
+    step: int,
+    metrics: Metrics,
+    report: Report,
+    data: DataIterator,
+) -> None:
+    """Counts a step's numbers, and passes its requests on."""
+    report.add(metrics.values)
+    if (step + 1) % config.log_every == 0:
+        report.flush(step + 1)
+    if metrics.requests is not None and step + method.delay < config.steps:
+        data.request(step + method.delay, np.asarray(metrics.requests))
+
+
+def _request_first(
+    method: Method, state: TrainState, data: DataIterator, steps: int
+) -> None:
+    """Asks for the partners that the state's last steps chose."""
+    start = int(state.step)
+    for step in range(start, min(start + method.delay, steps)):
+        data.request(step, np.asarray(method.requested(state.method_state, step)))
 
 
 def _stop_refused(
@@ -208,7 +248,6 @@ def _stop_refused(
     """Saves the state before the refused step and says what happened."""
     one = parallel.fetch(device_state)
     checkpointer.save(one, {"next_index": int(one.step)}, None)
-    checkpointer.close()
     terms, index = refused.metrics.finite_names, int(refused.metrics.refused)
     step = refused.pending.step
     if index == len(terms):
@@ -230,31 +269,3 @@ def _first_step(metrics: Metrics, begin: float, report: Report) -> None:
     jax.block_until_ready(metrics)
     _LOG.info("compiled, first step done, %s", duration(time.monotonic() - begin))
     report.restart_clock(untimed=1)
-
-
-class _StopRequest:
-    """Turns SIGTERM and SIGINT into a request that the loop sees between steps.
-
-    The second one acts at once: a compilation or an evaluation may take long.
-    """
-
-    def __init__(self) -> None:
-        self.requested = ""
-        self._previous: dict[int, Any] = {}
-
-    def __enter__(self) -> "_StopRequest":
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._previous[number] = signal.signal(number, self._handle)
-        return self
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        del frame
-        self.requested = signal.Signals(number).name
-        _LOG.warning(
-            "%s: stopping after this step; once more to end now", self.requested
-        )
-        signal.signal(number, self._previous[number])
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)

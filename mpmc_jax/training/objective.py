@@ -42,7 +42,7 @@ class Totals:
         return self.sum(x) / count.astype(x.dtype)
 
     def local_mean(self, x: Array, divisor: Array) -> Array:
-        """A mean whose divisor depends on predictions, averaged over micro-batches."""
+        """A mean whose divisor is only known in the part, averaged over the parts."""
         divisor = self.sum(divisor.astype(x.dtype))
         safe = jnp.where(divisor > 0, divisor, jnp.ones_like(divisor))
         return self.sum(x) / safe / self.micro_batches
@@ -50,12 +50,17 @@ class Totals:
 
 @dataclasses.dataclass(frozen=True)
 class SupervisedLoss:
-    """L_x: "ce", or "ohem" with its threshold and kept pixels per group (D14)."""
+    """L_x: "ce", or "ohem" with its threshold and kept pixels per group (D14).
+
+    Where the network has an auxiliary classifier its loss is the same, and weighs
+    `auxiliary_weight`.
+    """
 
     name: str
     group_size: int
     threshold: float
     min_kept: int
+    auxiliary_weight: float = 0.0
 
     def __post_init__(self) -> None:
         valid = ("ce", "ohem")
@@ -64,8 +69,14 @@ class SupervisedLoss:
                 f"method.supervised_loss={self.name!r} is unknown; valid: {list(valid)}"
             )
 
-    def __call__(self, supervised: Supervised, totals: Totals) -> Array:
-        logits, label = supervised.logits, supervised.label
+    def terms(self, supervised: Supervised, totals: Totals) -> dict[str, Array]:
+        """The loss of each classifier, not weighted."""
+        terms = {"supervised": self(supervised.logits, supervised.label, totals)}
+        if supervised.auxiliary is not None:
+            terms["auxiliary"] = self(supervised.auxiliary, supervised.label, totals)
+        return terms
+
+    def __call__(self, logits: Array, label: Array, totals: Totals) -> Array:
         pixel = losses.pixel_cross_entropy(logits, label)
         if self.name == "ce":
             return totals.mean("supervised", pixel.sum())
@@ -108,7 +119,7 @@ def combine(
     The plug-in's terms are only added: it reports them unweighted as metrics.
 
     Args:
-      outputs: the method's; its extra terms are weighted.
+      outputs: the method's.
       views: the method's views after the plug-in refined them.
       plugin_terms: the plug-in's losses, weighted.
       totals: sums and counts.
@@ -116,13 +127,15 @@ def combine(
       scale: the method's factor on everything.
       alpha: weight of the unlabelled terms, eq. 7.
     """
-    terms = {"supervised": supervised_loss(outputs.supervised, totals)}
+    terms = supervised_loss.terms(outputs.supervised, totals)
     loss = terms["supervised"]
+    if "auxiliary" in terms:
+        loss = loss + supervised_loss.auxiliary_weight * terms["auxiliary"]
     for view in views:
         terms[view.name] = view_loss(view, totals)
         loss = loss + alpha * view.coefficient * terms[view.name]
     loss = loss + sum(plugin_terms.values())
-    for name, value in outputs.extra.items():
-        terms[name] = value
-        loss = loss + value
+    for name, term in outputs.extra.items():
+        terms[name] = totals.local_mean(term.total, term.count)
+        loss = loss + term.weight * terms[name]
     return scale * loss, terms

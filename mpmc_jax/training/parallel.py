@@ -6,6 +6,7 @@ however many devices there are, so nothing that a step draws or ranks depends on
 """
 
 import dataclasses
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -53,21 +54,24 @@ class Layout:
                 f"{self.group_size * devices * self.micro_batches}, or a smaller group"
             )
 
-    def order(self, devices: int, processes: int) -> np.ndarray:
-        """Local row numbers in the order (device, micro-batch, group, member).
+    def order(self, rows: int, devices: int, processes: int) -> np.ndarray:
+        """This process's row numbers in the order (device, micro-batch, group, member).
 
         Process p receives the records p, p + P, p + 2P ..., so that its row i is a
         member of its local group i mod (G/P).
+
+        Args:
+          rows: this process's: all its groups' members, or one image a group.
+          devices, processes: their numbers.
         """
-        rows = self.batch_size // processes
-        groups = rows // self.group_size
+        groups = self.batch_size // self.group_size // processes
         local_devices = devices // processes
-        by_group = np.arange(rows).reshape(self.group_size, groups).T
+        by_group = np.arange(rows).reshape(-1, groups).T
         split = by_group.reshape(
             self.micro_batches,
             local_devices,
             groups // (self.micro_batches * local_devices),
-            self.group_size,
+            rows // groups,
         )
         return split.transpose(1, 0, 2, 3).reshape(-1)
 
@@ -106,7 +110,7 @@ class Parallel:
             )
         self.devices = found[:devices] if devices else found
         layout.check(len(self.devices), self.processes)
-        self._order = layout.order(len(self.devices), self.processes)
+        self._layout = layout
         # pmap takes and returns what this process holds; shard_map what all hold.
         held = [d for d in self.devices if d.process_index == jax.process_index()]
         self._local = held
@@ -114,6 +118,12 @@ class Parallel:
         self._mesh = Mesh(
             np.asarray(mesh_devices), (AXIS,), axis_types=(AxisType.Auto,)
         )
+
+    def memory(self) -> int:
+        """Bytes of one device; of this machine where its devices do not say."""
+        stats = self._local[0].memory_stats() or {}
+        machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        return stats.get("bytes_limit", machine)
 
     def compile(self, step: Callable[..., Any]) -> Callable[..., Any]:
         """The mapped step; its first argument is donated."""
@@ -147,7 +157,13 @@ class Parallel:
 
     def place(self, batch: PyTree) -> PyTree:
         """This process's rows of a batch (NumPy) -> devices."""
-        rows = jax.tree.map(lambda x: np.asarray(x)[self._order], batch)
+        devices = len(self.devices)
+
+        def ordered(x: Any) -> np.ndarray:
+            x = np.asarray(x)
+            return x[self._layout.order(len(x), devices, self.processes)]
+
+        rows = jax.tree.map(ordered, batch)
         sharding = NamedSharding(self._mesh, P(AXIS))
         if self.kind == "pmap":
             count = len(self._local)

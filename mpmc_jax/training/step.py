@@ -12,11 +12,12 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
+from mpmc_jax.methods.keys import Keys
 from mpmc_jax.training import gradient, objective
 from mpmc_jax.training.config import StepConfig
 from mpmc_jax.training.gradient import Carry
 from mpmc_jax.training.state import TrainState
-from mpmc_jax.types import Array, Batch, Keys, PyTree
+from mpmc_jax.types import Array, Batch, PyTree
 
 
 class Metrics(struct.PyTreeNode):
@@ -27,11 +28,13 @@ class Metrics(struct.PyTreeNode):
       refused: () int32, -1 if the update was made; else the index, in the order of
         `finite_names`, of the first number that was not finite, or their count if
         the batch was not the one the state waits for.
+      requests: (groups,) int32 images for the step `Method.delay` later, or None.
       finite_names: names of the checked numbers.
     """
 
     values: dict[str, Array]
     refused: Array
+    requests: Array | None
     finite_names: tuple[str, ...] = struct.field(pytree_node=False)
 
 
@@ -98,11 +101,13 @@ def make_keys(config: StepConfig, state: TrainState, batch: Batch) -> Keys:
     """The random keys of a micro-batch: of the step, its records and its groups."""
     record = batch.labeled.record
     groups = config.batch_size // config.group_size
+    over = state.step // config.steps_per_epoch * config.steps_per_epoch
     return Keys(
         root=state.key,
         step=state.step,
         record=record,
         group=record[:: config.group_size] % groups,
+        progress=over / config.schedule.steps,
     )
 
 
@@ -178,14 +183,17 @@ def _update(
     if "lambda_mean" in values:
         # What alpha comes to after lambda_s.
         values["unlabeled_weight"] = config.plugin.alpha * values["lambda_mean"]
-    return kept, Metrics(values, refused.astype(jnp.int32), tuple(checked))
+    delay, requests = config.method.delay, None
+    if delay:
+        requests = config.method.requested(kept.method_state, state.step + delay)
+    return kept, Metrics(values, refused.astype(jnp.int32), requests, tuple(checked))
 
 
 def _average(
     config: StepConfig, state: TrainState, carry: Carry, params: PyTree
 ) -> tuple[PyTree, PyTree]:
     """The teacher after the step: parameters, and statistics unless it has its own."""
-    decays = config.method.average(state.step, state.step // config.steps_per_epoch)
+    decays = config.method.average(state.step, config.steps_per_epoch)
     if decays is None:
         return None, None
 
@@ -196,6 +204,12 @@ def _average(
 
     of_params, of_stats = decays
     ema_params = blend(of_params, state.ema_params, params)
+    averaged = blend(
+        of_params if of_stats is None else of_stats,
+        state.ema_batch_stats,
+        carry.batch_stats,
+    )
     if of_stats is None:
-        return ema_params, carry.teacher_stats
-    return ema_params, blend(of_stats, state.ema_batch_stats, carry.batch_stats)
+        # The networks' own have moved; the plug-in's are always averaged.
+        averaged |= {name: carry.teacher_stats[name] for name in config.modules}
+    return ema_params, averaged

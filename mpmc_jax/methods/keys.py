@@ -1,0 +1,54 @@
+"""Random keys by name, step, record and group: never by device."""
+
+import dataclasses
+
+import jax
+
+from mpmc_jax.types import Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Keys:
+    """The random keys of one micro-batch on one device, and how far the run is.
+
+    A stream is a name; an example's key depends on (seed, name, step, record) and a
+    group's on (seed, name, step, group), so no draw depends on the device count.
+
+    Attributes:
+      root: the run's key.
+      step: () int32.
+      record: (b,) int32, of the labelled examples.
+      group: (g,) int32, the groups that they make.
+      progress: () epochs that are over, as a share of the run's: what schedules by
+        epoch read.
+    """
+
+    root: Array
+    step: Array
+    record: Array
+    group: Array
+    progress: Array
+
+    def shared(self, name: str) -> Array:
+        """() key, the same for all examples of the step."""
+        return jax.random.fold_in(stream_key(self.root, name), self.step)
+
+    def _fold(self, name: str, identities: Array) -> Array:
+        base = self.shared(name)
+        return jax.vmap(lambda i: jax.random.fold_in(base, i))(identities)
+
+    def examples(self, name: str) -> Array:
+        """(b,) keys, one an example."""
+        return self._fold(name, self.record)
+
+    def groups(self, name: str) -> Array:
+        """(g,) keys, one a group."""
+        return self._fold(name, self.group)
+
+
+def stream_key(root: Array, name: str) -> Array:
+    """The key of a named stream; the name's bytes decide, not the order of calls."""
+    number = 0
+    for byte in name.encode():
+        number = (number * 257 + byte) % (2**31 - 1)
+    return jax.random.fold_in(root, number)

@@ -1,0 +1,72 @@
+"""A network of one matrix at half resolution, whose modes and passes can be told apart.
+
+In train mode its scores are doubled, its dropout masks (of the map "fuse1") multiply
+the images, and its one statistic counts passes.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from mpmc_jax.types import Features, Prediction
+
+
+class Linear(struct.PyTreeNode):
+    """(b,h,w,3) -> scores (b,h/2,w/2,c) and embeddings (b,h/2,w/2,d)."""
+
+    matrix: jax.Array
+    embedder: jax.Array
+    bias: jax.Array
+    batch_stats: jax.Array
+    train: bool = struct.field(pytree_node=False, default=False)
+
+    def encode(self, images):
+        return Features({"layer1": images[:, ::2, ::2]}, images.shape[1:3]), self
+
+    def decode(self, features, dropout=None):
+        pixels = features.taps["layer1"]
+        if self.train:
+            pixels = pixels * dropout["fuse1"]
+        scores = (2 if self.train else 1) * pixels @ self.matrix + self.bias
+        moved = self.replace(batch_stats=self.batch_stats + self.train)
+        return Prediction(scores, pixels @ self.embedder, scores / 2), moved
+
+    def upsample(self, logits, size):
+        assert tuple(2 * side for side in logits.shape[1:3]) == tuple(size)
+        return logits.repeat(2, axis=1).repeat(2, axis=2)
+
+
+def network(seed: int, classes: int, channels: int = 5, *, train: bool) -> Linear:
+    """Random weights; the constant on the scores is 0."""
+    rng = np.random.default_rng(seed)
+    return Linear(
+        matrix=jnp.asarray(rng.normal(0, 1, (3, classes)), jnp.float32),
+        embedder=jnp.asarray(rng.normal(0, 1, (3, channels)), jnp.float32),
+        bias=jnp.zeros((1, 1, 1, 1)),
+        batch_stats=jnp.zeros(()),
+        train=train,
+    )
+
+
+def scores(linear: Linear, images, masks=None) -> np.ndarray:
+    """What the network says at full size, in NumPy."""
+    pixels = np.asarray(images)[:, ::2, ::2]
+    if linear.train:
+        pixels = pixels * np.asarray(masks["fuse1"])
+    out = (2 if linear.train else 1) * pixels @ np.asarray(linear.matrix)
+    return (out + np.asarray(linear.bias)).repeat(2, axis=1).repeat(2, axis=2)
+
+
+def softmax(x: np.ndarray) -> np.ndarray:
+    """Over the last axis, in float64."""
+    e = np.exp(x.astype(np.float64) - x.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+def cross_entropy(logits: np.ndarray, label: np.ndarray) -> np.ndarray:
+    """Per pixel, 0 where void."""
+    p = softmax(logits)
+    known = label < logits.shape[-1]
+    index = np.where(known, label, 0)[..., None]
+    return np.where(known, -np.log(np.take_along_axis(p, index, -1)[..., 0]), 0)
