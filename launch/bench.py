@@ -2,6 +2,7 @@ r"""Measures speed; one JSON object a line on stdout.
 
 python -m launch.bench --what=step [--method=unimatch] [--mpmc=recommended] \
     [--backbone=resnet50] [--crop=321] [--batch_size=2] [--dtype=float32] [--steps=5]
+python -m launch.bench --what=methods ...  every method's step in turns, as ratios
 python -m launch.bench --what=mpmc ...    pooling, targets and weights beside the step
 python -m launch.bench --what=data --dataset=camvid --data_dir=data
 python -m launch.bench --what=eval --dataset=camvid --data_dir=data
@@ -18,19 +19,20 @@ from typing import Any
 
 import jax
 import ml_collections
+import numpy as np
 
 from configs import base, presets
 from launch import cli
-from launch.bench_step import bench_mpmc, bench_step
-from launch.runs import base_for, make_evaluator
-from mpmc_jax.data.build import build_eval, build_train, dataset_info
+from launch.bench_step import bench_methods, bench_mpmc, bench_step
+from launch.runs import make_evaluator, open_base
+from mpmc_jax.data.build import build_eval, build_train
 from mpmc_jax.models.build import init_variables
 from mpmc_jax.training import report
 from mpmc_jax.training.build import build_setup
 from mpmc_jax.types import Crops
 
 
-def configuration(args: argparse.Namespace) -> ml_collections.ConfigDict:
+def configuration(args: argparse.Namespace, method: str) -> ml_collections.ConfigDict:
     """The default configuration with the command line's settings."""
     config = base.get_base()
     config.data.name = args.dataset
@@ -41,21 +43,31 @@ def configuration(args: argparse.Namespace) -> ml_collections.ConfigDict:
     config.train.group_size = args.group_size
     config.train.parallel = args.parallel
     config.train.devices = args.devices
-    argument = f"method={args.method},mpmc={args.mpmc},backbone={args.backbone}"
+    argument = f"method={method},mpmc={args.mpmc},backbone={args.backbone}"
     return presets.apply(config, argument)
 
 
 def bench_data(config: ml_collections.ConfigDict, repeats: int) -> dict[str, Any]:
     """Crops a second and core that the pipeline makes."""
-    facts = dataset_info(config).facts
-    _, method = base_for(config, facts)
+    _, _, method = open_base(config)
     pipeline = build_train(config, method.streams)
     iterator = pipeline.iterator()
+    rng = np.random.default_rng(0)
+    groups = config.train.batch_size // config.train.group_size
+
+    def request(step: int) -> None:
+        """As the device would: any images."""
+        if method.delay:
+            iterator.request(step, rng.integers(0, pipeline.num_unlabeled, groups))
+
     try:
+        for step in range(method.delay + 1):
+            request(step)
         next(iterator)
         begin, busy = time.perf_counter(), time.process_time()
         made = 0
-        for _ in range(20 * repeats):
+        for step in range(1, 20 * repeats + 1):
+            request(step + method.delay)
             batch = next(iterator)
             made += sum(
                 part.image.shape[0]
@@ -75,11 +87,10 @@ def bench_data(config: ml_collections.ConfigDict, repeats: int) -> dict[str, Any
 
 def bench_eval(config: ml_collections.ConfigDict, repeats: int) -> dict[str, Any]:
     """Validation images a second, compilation apart."""
-    facts = dataset_info(config).facts
-    model, method = base_for(config, facts)
+    _, model, method = open_base(config)
     setup = build_setup(config, model, method, steps_per_epoch=1)
     module = setup.step.modules[method.networks[0]]
-    evaluator = make_evaluator(config, module, facts.num_classes)
+    evaluator = make_evaluator(config, module, model.num_classes)
     variables = init_variables(jax.random.key(0), model)
     source = build_eval(config, "val")
     first = evaluator.run(variables, source)
@@ -102,7 +113,7 @@ BENCHES = {
 def main(arguments: list[str] | None = None) -> None:
     """Entry point; user errors end with one line and status 1."""
     parser = cli.parser("bench", __doc__)
-    parser.add_argument("--what", choices=sorted(BENCHES), default="step")
+    parser.add_argument("--what", choices=sorted([*BENCHES, "methods"]), default="step")
     parser.add_argument("--method", default="unimatch")
     parser.add_argument("--mpmc", default="recommended")
     parser.add_argument("--backbone", default="resnet50")
@@ -117,10 +128,16 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=5, help="timed repetitions")
     args = parser.parse_args(arguments)
     with cli.user_errors():
-        config = configuration(args)
-        figures = BENCHES[args.what](config, args.steps)
-    manifest = report.manifest(config.seed, {"dataset": args.dataset})
-    print(json.dumps({**vars(args), **figures, "manifest": manifest}))
+        if args.what == "methods":
+            configs = {name: configuration(args, name) for name in presets.METHODS}
+            found = bench_methods(configs, args.steps)
+        else:
+            config = configuration(args, args.method)
+            found = {args.method: BENCHES[args.what](config, args.steps)}
+    manifest = report.manifest(base.get_base().seed, {"dataset": args.dataset})
+    for name, figures in found.items():
+        line = {**vars(args), "method": name, **figures, "manifest": manifest}
+        print(json.dumps(line))
 
 
 if __name__ == "__main__":

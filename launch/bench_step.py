@@ -3,7 +3,7 @@
 import functools
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -32,9 +32,9 @@ CLASSES = 21
 def random_batch(config: ml_collections.ConfigDict, setup: Setup) -> Batch:
     """Noise of the shapes that the method asks for."""
     rng = np.random.default_rng(0)
-    size, crop = config.train.batch_size, config.data.crop
+    train, crop = config.train, config.data.crop
 
-    def crops(label: bool) -> Crops:
+    def crops(name: str, size: int) -> Crops:
         shape = (size, crop, crop)
         arrays = {
             "image": rng.integers(0, 256, (*shape, 3), np.uint8),
@@ -42,16 +42,12 @@ def random_batch(config: ml_collections.ConfigDict, setup: Setup) -> Batch:
             "index": np.arange(size, dtype=np.int32),
             "record": np.arange(size, dtype=np.int32),
         }
-        if label:
+        if name in ("labeled", "source"):
             arrays["label"] = rng.integers(0, CLASSES, shape, np.uint8)
         return Crops(**arrays)
 
-    streams = setup.method.streams
-    return Batch(
-        crops(label=True),
-        crops(label=False) if streams.unlabeled else None,
-        crops(label=False) if streams.partner else None,
-    )
+    sizes = setup.method.streams.sizes(train.batch_size, train.group_size)
+    return Batch(**{name: crops(name, size) for name, size in sizes.items()})
 
 
 def seconds(function: Callable[..., Any], repeats: int, *args: Array) -> list[float]:
@@ -67,37 +63,87 @@ def seconds(function: Callable[..., Any], repeats: int, *args: Array) -> list[fl
 
 def noise_setup(config: ml_collections.ConfigDict) -> Setup:
     """The parts of a run that needs no data set."""
-    model, method = build_base(config, num_classes=CLASSES, channels=3)
+    model, method = build_base(
+        config, num_classes=CLASSES, channels=3, num_unlabeled=1000
+    )
     return build_setup(config, model, method, steps_per_epoch=1000)
+
+
+class TimedStep:
+    """A step that is compiled and placed on its devices.
+
+    Attributes:
+      setup: the parts of the run.
+      figures: FLOPs, bytes and compile time.
+    """
+
+    def __init__(self, config: ml_collections.ConfigDict) -> None:
+        self.setup = noise_setup(config)
+        self._parallel = build_parallel(config)
+        self._number = 0
+        self._batch = self._parallel.place(random_batch(config, self.setup))
+        self._state = self._parallel.replicate(init_state(self.setup, config.seed))
+        begin = time.perf_counter()
+        step: Any = self._parallel.compile(make_step(self.setup.step))
+        lowered = step.lower(self._state, self._batch, self._expected())
+        self._compiled = lowered.compile()
+        memory = self._compiled.memory_analysis()
+        self.figures = {
+            "flops": _flops(self._compiled),
+            "peak_bytes": memory.temp_size_in_bytes + memory.argument_size_in_bytes,
+            "compile_seconds": time.perf_counter() - begin,
+        }
+
+    def _expected(self) -> Array:
+        return self._parallel.replicate(np.asarray(self._number, np.int32))
+
+    def seconds(self) -> float:
+        """Wall time of the next step."""
+        expected = self._expected()
+        begin = time.perf_counter()
+        self._state, metrics = self._compiled(self._state, self._batch, expected)
+        jax.block_until_ready(metrics)
+        self._number += 1
+        return time.perf_counter() - begin
 
 
 def bench_step(config: ml_collections.ConfigDict, repeats: int) -> dict[str, Any]:
     """images/s (labelled and unlabelled), FLOPs, peak memory and compile time."""
-    setup = noise_setup(config)
-    parallel = build_parallel(config)
-    batch = parallel.place(random_batch(config, setup))
-    state = parallel.replicate(init_state(setup, config.seed))
-    begin = time.perf_counter()
-    expected = [parallel.replicate(np.asarray(i, np.int32)) for i in range(repeats + 1)]
-    step: Any = parallel.compile(make_step(setup.step))
-    lowered = step.lower(state, batch, expected[0])
-    compiled = lowered.compile()
-    compile_seconds = time.perf_counter() - begin
-    times = []
-    for number in expected:
-        begin = time.perf_counter()
-        state, metrics = compiled(state, batch, number)
-        jax.block_until_ready(metrics)
-        times.append(time.perf_counter() - begin)
-    step_seconds = statistics.median(times[1:])
-    images = setup.method.streams.images(config.train.batch_size)
-    memory = compiled.memory_analysis()
+    timed = TimedStep(config)
+    times = [timed.seconds() for _ in range(repeats + 1)]
+    seconds = statistics.median(times[1:])
+    train = config.train
+    images = timed.setup.method.streams.images(train.batch_size, train.group_size)
     return {
-        "images_per_second": images / step_seconds,
-        "step_seconds": step_seconds,
-        "flops": _flops(compiled),
-        "peak_bytes": memory.temp_size_in_bytes + memory.argument_size_in_bytes,
-        "compile_seconds": compile_seconds,
+        "images_per_second": images / seconds,
+        "step_seconds": seconds,
+        **timed.figures,
+    }
+
+
+def bench_methods(
+    configs: Mapping[str, ml_collections.ConfigDict], repeats: int
+) -> dict[str, dict[str, Any]]:
+    """Each method's step beside the mean teacher's, one after the other in turns.
+
+    Returns:
+      By method: the figures of its step, and the ratios of time and FLOPs.
+    """
+    timed = {name: TimedStep(config) for name, config in configs.items()}
+    times: dict[str, list[float]] = {name: [] for name in timed}
+    for _ in range(repeats + 1):
+        for name, step in timed.items():
+            times[name].append(step.seconds())
+    seconds = {name: statistics.median(each[1:]) for name, each in times.items()}
+    flops = {name: step.figures["flops"] for name, step in timed.items()}
+    return {
+        name: {
+            "step_seconds": seconds[name],
+            **step.figures,
+            "time_ratio": seconds[name] / seconds["mean_teacher"],
+            "flops_ratio": flops[name] / flops["mean_teacher"],
+        }
+        for name, step in timed.items()
     }
 
 
@@ -106,8 +152,8 @@ def _flops(compiled: Any) -> float:
     return float((cost[0] if isinstance(cost, list) else cost)["flops"])
 
 
-def count_views(config: ml_collections.ConfigDict, setup: Setup) -> int:
-    """Unlabelled views that the method trains on in a step."""
+def count_images(config: ml_collections.ConfigDict, setup: Setup) -> int:
+    """Unlabelled images, of all views, that the method trains on in a step."""
 
     def regions(state: TrainState, batch: Batch) -> dict[str, Region]:
         keys = make_keys(setup.step, state, batch)
@@ -117,7 +163,8 @@ def count_views(config: ml_collections.ConfigDict, setup: Setup) -> int:
 
     batch = random_batch(config, setup)
     named = jax.eval_shape(regions, state_shape(setup), batch)
-    return len(named.keys() - {"supervised"})
+    labelled = ("supervised", "labeled")
+    return sum(r.valid.shape[0] for name, r in named.items() if name not in labelled)
 
 
 def bench_mpmc(config: ml_collections.ConfigDict, repeats: int) -> dict[str, Any]:
@@ -125,24 +172,25 @@ def bench_mpmc(config: ml_collections.ConfigDict, repeats: int) -> dict[str, Any
 
     Pooling runs on the taps of the labelled images and of all views, with its gradient,
     and once more without on the views for the teacher; targets on the labelled images;
-    weights on each view.
+    weights on the views.
     """
     setup = noise_setup(config)
     plugin = setup.plugin
     if not isinstance(plugin, MPMC):
         raise ValueError("--what=mpmc needs --mpmc=paper or --mpmc=recommended")
     size, crop = config.train.batch_size, config.data.crop
-    views = count_views(config, setup)
+    images = count_images(config, setup)
     # "lite" projects to 64 channels before it pools.
     channels = 64 if plugin.head == "lite" else tap_channels(setup.model, plugin.tap)
     rng = np.random.default_rng(0)
     taps = jnp.asarray(
-        rng.standard_normal((size * (1 + views), *plugin.tap_size, channels)),
+        rng.standard_normal((size + images, *plugin.tap_size, channels)),
         config.model.dtype,
     )
     labels = jnp.asarray(rng.integers(0, CLASSES, (size, crop, crop)))
+    pseudo = jnp.asarray(rng.integers(0, CLASSES, (images, crop, crop)))
     logits = jnp.asarray(
-        rng.standard_normal((size, *plugin.tap_size, CLASSES)), jnp.float32
+        rng.standard_normal((images, *plugin.tap_size, CLASSES)), jnp.float32
     )
     windows = [window for window in plugin.windows if window > 1]
 
@@ -170,10 +218,9 @@ def bench_mpmc(config: ml_collections.ConfigDict, repeats: int) -> dict[str, Any
         "pooling": seconds(jax.jit(pulled_back), repeats, taps),
         "targets": seconds(jax.jit(targets), repeats, labels),
     }
-    if views:
+    if images:
         parts["pooling_teacher"] = seconds(jax.jit(pooled), repeats, taps[size:])
-        once = seconds(jax.jit(weights), repeats, logits, labels)
-        parts["weights"] = [views * value for value in once]
+        parts["weights"] = seconds(jax.jit(weights), repeats, logits, pseudo)
     medians = {name: statistics.median(times) for name, times in parts.items()}
     step = bench_step(config, repeats)
     share = sum(medians.values()) / step["step_seconds"]

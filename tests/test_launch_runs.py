@@ -71,6 +71,36 @@ def test_a_killed_run_ends_as_one_that_never_stopped(place):
 
 
 @pytest.mark.full
+@pytest.mark.parametrize("method", ["u2pl", "ael"])
+def test_methods_with_a_memory_go_on_from_their_checkpoints(place, method):
+    """Banks, requests and what they ask of the pipeline, through the real programs."""
+    command = (
+        "launch.train",
+        f"--config={CONFIG.replace('unimatch', method)}",
+        f"--config.data.data_dir={place / 'data'}",
+        *SMALL,
+        "--config.u2pl.bank_size=200",
+        "--config.u2pl.bank_size_first=200",
+    )
+    run(*command, f"--workdir={place / method}")
+    process = start(*command, f"--workdir={place / (method + '2')}")
+    deadline = time.monotonic() + 900
+    while not (place / (method + "2") / "checkpoints" / "4").is_dir():
+        assert process.poll() is None, process.communicate()[0][-4000:]
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    run(*command, f"--workdir={place / (method + '2')}")
+
+    def last(name):
+        path = place / name / "checkpoints" / "6" / "meta" / "metadata"
+        return json.loads(path.read_text())
+
+    assert last(method) == last(method + "2")
+
+
+@pytest.mark.full
 def test_ctrl_c_before_the_first_step_and_a_finished_run_say_so_in_a_line(place):
     command = ("launch.train", f"--config={CONFIG}", *SMALL)
     command += (f"--config.data.data_dir={place / 'data'}",)
@@ -187,7 +217,11 @@ def test_predict_figure_trust_and_compare(place):
         ("--config.data.name=coco", "one of synthetic"),
         ("--config.data.data_dir=/nowhere", "launch.prepare_data --dataset=synthetic"),
         ("--config.model.backbone=resnet34", "resnet101"),
-        ("--config.train.bach_size=4", "mean 'train.batch_size'\\? valid: data.crop"),
+        (
+            "--config.train.bach_size=4",
+            "'train.batch_size'\\? valid: train.accumulation",
+        ),
+        ("--config.trian=4", "'trian'; valid: .*data.crop, .*train.batch_size"),
         ("--config.train.batch_size=3", "train.group_size=2"),
         ("--config=configs/synthetik.py", "there are .*'configs/synthetic.py'"),
     ],
@@ -209,11 +243,11 @@ def test_mistakes_end_with_one_clear_error(place, change, message):
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("what", ["step", "mpmc", "data", "eval"])
+@pytest.mark.parametrize("what", ["step", "mpmc", "data", "eval", "data --method=ael"])
 def test_bench_prints_one_json_object(place, what):
     output = run(
         "launch.bench",
-        f"--what={what}",
+        *f"--what={what}".split(),
         "--backbone=resnet18",
         "--crop=49",
         "--steps=1",

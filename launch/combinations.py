@@ -1,0 +1,217 @@
+r"""Trains every method with and without MPMC for a few steps on one fixed batch.
+
+python -m launch.combinations --data_dir=data --output=results/combinations
+
+ResNet-18, crop 129, 2 + 2 images that stay the same for 30 steps, float32: the mean of
+the last 5 supervised losses is at most 0.7 of the first; every phase compiles once;
+a step moves nothing between host and device. Then 3 steps in bfloat16 from step 24 on
+(against float32), and 3 of 8 + 8 images on 4 devices. Writes results.jsonl, a line
+a combination, and table.md; lines that are there already are not made again.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+
+from configs import base, presets
+from launch import cli, runs
+from mpmc_jax.data.build import build_train
+from mpmc_jax.training import report
+from mpmc_jax.training.build import Setup, build_parallel, build_setup, init_state
+from mpmc_jax.training.phases import Programs
+from mpmc_jax.training.state import TrainState
+from mpmc_jax.types import Batch
+
+STEPS, STEPS_PER_EPOCH, CHECKED, FROM = 30, 5, 3, 24
+DEVICES = 4
+MPMC = ("off", "recommended")
+COLUMNS = (
+    "method",
+    "mpmc",
+    "first",
+    "last",
+    "ratio",
+    "phases",
+    "compiles",
+    "bfloat16",
+    "devices",
+    "seconds",
+)
+
+
+def configuration(
+    method: str, mpmc: str, data_dir: str, **changes: Any
+) -> ml_collections.ConfigDict:
+    """What a combination trains; `changes` are dotted keys with "__" for the dot."""
+    config = base.get_base()
+    config.data.name = "camvid"
+    config.data.data_dir = data_dir
+    config.data.split = "1_8"
+    config.data.crop = 129
+    config.optimizer.lr = 1e-2
+    config.optimizer.head_multiplier = 1.0
+    config.train.steps = STEPS
+    config.train.batch_size = 2
+    config.train.group_size = 2
+    config.train.devices = 1
+    presets.apply(config, f"method={method},mpmc={mpmc},backbone=resnet18")
+    config.update_from_flattened_dict(
+        {name.replace("__", "."): value for name, value in changes.items()}
+    )
+    return config
+
+
+def setup_of(config: ml_collections.ConfigDict) -> Setup:
+    """The parts of a run on the prepared data set, with epochs of 5 steps."""
+    _, model, method = runs.open_base(config)
+    return build_setup(config, model, method, steps_per_epoch=STEPS_PER_EPOCH)
+
+
+def first_batch(config: ml_collections.ConfigDict, setup: Setup) -> Batch:
+    """The batch that is trained on again and again."""
+    iterator = build_train(config, setup.method.streams).iterator()
+    try:
+        groups = config.train.batch_size // config.train.group_size
+        iterator.request(0, np.arange(groups))
+        return next(iterator)
+    finally:
+        iterator.close()
+
+
+def steps_on(
+    config: ml_collections.ConfigDict,
+    setup: Setup,
+    batch: Batch,
+    state: TrainState,
+    count: int,
+) -> tuple[list[dict[str, float]], int, dict[int, TrainState]]:
+    """`count` steps on one batch, under a guard against transfers.
+
+    Returns:
+      The numbers of every step, how often the step was compiled, and the state before
+      step `FROM`, if it was reached.
+
+    Raises:
+      RuntimeError: a step was refused.
+    """
+    parallel = build_parallel(config)
+    programs = Programs(parallel, setup.step)
+    start = int(state.step)
+    on_device, placed = parallel.replicate(runs.to_host(state)), parallel.place(batch)
+    expected = [
+        parallel.replicate(np.asarray(i, np.int32)) for i in range(start, start + count)
+    ]
+    compiled: list[str] = []
+
+    def listen(event: str, duration_secs: float, **_: str | int) -> None:
+        del duration_secs
+        compiled.append(event)
+
+    values, kept = [], {}
+    for number in range(start, start + count):
+        if number == FROM:
+            kept[number] = runs.to_host(parallel.fetch(on_device))
+        step = programs.at(number)
+        jax.monitoring.register_event_duration_secs_listener(listen)
+        with jax.transfer_guard("disallow"):
+            on_device, metrics = step(on_device, placed, expected[number - start])
+        jax.monitoring.unregister_event_duration_listener(listen)
+        read = parallel.start_reading(metrics)()
+        if read.refused >= 0:
+            name = read.finite_names[int(read.refused)]
+            raise RuntimeError(f"step {number} was refused: {name} is not finite")
+        values.append({k: float(v) for k, v in read.values.items()})
+    compiles = sum("backend_compile" in name for name in compiled)
+    return values, compiles, kept
+
+
+def combination(method: str, mpmc: str, data_dir: str) -> dict[str, Any]:
+    """Runs one method with one plug-in; the figures of `COLUMNS`."""
+    begin = time.monotonic()
+    config = configuration(method, mpmc, data_dir)
+    setup = setup_of(config)
+    batch = first_batch(config, setup)
+    state = init_state(setup, config.seed)
+    values, compiles, kept = steps_on(config, setup, batch, state, STEPS)
+    supervised = [value["loss_supervised"] for value in values]
+
+    half = configuration(method, mpmc, data_dir, model__dtype="bfloat16")
+    low, *_ = steps_on(half, setup_of(half), batch, kept[FROM], CHECKED)
+    pairs = zip(low, values[FROM : FROM + CHECKED], strict=True)
+    error = max(abs(a["loss"] / b["loss"] - 1) for a, b in pairs)
+
+    wide = configuration(
+        method,
+        mpmc,
+        data_dir,
+        train__batch_size=2 * DEVICES,
+        train__devices=DEVICES,
+        u2pl__warmup_epochs=0,
+    )
+    parts = setup_of(wide)
+    several, *_ = steps_on(
+        wide, parts, first_batch(wide, parts), init_state(parts, wide.seed), CHECKED
+    )
+    epochs = range(STEPS // STEPS_PER_EPOCH)
+    return {
+        "method": method,
+        "mpmc": mpmc,
+        "first": supervised[0],
+        "last": float(np.mean(supervised[-5:])),
+        "ratio": float(np.mean(supervised[-5:])) / supervised[0],
+        "phases": len({setup.method.phase(epoch) for epoch in epochs}),
+        "compiles": compiles,
+        "bfloat16": error,
+        "devices": several[-1]["loss"],
+        "seconds": time.monotonic() - begin,
+        "losses": supervised,
+        "manifest": report.manifest(config.seed, {"dataset": "camvid"}),
+    }
+
+
+def table(lines: Sequence[dict[str, Any]]) -> str:
+    """The lines as Markdown."""
+
+    def shown(value: Any) -> str:
+        return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+    rows = [COLUMNS, ("---",) * len(COLUMNS)]
+    rows += [tuple(shown(line[name]) for name in COLUMNS) for line in lines]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point; user errors end with one line and status 1."""
+    parser = cli.parser("combinations", __doc__)
+    parser.add_argument("--data_dir", default="data", help="holds CamVid, prepared")
+    parser.add_argument("--output", required=True, type=Path)
+    args: argparse.Namespace = parser.parse_args(arguments)
+    jax.config.update("jax_num_cpu_devices", DEVICES)
+    path = args.output / "results.jsonl"
+    with cli.user_errors():
+        args.output.mkdir(parents=True, exist_ok=True)
+        text = path.read_text() if path.exists() else ""
+        lines = [json.loads(line) for line in text.splitlines()]
+        done = {(line["method"], line["mpmc"]) for line in lines}
+        for method in presets.METHODS:
+            for mpmc in MPMC:
+                if (method, mpmc) in done:
+                    continue
+                lines.append(combination(method, mpmc, args.data_dir))
+                # A process may map only so much memory, and programs take their share.
+                jax.clear_caches()
+                with path.open("a") as file:
+                    file.write(json.dumps(lines[-1]) + "\n")
+                print(table(lines[-1:]).splitlines()[-1], flush=True)
+        (args.output / "table.md").write_text(table(lines))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,64 @@
+"""Every method with and without MPMC learns one batch, compiles once, keeps to bf16."""
+
+import numpy as np
+import pytest
+import tiny
+from test_training_phases import U2PL
+
+from configs import presets
+from launch import combinations
+from launch.bench_step import bench_methods
+from mpmc_jax.training.build import init_state
+
+
+def _config(method, mpmc, **changes):
+    argument = f"method={method},mpmc={mpmc}"
+    return tiny.config(
+        argument,
+        train__batch_size=2,
+        train__devices=1,
+        # AEL's loss is OHEM's; all of these few pixels are kept.
+        method__ohem_min_kept=100_000,
+        **(U2PL if method == "u2pl" else {}),
+        **changes,
+    )
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("mpmc", combinations.MPMC)
+@pytest.mark.parametrize("method", presets.METHODS)
+def test_a_combination_learns_its_batch(method, mpmc):
+    cfg = _config(method, mpmc)
+    parts = tiny.setup(cfg)
+    batch = tiny.batch(1, cfg, parts.method)
+    state = init_state(parts, cfg.seed)
+    count = combinations.FROM + 2
+    values, compiles, kept = combinations.steps_on(cfg, parts, batch, state, count)
+    losses = [value["loss_supervised"] for value in values]
+    assert np.mean(losses[-5:]) <= 0.7 * losses[0]
+    epochs = range(count // tiny.STEPS_PER_EPOCH)
+    phases = {parts.method.phase(epoch) for epoch in epochs}
+    assert compiles == len(phases) == (2 if method == "u2pl" else 1)
+    if mpmc == "off":
+        return
+    half = _config(method, mpmc, model__dtype="bfloat16")
+    low, *_ = combinations.steps_on(
+        half, tiny.setup(half), batch, kept[combinations.FROM], 2
+    )
+    for one, other in zip(low, values[combinations.FROM :], strict=True):
+        np.testing.assert_allclose(one["loss"], other["loss"], rtol=0.05)
+
+
+def test_the_table_has_a_row_a_combination():
+    line = dict.fromkeys(combinations.COLUMNS, 0.12345) | {"method": "ael"}
+    rows = combinations.table([line, line]).splitlines()
+    assert len(rows) == 4 and rows[2].startswith("| ael | 0.123 |")
+
+
+@pytest.mark.full
+def test_methods_are_timed_beside_the_mean_teacher():
+    configs = {name: _config(name, "off") for name in ("mean_teacher", "augseg")}
+    found = bench_methods(configs, 1)
+    assert found["mean_teacher"]["time_ratio"] == 1
+    assert 0.8 < found["augseg"]["flops_ratio"] < 1.3
+    assert found["augseg"]["time_ratio"] > 0
