@@ -1,16 +1,13 @@
 """A small AEL, its inputs, and its losses as slow loops."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
-from linear_network import cross_entropy, network, scores, softmax
+from linear_network import cross_entropy, network, scores, softmax, step
 
 from mpmc_jax.methods.ael import AEL
 from mpmc_jax.methods.ael_inputs import Inputs
 from mpmc_jax.methods.ael_memory import Seen
-from mpmc_jax.training import objective
 
 CLASSES, SIDE, MEMBERS, GROUPS, IMAGES, DELAY = 4, 12, 2, 2, 7, 3
 EXAMPLES = MEMBERS * GROUPS
@@ -79,30 +76,9 @@ def make_inputs(seed, void=0.2):
     return jax.tree.map(cast, inputs)
 
 
-@functools.partial(jax.jit, static_argnums=0)
 def run(method, student, teacher, inputs, memory):
-    """Value, (terms, memory) and gradient by the student, then targets, statistics."""
-    prepared = method.prepare({"student": teacher}, inputs, memory)
-    targets, moved, seen = jax.lax.stop_gradient(prepared)
-
-    def loss(student):
-        outputs = method.views(
-            {"student": student}, {"student": teacher}, inputs, targets, seen
-        )
-        counts = {k: r.valid.sum() for k, r in method.regions(inputs).items()}
-        total, terms = objective.combine(
-            outputs,
-            outputs.views,
-            {},
-            objective.Totals(None, counts),
-            objective.SupervisedLoss("ce", MEMBERS, 0.7, 10),
-            scale=method.scale,
-            alpha=0.25,
-        )
-        return total, (terms, outputs.state)
-
-    (value, more), gradient = jax.value_and_grad(loss, has_aux=True)(student)
-    return value, more, gradient, (targets, moved)
+    """See `linear_network.step`."""
+    return step(method, MEMBERS, student, teacher, inputs, memory)
 
 
 def setting(seed, **changes):

@@ -4,11 +4,14 @@ In train mode its scores are doubled, its dropout masks (of the map "fuse1") mul
 the images, and its one statistic counts passes.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from mpmc_jax.training import objective
 from mpmc_jax.types import Features, Prediction
 
 
@@ -47,6 +50,32 @@ def network(seed: int, classes: int, channels: int = 5, *, train: bool) -> Linea
         batch_stats=jnp.zeros(()),
         train=train,
     )
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def step(method, members, student, teacher, inputs, state):
+    """Value, (terms, state) and gradient by the student, then targets, statistics."""
+    prepared = method.prepare({"student": teacher}, inputs, state)
+    targets, moved, state = jax.lax.stop_gradient(prepared)
+
+    def loss(student):
+        outputs = method.views(
+            {"student": student}, {"student": teacher}, inputs, targets, state
+        )
+        counts = {k: r.valid.sum() for k, r in method.regions(inputs).items()}
+        total, terms = objective.combine(
+            outputs,
+            outputs.views,
+            {},
+            objective.Totals(None, counts),
+            objective.SupervisedLoss("ce", members, 0.7, 10),
+            scale=method.scale,
+            alpha=0.25,
+        )
+        return total, (terms, outputs.state)
+
+    (value, more), gradient = jax.value_and_grad(loss, has_aux=True)(student)
+    return value, more, gradient, (targets, moved)
 
 
 def scores(linear: Linear, images, masks=None) -> np.ndarray:

@@ -1,17 +1,15 @@
 """A small U2PL, its inputs, and its losses as slow loops."""
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from linear_network import cross_entropy, network, scores, softmax
+from linear_network import cross_entropy, network, scores, softmax, step
 
 from mpmc_jax.losses.contrastive import Draws
 from mpmc_jax.methods.u2pl import U2PL, Inputs
 from mpmc_jax.methods.u2pl_contrast import PixelContrast
-from mpmc_jax.training import objective
 
 CLASSES, SIDE, MEMBERS, GROUPS, CHANNELS = 4, 8, 2, 2, 5
 EXAMPLES = MEMBERS * GROUPS
@@ -78,29 +76,11 @@ def make_inputs(seed, void=0.2):
     return jax.tree.map(cast, inputs)
 
 
-@functools.partial(jax.jit, static_argnums=0)
 def run(method, student, teacher, inputs, bank):
     """Value, terms and gradient by the student, then targets, statistics and bank."""
-    prepared = method.prepare({"student": teacher}, inputs, bank)
-    targets, moved, after = jax.lax.stop_gradient(prepared)
-
-    def loss(student):
-        outputs = method.views(
-            {"student": student}, {"student": teacher}, inputs, targets, after
-        )
-        counts = {k: r.valid.sum() for k, r in method.regions(inputs).items()}
-        total, terms = objective.combine(
-            outputs,
-            outputs.views,
-            {},
-            objective.Totals(None, counts),
-            objective.SupervisedLoss("ce", MEMBERS, 0.7, 10),
-            scale=method.scale,
-            alpha=0.25,
-        )
-        return total, terms
-
-    (value, terms), gradient = jax.value_and_grad(loss, has_aux=True)(student)
+    value, (terms, after), gradient, (targets, moved) = step(
+        method, MEMBERS, student, teacher, inputs, bank
+    )
     return value, terms, gradient, (targets, moved, after)
 
 

@@ -12,19 +12,13 @@ ROOT = Path(__file__).parent.parent
 def run_x64(code: str, timeout: float = 1200) -> dict:
     """What `code` prints as a JSON object on its last line, run in float64.
 
-    The process has four CPU devices, warnings are errors, ranks do not promote, and
-    both the package and `tests` can be imported.
+    The process has the strict JAX of `conftest`, warnings are errors, and both the
+    package and `tests` can be imported.
 
     Raises:
       AssertionError: the process failed; carries the end of its output.
     """
-    environment = os.environ | {
-        "JAX_ENABLE_X64": "1",
-        "JAX_PLATFORMS": "cpu",
-        "JAX_NUMPY_RANK_PROMOTION": "raise",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
-        "PYTHONPATH": str(ROOT),
-    }
+    environment = os.environ | {"JAX_ENABLE_X64": "1", "PYTHONPATH": str(ROOT)}
     result = subprocess.run(
         [sys.executable, "-W", "error", "-c", code],
         env=environment,

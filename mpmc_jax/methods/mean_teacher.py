@@ -80,8 +80,7 @@ class MeanTeacher(base.Method):
         """The next image of the group inside the box, the image itself outside."""
         if inputs.box is None:
             return value
-        partner = mixing.roll_in_groups(value, self.group_size)
-        return mixing.paste(inputs.box, partner, value)
+        return mixing.paste_next(inputs.box, value, self.group_size)
 
     def regions(self, inputs: Inputs) -> dict[str, Region]:
         real = self._mix(inputs, inputs.real)

@@ -196,3 +196,8 @@ def roll_in_groups(tree_b: PyTree, group_size: int) -> PyTree:
         return jnp.roll(grouped, -1, axis=1).reshape(x.shape)
 
     return jax.tree.map(roll, tree_b)
+
+
+def paste_next(mask_bhw: Array, value: Array, group_size: int) -> Array:
+    """The group's next example where the mask holds, the example itself elsewhere."""
+    return paste(mask_bhw, roll_in_groups(value, group_size), value)

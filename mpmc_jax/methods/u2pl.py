@@ -166,8 +166,7 @@ class U2PL(base.Method):
 
     def _mix(self, inputs: Inputs, value: Array) -> Array:
         """The next image of the group inside the box, the image itself outside."""
-        partner = mixing.roll_in_groups(value, self.group_size)
-        return mixing.paste(inputs.box, partner, value)
+        return mixing.paste_next(inputs.box, value, self.group_size)
 
     def regions(self, inputs: Inputs) -> dict[str, Region]:
         """Padding teaches as any pixel does."""
