@@ -62,11 +62,18 @@ PUBLISHED = {
             "data.crop": 321,
             "train.batch_size": 8,
             "train.group_size": 2,
+            "optimizer.lag": 1,
         },
         "augseg": {**_VOC, "data.scale_base": 500, "train.group_size": 8},
-        "u2pl": {**_VOC, "train.group_size": 4, "u2pl.warmup_epochs": 1},
+        "u2pl": {
+            **_VOC,
+            "model.backbone": "resnet101",
+            "train.group_size": 4,
+            "u2pl.warmup_epochs": 1,
+        },
         "ael": {
             **_VOC,
+            "model.backbone": "resnet101",
             "train.group_size": 2,
             "optimizer.lr": 1e-2,
             "ael.query_classes": 1,
@@ -83,6 +90,7 @@ PUBLISHED = {
             "train.group_size": 2,
             "train.epochs": 240,
             "optimizer.lr": 5e-3,
+            "optimizer.lag": 1,
             "method.threshold": 0.0,
             "method.ohem_min_kept": 200_000,
         },
@@ -97,6 +105,7 @@ PUBLISHED = {
         },
         "u2pl": {
             **_CITYSCAPES,
+            "model.backbone": "resnet101",
             "data.crop": 769,
             "train.group_size": 2,
             "train.epochs": 200,
@@ -106,6 +115,7 @@ PUBLISHED = {
         },
         "ael": {
             **_CITYSCAPES,
+            "model.backbone": "resnet101",
             "data.crop": 769,
             "train.group_size": 2,
             "train.epochs": 200,
@@ -118,10 +128,17 @@ PUBLISHED = {
         },
     },
 }
-# Nobody published these: the baselines train as UniMatch does, and on ACDC every
-# method has UniMatch's optimiser and schedule (D22).
 for _methods in PUBLISHED.values():
-    _methods |= dict.fromkeys(("supervised", "mean_teacher"), _methods["unimatch"])
+    _unimatch = _methods["unimatch"]
+    # UniMatch's baseline has twice the images a GPU, as there are no others.
+    _methods["supervised"] = {
+        **_unimatch,
+        "train.batch_size": 2 * _unimatch["train.batch_size"],
+        "train.group_size": 2 * _unimatch["train.group_size"],
+    }
+    # Nobody published this one: it trains as UniMatch does.
+    _methods["mean_teacher"] = _unimatch
+# UniMatch's. Nobody published the others, which have its optimiser and schedule (D22).
 _ACDC = {
     "data.crop": 256,
     "train.batch_size": 12,
@@ -130,6 +147,7 @@ _ACDC = {
     "optimizer.lr": 1e-2,
     "optimizer.head_multiplier": 1.0,
     "optimizer.weight_decay": 1e-4,
+    "optimizer.lag": 1,
 }
 PUBLISHED["acdc"] = dict.fromkeys(METHODS, _ACDC) | {
     "u2pl": {

@@ -123,6 +123,12 @@ def announce(
         rhythm.steps,
         len(parallel.devices),
     )
+    if pipeline.unused:
+        _LOG.warning(
+            "%d of the labelled images stay unused: the method's authors draw, once a "
+            "run, as many as are unlabelled; add unlabelled images, or change method",
+            pipeline.unused,
+        )
     images, batch_size = pipeline.num_unlabeled, config.train.batch_size
     if images and images < batch_size:
         _LOG.warning(

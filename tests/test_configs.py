@@ -112,6 +112,8 @@ def test_values_that_do_not_fit_each_other_are_refused(argument, changes, messag
 # decay of the teacher: from the authors' configurations.
 PUBLISHED = {
     ("voc", "unimatch"): (321, 4, 2, 1e-3, 10, 1e-4, 80, 0),
+    ("voc", "supervised"): (321, 4, 4, 1e-3, 10, 1e-4, 80, 0),
+    ("cityscapes", "supervised"): (801, 4, 4, 5e-3, 1, 1e-4, 240, 0),
     ("voc", "augseg"): (513, 2, 8, 1e-3, 10, 1e-4, 80, 0.999),
     ("voc", "u2pl"): (513, 4, 4, 1e-3, 10, 1e-4, 80, 0.99),
     ("voc", "ael"): (513, 8, 2, 1e-2, 10, 1e-4, 80, 0.99),
@@ -144,6 +146,10 @@ def test_presets_are_the_published_settings(data_set, method):
         config.method.ema_decay,
     )
     assert found == PUBLISHED[data_set, method]
+    # UniMatch sets its rate after the step; U2PL and AEL published ResNet-101 alone.
+    assert config.optimizer.lag == (method in ("unimatch", "supervised"))
+    deeper = method in ("u2pl", "ael")
+    assert config.model.backbone == ("resnet101" if deeper else "resnet50")
 
 
 @pytest.mark.parametrize("data_set", presets.PUBLISHED)

@@ -71,9 +71,14 @@ def test_an_epoch_is_filled_up_from_its_beginning(kind):
     assert len({tuple(epoch) for epoch in places}) == 4
 
 
-@pytest.mark.parametrize("labeled, unlabeled", [(3, 14), (5, 12), (13, 12)])
-def test_drawn_pairs_are_the_same_in_every_epoch(labeled, unlabeled):
-    order = _order("drawn", labeled, unlabeled, batch=2)
+@pytest.mark.parametrize(
+    "kind, labeled, unlabeled",
+    # A longer labelled list is not cut when tiled, and so not paired.
+    [("drawn", 13, 12)]
+    + [(kind, *sizes) for kind in ("tiled", "drawn") for sizes in ((3, 14), (5, 12))],
+)
+def test_pairs_are_the_same_in_every_epoch(kind, labeled, unlabeled):
+    order = _order(kind, labeled, unlabeled, batch=2)
     epoch = order.steps_per_epoch * 2
     first = _places(order, "labeled", 3 * epoch)
     second = _places(order, "unlabeled", 3 * epoch)

@@ -173,7 +173,14 @@ def test_a_surplus_of_labels_is_used_over_the_epochs(data_dir):
     pipeline = build.build_train(config, Streams())
     assert (pipeline.num_unlabeled, pipeline.steps_per_epoch) == (3, 1)
     indices = {int(i) for b in _batches(pipeline, 40) for i in b.labeled.index}
-    assert indices == set(range(10))
+    assert indices == set(range(10)) and not pipeline.unused
+
+
+def test_a_surplus_of_labels_that_is_cut_is_counted(data_dir):
+    config = config_for(data_dir, batch_size=3, split="10")
+    pipeline = build.build_train(config, Streams(order="drawn"))
+    indices = {int(i) for b in _batches(pipeline, 40) for i in b.labeled.index}
+    assert len(indices) == 3 and pipeline.unused == 7
 
 
 def test_fewer_images_than_a_batch_is_legal(data_dir):

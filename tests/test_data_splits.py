@@ -47,6 +47,8 @@ def test_full_leaves_every_image_unlabelled_too():
     drawn = splits.draw_split(IDS, present, "full", 0)
     assert drawn.unlabeled == IDS
     assert set(drawn.labeled) == set(IDS) - {IDS[3]}
+    # Epochs pair the lists by place, and no image shall always meet itself.
+    assert drawn.labeled != tuple(key for key in IDS if key != IDS[3])
 
 
 def test_images_without_mask_stay_unlabelled():

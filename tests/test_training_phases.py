@@ -77,6 +77,14 @@ def test_the_student_is_evaluated_during_a_warmup():
     assert used(1) == "teacher"
 
 
+def test_a_teacher_that_begins_apart_shares_the_backbone():
+    state = init_state(tiny.setup(tiny.config("method=u2pl")), 0)
+    student, teacher = state.params["student"], state.ema_params["student"]
+    chex.assert_trees_all_equal(teacher["backbone"], student["backbone"])
+    for part in student.keys() - {"backbone"}:
+        assert tiny.difference(teacher[part], student[part]) > 0.01, part
+
+
 class Served:
     """Toy batches whose partners are the images that were asked for."""
 

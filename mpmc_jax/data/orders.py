@@ -3,10 +3,14 @@
 The labelled list is shorter than the unlabelled one, and published methods fill an
 epoch with it in three ways:
 
-    tiled       repeated to the unlabelled list's length, cut, and shuffled each epoch
-    drawn       as many drawn from the repeated list, once a run, as are unlabelled;
-                both streams are shuffled alike, so that pairs stay together (U2PL)
+    tiled       repeated to the unlabelled list's length and cut (UniMatch)
+    drawn       as many drawn from the repeated list, once a run, as are unlabelled
+                (AugSeg, U2PL)
     restarted   permutation after permutation, begun anew each epoch (AEL)
+
+The first two are then shuffled anew each epoch, both streams alike: a labelled image
+stays paired with its unlabelled ones. When tiled, a labelled list that is longer than
+the unlabelled one is not cut: another part of it is used each epoch.
 
 An epoch has as many steps as the published loaders make of the unlabelled list: each
 process takes every W-th image, the list filled up from its beginning, in whole batches.
@@ -69,12 +73,10 @@ class Order:
             return grain.MapDataset.source(restarted).seed(self.stream_seed(name))
         if self.kind == "drawn":
             places = self._drawn(name)
-            shuffle_seed = self.stream_seed("unlabeled")
         else:
             places = self._tiled() if name == "labeled" else range(self.unlabeled)
-            shuffle_seed = None
         dataset = grain.MapDataset.source(list(places)).seed(self.stream_seed(name))
-        dataset = dataset.shuffle(seed=shuffle_seed)
+        dataset = dataset.shuffle(seed=self.stream_seed("unlabeled"))
         whole = self.steps_per_epoch * self.per_step
         if whole <= len(places):
             return dataset[:whole].repeat(None)

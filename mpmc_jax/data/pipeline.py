@@ -122,6 +122,7 @@ class TrainPipeline:
       num_labeled: distinct labelled images.
       num_unlabeled: unlabelled images; the method may leave them unused.
       repetition: passes over the labelled list an epoch.
+      unused: labelled images that no epoch uses, as some published orders cut the list.
 
     Raises:
       ValueError: the method wants unlabelled images and the split has none.
@@ -143,6 +144,8 @@ class TrainPipeline:
         self.steps_per_epoch = self._order("labeled").steps_per_epoch
         per_epoch = self.steps_per_epoch * config.batch_size
         self.repetition = per_epoch / self.num_labeled
+        surplus = max(self.num_labeled - self.num_unlabeled, 0)
+        self.unused = surplus if config.streams.order == "drawn" else 0
 
     def iterator(self, start_step: int = 0) -> TrainIterator:
         """Endless batches; the first is that of `start_step`.

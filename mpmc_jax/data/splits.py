@@ -66,11 +66,12 @@ def count_labeled(split: str, available: int) -> int:
 def draw_split(
     ids: Sequence[str], present: dict[str, tuple[int, ...]], split: str, seed: int
 ) -> Split:
-    """Draws a split from a seed; the order of `ids` is kept in both halves.
+    """Draws a split from a seed; each half keeps the order of `ids`.
 
     Every class that occurs at all occurs among the labelled images if their number
     allows: classes are served rarest first, each by a random image that has it.
-    "full" labels everything and leaves every image in the unlabelled list as well.
+    "full" labels everything, in a drawn order, and leaves every image in the unlabelled
+    list as well.
 
     Args:
       ids: the training images.
@@ -85,10 +86,11 @@ def draw_split(
     if not candidates:
         raise ValueError("no training image has a mask: no labelled image at all")
     count = count_labeled(split, len(candidates))
-    if split == "full":
-        return Split(tuple(candidates), tuple(ids))
     permutation = np.random.default_rng(seed).permutation(len(candidates))
     order = [candidates[i] for i in permutation]
+    if split == "full":
+        # An epoch pairs the lists place by place: no image shall meet itself.
+        return Split(tuple(order), tuple(ids))
     chosen = _cover_classes(order, present, count)
     chosen |= set([key for key in order if key not in chosen][: count - len(chosen)])
     return Split(

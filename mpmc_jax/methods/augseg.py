@@ -85,7 +85,7 @@ class AugSeg(base.Method):
     threshold: float = 0.95
     ema_decay: float = 0.999
 
-    streams = Streams(geometry="augseg", fill="mean")
+    streams = Streams(geometry="augseg", fill="mean", order="drawn")
 
     def __post_init__(self) -> None:
         base.check_average("augseg", self.ema_decay, 0.999)

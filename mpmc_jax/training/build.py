@@ -233,6 +233,9 @@ def _init(setup: Setup, seed: int) -> TrainState:
     ema_params, ema_stats = params, stats
     if setup.method.begins_apart():
         ema_params, ema_stats = _init_networks(setup, key, "init/teacher")
+        for name, teacher in ema_params.items():
+            # Published runs read both backbones from one file.
+            teacher["backbone"] = params[name]["backbone"]
     head = setup.plugin.init(stream_key(key, "init/plugin"), _example_taps(setup))
     if head:
         params[PLUGIN], stats[PLUGIN] = head["params"], head["batch_stats"]
