@@ -106,6 +106,7 @@ def initial_state(
 
 def announce(
     config: ml_collections.ConfigDict,
+    setup: Setup,
     pipeline: TrainPipeline,
     rhythm: loop.LoopConfig,
     parallel: Parallel,
@@ -125,17 +126,26 @@ def announce(
     )
     if pipeline.unused:
         _LOG.warning(
-            "%d of the labelled images stay unused: the method's authors draw, once a "
-            "run, as many as are unlabelled; add unlabelled images, or change method",
+            "%d labelled images stay unused: the method's authors take no more of them "
+            "than there are unlabelled ones; add such images, or change the method",
             pipeline.unused,
         )
-    images, batch_size = pipeline.num_unlabeled, config.train.batch_size
-    if images and images < batch_size:
+    sizes = setup.method.streams.sizes(config.train.batch_size, config.train.group_size)
+    if pipeline.num_unlabeled < sizes.get("unlabeled", 0):
         _LOG.warning(
-            "train.batch_size=%d, but there are %d unlabelled images: some come twice "
-            "in a batch",
-            batch_size,
-            images,
+            "train.batch_size=%d takes %d unlabelled images a step, but there are %d: "
+            "some come twice in a batch",
+            config.train.batch_size,
+            sizes["unlabeled"],
+            pipeline.num_unlabeled,
+        )
+    last = (rhythm.steps - 1) // pipeline.steps_per_epoch
+    if setup.method.phase(last) != setup.method:
+        _LOG.warning(
+            "the warm-up, without unlabelled images, lasts the whole run of %d steps "
+            "(%d an epoch); lower u2pl.warmup_epochs or train longer",
+            rhythm.steps,
+            pipeline.steps_per_epoch,
         )
 
 
@@ -146,7 +156,7 @@ def train(config: ml_collections.ConfigDict, directory: Path) -> TrainState:
     parallel = build_parallel(config)
     check_memory(config, setup, len(parallel.devices), parallel.memory())
     rhythm = loop_config(config, pipeline.steps_per_epoch)
-    announce(config, pipeline, rhythm, parallel)
+    announce(config, setup, pipeline, rhythm, parallel)
     evaluate = make_evaluate(config, setup, facts)
     workdir.claim(directory, config)
     if jax.process_index() == 0:

@@ -83,6 +83,7 @@ def test_a_wrong_argument_lists_the_valid_ones(argument, message):
         ("train__group_size", 0, "train.group_size=0: at least 1"),
         ("train__accumulation", 0, "train.accumulation=0: at least 1"),
         ("method__ema_decay", 1.5, "method.ema_decay=1.5"),
+        ("method__threshold", 2.0, "method.threshold=2.0: no probability reaches it"),
     ],
 )
 def test_a_wrong_value_lists_the_valid_ones(key, value, message):

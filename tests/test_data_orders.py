@@ -98,6 +98,16 @@ def test_pairs_are_the_same_in_every_epoch(kind, labeled, unlabeled):
         assert times.max() <= -(-unlabeled // labeled)
 
 
+@pytest.mark.parametrize(
+    "kind, labeled, unused",
+    [("tiled", 30, 0), ("drawn", 30, 20), ("restarted", 30, 20), ("restarted", 9, 0)],
+)
+def test_labelled_images_that_no_epoch_uses_are_counted(kind, labeled, unused):
+    order = _order(kind, labeled, 10, batch=2)
+    places = set(_places(order, "labeled", 30 * 10))
+    assert len(places) == labeled - unused == labeled - order.unused
+
+
 def _as_the_release_does(length, batch, steps, epochs, permutations):
     """A loader that is begun anew each epoch; its permutation moves when it ends."""
     number, served = 0, []

@@ -257,9 +257,11 @@ def test_a_confidence_at_the_threshold_counts():
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"unqueried": (0, 1, 2, 3)}, "leaves none of 4 classes"),
+        ({"unqueried": (0, 1, 2, 3)}, "leaves no class"),
         ({"num_unlabeled": 1}, "there are 1"),
         ({"query_classes": 0}, "ael.query_classes=0"),
+        ({"object_area": 5.0}, "ael.object_area=5.0: must lie in"),
+        ({"scale": -1.0}, "ael.scale=-1.0: must be positive"),
         ({"ema_decay": 1.0}, "method.ema_decay=1.0"),
     ],
 )

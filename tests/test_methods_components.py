@@ -49,6 +49,27 @@ def test_nothing_and_everything(mask):
     np.testing.assert_array_equal(found, 81 * mask)
 
 
+@pytest.mark.parametrize("kind", ["noise", "spiral", "snake", "all"])
+def test_few_rounds_are_enough(kind):
+    size = 257
+    snake = np.ones((size, size), bool)
+    snake[1::4, :-1] = snake[3::4, 1:] = False
+    masks = {
+        "noise": np.random.default_rng(0).random((size, size)) < 0.45,
+        "spiral": _spiral(size),
+        "snake": snake,
+        "all": np.ones((size, size), bool),
+    }
+    mask = jnp.asarray(masks[kind])
+    number = jnp.where(mask.reshape(-1), jnp.arange(1, mask.size + 1), 0)
+    number = jnp.concatenate([jnp.zeros(1, jnp.int32), number])
+    shorten, rounds = jax.jit(components.shorten), 0
+    while (after := shorten(number, mask)).tolist() != number.tolist():
+        number, rounds = after, rounds + 1
+    assert 1 <= rounds <= 14
+    np.testing.assert_array_equal(number[1:].reshape(mask.shape), label(mask))
+
+
 def test_a_long_component_is_one():
     mask = _spiral(41)
     _, count = ndimage.label(mask, np.ones((3, 3)))

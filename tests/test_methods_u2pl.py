@@ -169,6 +169,8 @@ def test_too_many_candidates_are_drawn_uniformly_and_shared_by_groups():
         ({"contrast": "paper"}, r"valid: \['corrected', 'released'\]"),
         ({"bank_dtype": "float16"}, "bfloat16"),
         ({"queries": 0}, "u2pl.queries=0"),
+        ({"anchor_above": 2.0}, "u2pl.anchor_above=2.0: must lie in"),
+        ({"key_below": -1.0}, "u2pl.key_below=-1.0: must lie in"),
     ],
 )
 def test_settings_out_of_range_are_refused(changes, message):

@@ -10,8 +10,7 @@ Padding is at the bottom in the first two. A geometry first draws a `Placement` 
 applies it, so that image and label move alike, and so that only the pixels of the crop
 are ever computed: Pillow's `resize(size, box=...)` is resizing the whole and cropping
 then, to the rounding of a grey level (labels agree exactly). U2PL resizes by PyTorch,
-without antialias; its float result is rounded to a grey level here, as crops travel in
-bytes.
+without antialias; its floats are rounded to a grey level here: crops travel in bytes.
 """
 
 import dataclasses
@@ -217,12 +216,16 @@ def _interpolate_window(image: Image.Image, placement: Placement) -> np.ndarray:
 
     pixels = np.asarray(image)
     pixels = pixels.reshape(*pixels.shape[:2], -1)
-    low, high, part = taps(len(pixels), placement.resized[0], top, bottom)
-    part = part[:, None, None]
-    lines = pixels[low] * (1 - part) + pixels[high] * part
-    low, high, part = taps(pixels.shape[1], placement.resized[1], left, right)
-    part = part[None, :, None]
-    window = lines[:, low] * (1 - part) + lines[:, high] * part
+    width, resized = pixels.shape[1], placement.resized[1]
+    across_low, across_high, across = taps(width, resized, left, right)
+    # Columns that the window does not touch are left out from the beginning.
+    begin = across_low[0]
+    pixels = pixels[:, begin : across_high[-1] + 1]
+    low, high, down = taps(len(pixels), placement.resized[0], top, bottom)
+    down, across = down[:, None, None], across[None, :, None]
+    lines = pixels[low] * (1 - down) + pixels[high] * down
+    window = lines[:, across_low - begin] * (1 - across)
+    window += lines[:, across_high - begin] * across
     return np.floor(window + 0.5).astype(np.uint8)
 
 

@@ -59,6 +59,16 @@ class Order:
         of_process = -(-self.epoch // self.groups)
         return max(of_process // (self.batch_size // self.groups), 1)
 
+    @property
+    def unused(self) -> int:
+        """Labelled images that no epoch uses, as published loaders cut the list."""
+        if self.kind == "drawn":
+            return max(self.labeled - self.epoch, 0)
+        if self.kind == "restarted":
+            # Only a permutation that ends gives way to another.
+            return max(self.labeled - self.steps_per_epoch * self.batch_size, 0)
+        return 0
+
     def stream_seed(self, name: str) -> int:
         """Seed of everything random about a stream."""
         entropy = np.random.SeedSequence((self.seed, _STREAM_NUMBERS[name]))

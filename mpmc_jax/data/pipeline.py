@@ -122,7 +122,7 @@ class TrainPipeline:
       num_labeled: distinct labelled images.
       num_unlabeled: unlabelled images; the method may leave them unused.
       repetition: passes over the labelled list an epoch.
-      unused: labelled images that no epoch uses, as some published orders cut the list.
+      unused: labelled images that no epoch uses, see `orders`.
 
     Raises:
       ValueError: the method wants unlabelled images and the split has none.
@@ -141,11 +141,10 @@ class TrainPipeline:
         self._config = config
         self._records = info.records("train")
         self._sizes = config.streams.sizes(config.batch_size, config.group_size)
-        self.steps_per_epoch = self._order("labeled").steps_per_epoch
+        order = self._order("labeled")
+        self.steps_per_epoch, self.unused = order.steps_per_epoch, order.unused
         per_epoch = self.steps_per_epoch * config.batch_size
         self.repetition = per_epoch / self.num_labeled
-        surplus = max(self.num_labeled - self.num_unlabeled, 0)
-        self.unused = surplus if config.streams.order == "drawn" else 0
 
     def iterator(self, start_step: int = 0) -> TrainIterator:
         """Endless batches; the first is that of `start_step`.

@@ -86,11 +86,12 @@ class AEL(base.Method):
                 " label fewer images (data.split) or add some"
             )
         if set(range(self.num_classes)) <= set(self.unqueried):
-            text = f"leaves none of {self.num_classes} classes to copy; use ()"
-            raise ValueError(f"ael.unqueried={self.unqueried} {text}")
+            raise ValueError(f"ael.unqueried={self.unqueried} leaves no class; use ()")
+        base.check_share("ael.object_area", self.object_area)
+        base.check_share("ael.presence_area", self.presence_area)
+        base.check_positive("ael.scale", self.scale)
         for name in ("query_classes", "delay"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"ael.{name}={getattr(self, name)}: at least 1")
+            base.check_count(f"ael.{name}", getattr(self, name))
 
     def begins_apart(self) -> bool:
         """Until the first step has replaced it."""
@@ -192,12 +193,8 @@ class AEL(base.Method):
         )
         confidence, label = pseudo_labels.confidence_and_label(unlabeled.logits)
         first, second = jnp.split(label, 2)
-        found, box = draw_object_boxes(
-            second,
-            inputs.wanted,
-            (inputs.object_draw, inputs.box_draw),
-            self.object_area,
-        )
+        draws = (inputs.object_draw, inputs.box_draw)
+        found, box = draw_object_boxes(second, inputs.wanted, draws, self.object_area)
 
         def mix(both: Array) -> Array:
             of_first, of_second = jnp.split(both, 2)

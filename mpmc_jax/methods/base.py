@@ -189,6 +189,24 @@ def check_choice(key: str, value: str, valid: Collection[str]) -> None:
         raise ValueError(f"{key}={value!r} is unknown; valid: {sorted(valid)}")
 
 
+def check_share(key: str, value: float) -> None:
+    """Raises ValueError unless a setting is in [0, 1]."""
+    if not 0 <= value <= 1:
+        raise ValueError(f"{key}={value}: must lie in [0, 1]")
+
+
+def check_count(key: str, value: int) -> None:
+    """Raises ValueError unless a setting is at least 1."""
+    if value < 1:
+        raise ValueError(f"{key}={value}: at least 1")
+
+
+def check_positive(key: str, value: float) -> None:
+    """Raises ValueError unless a setting is positive."""
+    if value <= 0:
+        raise ValueError(f"{key}={value}: must be positive")
+
+
 def check_optional_decay(decay: float) -> None:
     """Raises ValueError unless `decay` is in [0, 1)."""
     if not 0 <= decay < 1:

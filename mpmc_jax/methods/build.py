@@ -167,4 +167,9 @@ def build_method(config: ml_collections.ConfigDict, sizes: Sizes) -> Method:
       ValueError: unknown name, listing the valid ones, or a setting that the method
         cannot work with.
     """
+    if config.method.threshold > 1:
+        raise ValueError(
+            f"method.threshold={config.method.threshold}: no probability reaches it; "
+            "use at most 1, and 0 to let all pseudo-labels count"
+        )
     return _entry(config.method.name).make(config, sizes)

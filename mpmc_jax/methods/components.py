@@ -17,28 +17,47 @@ from mpmc_jax.types import Array
 def label_components(mask_hw: Array) -> Array:
     """Numbers the 8-connected components of a mask.
 
-    Every pixel takes the largest number among its neighbours until nothing moves;
-    after each round it also takes its number's own number, so that a long component
-    needs few rounds.
+    Every pixel points to one of its component, at first to itself. A round hooks what
+    it points to onto the last place that a neighbour's pixel points to, and shortens
+    all ways; after some ten rounds every pixel points to the last one of its component.
+
+    Source: Zhang, Azad and Hu, "FastSV", SIAM PP 2020.
 
     Returns:
       (h,w) int32: 0 outside the mask, else 1 + the place (row by row) of the
       component's last pixel.
     """
     place_hw = jnp.arange(1, mask_hw.size + 1, dtype=jnp.int32).reshape(mask_hw.shape)
+    # Number 0 stands for all that lies outside.
+    start_n = jnp.concatenate(
+        [jnp.zeros(1, jnp.int32), jnp.where(mask_hw, place_hw, 0).reshape(-1)]
+    )
 
-    def spread(state: tuple[Array, Any]) -> tuple[Array, Array]:
-        number_hw, _ = state
-        widest_hw = jax.lax.reduce_window(
-            number_hw, np.int32(0), jax.lax.max, (3, 3), (1, 1), "SAME"
-        )
-        widest_hw = jnp.where(mask_hw, widest_hw, 0)
-        root_n = jnp.concatenate([jnp.zeros(1, jnp.int32), widest_hw.reshape(-1)])
-        jumped_hw = root_n[widest_hw]
-        return jumped_hw, jnp.any(jumped_hw != number_hw)
+    def moved(state: tuple[Array, Any]) -> tuple[Array, Array]:
+        after_n = shorten(state[0], mask_hw)
+        return after_n, jnp.any(after_n != state[0])
 
-    start = (jnp.where(mask_hw, place_hw, 0), jnp.ones((), bool))
-    return jax.lax.while_loop(lambda state: state[1], spread, start)[0]
+    state = (start_n, jnp.ones((), bool))
+    number_n, _ = jax.lax.while_loop(lambda state: state[1], moved, state)
+    return number_n[1:].reshape(mask_hw.shape)
+
+
+def shorten(number_n: Array, mask_hw: Array) -> Array:
+    """A round of `label_components` on what 0 and each place point to: (1 + h*w,)."""
+    grand_n = number_n[number_n]
+    widest_hw = jax.lax.reduce_window(
+        grand_n[1:].reshape(mask_hw.shape),
+        np.int32(0),
+        jax.lax.max,
+        (3, 3),
+        (1, 1),
+        "SAME",
+    )
+    inside_n = jnp.where(mask_hw, widest_hw, 0).reshape(-1)
+    widest_n = jnp.concatenate([jnp.zeros(1, jnp.int32), inside_n])
+    hooked_n = number_n.at[number_n].max(widest_n)
+    hooked_n = jnp.maximum(hooked_n, widest_n)
+    return hooked_n[hooked_n]
 
 
 def draw_component_box(

@@ -13,6 +13,7 @@ from flax import struct
 
 from mpmc_jax.losses import contrastive
 from mpmc_jax.losses.contrastive import Bank, Draws, Rings
+from mpmc_jax.losses.sampling import nth_true
 from mpmc_jax.methods import base, u2pl_sets
 from mpmc_jax.types import Array, Term
 
@@ -114,15 +115,15 @@ class PixelContrast:
         base.check_choice("u2pl.contrast", self.contrast, FORMS)
         base.check_choice("u2pl.bank_dtype", self.bank_dtype, ("float32", "bfloat16"))
         for name in ("queries", "negatives", "bank_size", "bank_size_first"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"u2pl.{name}={getattr(self, name)}: at least 1")
+            base.check_count(f"u2pl.{name}", getattr(self, name))
         if self.contrast_weight < 0 and self.contrast_weight != -1:
             raise ValueError(
                 f"u2pl.contrast_weight={self.contrast_weight}: at least 0, or -1 for "
                 "the published one"
             )
-        if self.temperature <= 0:
-            raise ValueError(f"u2pl.temperature={self.temperature}: must be positive")
+        base.check_share("u2pl.anchor_above", self.anchor_above)
+        base.check_share("u2pl.key_below", self.key_below)
+        base.check_positive("u2pl.temperature", self.temperature)
         if not 0 <= self.low_rank < min(self.high_rank, self.num_classes):
             raise ValueError(
                 f"u2pl.low_rank={self.low_rank}, u2pl.high_rank={self.high_rank}: the "
@@ -191,8 +192,10 @@ class PixelContrast:
         bounds = u2pl_sets.Bounds(
             self.anchor_above, self.key_below, self.low_rank, self.high_rank
         )
-        masks = [self._both(_nearest(mask, height, width)) for mask in reliability]
-        small = [_nearest(label, height, width) for label in labels]
+        masks = [
+            self._both(u2pl_sets.nearest(mask, height, width)) for mask in reliability
+        ]
+        small = [u2pl_sets.nearest(label, height, width) for label in labels]
         sets = jax.vmap(lambda *each: self.form.sets(*each, bounds))(
             *base.in_groups(small, self.group_size),
             self._both(jax.nn.softmax(teacher.coarse)),
@@ -273,23 +276,19 @@ class PixelContrast:
             half = rows.shape[1] // 2
             return self.rings.push(bank, joined(rows[:, half:]), joined(keys[:, half:]))
         shares = [max(size // self.groups, 1) for size in self.rings.capacities]
-        uniform = jax.vmap(lambda key: jax.random.uniform(key, rows.shape[1:2]))(choice)
+        place = jnp.arange(min(max(shares), rows.shape[1]))
+        # The first of a class in a random order are a uniform draw.
+        shuffled = jax.vmap(lambda key: jax.random.permutation(key, rows.shape[1]))(
+            choice
+        )
+        keys = jnp.take_along_axis(keys, shuffled[..., None], axis=1)
 
         def choose(label: Array) -> tuple[Array, Array]:
-            row, is_key = jax.vmap(
-                lambda mask, u: u2pl_sets.draw_rows(mask, u, max(shares))
-            )(keys[:, :, label], uniform)
-            within = jnp.arange(row.shape[1]) < jnp.asarray(shares)[label]
-            is_key &= within[None]
+            of_class = keys[:, :, label]
+            found = jax.vmap(nth_true, in_axes=(0, None))(of_class, place)
+            row = jnp.take_along_axis(shuffled, found, axis=1, mode="clip")
             drawn = jnp.take_along_axis(rows, row[..., None], axis=1)
-            return joined(drawn), joined(is_key)
+            limit = jnp.minimum(of_class.sum(1), jnp.asarray(shares)[label])
+            return joined(drawn), joined(place[None] < limit[:, None])
 
         return self.rings.push_each(bank, choose)
-
-
-def _nearest(map_bhw: Array, rows: int, columns: int) -> Array:
-    """The pixel floor(i * length / size) for place i, as PyTorch's nearest."""
-    height, width = map_bhw.shape[1:]
-    row = jnp.arange(rows) * height // rows
-    column = jnp.arange(columns) * width // columns
-    return map_bhw[:, row[:, None], column[None]]

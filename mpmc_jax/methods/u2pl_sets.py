@@ -158,17 +158,9 @@ def _sets(
     )
 
 
-def draw_rows(chosen_n: Array, uniform_n: Array, count: int) -> tuple[Array, Array]:
-    """At most `count` of the chosen rows, drawn uniformly without replacement.
-
-    Args:
-      chosen_n: bool.
-      uniform_n: numbers in [0, 1); the least decide.
-      count: static.
-
-    Returns:
-      (count,) int32 rows, and bool whether each is one (fewer may be chosen).
-    """
-    count = min(count, len(chosen_n))
-    falling, row_m = jax.lax.top_k(jnp.where(chosen_n, -uniform_n, -2), count)
-    return row_m, falling > -2
+def nearest(map_bhw: Array, rows: int, columns: int) -> Array:
+    """The pixel floor(i * length / size) for place i, as PyTorch's nearest."""
+    height, width = map_bhw.shape[1:]
+    row = jnp.arange(rows) * height // rows
+    column = jnp.arange(columns) * width // columns
+    return map_bhw[:, row[:, None], column[None]]
