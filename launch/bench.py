@@ -23,7 +23,8 @@ import numpy as np
 
 from configs import base, presets
 from launch import cli
-from launch.bench_step import bench_methods, bench_mpmc, bench_step
+from launch.bench_methods import bench_methods
+from launch.bench_step import bench_mpmc, bench_step
 from launch.runs import make_evaluator, open_base
 from mpmc_jax.data.build import build_eval, build_train
 from mpmc_jax.models.build import init_variables

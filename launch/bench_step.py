@@ -3,7 +3,7 @@
 import functools
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -22,6 +22,7 @@ from mpmc_jax.training.build import (
     init_state,
     state_shape,
 )
+from mpmc_jax.training.config import AXIS
 from mpmc_jax.training.state import TrainState
 from mpmc_jax.training.step import make_keys, make_step
 from mpmc_jax.types import Array, Batch, Crops, Region
@@ -61,12 +62,18 @@ def seconds(function: Callable[..., Any], repeats: int, *args: Array) -> list[fl
     return times
 
 
-def noise_setup(config: ml_collections.ConfigDict) -> Setup:
+def noise_setup(
+    config: ml_collections.ConfigDict, axis_name: str | None = AXIS
+) -> Setup:
     """The parts of a run that needs no data set."""
     model, method = build_base(
-        config, num_classes=CLASSES, channels=3, num_unlabeled=1000
+        config,
+        num_classes=CLASSES,
+        channels=3,
+        num_unlabeled=1000,
+        axis_name=axis_name,
     )
-    return build_setup(config, model, method, steps_per_epoch=1000)
+    return build_setup(config, model, method, steps_per_epoch=1000, axis_name=axis_name)
 
 
 class TimedStep:
@@ -118,32 +125,6 @@ def bench_step(config: ml_collections.ConfigDict, repeats: int) -> dict[str, Any
         "images_per_second": images / seconds,
         "step_seconds": seconds,
         **timed.figures,
-    }
-
-
-def bench_methods(
-    configs: Mapping[str, ml_collections.ConfigDict], repeats: int
-) -> dict[str, dict[str, Any]]:
-    """Each method's step beside the mean teacher's, one after the other in turns.
-
-    Returns:
-      By method: the figures of its step, and the ratios of time and FLOPs.
-    """
-    timed = {name: TimedStep(config) for name, config in configs.items()}
-    times: dict[str, list[float]] = {name: [] for name in timed}
-    for _ in range(repeats + 1):
-        for name, step in timed.items():
-            times[name].append(step.seconds())
-    seconds = {name: statistics.median(each[1:]) for name, each in times.items()}
-    flops = {name: step.figures["flops"] for name, step in timed.items()}
-    return {
-        name: {
-            "step_seconds": seconds[name],
-            **step.figures,
-            "time_ratio": seconds[name] / seconds["mean_teacher"],
-            "flops_ratio": flops[name] / flops["mean_teacher"],
-        }
-        for name, step in timed.items()
     }
 
 

@@ -7,7 +7,8 @@ from test_training_phases import U2PL
 
 from configs import presets
 from launch import combinations
-from launch.bench_step import bench_methods
+from launch.bench_methods import bench_methods, images_passed
+from launch.bench_step import noise_setup
 from mpmc_jax.training.build import init_state
 
 
@@ -71,4 +72,23 @@ def test_methods_are_timed_beside_the_mean_teacher():
     found = bench_methods(configs, 1)
     assert found["mean_teacher"]["time_ratio"] == 1
     assert 0.8 < found["augseg"]["flops_ratio"] < 1.3
+    assert 0.8 < found["augseg"]["passes_ratio"] < 1.3
     assert found["augseg"]["time_ratio"] > 0
+
+
+@pytest.mark.parametrize(
+    "method, teacher, student",
+    [
+        # For two labelled images; UniMatch decodes clean and perturbed features.
+        ("supervised", (0, 0), (2, 2)),
+        ("mean_teacher", (2, 2), (4, 4)),
+        ("unimatch", (2, 2), (8, 12)),
+        ("u2pl", (6, 6), (4, 4)),
+        ("ael", (4, 4), (3, 3)),
+    ],
+)
+def test_passes_are_counted(method, teacher, student):
+    cfg = _config(method, "off")
+    counted = images_passed(cfg, noise_setup(cfg, axis_name=None))
+    found = [(each["encode"], each["decode"]) for each in counted]
+    assert found == [teacher, student]
