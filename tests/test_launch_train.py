@@ -12,20 +12,21 @@ from mpmc_jax.data.splits import Split
 from mpmc_jax.training import loop
 
 
-def _announce(caplog, labeled, unlabeled):
+def _announce(caplog, labeled, unlabeled, method="unimatch", unused=0):
     pipeline = types.SimpleNamespace(
         split=Split(labeled, unlabeled),
         num_labeled=len(labeled),
         num_unlabeled=len(unlabeled),
         repetition=1.0,
         steps_per_epoch=1,
+        unused=unused,
     )
     rhythm = loop.LoopConfig(steps=7, log_every=1, eval_every=1, checkpoint_every=1)
-    config = tiny.config("method=unimatch", train__batch_size=4)
+    config = tiny.config(f"method={method}", train__batch_size=4, u2pl__warmup_epochs=7)
     caplog.clear()
     with caplog.at_level(logging.INFO):
         parallel = types.SimpleNamespace(devices=["cpu"])
-        train.announce(config, pipeline, rhythm, parallel)
+        train.announce(config, tiny.setup(config), pipeline, rhythm, parallel)
     return caplog.text
 
 
@@ -37,7 +38,18 @@ def test_images_in_both_lists_and_batches_larger_than_a_list_are_told(caplog):
     assert "come twice" not in both
     few = _announce(caplog, letters[:2], letters[2:])
     assert "3 unlabelled; 1 steps" in few
-    assert "train.batch_size=4, but there are 3 unlabelled images" in few
+    assert "takes 4 unlabelled images a step, but there are 3" in few
+    # One a group: two of three.
+    assert "come twice" not in _announce(caplog, letters[:2], letters[2:], "ael")
+
+
+def test_unused_labels_and_a_run_that_is_all_warmup_are_told(caplog):
+    lists = tuple("abcdefgh"), tuple("ijklmnop")
+    plain = _announce(caplog, *lists)
+    assert "stay unused" not in plain and "warm-up" not in plain
+    assert "3 labelled images stay unused" in _announce(caplog, *lists, unused=3)
+    warm = _announce(caplog, *lists, "u2pl")
+    assert "lasts the whole run of 7 steps (1 an epoch)" in warm
 
 
 @pytest.mark.parametrize(

@@ -192,6 +192,26 @@ def test_gradients_are_finite_and_void_has_none(seed, scale):
     assert not np.asarray(gradient)[EXAMPLES:][void].any()
 
 
+@pytest.mark.parametrize("case", ["plain", "absent", "void", "certain"])
+def test_gradients_of_the_network_are_finite(case):
+    inputs, (teacher, student) = _inputs(7), _networks(7)
+    if case == "absent":
+        inputs = inputs.replace(label=jnp.minimum(inputs.label, 1))
+    if case == "void":
+        inputs = inputs.replace(label=jnp.full_like(inputs.label, 255))
+    if case == "certain":
+        teacher = dataclasses.replace(teacher, matrix=1e4 * teacher.matrix)
+
+    def loss(matrix):
+        return _loss(inputs, teacher, dataclasses.replace(student, matrix=matrix))
+
+    value, gradient = jax.value_and_grad(loss)(student.matrix)
+    assert np.isfinite(value) and np.isfinite(gradient).all()
+    _, expected = _oracle(inputs, teacher, student, METHOD.threshold)
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+    assert np.abs(gradient).max() > 0
+
+
 def test_no_two_examples_draw_the_same():
     cfg = tiny.config("method=augseg")
     parts = tiny.setup(cfg)

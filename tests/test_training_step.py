@@ -11,6 +11,7 @@ import pytest
 import tiny
 
 from mpmc_jax.methods.keys import stream_key
+from mpmc_jax.training.build import state_shape
 from mpmc_jax.training.optimizer import Schedule, build_optimizer
 from mpmc_jax.training.parallel import Layout, Parallel
 from mpmc_jax.training.state import PLUGIN
@@ -138,6 +139,25 @@ def test_one_compilation_and_no_transfer_in_the_step(kind):
     jax.monitoring.clear_event_listeners()
     assert not [name for name in compiled if "backend_compile" in name]
     assert int(parallel.fetch(state).step) == 3
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("method", ["unimatch", "augseg", "u2pl", "ael"])
+def test_a_step_asks_the_host_for_nothing(method):
+    """The guard above sees arguments alone; the program must not talk either."""
+    cfg = tiny.config(f"method={method},mpmc=recommended", train__devices=1)
+    parts = tiny.setup(cfg)
+    parallel = Parallel("pmap", Layout(cfg.train.batch_size, 2, 1), 1)
+    state = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct((1, *x.shape), x.dtype), state_shape(parts)
+    )
+    placed = parallel.place(tiny.batch(0, cfg, parts.method))
+    expected = parallel.replicate(np.asarray(0, np.int32))
+    step = parallel.compile(make_step(parts.step))
+    text = step.lower(state, placed, expected).as_text().lower()
+    assert "stablehlo.convolution" in text
+    for word in ("callback", "infeed", "outfeed", "stablehlo.send", "stablehlo.recv"):
+        assert word not in text
 
 
 def test_a_teacher_with_statistics_of_its_own_keeps_them_and_averages_the_plugins():
