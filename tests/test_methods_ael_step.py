@@ -257,7 +257,8 @@ def test_a_confidence_at_the_threshold_counts():
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"unqueried": (0, 1, 2, 3)}, "leaves no class"),
+        ({"unqueried": (0, 1, 2, 3)}, "classes 0 to 3, not all of them"),
+        ({"unqueried": (7,)}, "classes 0 to 3"),
         ({"num_unlabeled": 1}, "there are 1"),
         ({"query_classes": 0}, "ael.query_classes=0"),
         ({"object_area": 5.0}, "ael.object_area=5.0: must lie in"),

@@ -173,8 +173,9 @@ def test_going_on_equals_never_having_stopped(tmp_path, argument, changes, steps
 
 
 def test_a_delay_that_the_loop_cannot_keep_is_refused():
-    with pytest.raises(ValueError, match="ael.delay=2: .* at least 3"):
-        tiny.setup(tiny.config("method=ael", ael__delay=loop.LAG))
+    for delay in (0, loop.LAG):
+        with pytest.raises(ValueError, match=f"ael.delay={delay}: .* at least 3"):
+            tiny.setup(tiny.config("method=ael", ael__delay=delay))
 
 
 def test_a_method_that_does_not_fit_says_its_bytes():

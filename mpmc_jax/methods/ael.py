@@ -85,13 +85,15 @@ class AEL(base.Method):
                 f"ael mixes two unlabelled images, but there are {self.num_unlabeled};"
                 " label fewer images (data.split) or add some"
             )
-        if set(range(self.num_classes)) <= set(self.unqueried):
-            raise ValueError(f"ael.unqueried={self.unqueried} leaves no class; use ()")
+        if not set(self.unqueried) < set(range(self.num_classes)):
+            raise ValueError(
+                f"ael.unqueried={self.unqueried}: some of the classes 0 to "
+                f"{self.num_classes - 1}, not all of them; use () for none"
+            )
         base.check_share("ael.object_area", self.object_area)
         base.check_share("ael.presence_area", self.presence_area)
         base.check_positive("ael.scale", self.scale)
-        for name in ("query_classes", "delay"):
-            base.check_count(f"ael.{name}", getattr(self, name))
+        base.check_count("ael.query_classes", self.query_classes)
 
     def begins_apart(self) -> bool:
         """Until the first step has replaced it."""

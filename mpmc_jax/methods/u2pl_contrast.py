@@ -161,7 +161,7 @@ class PixelContrast:
         return {
             "u2pl.bank_size (or u2pl.bank_dtype=bfloat16)": bank,
             "train.batch_size or data.crop": candidates * self.channels * 4,
-            "u2pl.negatives": negatives * self.channels * 4,
+            "u2pl.queries or u2pl.negatives": negatives * self.channels * 4,
         }
 
     def draws(self, key: Array) -> Draws:

@@ -154,7 +154,7 @@ def _check(config: ml_collections.ConfigDict, method: Method, plugin: Plugin) ->
             f"mpmc.teacher_head='ema', but method.name={config.method.name!r} keeps no "
             "average; use 'student', or a method and method.ema_decay that make one"
         )
-    if 0 < method.delay <= LAG:
+    if method.streams.partner == "requested" and method.delay <= LAG:
         raise ValueError(
             f"ael.delay={method.delay}: the loop reads a step's numbers {LAG} steps "
             f"later, so at least {LAG + 1} is needed"
@@ -190,10 +190,15 @@ def check_memory(
     rows, columns = tap_size(setup.model, "layer1", crop)
     at_once = step.batch_size // step.group_size // step.micro_batches // devices
     needs = setup.method.memory(crop**2, rows * columns, max(at_once, 1))
-    if sum(needs.values()) > available:
-        parts = [f"{size / 1e9:.2f} GB by {key}" for key, size in needs.items()]
+    total = sum(needs.values())
+    if total > available:
+        parts = [
+            f"{size / 1e9:.2f} GB by {key}"
+            for key, size in needs.items()
+            if size > total / 100
+        ]
         raise ValueError(
-            f"beside the network the method needs {sum(needs.values()) / 1e9:.2f} GB "
+            f"beside the network the method needs {total / 1e9:.2f} GB "
             f"on a device of {available / 1e9:.2f} GB: {', '.join(parts)}; lower these"
         )
 

@@ -35,7 +35,8 @@ class Programs:
         """The compiled step."""
         method = self._phase(step)
         if method not in self._compiled:
-            _LOG.info("compiling the step; on a CPU this takes minutes")
+            which = "next phase's step" if self._compiled else "step"
+            _LOG.info("compiling the %s; on a CPU this takes minutes", which)
             config = dataclasses.replace(self._config, method=method)
             self._compiled[method] = self._parallel.compile(make_step(config))
         return self._compiled[method]
