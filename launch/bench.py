@@ -88,10 +88,10 @@ def bench_data(config: ml_collections.ConfigDict, repeats: int) -> dict[str, Any
 
 def bench_eval(config: ml_collections.ConfigDict, repeats: int) -> dict[str, Any]:
     """Validation images a second, compilation apart."""
-    _, model, method = open_base(config)
+    facts, model, method = open_base(config)
     setup = build_setup(config, model, method, steps_per_epoch=1)
     module = setup.step.modules[method.networks[0]]
-    evaluator = make_evaluator(config, module, model.num_classes)
+    evaluator = make_evaluator(config, module, facts)
     variables = init_variables(jax.random.key(0), model)
     source = build_eval(config, "val")
     first = evaluator.run(variables, source)

@@ -13,6 +13,7 @@ import numpy as np
 
 from mpmc_jax.models.build import tap_channels
 from mpmc_jax.models.pooling import average_pool
+from mpmc_jax.pixels import RGB
 from mpmc_jax.plugins.mpmc import MPMC, adaptive_weights, patch_targets
 from mpmc_jax.training.build import (
     Setup,
@@ -69,7 +70,7 @@ def noise_setup(
     model, method = build_base(
         config,
         num_classes=CLASSES,
-        channels=3,
+        pixels=RGB,
         num_unlabeled=1000,
         axis_name=axis_name,
     )

@@ -19,7 +19,7 @@ from mpmc_jax.training import report
 
 def evaluate(run: runs.Run, split: str) -> EvalResult:
     """Evaluates an opened run on one split of its data set."""
-    evaluator = runs.make_evaluator(run.config, run.module, run.facts.num_classes)
+    evaluator = runs.make_evaluator(run.config, run.module, run.facts)
     return evaluator.run(run.variables, runs.open_split(run, split), run.probe)
 
 

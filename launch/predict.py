@@ -62,11 +62,11 @@ def predict(
     Returns:
       One line for each file that could not be read.
     """
-    predictor = Predictor(run.module, run.variables)
+    predictor = Predictor(run.module, run.variables, run.facts.pixels)
     problems = []
     for path in files:
         try:
-            image = decode_array(path.read_bytes(), run.facts.channels)
+            image = decode_array(path.read_bytes(), run.facts.pixels.channels)
         except (UnreadableImage, OSError) as error:
             problems.append(f"{path}: {error}")
             continue

@@ -70,7 +70,7 @@ def base_for(
     return build_base(
         config,
         num_classes=facts.num_classes,
-        channels=facts.channels,
+        pixels=facts.pixels,
         num_unlabeled=num_unlabeled,
     )
 
@@ -104,12 +104,13 @@ def prepare(
 
 
 def make_evaluator(
-    config: ml_collections.ConfigDict, module: Any, num_classes: int
+    config: ml_collections.ConfigDict, module: Any, facts: DatasetFacts
 ) -> Evaluator:
     """The evaluator that `config.eval` describes."""
     return Evaluator(
         module,
-        num_classes,
+        facts.num_classes,
+        pixels=facts.pixels,
         batch_size=config.eval.batch_size,
         pad_to=config.eval.pad_to,
     )
@@ -264,7 +265,7 @@ def trust_function(run: Run) -> Callable[[Array, Array], tuple[Array, Array]]:
     def trust(
         variables: PyTree, head: PyTree, images: Array, labels: Array
     ) -> tuple[Array, Array]:
-        normalised = network_input(images)
+        normalised = network_input(images, run.facts.pixels)
         pseudo = predict_classes(run.module, variables, normalised)
         logits, _, _ = probe.apply(head, normalised, labels)
         weight, _ = adaptive_weights(

@@ -78,7 +78,7 @@ def make_evaluate(
     source = build_eval(config, "val")
     network = setup.method.networks[0]
     module = setup.step.modules[network]
-    evaluator = runs.make_evaluator(config, module, facts.num_classes)
+    evaluator = runs.make_evaluator(config, module, facts)
     probe = runs.probe_builder(setup)
 
     def evaluate(state: TrainState) -> dict[str, float]:

@@ -8,6 +8,7 @@ import pytest
 import tiny
 
 from configs import base, presets
+from mpmc_jax.pixels import RGB
 from mpmc_jax.training.build import build_base
 from mpmc_jax.training.parallel import Layout, Parallel
 
@@ -159,7 +160,7 @@ def test_every_method_has_a_preset_that_builds_for_every_data_set(data_set, meth
     config = _preset(data_set, method)
     classes = {"voc": 21, "cityscapes": 19, "acdc": 4}[data_set]
     model, built = build_base(
-        config, num_classes=classes, channels=3, num_unlabeled=1000
+        config, num_classes=classes, pixels=RGB, num_unlabeled=1000
     )
     assert config.method.supervised_loss == (
         "ohem"

@@ -10,6 +10,7 @@ import pytest
 from mpmc_jax.data import build, check, host, source
 from mpmc_jax.data.builders import synthetic
 from mpmc_jax.data.pipeline import TrainPipeline
+from mpmc_jax.pixels import GREY, RGB
 from mpmc_jax.types import Streams
 from tests.data_sets import SIZES, config_for, make_folder, prepare_synthetic
 
@@ -91,7 +92,7 @@ def test_labels_move_with_their_image(tmp_path):
         "synthetic",
         tuple("abcd"),
         source.default_palette(4),
-        3,
+        RGB,
         {"train": tuple(samples[:6]), "val": tuple(samples[6:])},
     )
     report = check.check_source(data)
@@ -127,7 +128,7 @@ def test_grey_folder_with_unlabelled_images(tmp_path):
     build.prepare(data, report.present, str(tmp_path / "data"))
     config = config_for(tmp_path / "data", "folder", split="full")
     info = build.dataset_info(config)
-    assert info.facts.channels == 1
+    assert info.facts.pixels == GREY
     assert len(info.present) == 9
     pipeline = build.build_train(config, Streams())
     assert (pipeline.num_labeled, pipeline.num_unlabeled) == (8, 11)

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from mpmc_jax.data import build, check, source
+from mpmc_jax.pixels import RGB
 from tests.data_sets import make_folder, write_image
 
 
@@ -28,7 +29,7 @@ def test_a_valid_folder(folder):
     data = build.read_source("folder", str(folder))
     report = check.check_source(data)
     assert report.problems == ()
-    assert data.channels == 3
+    assert data.pixels == RGB
     assert len(data.splits["train"]) == 11
     assert len(data.splits["val"]) == 1
     assert report.pixels.sum() == 12 * 20 * 24
@@ -216,7 +217,7 @@ def test_real_camvid():
     assert [len(data.splits[split]) for split in ("train", "val")] == [367, 101]
     few = {"train": data.splits["train"][::40], "val": data.splits["val"][::40]}
     report = check.check_source(
-        source.Source(data.name, data.class_names, data.palette, 3, few)
+        source.Source(data.name, data.class_names, data.palette, RGB, few)
     )
     assert report.problems == ()
     assert report.pixels[: len(data.class_names)].all()

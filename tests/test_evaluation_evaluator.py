@@ -11,6 +11,7 @@ import pytest
 from mpmc_jax.evaluation import batches, metrics
 from mpmc_jax.evaluation.evaluator import Evaluator, PatchProbe
 from mpmc_jax.models.preprocess import normalize, to_unit
+from mpmc_jax.pixels import RGB
 from mpmc_jax.types import Prediction
 from tests.toy_source import NUM_CLASSES, SIZES, Source, make_source
 
@@ -34,7 +35,7 @@ def variables():
 def _by_hand(variables, source, pad=lambda image: image):
     total = np.zeros((NUM_CLASSES, NUM_CLASSES), int)
     for example in source:
-        image = normalize(to_unit(jnp.asarray(pad(example.image))[None]))
+        image = normalize(to_unit(jnp.asarray(pad(example.image))[None], RGB), RGB)
         logits = _Net().apply(variables, image).logits
         classes = np.asarray(jnp.argmax(logits, -1))[0]
         height, width = example.label.shape
@@ -112,7 +113,7 @@ def test_probe_is_counted_in_the_same_pass(variables):
     weights = np.random.default_rng(0).normal(size=(3, NUM_CLASSES)).astype(np.float32)
     expected = np.zeros((2, NUM_CLASSES, metrics.BINS), int)
     for example in source:
-        image = normalize(to_unit(jnp.asarray(example.image)[None]))
+        image = normalize(to_unit(jnp.asarray(example.image)[None], RGB), RGB)
         expected += metrics.score_histogram(
             *_probe(weights, image, jnp.asarray(example.label)[None])
         )

@@ -17,6 +17,7 @@ from mpmc_jax.data.info import DatasetFacts
 from mpmc_jax.evaluation import metrics, pictures
 from mpmc_jax.evaluation.evaluator import EvalResult
 from mpmc_jax.evaluation.table import format_table
+from mpmc_jax.pixels import RGB
 from mpmc_jax.types import Prediction
 from tests.toy_source import Example, Source
 
@@ -46,7 +47,7 @@ def run(monkeypatch):
         config=ml_collections.ConfigDict(
             {"seed": 0, "eval": {"batch_size": 2, "pad_to": 8}}
         ),
-        facts=DatasetFacts("toy", NAMES, PALETTE, channels=3, fingerprint="0"),
+        facts=DatasetFacts("toy", NAMES, PALETTE, RGB, fingerprint="0"),
         module=module,
         variables=module.init(jax.random.key(0), jnp.zeros((1, 4, 4, 3))),
         step=7,

@@ -9,6 +9,7 @@ from mpmc_jax.evaluation.evaluator import Evaluator
 from mpmc_jax.evaluation.predict import network_input
 from mpmc_jax.models.build import build_segmenter, init_variables
 from mpmc_jax.models.config import ModelConfig
+from mpmc_jax.pixels import RGB
 from mpmc_jax.types import Network
 from tests.toy_source import NUM_CLASSES, make_source
 
@@ -25,7 +26,7 @@ def _fit_classifier(module, variables):
     has to be compiled.
     """
     crops = make_source([(97, 129)] * 8, seed=1, block=BLOCK)
-    images = network_input(jnp.stack([jnp.asarray(e.image) for e in crops]))
+    images = network_input(jnp.stack([jnp.asarray(e.image) for e in crops]), RGB)
 
     @jax.jit
     def decoder_map(variables, images):

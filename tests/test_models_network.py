@@ -19,6 +19,7 @@ from mpmc_jax.models import (
 )
 from mpmc_jax.models.preprocess import normalize, to_unit
 from mpmc_jax.models.resnet import Backbone, ResNet, resnet_spec
+from mpmc_jax.pixels import GREY, RGB, PixelFormat
 from mpmc_jax.types import Network
 from tests.variables import random_like, random_variables
 from tests.x64 import run_x64
@@ -273,8 +274,25 @@ def test_unknown_tap_lists_the_taps():
 
 def test_preprocessing_centres_imagenet_colours_only():
     white = jnp.full((1, 1, 1, 3), 255, jnp.uint8)
-    found = normalize(to_unit(white))[0, 0, 0]
+    found = normalize(to_unit(white, RGB), RGB)[0, 0, 0]
     expected = (1 - np.array([0.485, 0.456, 0.406])) / np.array([0.229, 0.224, 0.225])
     np.testing.assert_allclose(found, expected, rtol=1e-6)
     grey = jnp.full((1, 1, 1, 1), 51, jnp.uint8)
-    np.testing.assert_allclose(normalize(to_unit(grey)), 0.2, rtol=1e-6)
+    unit = to_unit(grey, GREY)
+    np.testing.assert_allclose(normalize(unit, GREY), 0.2, rtol=1e-6)
+
+
+def test_preprocessing_maps_the_range_of_deep_images_to_unit_values():
+    pixels = PixelFormat(
+        2, mean=(0.5, 0), std=(0.25, 1), dtype="uint16", low=(10, 0), high=(110, 4000)
+    )
+    deep = jnp.asarray([[[[60, 1000]]]], jnp.uint16)
+    unit = to_unit(deep, pixels)
+    np.testing.assert_allclose(unit, [[[[0.5, 0.25]]]], rtol=1e-6)
+    np.testing.assert_allclose(normalize(unit, pixels), [[[[0, 0.25]]]], atol=1e-6)
+    # Crops of deep images may come as bytes.
+    np.testing.assert_allclose(
+        to_unit(jnp.full((1, 1, 1, 2), 51, jnp.uint8), pixels), 0.2
+    )
+    with pytest.raises(ValueError, match="2 channels need as many figures"):
+        PixelFormat(2, mean=(0, 0, 0), std=(1,))

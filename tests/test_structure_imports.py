@@ -11,16 +11,17 @@ ROOT = pathlib.Path(__file__).parent.parent
 PACKAGE = "mpmc_jax"
 
 # Part of the package -> parts that it may import. The plug-ins know no method.
-BELOW_METHODS = {"types", "losses", "models", "data"}
+BELOW_METHODS = {"types", "pixels", "losses", "models", "data"}
 ALLOWED = {
+    "pixels": set(),
     "types": set(),
     "losses": {"types"},
-    "models": {"types"},
-    "data": {"types"},
+    "models": {"types", "pixels"},
+    "data": {"types", "pixels"},
     "methods": BELOW_METHODS,
     "plugins": BELOW_METHODS,
     "training": BELOW_METHODS | {"methods", "plugins"},
-    "evaluation": {"types", "models"},
+    "evaluation": {"types", "pixels", "models"},
     "analysis": {"types"},
 }
 OUTSIDE = ("configs", "launch", "tests")

@@ -7,6 +7,7 @@ import numpy as np
 
 from configs import synthetic
 from mpmc_jax.models import resnet
+from mpmc_jax.pixels import RGB
 from mpmc_jax.training.build import Setup, build_base, build_setup, init_state
 from mpmc_jax.training.config import AXIS
 from mpmc_jax.training.parallel import Layout, Parallel
@@ -47,7 +48,7 @@ def setup(cfg, axis_name: str | None = AXIS) -> Setup:
     model, method = build_base(
         cfg,
         num_classes=CLASSES,
-        channels=3,
+        pixels=RGB,
         num_unlabeled=100,
         axis_name=axis_name,
     )

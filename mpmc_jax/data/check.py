@@ -85,7 +85,7 @@ def _check_sample(
     size = None
     try:
         content = source_lib.read_bytes(sample.image)
-        size = source_lib.decode_image(content, source.channels).size
+        size = source_lib.decode_image(content, source.pixels.channels).size
     except (UnreadableImage, OSError) as error:
         problems.append(f"{sample.name('image')}: {error}")
     if sample.mask is None:
@@ -139,7 +139,7 @@ def summary(source: Source) -> str:
         lines.append(
             f"{source.name}/{split}: {len(samples)} images, {labeled} with mask"
         )
-    kind = {1: "grey", 3: "RGB"}[source.channels]
+    kind = {1: "grey", 3: "RGB"}[source.pixels.channels]
     names = ", ".join(source.class_names)
     lines.append(f"{len(source.class_names)} classes, {kind}: {names}")
     return "\n".join([*lines, *(f"note: {note}" for note in source.notes)])

@@ -65,7 +65,9 @@ class EvalSource:
         """
         record = self._records[self._positions[index]]
         try:
-            image = source.decode_array(record["image"], self.info.facts.channels)
+            image = source.decode_array(
+                record["image"], self.info.facts.pixels.channels
+            )
             label = source.decode_mask(record["mask"])
         except source.UnreadableImage as error:
             raise ValueError(f"record {self.ids[index]!r}: {error}") from error

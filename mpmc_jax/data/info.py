@@ -10,6 +10,7 @@ import tensorflow_datasets as tfds
 
 from mpmc_jax.data.builders.base import dataset_directory
 from mpmc_jax.data.source import Color
+from mpmc_jax.pixels import PixelFormat
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,14 +21,14 @@ class DatasetFacts:
       dataset: its name.
       class_names: index -> name.
       palette: index -> RGB colour.
-      channels: 1 (grey) or 3 (RGB).
+      pixels: how images are stored, and normalised.
       fingerprint: SHA-256 of the source it was prepared from.
     """
 
     dataset: str
     class_names: tuple[str, ...]
     palette: tuple[Color, ...]
-    channels: int
+    pixels: PixelFormat
     fingerprint: str
 
     @property
@@ -42,7 +43,7 @@ class DatasetFacts:
             dataset=record["dataset"],
             class_names=tuple(record["class_names"]),
             palette=tuple(tuple(color) for color in record["palette"]),
-            channels=record["channels"],
+            pixels=PixelFormat(**record["pixels"]),
             fingerprint=record["fingerprint"],
         )
 

@@ -200,7 +200,7 @@ class TrainPipeline:
             records=self._records,
             positions=np.array([place[key] for key in ids]),
             ids=ids,
-            channels=self._info.facts.channels,
+            channels=self._info.facts.pixels.channels,
             geometry=host.build_geometry(self._config.streams.geometry),
             with_label=name == "labeled",
         )

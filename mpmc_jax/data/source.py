@@ -13,6 +13,7 @@ import pathlib
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from mpmc_jax.pixels import PixelFormat
 from mpmc_jax.types import IGNORE_LABEL
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
@@ -52,7 +53,7 @@ class Source:
       name: the data set.
       class_names: index -> name.
       palette: index -> colour, for display and for decoding colour masks.
-      channels: 1 (grey) or 3 (RGB).
+      pixels: how images are stored, and normalised.
       splits: "train" and "val" -> samples, in order.
       problems: what is already known to be wrong; one line each.
       notes: what is right but may surprise; one line each.
@@ -63,7 +64,7 @@ class Source:
     name: str
     class_names: tuple[str, ...]
     palette: tuple[Color, ...]
-    channels: int
+    pixels: PixelFormat
     splits: dict[str, tuple[Sample, ...]]
     problems: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
@@ -72,7 +73,7 @@ class Source:
     def fingerprint(self) -> str:
         """SHA-256 over classes, ids and the bytes of every image and mask."""
         digest = hashlib.sha256()
-        head = (self.name, self.class_names, self.palette, self.channels)
+        head = (self.name, self.class_names, self.palette, self.pixels.channels)
         digest.update(repr(head).encode())
         digest.update(repr(sorted((self.colors or {}).items())).encode())
         for split, samples in sorted(self.splits.items()):

@@ -19,6 +19,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from mpmc_jax.evaluation import batches, metrics
 from mpmc_jax.evaluation.predict import network_input, predict_classes
+from mpmc_jax.pixels import RGB, PixelFormat
 from mpmc_jax.types import Array, PyTree
 
 
@@ -95,6 +96,7 @@ class Evaluator:
         module: Any,
         num_classes: int,
         *,
+        pixels: PixelFormat = RGB,
         batch_size: int,
         pad_to: int = 0,
         devices: Sequence[jax.Device] | None = None,
@@ -105,6 +107,7 @@ class Evaluator:
           module: a segmenter; `module.apply(variables, images)` gives a Prediction
             at the images' size.
           num_classes: C.
+          pixels: how images come.
           batch_size: images a call, rounded up to a multiple of the devices.
           pad_to: 0, or pad every image at the right and bottom to multiples of this:
             fewer programs where sizes vary, but the padding leaks a little.
@@ -130,7 +133,8 @@ class Evaluator:
         self._num_classes = num_classes
         self._pad_to = pad_to
         self._count = jax.jit(
-            functools.partial(_count, module, num_classes), out_shardings=self._whole
+            functools.partial(_count, module, num_classes, pixels),
+            out_shardings=self._whole,
         )
 
     def run(
@@ -195,13 +199,14 @@ class _Counts:
 def _count(
     module: Any,
     num_classes: int,
+    pixels: PixelFormat,
     variables: PyTree,
     images: Array,
     labels: Array,
     probe: PatchProbe | None,
 ) -> tuple[Array, Array | None]:
     """Confusion matrix and score histogram of one batch of uint8 images."""
-    images = network_input(images)
+    images = network_input(images, pixels)
     classes = predict_classes(module, variables, images)
     confusion = metrics.confusion_matrix(classes, labels, num_classes)
     if probe is None:

@@ -7,12 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from mpmc_jax.models.preprocess import normalize, to_unit
+from mpmc_jax.pixels import PixelFormat
 from mpmc_jax.types import Array, PyTree
 
 
-def network_input(images: Array) -> Array:
-    """uint8 images (b,h,w,c) -> what the networks eat, same shape."""
-    return normalize(to_unit(images, jnp.result_type(float)))
+def network_input(images: Array, pixels: PixelFormat) -> Array:
+    """Stored images (b,h,w,c) -> what the networks eat, same shape."""
+    return normalize(to_unit(images, pixels, jnp.result_type(float)), pixels)
 
 
 def predict_classes(module: Any, variables: PyTree, images: Array) -> Array:
@@ -34,12 +35,12 @@ def predict_classes(module: Any, variables: PyTree, images: Array) -> Array:
 class Predictor:
     """Segments single images; compiles one program a distinct size."""
 
-    def __init__(self, module: Any, variables: PyTree):
-        """Takes a segmenter and its {"params", "batch_stats"}."""
+    def __init__(self, module: Any, variables: PyTree, pixels: PixelFormat):
+        """Takes a segmenter, its {"params", "batch_stats"}, and how images come."""
         self._variables = variables
         self._classes = jax.jit(
             lambda variables, images: predict_classes(
-                module, variables, network_input(images)
+                module, variables, network_input(images, pixels)
             )
         )
 

@@ -11,13 +11,19 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from mpmc_jax.methods import ael_confidence, ael_memory, base, mixing, pseudo_labels
+from mpmc_jax.methods import (
+    ael_confidence,
+    ael_memory,
+    base,
+    checks,
+    mixing,
+    pseudo_labels,
+)
 from mpmc_jax.methods.ael_inputs import Inputs, Targets, copy_paste
-from mpmc_jax.methods.ael_memory import Memory, Seen
+from mpmc_jax.methods.ael_memory import Memory
 from mpmc_jax.methods.components import draw_object_boxes
 from mpmc_jax.methods.dropout import channel_dropout
 from mpmc_jax.methods.keys import Keys
-from mpmc_jax.models import preprocess
 from mpmc_jax.types import (
     IGNORE_LABEL,
     Array,
@@ -66,8 +72,7 @@ class AEL(base.Method):
     unqueried: tuple[int, ...] = ()
     object_area: float = 0.03
     presence_area: float = 0.03
-    delay: int = 4
-    scale: float = 1.0
+    delay: int = dataclasses.field(default=4, kw_only=True)
 
     streams = Streams(
         one_a_group=True,
@@ -79,7 +84,7 @@ class AEL(base.Method):
     )
 
     def __post_init__(self) -> None:
-        base.check_average("ael", self.ema_decay, 0.99)
+        checks.check_average("ael", self.ema_decay, 0.99)
         if self.num_unlabeled < 2:
             raise ValueError(
                 f"ael mixes two unlabelled images, but there are {self.num_unlabeled};"
@@ -90,10 +95,10 @@ class AEL(base.Method):
                 f"ael.unqueried={self.unqueried}: some of the classes 0 to "
                 f"{self.num_classes - 1}, not all of them; use () for none"
             )
-        base.check_share("ael.object_area", self.object_area)
-        base.check_share("ael.presence_area", self.presence_area)
-        base.check_positive("ael.scale", self.scale)
-        base.check_count("ael.query_classes", self.query_classes)
+        checks.check_share("ael.object_area", self.object_area)
+        checks.check_share("ael.presence_area", self.presence_area)
+        checks.check_positive("ael.scale", self.scale)
+        checks.check_count("ael.query_classes", self.query_classes)
 
     def begins_apart(self) -> bool:
         """Until the first step has replaced it."""
@@ -128,24 +133,17 @@ class AEL(base.Method):
             draw = jax.vmap(lambda key: jax.random.uniform(key, shape, jnp.float32))
             return draw(keys.groups(stream))
 
-        seen = Seen(
-            group=keys.group,
-            image=jnp.stack([batch.unlabeled.index, batch.partner.index], axis=1),
-            present=jnp.zeros((len(keys.group), 2, self.num_classes), bool),
-            label=jax.vmap(ael_memory.draw_label)(keys.groups("class"), confidence),
-            uniform=uniform("partner"),
-        )
         slot = keys.step % self.delay
         return Inputs(
-            image=preprocess.normalize(base.real_images(image)),
+            image=self.normalize(self.unit(image)),
             label=label,
             labeled_real=real,
-            first=preprocess.normalize(base.real_images(batch.unlabeled.image)),
-            second=preprocess.normalize(base.real_images(batch.partner.image)),
+            first=self.normalize(self.unit(batch.unlabeled.image)),
+            second=self.normalize(self.unit(batch.partner.image)),
             first_real=mixing.extent_mask(batch.unlabeled.extent, *size),
             second_real=mixing.extent_mask(batch.partner.extent, *size),
             wanted=state.label[slot, keys.group],
-            seen=seen,
+            seen=ael_memory.observe(batch, keys, confidence),
             slot=slot,
             object_draw=uniform("object", *size),
             box_draw=uniform("box", 3),

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from flax import struct
 
 from mpmc_jax.losses.sampling import nth_true, pick
-from mpmc_jax.types import Array
+from mpmc_jax.methods.keys import Keys
+from mpmc_jax.types import Array, Batch
 
 
 class Memory(struct.PyTreeNode):
@@ -50,6 +51,18 @@ class Seen(struct.PyTreeNode):
 def draw_label(key: Array, confidence_c: Array) -> Array:
     """A class by softmax(1 - confidence)."""
     return jax.random.categorical(key, 1 - confidence_c).astype(jnp.int32)
+
+
+def observe(batch: Batch, keys: Keys, confidence_gc: Array) -> Seen:
+    """The images of a step and its draws, classes still to come."""
+    uniform = jax.vmap(lambda key: jax.random.uniform(key, dtype=jnp.float32))
+    return Seen(
+        group=keys.group,
+        image=jnp.stack([batch.unlabeled.index, batch.partner.index], axis=1),
+        present=jnp.zeros((len(keys.group), 2, confidence_gc.shape[1]), bool),
+        label=jax.vmap(draw_label)(keys.groups("class"), confidence_gc),
+        uniform=uniform(keys.groups("partner")),
+    )
 
 
 def begin(key: Array, shape: tuple[int, int, int], delay: int) -> Memory:

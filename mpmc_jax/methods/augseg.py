@@ -11,9 +11,8 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from mpmc_jax.methods import augment, base, mixing, pseudo_labels
+from mpmc_jax.methods import augment, base, checks, mixing, pseudo_labels
 from mpmc_jax.methods.keys import Keys
-from mpmc_jax.models import preprocess
 from mpmc_jax.types import (
     IGNORE_LABEL,
     Array,
@@ -88,12 +87,12 @@ class AugSeg(base.Method):
     streams = Streams(geometry="augseg", fill="mean", order="drawn")
 
     def __post_init__(self) -> None:
-        base.check_average("augseg", self.ema_decay, 0.999)
-        base.check_partners("augseg", self.group_size)
+        checks.check_average("augseg", self.ema_decay, 0.999)
+        checks.check_partners("augseg", self.group_size)
 
     def augment(self, batch: Batch, state: PyTree, keys: Keys) -> Inputs:
         del state
-        weak = base.real_images(batch.unlabeled.image)
+        weak = self.unit(batch.unlabeled.image)
         size = weak.shape[1:3]
 
         def box(stream: str, beta: tuple[float, float]) -> Array:
@@ -105,10 +104,10 @@ class AugSeg(base.Method):
         coin = jax.vmap(lambda key: jax.random.uniform(key, dtype=jnp.float32))
         strong = augment.intensity_view(keys.examples("strong"), weak)
         return Inputs(
-            image=preprocess.normalize(base.real_images(batch.labeled.image)),
+            image=self.normalize(self.unit(batch.labeled.image)),
             label=base.labels(batch),
-            weak=preprocess.normalize(weak),
-            strong=preprocess.normalize(strong),
+            weak=self.normalize(weak),
+            strong=self.normalize(strong),
             real=mixing.extent_mask(batch.unlabeled.extent, *size),
             orders=mixing.draw_orders(keys.groups("order"), self.group_size),
             labeled_box=box("labeled_box", _LABELED_BETA),

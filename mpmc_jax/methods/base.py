@@ -6,8 +6,9 @@ and no device: the step calls it once per micro-batch on every device.
 """
 
 import abc
-from collections.abc import Collection, Mapping
-from typing import Literal, TypeVar
+import dataclasses
+from collections.abc import Mapping
+from typing import ClassVar, Literal, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ from flax import struct
 
 from mpmc_jax.methods.keys import Keys
 from mpmc_jax.models import preprocess
+from mpmc_jax.pixels import RGB, PixelFormat
 from mpmc_jax.types import (
     IGNORE_LABEL,
     Array,
@@ -32,26 +34,38 @@ from mpmc_jax.types import (
 T = TypeVar("T")
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Method(abc.ABC):
     """The interface of a base method; implementations are frozen dataclasses.
 
     Attributes:
+      pixels: how images come, and how they are normalised.
+      scale: factor on the whole objective, the plug-in's terms included.
+      delay: steps from the request of a partner image to its use; 0 for no requests.
       networks: names of the students.
       streams: what the data pipeline must emit.
-      scale: factor on the whole objective, the plug-in's terms included.
       teacher: "student" if the students themselves make the targets, "average" if
         their moving average does.
-      delay: steps from the request of a partner image to its use; 0 for no requests.
       evaluated: the network that is evaluated if the configuration leaves it open;
         "teacher" is the average, where there is one.
     """
 
-    networks: tuple[str, ...] = ("student",)
-    streams: Streams = Streams()
+    pixels: PixelFormat = RGB
     scale: float = 1.0
-    teacher: Literal["student", "average"] = "average"
     delay: int = 0
-    evaluated: Literal["student", "teacher"] = "teacher"
+
+    networks: ClassVar[tuple[str, ...]] = ("student",)
+    streams: ClassVar[Streams] = Streams()
+    teacher: ClassVar[Literal["student", "average"]] = "average"
+    evaluated: ClassVar[Literal["student", "teacher"]] = "teacher"
+
+    def unit(self, images: Array) -> Array:
+        """Images as they came -> unit values in the default float type."""
+        return preprocess.to_unit(images, self.pixels, jnp.zeros(()).dtype)
+
+    def normalize(self, images: Array) -> Array:
+        """Unit values -> a network's input."""
+        return preprocess.normalize(images, self.pixels)
 
     def phase(self, epoch: int) -> "Method":
         """The method that acts in an epoch; each one is compiled once."""
@@ -123,11 +137,6 @@ class Method(abc.ABC):
         ...
 
 
-def real_images(crops_image: Array) -> Array:
-    """uint8 images -> [0, 1] in the default float type (float64 under x64)."""
-    return preprocess.to_unit(crops_image, jnp.zeros(()).dtype)
-
-
 def supervised_region(label: Array, real: Array | None = None) -> Region:
     """Labelled pixels; `real` (b,h,w) bool where a method labels padding as well."""
     labeled = label != IGNORE_LABEL
@@ -156,63 +165,12 @@ def warmed_decay(step: Array, decay: float) -> Array:
     return jnp.minimum(1 - 1 / (step.astype(float) + 1), decay)
 
 
-def check_partners(method: str, group_size: int, mend: str = "") -> None:
-    """Raises ValueError if a group leaves no other image to mix with."""
-    if group_size < 2:
-        raise ValueError(
-            f"{method} mixes each image with another one of its group, but "
-            f"train.group_size={group_size} leaves no other image; use a group of at "
-            f"least 2{mend}"
-        )
-
-
-def check_average(method: str, decay: float, published: float) -> None:
-    """Raises ValueError unless `decay` makes a teacher that is an average."""
-    if not 0 < decay < 1:
-        raise ValueError(
-            f"{method}'s teacher is an average, but method.ema_decay={decay} is not "
-            f"between 0 and 1; published runs use {published}"
-        )
-
-
 def optional_average(step: Array, decay: float) -> tuple[Array, Array] | None:
     """`Method.average` of an average that is only evaluated; None for a decay of 0."""
     if not decay:
         return None
     warmed = warmed_decay(step, decay)
     return warmed, warmed
-
-
-def check_choice(key: str, value: str, valid: Collection[str]) -> None:
-    """Raises ValueError, listing the valid values, for any other."""
-    if value not in valid:
-        raise ValueError(f"{key}={value!r} is unknown; valid: {sorted(valid)}")
-
-
-def check_share(key: str, value: float) -> None:
-    """Raises ValueError unless a setting is in [0, 1]."""
-    if not 0 <= value <= 1:
-        raise ValueError(f"{key}={value}: must lie in [0, 1]")
-
-
-def check_count(key: str, value: int) -> None:
-    """Raises ValueError unless a setting is at least 1."""
-    if value < 1:
-        raise ValueError(f"{key}={value}: at least 1")
-
-
-def check_positive(key: str, value: float) -> None:
-    """Raises ValueError unless a setting is positive."""
-    if value <= 0:
-        raise ValueError(f"{key}={value}: must be positive")
-
-
-def check_optional_decay(decay: float) -> None:
-    """Raises ValueError unless `decay` is in [0, 1)."""
-    if not 0 <= decay < 1:
-        raise ValueError(
-            f"method.ema_decay={decay} is not in [0, 1); 0 keeps no average"
-        )
 
 
 def labels(batch: Batch) -> Array:

@@ -14,6 +14,7 @@ from mpmc_jax.methods.supervised import SupervisedOnly
 from mpmc_jax.methods.u2pl import U2PL
 from mpmc_jax.methods.u2pl_contrast import PixelContrast
 from mpmc_jax.methods.unimatch import UniMatch
+from mpmc_jax.pixels import PixelFormat
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,6 +24,7 @@ class Sizes:
     Attributes:
       num_classes: void not counted.
       num_unlabeled: unlabelled images in the list.
+      pixels: how images come.
       perturbed: tap -> channels of the encoder outputs that the decoder reads.
       dropout: map of the decoder -> channels, where U2PL and AEL drop channels.
       embedding: channels of the pixel embedding, 0 for a network without.
@@ -31,6 +33,7 @@ class Sizes:
 
     num_classes: int
     num_unlabeled: int
+    pixels: PixelFormat
     perturbed: Mapping[str, int]
     dropout: Mapping[str, int]
     embedding: int
@@ -172,4 +175,5 @@ def build_method(config: ml_collections.ConfigDict, sizes: Sizes) -> Method:
             f"method.threshold={config.method.threshold}: no probability reaches it; "
             "use at most 1, and 0 to let all pseudo-labels count"
         )
-    return _entry(config.method.name).make(config, sizes)
+    method = _entry(config.method.name).make(config, sizes)
+    return dataclasses.replace(method, pixels=sizes.pixels)

@@ -11,9 +11,8 @@ import dataclasses
 import jax.numpy as jnp
 from flax import struct
 
-from mpmc_jax.methods import augment, base, mixing, pseudo_labels
+from mpmc_jax.methods import augment, base, checks, mixing, pseudo_labels
 from mpmc_jax.methods.keys import Keys
-from mpmc_jax.models import preprocess
 from mpmc_jax.types import (
     Array,
     Batch,
@@ -53,23 +52,23 @@ class MeanTeacher(base.Method):
     cutmix: bool = True
 
     def __post_init__(self) -> None:
-        base.check_average("mean_teacher", self.ema_decay, 0.999)
+        checks.check_average("mean_teacher", self.ema_decay, 0.999)
         if self.cutmix:
             mend = ", or method.cutmix=False"
-            base.check_partners("mean_teacher", self.group_size, mend)
+            checks.check_partners("mean_teacher", self.group_size, mend)
 
     def augment(self, batch: Batch, state: PyTree, keys: Keys) -> Inputs:
         del state
-        weak = base.real_images(batch.unlabeled.image)
+        weak = self.unit(batch.unlabeled.image)
         size = weak.shape[1:3]
         real = mixing.extent_mask(batch.unlabeled.extent, *size)
         strong = augment.strong_view(keys.examples("strong"), weak)
         inputs = Inputs(
-            image=preprocess.normalize(base.real_images(batch.labeled.image)),
+            image=self.normalize(self.unit(batch.labeled.image)),
             label=base.labels(batch),
-            weak=preprocess.normalize(weak),
+            weak=self.normalize(weak),
             real=real,
-            strong=preprocess.normalize(strong),
+            strong=self.normalize(strong),
         )
         if not self.cutmix:
             return inputs

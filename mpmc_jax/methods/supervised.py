@@ -4,9 +4,8 @@ import dataclasses
 
 from flax import struct
 
-from mpmc_jax.methods import base
+from mpmc_jax.methods import base, checks
 from mpmc_jax.methods.keys import Keys
-from mpmc_jax.models import preprocess
 from mpmc_jax.types import (
     Array,
     Batch,
@@ -39,11 +38,11 @@ class SupervisedOnly(base.Method):
     teacher = "student"
 
     def __post_init__(self) -> None:
-        base.check_optional_decay(self.ema_decay)
+        checks.check_optional_decay(self.ema_decay)
 
     def augment(self, batch: Batch, state: PyTree, keys: Keys) -> Inputs:
         del state, keys
-        image = preprocess.normalize(base.real_images(batch.labeled.image))
+        image = self.normalize(self.unit(batch.labeled.image))
         return Inputs(image=image, label=base.labels(batch))
 
     def regions(self, inputs: Inputs) -> dict[str, Region]:

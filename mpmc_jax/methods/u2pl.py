@@ -13,12 +13,11 @@ from flax import struct
 
 from mpmc_jax.losses import entropy
 from mpmc_jax.losses.contrastive import Bank, Draws
-from mpmc_jax.methods import base, mixing, pseudo_labels
+from mpmc_jax.methods import base, checks, mixing, pseudo_labels
 from mpmc_jax.methods.dropout import decoder_dropout
 from mpmc_jax.methods.keys import Keys
 from mpmc_jax.methods.u2pl_contrast import Anchoring, PixelContrast
 from mpmc_jax.methods.u2pl_warmup import Warmup, average
-from mpmc_jax.models import preprocess
 from mpmc_jax.types import (
     IGNORE_LABEL,
     Array,
@@ -107,8 +106,8 @@ class U2PL(base.Method):
     streams = Streams(geometry="u2pl", fill="nearest_mean", order="drawn")
 
     def __post_init__(self) -> None:
-        base.check_average("u2pl", self.ema_decay, 0.99)
-        base.check_partners("u2pl", self.group_size)
+        checks.check_average("u2pl", self.ema_decay, 0.99)
+        checks.check_partners("u2pl", self.group_size)
         limits = {"kept_percent": 100, "contrast_percent": 50}
         for name, limit in limits.items():
             if not 0 < getattr(self, name) <= limit:
@@ -122,7 +121,9 @@ class U2PL(base.Method):
         """Supervision alone during the warm-up."""
         if epoch >= self.warmup_epochs:
             return self
-        return Warmup(self.warmup_epochs, self.ema_decay, self.dropout)
+        return Warmup(
+            self.warmup_epochs, self.ema_decay, self.dropout, pixels=self.pixels
+        )
 
     def begins_apart(self) -> bool:
         """During the warm-up the teacher is not the student's."""
@@ -140,7 +141,7 @@ class U2PL(base.Method):
 
     def augment(self, batch: Batch, state: PyTree, keys: Keys) -> Inputs:
         del state
-        weak = base.real_images(batch.unlabeled.image)
+        weak = self.unit(batch.unlabeled.image)
         size = weak.shape[1:3]
         # Published processes share these draws: one coin a step, one box a place.
         coin = jax.random.bernoulli(keys.shared("coin"))
@@ -149,10 +150,10 @@ class U2PL(base.Method):
         boxes = jnp.tile(boxes, (len(keys.group), 1))
         streams = ("labeled", "unlabeled")
         return Inputs(
-            image=preprocess.normalize(base.real_images(batch.labeled.image)),
+            image=self.normalize(self.unit(batch.labeled.image)),
             label=base.labels(batch),
             labeled_real=mixing.extent_mask(batch.labeled.extent, *size),
-            weak=preprocess.normalize(weak),
+            weak=self.normalize(weak),
             real=mixing.extent_mask(batch.unlabeled.extent, *size),
             box=mixing.box_mask(boxes, *size) & coin,
             dropout=decoder_dropout(keys, "student", streams, self.dropout),

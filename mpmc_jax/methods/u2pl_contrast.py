@@ -14,7 +14,7 @@ from flax import struct
 from mpmc_jax.losses import contrastive
 from mpmc_jax.losses.contrastive import Bank, Draws, Rings
 from mpmc_jax.losses.sampling import nth_true
-from mpmc_jax.methods import base, u2pl_sets
+from mpmc_jax.methods import base, checks, u2pl_sets
 from mpmc_jax.types import Array, Term
 
 
@@ -112,18 +112,18 @@ class PixelContrast:
     bank_dtype: str = "float32"
 
     def __post_init__(self) -> None:
-        base.check_choice("u2pl.contrast", self.contrast, FORMS)
-        base.check_choice("u2pl.bank_dtype", self.bank_dtype, ("float32", "bfloat16"))
+        checks.check_choice("u2pl.contrast", self.contrast, FORMS)
+        checks.check_choice("u2pl.bank_dtype", self.bank_dtype, ("float32", "bfloat16"))
         for name in ("queries", "negatives", "bank_size", "bank_size_first"):
-            base.check_count(f"u2pl.{name}", getattr(self, name))
+            checks.check_count(f"u2pl.{name}", getattr(self, name))
         if self.contrast_weight < 0 and self.contrast_weight != -1:
             raise ValueError(
                 f"u2pl.contrast_weight={self.contrast_weight}: at least 0, or -1 for "
                 "the published one"
             )
-        base.check_share("u2pl.anchor_above", self.anchor_above)
-        base.check_share("u2pl.key_below", self.key_below)
-        base.check_positive("u2pl.temperature", self.temperature)
+        checks.check_share("u2pl.anchor_above", self.anchor_above)
+        checks.check_share("u2pl.key_below", self.key_below)
+        checks.check_positive("u2pl.temperature", self.temperature)
         if not 0 <= self.low_rank < min(self.high_rank, self.num_classes):
             raise ValueError(
                 f"u2pl.low_rank={self.low_rank}, u2pl.high_rank={self.high_rank}: the "

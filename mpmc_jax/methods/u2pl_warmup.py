@@ -8,7 +8,6 @@ from flax import struct
 from mpmc_jax.methods import base, mixing
 from mpmc_jax.methods.dropout import decoder_dropout
 from mpmc_jax.methods.keys import Keys
-from mpmc_jax.models import preprocess
 from mpmc_jax.types import Array, Batch, Network, Outputs, PyTree, Region
 
 
@@ -48,9 +47,9 @@ class Warmup(base.Method):
 
     def augment(self, batch: Batch, state: PyTree, keys: Keys) -> Inputs:
         del state
-        image = base.real_images(batch.labeled.image)
+        image = self.unit(batch.labeled.image)
         return Inputs(
-            image=preprocess.normalize(image),
+            image=self.normalize(image),
             label=base.labels(batch),
             real=mixing.extent_mask(batch.labeled.extent, *image.shape[1:3]),
             dropout=decoder_dropout(keys, "student", ("labeled",), self.dropout),

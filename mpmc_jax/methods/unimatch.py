@@ -14,9 +14,8 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from mpmc_jax.methods import augment, base, dropout, mixing, pseudo_labels
+from mpmc_jax.methods import augment, base, checks, dropout, mixing, pseudo_labels
 from mpmc_jax.methods.keys import Keys
-from mpmc_jax.models import preprocess
 from mpmc_jax.types import (
     Array,
     Batch,
@@ -68,18 +67,18 @@ class UniMatch(base.Method):
     perturbed: tuple[tuple[str, int], ...]
     threshold: float = 0.95
     ema_decay: float = 0.0
+    scale: float = dataclasses.field(default=0.5, kw_only=True)
 
     streams = Streams(partner="same")
-    scale = 0.5
     teacher = "student"
 
     def __post_init__(self) -> None:
-        base.check_optional_decay(self.ema_decay)
+        checks.check_optional_decay(self.ema_decay)
 
     def augment(self, batch: Batch, state: PyTree, keys: Keys) -> Inputs:
         del state
-        weak = base.real_images(batch.unlabeled.image)
-        partner = base.real_images(batch.partner.image)
+        weak = self.unit(batch.unlabeled.image)
+        partner = self.unit(batch.partner.image)
         size = weak.shape[1:3]
 
         def box(stream: str) -> Array:
@@ -88,12 +87,12 @@ class UniMatch(base.Method):
 
         strong = self._strong(keys, weak, partner)
         return Inputs(
-            image=preprocess.normalize(base.real_images(batch.labeled.image)),
+            image=self.normalize(self.unit(batch.labeled.image)),
             label=base.labels(batch),
-            weak=preprocess.normalize(weak),
+            weak=self.normalize(weak),
             real=mixing.extent_mask(batch.unlabeled.extent, *size),
             strong=strong[:2],
-            partner_weak=preprocess.normalize(partner),
+            partner_weak=self.normalize(partner),
             partner_real=mixing.extent_mask(batch.partner.extent, *size),
             partner_strong=strong[2:],
             boxes=(box("box1"), box("box2")),
@@ -107,7 +106,7 @@ class UniMatch(base.Method):
             jnp.concatenate([keys.examples(stream) for stream in streams]),
             jnp.concatenate([weak, weak, partner, partner]),
         )
-        return tuple(jnp.split(preprocess.normalize(views), len(streams)))
+        return tuple(jnp.split(self.normalize(views), len(streams)))
 
     def _dropout(self, keys: Keys, dtype: jnp.dtype) -> dict[str, Array]:
         """Multipliers of the features of [labelled, weak], by tap."""

@@ -1,27 +1,31 @@
-"""From bytes to what a network eats."""
+"""From stored pixels to what a network eats."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mpmc_jax.pixels import PixelFormat
+
 Array = jax.Array
 
-# Of ImageNet, in RGB and for images in [0, 1].
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+
+def to_unit(images_bhwc: Array, pixels: PixelFormat, dtype=jnp.float32) -> Array:
+    """Stored images -> unit values, (b,h,w,c)."""
+    values = images_bhwc.astype(dtype)
+    if images_bhwc.dtype == jnp.uint8:
+        return values / 255
+    low, high = _per_channel(pixels.low, dtype), _per_channel(pixels.high, dtype)
+    return (values - low) / (high - low)
 
 
-def to_unit(images_bhwc: Array, dtype=jnp.float32) -> Array:
-    """uint8 images -> the same in [0, 1]."""
-    return images_bhwc.astype(dtype) / 255
-
-
-def normalize(images_bhwc: Array) -> Array:
-    """Images in [0, 1] -> ImageNet-normalised ones; other than 3 channels stay."""
-    if images_bhwc.shape[-1] != len(IMAGENET_MEAN):
+def normalize(images_bhwc: Array, pixels: PixelFormat) -> Array:
+    """Unit values -> a network's input, (b,h,w,c)."""
+    if not any(pixels.mean) and set(pixels.std) == {1.0}:
         return images_bhwc
-    mean, std = (
-        jnp.asarray(np.reshape(values, (1, 1, 1, -1)), images_bhwc.dtype)
-        for values in (IMAGENET_MEAN, IMAGENET_STD)
-    )
+    dtype = images_bhwc.dtype
+    mean, std = _per_channel(pixels.mean, dtype), _per_channel(pixels.std, dtype)
     return (images_bhwc - mean) / std
+
+
+def _per_channel(values: tuple[float, ...], dtype) -> Array:
+    return jnp.asarray(np.reshape(values, (1, 1, 1, -1)), dtype)

@@ -18,6 +18,7 @@ from mpmc_jax.models.build import (
     tap_channels,
 )
 from mpmc_jax.models.config import ModelConfig
+from mpmc_jax.pixels import PixelFormat
 from mpmc_jax.plugins.base import Plugin
 from mpmc_jax.plugins.build import build_plugin
 from mpmc_jax.training import objective
@@ -69,7 +70,7 @@ def build_base(
     config: ml_collections.ConfigDict,
     *,
     num_classes: int,
-    channels: int,
+    pixels: PixelFormat,
     num_unlabeled: int,
     axis_name: str | None = AXIS,
 ) -> tuple[ModelConfig, Method]:
@@ -78,10 +79,11 @@ def build_base(
     Raises:
       ValueError: an unknown name; the message lists the valid ones.
     """
-    model = model_config(config, num_classes, channels)
+    model = model_config(config, num_classes, pixels.channels)
     sizes = Sizes(
         num_classes=num_classes,
         num_unlabeled=num_unlabeled,
+        pixels=pixels,
         perturbed=perturbed_taps(model),
         dropout=dropout_channels(model),
         embedding=tap_channels(model, "decoder") if model.embedding else 0,

@@ -7,6 +7,7 @@ metadata.json beside them holds everything else that training needs to know.
 """
 
 import contextlib
+import dataclasses
 import io
 import os
 import pathlib
@@ -20,7 +21,7 @@ from mpmc_jax.data import source as source_lib
 from mpmc_jax.data.source import Sample, Source
 from mpmc_jax.types import IGNORE_LABEL
 
-VERSION = "1.0.0"
+VERSION = "1.1.0"
 _NO_MASK = source_lib.encode_png(np.full((1, 1), IGNORE_LABEL, np.uint8))
 # TFDS sorts records by 128-bit keys and distributes them over temporary buckets by
 # the leading bits, so consecutive integers would all be held in memory at once.
@@ -50,7 +51,7 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
         metadata = tfds.core.MetadataDict(
             class_names=source.class_names,
             palette=source.palette,
-            channels=source.channels,
+            pixels=dataclasses.asdict(source.pixels),
             ignore_label=IGNORE_LABEL,
             fingerprint=source.fingerprint(),
             ids={
@@ -64,7 +65,9 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
             features=tfds.features.FeaturesDict(
                 {
                     "id": tfds.features.Text(),
-                    "image": tfds.features.Image(shape=(None, None, source.channels)),
+                    "image": tfds.features.Image(
+                        shape=(None, None, source.pixels.channels)
+                    ),
                     "mask": tfds.features.Image(shape=(None, None, 1)),
                     "labeled": np.bool_,
                 }

@@ -8,6 +8,7 @@ import pathlib
 from mpmc_jax.data import lists
 from mpmc_jax.data.builders.base import SegmentationBuilder
 from mpmc_jax.data.source import Sample, Source, shorten
+from mpmc_jax.pixels import RGB
 
 CLASSES = {
     "sky": (128, 128, 128),
@@ -42,7 +43,7 @@ def read_source(directory: pathlib.Path) -> Source:
         name="camvid",
         class_names=tuple(CLASSES),
         palette=tuple(CLASSES.values()),
-        channels=3,
+        pixels=RGB,
         splits=splits,
         problems=tuple(problems),
     )

@@ -30,6 +30,7 @@ from mpmc_jax.data.source import (
     default_palette,
     shorten,
 )
+from mpmc_jax.pixels import GREY, RGB, PixelFormat
 from mpmc_jax.types import IGNORE_LABEL
 
 _HELD_OUT = 10
@@ -67,7 +68,7 @@ def read_source(directory: pathlib.Path, classes: tuple[str, ...] = ()) -> Sourc
         name="folder",
         class_names=names,
         palette=palette or default_palette(len(names)),
-        channels=_count_channels([*images.values(), *bare.values()]),
+        pixels=_pixel_format([*images.values(), *bare.values()]),
         splits={
             "train": tuple([samples[key] for key in train] + unlabeled),
             "val": tuple(samples[key] for key in val),
@@ -250,8 +251,8 @@ def _read_list(
     return list(dict.fromkeys(present))
 
 
-def _count_channels(paths: list[pathlib.Path]) -> int:
-    """1 if every readable image is grey, else 3; from headers alone."""
+def _pixel_format(paths: list[pathlib.Path]) -> PixelFormat:
+    """GREY if every readable image is grey, else RGB; from headers alone."""
     modes = set()
     for path in paths:
         try:
@@ -259,4 +260,4 @@ def _count_channels(paths: list[pathlib.Path]) -> int:
                 modes.add(image.mode)
         except OSError:
             continue  # `check` names it.
-    return 1 if modes and modes <= set(_GREY_MODES) else 3
+    return GREY if modes and modes <= set(_GREY_MODES) else RGB

@@ -10,6 +10,7 @@ import numpy as np
 from mpmc_jax.data.builders.base import SegmentationBuilder
 from mpmc_jax.data.builders.canvas import FRAME, Canvas, Ground
 from mpmc_jax.data.source import Sample, Source, encode_png
+from mpmc_jax.pixels import RGB
 
 CLASSES = {
     "sky": (120, 170, 220),
@@ -49,7 +50,7 @@ def make_source(
         name="synthetic",
         class_names=tuple(CLASSES),
         palette=tuple(CLASSES.values()),
-        channels=3,
+        pixels=RGB,
         splits={"train": samples[:train], "val": samples[train:]},
     )
 

@@ -1,0 +1,41 @@
+"""How images are stored and normalised: plain data that every part reads."""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class PixelFormat:
+    """How a data set stores its images, and how they become a network's input.
+
+    By channel, unit = (value - low) / (high - low) and input = (unit - mean) / std.
+    Bytes are always unit * 255, crops of deeper images that came as bytes included.
+
+    Attributes:
+      channels: of an image.
+      mean, std: of the unit values.
+      dtype: of the stored images: "uint8", "uint16" or "float32".
+      low, high: stored values that become 0 and 1.
+    """
+
+    channels: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    dtype: str = "uint8"
+    low: tuple[float, ...] = (0.0,)
+    high: tuple[float, ...] = (255.0,)
+
+    def __post_init__(self) -> None:
+        """Raises ValueError unless there is one figure a channel."""
+        for field in ("mean", "std", "low", "high"):
+            values = tuple(map(float, getattr(self, field)))
+            if len(values) not in (1, self.channels):
+                raise ValueError(
+                    f"{field}={values}: {self.channels} channels need as many figures"
+                )
+            values = values * self.channels if len(values) == 1 else values
+            object.__setattr__(self, field, values)
+
+
+# Bytes as pretrained encoders know them: the mean and deviation are ImageNet's.
+RGB = PixelFormat(3, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+GREY = PixelFormat(1, mean=(0.0,), std=(1.0,))
