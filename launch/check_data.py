@@ -1,25 +1,39 @@
 """Finds what is wrong with a data set before training, and counts its labels.
 
     python -m launch.check_data --dataset=folder --source=DIR [--classes=road,car]
+    python -m launch.check_data --dataset=folder --data_dir=DIR        once prepared
 
 Prints one line for every problem and exits with 1 if there is any.
 """
 
 from launch import cli
-from mpmc_jax.data import check
+from mpmc_jax.data import check, prepared
+from mpmc_jax.data.info import open_dataset
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point; user errors end with one line and status 1."""
     parser = cli.parser("check_data", __doc__)
     cli.add_source(parser)
+    parser.add_argument(
+        "--data_dir", default="", help="check what was prepared there, not a source"
+    )
     args = parser.parse_args(arguments)
     with cli.user_errors():
-        source = cli.read_source(args)
-        report = check.check_source(source)
-        print(check.summary(source))
-        if source.class_names:
-            print(report.table(source.class_names))
+        if args.data_dir and args.source:
+            raise ValueError("--source and --data_dir: give one, what is to be checked")
+        if args.data_dir:
+            info = open_dataset(args.data_dir, args.dataset)
+            report = prepared.check(info)
+            names = info.facts.class_names
+            print(prepared.summary(info))
+        else:
+            source = cli.read_source(args)
+            report = check.check_source(source)
+            names = source.class_names
+            print(check.summary(source))
+        if names:
+            print(report.table(names))
         if report.problems:
             raise ValueError(check.failure(report))
     print("No problem found.")

@@ -27,6 +27,7 @@ def record(run: runs.Run, split: str, result: EvalResult) -> dict:
     """What is written of an evaluation: figures, counts and circumstances."""
     return {
         "split": split,
+        "partial": run.facts.partial,
         "step": run.step,
         "network": run.network_name,
         "pad_to": result.pad_to,
@@ -38,7 +39,11 @@ def record(run: runs.Run, split: str, result: EvalResult) -> dict:
         "run": run.manifest,
         "manifest": report.manifest(
             run.config.seed,
-            {"dataset": run.facts.dataset, "fingerprint": run.facts.fingerprint},
+            {
+                "dataset": run.facts.dataset,
+                "fingerprint": run.facts.fingerprint,
+                "partial": run.facts.partial,
+            },
         ),
     }
 
@@ -55,7 +60,8 @@ def main(arguments: list[str] | None = None) -> None:
         result = evaluate(run, args.split)
     if jax.process_index() > 0:
         return
-    print(f"{args.split}, {run.network_name} of step {run.step}")
+    mark = ", partial data set" if run.facts.partial else ""
+    print(f"{args.split}, {run.network_name} of step {run.step}{mark}")
     print(format_table(result, run.facts.class_names))
     path = pathlib.Path(args.workdir, f"eval_{args.split}_{args.checkpoint}.json")
     path.write_text(json.dumps(record(run, args.split, result), indent=2) + "\n")

@@ -2,7 +2,8 @@
 
     python -m launch.prepare_data --dataset=NAME --source=DIR --data_dir=DIR
 
-A second call does nothing if the source is the same, and fails if it is not.
+A second call does nothing if the source is the same, and fails if it is not. It can be
+interrupted at any time and called again.
 """
 
 from launch import cli
@@ -20,18 +21,20 @@ def prepare(source: Source, data_dir: str) -> str:
       OSError: it cannot be read or written.
     """
     if build.is_prepared(data_dir, source.name):
-        directory = open_dataset(data_dir, source.name).directory
+        info = open_dataset(data_dir, source.name)
+        directory = info.directory
         if build.has_changed(source, data_dir):
             raise ValueError(
                 f"{directory} was made from other data: the source HAS CHANGED since, "
                 "or is another. Remove that folder and run again, or give another "
                 "--data_dir"
             )
-        return f"Already prepared in {directory}; the source has not changed."
+        mark = " It is partial." if info.facts.partial else ""
+        return f"Already prepared in {directory}; the source has not changed.{mark}"
     report = check.check_source(source)
     if report.problems:
         raise ValueError(check.failure(report))
-    directory = build.prepare(source, report.present, data_dir)
+    directory = build.prepare(source, report.present, data_dir, report.digests)
     return f"{check.summary(source)}\nPrepared in {directory}"
 
 

@@ -157,6 +157,8 @@ def train(config: ml_collections.ConfigDict, directory: Path) -> TrainState:
     check_memory(config, setup, len(parallel.devices), parallel.memory())
     rhythm = loop_config(config, pipeline.steps_per_epoch)
     announce(config, setup, pipeline, rhythm, parallel)
+    if facts.partial:
+        _LOG.warning("%s is partial: not as many images as published", facts.dataset)
     evaluate = make_evaluate(config, setup, facts)
     workdir.claim(directory, config)
     if jax.process_index() == 0:

@@ -1,12 +1,19 @@
 """The door between configurations, names and the data code."""
 
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import ml_collections
 
 from mpmc_jax.data import splits
-from mpmc_jax.data.builders import base, camvid, folder, synthetic
+from mpmc_jax.data.builders import (
+    base,
+    camvid,
+    cityscapes,
+    folder,
+    synthetic,
+    voc,
+)
 from mpmc_jax.data.evaluation_source import EvalSource
 from mpmc_jax.data.host import CropConfig
 from mpmc_jax.data.info import DatasetInfo, open_dataset
@@ -18,6 +25,8 @@ BUILDERS: dict[str, type[base.SegmentationBuilder]] = {
     "synthetic": synthetic.Synthetic,
     "folder": folder.Folder,
     "camvid": camvid.Camvid,
+    "voc": voc.Voc,
+    "cityscapes": cityscapes.Cityscapes,
 }
 
 # Each takes the source folder, and class names given by hand, which `folder` reads.
@@ -25,6 +34,8 @@ SOURCES: dict[str, Callable[[pathlib.Path, tuple[str, ...]], Source]] = {
     "synthetic": lambda directory, classes: synthetic.make_source(),
     "folder": folder.read_source,
     "camvid": lambda directory, classes: camvid.read_source(directory),
+    "voc": lambda directory, classes: voc.read_source(directory),
+    "cityscapes": lambda directory, classes: cityscapes.read_source(directory),
 }
 
 
@@ -56,11 +67,24 @@ def read_source(name: str, directory: str, classes: tuple[str, ...] = ()) -> Sou
 
 
 def prepare(
-    source: Source, present: dict[str, tuple[int, ...]], data_dir: str
+    source: Source,
+    present: dict[str, tuple[int, ...]],
+    data_dir: str,
+    digests: Mapping[str, bytes] | None = None,
 ) -> pathlib.Path:
-    """Writes a checked source below `data_dir`; returns the data set's folder."""
+    """Writes a checked source below `data_dir`; returns the data set's folder.
+
+    Args:
+      source, present, data_dir: see `SegmentationBuilder`.
+      digests: see `Source.fingerprint`.
+
+    Raises:
+      OSError: see `base.write`.
+    """
     builder = BUILDERS[_known(source.name)]
-    return base.write(builder(source=source, present=present, data_dir=data_dir))
+    return base.write(
+        builder(source=source, present=present, data_dir=data_dir, digests=digests)
+    )
 
 
 def is_prepared(data_dir: str, name: str) -> bool:

@@ -1,13 +1,13 @@
 """Finds what is wrong with a data set before anything is trained on it."""
 
 import collections
-import concurrent.futures
 import dataclasses
-import os
+import hashlib
 
 import numpy as np
 
 from mpmc_jax.data import source as source_lib
+from mpmc_jax.data import work
 from mpmc_jax.data.source import Sample, Source, UnreadableImage, shorten
 from mpmc_jax.types import IGNORE_LABEL
 
@@ -21,12 +21,14 @@ class Report:
       pixels: (256,) pixels of each label value, over all readable masks.
       images: (256,) masks in which each value occurs.
       present: id of each labelled sample -> the classes in its mask.
+      digests: id -> `Sample.digest`, of every sample that could be read.
     """
 
     problems: tuple[str, ...]
     pixels: np.ndarray
     images: np.ndarray
     present: dict[str, tuple[int, ...]]
+    digests: dict[str, bytes]
 
     def table(self, class_names: tuple[str, ...]) -> str:
         """Label values with class names, pixels, shares and numbers of images."""
@@ -46,15 +48,18 @@ class Report:
 
 
 def check_source(source: Source) -> Report:
-    """Decodes every image and mask of a source and collects all problems."""
+    """Reads and decodes every image and mask once; collects all problems."""
     problems = list(source.problems)
     samples = [sample for split in source.splits.values() for sample in split]
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        outcomes = pool.map(lambda sample: _check_sample(sample, source), samples)
+    outcomes = work.go_through(
+        lambda sample: _check_sample(sample, source), samples, "checking"
+    )
     pixels, images = np.zeros(256, np.int64), np.zeros(256, np.int64)
     present = {}
-    for sample, (found, counts) in zip(samples, outcomes, strict=True):
+    digests = {}
+    for sample, (found, counts, digest) in zip(samples, outcomes, strict=True):
         problems += found
+        digests[sample.id] = digest
         if counts is not None:
             pixels += counts
             images += counts > 0
@@ -62,7 +67,7 @@ def check_source(source: Source) -> Report:
             present[sample.id] = tuple(map(int, seen))
     if not source.problems:
         problems += _check_splits(source)
-    return Report(tuple(problems), pixels, images, present)
+    return Report(tuple(problems), pixels, images, present, digests)
 
 
 def _check_splits(source: Source) -> list[str]:
@@ -79,23 +84,26 @@ def _check_splits(source: Source) -> list[str]:
 
 def _check_sample(
     sample: Sample, source: Source
-) -> tuple[list[str], np.ndarray | None]:
-    """Problems of one sample, and its (256,) label counts where it has a mask."""
+) -> tuple[list[str], np.ndarray | None, bytes]:
+    """Problems of one sample, its (256,) label counts if it has a mask, its digest."""
     problems = []
     size = None
+    image = mask = b""
     try:
-        content = source_lib.read_bytes(sample.image)
+        image = source_lib.read_original(sample.image)
+        content = source_lib.as_encoded(sample.image, image)
         size = source_lib.decode_image(content, source.pixels.channels).size
     except (UnreadableImage, OSError) as error:
         problems.append(f"{sample.name('image')}: {error}")
     if sample.mask is None:
-        return problems, None
+        return problems, None, _digest(image, mask)
     name = sample.name("mask")
     try:
-        content = source_lib.read_bytes(sample.mask)
+        mask = source_lib.read_original(sample.mask)
+        content = source_lib.as_encoded(sample.mask, mask)
         label_hw = source_lib.decode_mask(content, source.colors)
     except (UnreadableImage, OSError) as error:
-        return [*problems, f"{name}: {error}"], None
+        return [*problems, f"{name}: {error}"], None, _digest(image, mask)
     mask_size = label_hw.shape[::-1]
     if size is not None and size != mask_size:
         problems.append(
@@ -103,19 +111,27 @@ def _check_sample(
             f"{sample.name('image')} has {size[0]}x{size[1]} (width x height)"
         )
     counts = np.bincount(label_hw.ravel(), minlength=256)
-    problems += _check_values(name, content, counts, len(source.class_names))
-    return problems, counts
+    problems += _check_values(name, content, counts, source)
+    return problems, counts, _digest(image, mask)
+
+
+def _digest(image: bytes, mask: bytes) -> bytes:
+    """`Sample.digest`, of what was read already."""
+    return b"".join(hashlib.sha256(part).digest() for part in (image, mask))
 
 
 def _check_values(
-    name: str, content: bytes, counts: np.ndarray, num_classes: int
+    name: str, content: bytes, counts: np.ndarray, source: Source
 ) -> list[str]:
     """Complains of values that are neither a class nor void; none without classes."""
+    num_classes = len(source.class_names)
     wrong = np.flatnonzero(counts[num_classes:IGNORE_LABEL]) + num_classes
     if not num_classes or not wrong.size:
         return []
     picture = source_lib.open_image(content)
-    if picture.format == "JPEG":
+    if source.mend:
+        mend = source.mend
+    elif picture.format == "JPEG":
         mend = "JPEG changes values; store masks as PNG"
     elif wrong.tolist() == [num_classes] and not counts[0]:
         mend = "do labels start at 1? subtract one"
@@ -142,7 +158,18 @@ def summary(source: Source) -> str:
     kind = {1: "grey", 3: "RGB"}[source.pixels.channels]
     names = ", ".join(source.class_names)
     lines.append(f"{len(source.class_names)} classes, {kind}: {names}")
-    return "\n".join([*lines, *(f"note: {note}" for note in source.notes)])
+    lines += [f"note: {note}" for note in source.notes]
+    if source.partial:
+        lines.append(
+            "warning: PARTIAL, the counts differ from the published ones; every result "
+            "made from this data set says so"
+        )
+        lines.append(f"{'split':>8}{'found':>8}{'published':>11}")
+        lines += [
+            f"{split:>8}{len(source.splits[split]):>8}{count:>11}"
+            for split, count in source.expected.items()
+        ]
+    return "\n".join(lines)
 
 
 def failure(report: Report) -> str:

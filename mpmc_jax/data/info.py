@@ -23,6 +23,7 @@ class DatasetFacts:
       palette: index -> RGB colour.
       pixels: how images are stored, and normalised.
       fingerprint: SHA-256 of the source it was prepared from.
+      partial: whether it holds another number of images than the published data set.
     """
 
     dataset: str
@@ -30,6 +31,7 @@ class DatasetFacts:
     palette: tuple[Color, ...]
     pixels: PixelFormat
     fingerprint: str
+    partial: bool = False
 
     @property
     def num_classes(self) -> int:
@@ -45,6 +47,7 @@ class DatasetFacts:
             palette=tuple(tuple(color) for color in record["palette"]),
             pixels=PixelFormat(**record["pixels"]),
             fingerprint=record["fingerprint"],
+            partial=record.get("partial", False),
         )
 
 
@@ -56,6 +59,7 @@ class DatasetInfo:
       facts: classes, channels and fingerprint.
       directory: its folder.
       ids: split -> ids; position i is record i.
+      contents: split -> SHA-256 of its records, see `builders.base`.
       present: id of each labelled image -> indices of the classes in its mask.
     """
 
@@ -63,6 +67,7 @@ class DatasetInfo:
     directory: pathlib.Path
     ids: dict[str, tuple[str, ...]]
     present: dict[str, tuple[int, ...]]
+    contents: dict[str, str]
 
     def records(self, split: str) -> Sequence[dict]:
         """Random access to {"id", "image", "mask", "labeled"}; the first three bytes.
@@ -81,6 +86,7 @@ def open_dataset(data_dir: str, name: str) -> DatasetInfo:
 
     Raises:
       FileNotFoundError: it was not prepared there; the text has the command to run.
+      ValueError: its facts are damaged.
     """
     directory = dataset_directory(data_dir, name)
     path = directory / "metadata.json"
@@ -90,10 +96,17 @@ def open_dataset(data_dir: str, name: str) -> DatasetInfo:
             f"python -m launch.prepare_data --dataset={name}"
             f"{'' if name == 'synthetic' else ' --source=DIR'} --data_dir={data_dir}"
         )
-    facts = json.loads(path.read_text())
-    return DatasetInfo(
-        facts=DatasetFacts.read({"dataset": name, **facts}),
-        directory=directory,
-        ids={split: tuple(ids) for split, ids in facts["ids"].items()},
-        present={key: tuple(value) for key, value in facts["present"].items()},
-    )
+    try:
+        facts = json.loads(path.read_text())
+        return DatasetInfo(
+            facts=DatasetFacts.read({"dataset": name, **facts}),
+            directory=directory,
+            ids={split: tuple(ids) for split, ids in facts["ids"].items()},
+            present={key: tuple(value) for key, value in facts["present"].items()},
+            contents=facts["contents"],
+        )
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{path}: damaged, or of another version ({error!r}); remove {directory} "
+            "and prepare the data set again"
+        ) from error

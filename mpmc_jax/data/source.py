@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import io
 import pathlib
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -26,23 +27,51 @@ class UnreadableImage(ValueError):
 
 
 @dataclasses.dataclass(frozen=True)
+class Derived:
+    """A file that becomes an image or mask when it is read.
+
+    Attributes:
+      origin: the file, or its bytes; these are what the fingerprint covers.
+      name: how messages call it.
+      convert: bytes of the file -> encoded bytes of an image; raises UnreadableImage.
+    """
+
+    origin: pathlib.Path | bytes
+    name: str
+    convert: Callable[[bytes], bytes]
+
+
+Blob = pathlib.Path | bytes | Derived
+
+
+@dataclasses.dataclass(frozen=True)
 class Sample:
     """One image, with or without its mask.
 
     Attributes:
       id: name of the example, unique in its data set.
-      image: a file, or the encoded bytes of one.
+      image: a file, the encoded bytes of one, or what is derived from one.
       mask: likewise, or None for an unlabelled image.
     """
 
     id: str
-    image: pathlib.Path | bytes
-    mask: pathlib.Path | bytes | None
+    image: Blob
+    mask: Blob | None
 
     def name(self, part: str) -> str:
         """How messages call the "image" or "mask" of this sample."""
         blob = getattr(self, part)
+        if isinstance(blob, Derived):
+            return blob.name
         return f"{self.id} ({part})" if isinstance(blob, bytes) else str(blob)
+
+    def digest(self) -> bytes:
+        """SHA-256 of the image's file, then of the mask's (of nothing, without one)."""
+        contents = (
+            b"" if blob is None else read_original(blob)
+            for blob in (self.image, self.mask)
+        )
+        return b"".join(hashlib.sha256(content).digest() for content in contents)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +88,9 @@ class Source:
       notes: what is right but may surprise; one line each.
       colors: colour -> label of masks stored in colour (IGNORE_LABEL for void), or
         None where masks hold class indices only.
+      expected: split -> images of the published data set; {} where there is none.
+      unpacked: whether images are prepared uncompressed: larger, decoded faster.
+      mend: what to do about masks with values that are no class; "" for a guess.
     """
 
     name: str
@@ -69,9 +101,23 @@ class Source:
     problems: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     colors: dict[Color, int] | None = None
+    expected: dict[str, int] = dataclasses.field(default_factory=dict)
+    unpacked: bool = False
+    mend: str = ""
 
-    def fingerprint(self) -> str:
-        """SHA-256 over classes, ids and the bytes of every image and mask."""
+    @property
+    def partial(self) -> bool:
+        """Whether a split holds another number of images than the published one."""
+        return any(
+            len(self.splits[split]) != count for split, count in self.expected.items()
+        )
+
+    def fingerprint(self, digests: Mapping[str, bytes] | None = None) -> str:
+        """SHA-256 over classes, ids and the bytes of every image and mask.
+
+        Args:
+          digests: id -> `Sample.digest`, where they are known; None reads all files.
+        """
         digest = hashlib.sha256()
         head = (self.name, self.class_names, self.palette, self.pixels.channels)
         digest.update(repr(head).encode())
@@ -79,15 +125,29 @@ class Source:
         for split, samples in sorted(self.splits.items()):
             for sample in samples:
                 digest.update(f"\n{split}\t{sample.id}\t".encode())
-                for blob in (sample.image, sample.mask):
-                    content = b"" if blob is None else read_bytes(blob)
-                    digest.update(hashlib.sha256(content).digest())
+                known = digests.get(sample.id) if digests else None
+                digest.update(known or sample.digest())
         return digest.hexdigest()
 
 
-def read_bytes(blob: pathlib.Path | bytes) -> bytes:
-    """The encoded bytes of an image or mask."""
-    return blob if isinstance(blob, bytes) else blob.read_bytes()
+def read_original(blob: Blob) -> bytes:
+    """The bytes of the file that an image or mask is, or is derived from."""
+    origin = blob.origin if isinstance(blob, Derived) else blob
+    return origin if isinstance(origin, bytes) else origin.read_bytes()
+
+
+def as_encoded(blob: Blob, original: bytes) -> bytes:
+    """What `read_original` gave -> the encoded bytes of an image or mask.
+
+    Raises:
+      UnreadableImage: a file that the image cannot be derived from.
+    """
+    return blob.convert(original) if isinstance(blob, Derived) else original
+
+
+def read_bytes(blob: Blob) -> bytes:
+    """The encoded bytes of an image or mask; raises as `as_encoded`."""
+    return as_encoded(blob, read_original(blob))
 
 
 def default_palette(num_classes: int) -> tuple[Color, ...]:
@@ -113,7 +173,12 @@ def open_image(content: bytes) -> Image.Image:
         image.load()
     except UnidentifiedImageError as error:
         raise UnreadableImage("not an image of a known format") from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except Image.DecompressionBombError as error:
+        raise UnreadableImage(
+            f"{error}; Pillow's pixel limit (Image.MAX_IMAGE_PIXELS) is kept, as files "
+            "are not trusted: cut the image into tiles"
+        ) from error
+    except (OSError, SyntaxError, ValueError) as error:
         raise UnreadableImage(f"truncated or damaged ({error})") from error
     return image
 
@@ -157,7 +222,8 @@ def decode_mask(content: bytes, colors: dict[Color, int] | None = None) -> np.nd
     if colors is None:
         raise UnreadableImage(
             f"a colour mask (PIL mode {image.mode}), and no palette says which class "
-            "a colour is; give the palette, or store class indices"
+            "a colour is; give the palette, or store class indices (a palette PNG that "
+            "was flattened has lost them: take the original file again)"
         )
     return _look_up(np.asarray(image.convert("RGB")), colors)
 
@@ -185,6 +251,13 @@ def _look_up(rgb_hwc: np.ndarray, colors: dict[Color, int]) -> np.ndarray:
             f"{shorten(unknown)}; add them, or list them under void"
         )
     return label_hw
+
+
+def unpack(content: bytes, channels: int) -> bytes:
+    """An 8-bit image -> the same as uncompressed BMP; raises as `decode_image`."""
+    stream = io.BytesIO()
+    decode_image(content, channels).save(stream, "BMP")
+    return stream.getvalue()
 
 
 def encode_png(array: np.ndarray) -> bytes:

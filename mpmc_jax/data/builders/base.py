@@ -3,22 +3,27 @@
 A record holds `image` and `mask` as encoded bytes, `id`, and `labeled`. Unlabelled
 images carry a one-pixel void mask, because a TFDS feature cannot be absent. Records
 lie in the order of the source, so that position and id are interchangeable, and
-metadata.json beside them holds everything else that training needs to know.
+metadata.json beside them holds everything else that training needs to know, and the
+SHA-256 of each split's records.
 """
 
 import contextlib
 import dataclasses
+import fcntl
+import hashlib
 import io
 import os
 import pathlib
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
 
 from mpmc_jax.data import source as source_lib
-from mpmc_jax.data.source import Sample, Source
+from mpmc_jax.data import work
+from mpmc_jax.data.source import Blob, Sample, Source
 from mpmc_jax.types import IGNORE_LABEL
 
 VERSION = "1.1.0"
@@ -35,15 +40,23 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
       source: what to write; must be free of problems.
       present: id of each labelled sample -> indices of the classes in its mask.
       data_dir: folder of all prepared data sets.
+      digests: see `Source.fingerprint`.
     """
 
     VERSION = tfds.core.Version(VERSION)
 
     def __init__(
-        self, *, source: Source, present: dict[str, tuple[int, ...]], data_dir: str
+        self,
+        *,
+        source: Source,
+        present: dict[str, tuple[int, ...]],
+        data_dir: str,
+        digests: Mapping[str, bytes] | None = None,
     ):
         self._source = source
         self._present = present
+        self._digests = digests
+        self._contents: dict[str, str] = {}
         super().__init__(data_dir=data_dir, file_format="array_record")
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -53,7 +66,9 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
             palette=source.palette,
             pixels=dataclasses.asdict(source.pixels),
             ignore_label=IGNORE_LABEL,
-            fingerprint=source.fingerprint(),
+            fingerprint=source.fingerprint(self._digests),
+            partial=source.partial,
+            contents=self._contents,  # Filled while records are written.
             ids={
                 split: [sample.id for sample in samples]
                 for split, samples in source.splits.items()
@@ -79,33 +94,48 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict:
         del dl_manager  # Nothing is ever downloaded.
         return {
-            split: self._generate_examples(samples)
+            split: self._generate_examples(split, samples)
             for split, samples in self._source.splits.items()
         }
 
     def _generate_examples(
-        self, samples: tuple[Sample, ...]
+        self, split: str, samples: tuple[Sample, ...]
     ) -> Iterator[tuple[int, dict]]:
-        for position, sample in enumerate(samples):
+        digest = hashlib.sha256()
+        title = f"writing {split}"
+        records = work.go_through(self._encode, samples, title)
+        for position, record in enumerate(records):
+            add_record(digest, record["id"], record["image"], record["mask"])
+            image, mask = io.BytesIO(record["image"]), io.BytesIO(record["mask"])
             key = (position << _KEY_BITS) // len(samples)
-            yield key, self._encode(sample)
+            yield key, {**record, "image": image, "mask": mask}
+        self._contents[split] = digest.hexdigest()
 
     def _encode(self, sample: Sample) -> dict:
         mask = _NO_MASK
         if sample.mask is not None:
             mask = _index_mask(sample.mask, self._source)
+        image = source_lib.read_bytes(sample.image)
+        if self._source.unpacked:
+            image = source_lib.unpack(image, self._source.pixels.channels)
         return {
             "id": sample.id,
-            "image": io.BytesIO(source_lib.read_bytes(sample.image)),
-            "mask": io.BytesIO(mask),
+            "image": image,
+            "mask": mask,
             "labeled": sample.mask is not None,
         }
 
 
-def _index_mask(mask: pathlib.Path | bytes, source: Source) -> bytes:
+def add_record(digest: "hashlib._Hash", key: str, image: bytes, mask: bytes) -> None:
+    """Adds one record to the digest of its split's contents."""
+    for part in (key.encode(), image, mask):
+        digest.update(hashlib.sha256(part).digest())
+
+
+def _index_mask(mask: Blob, source: Source) -> bytes:
     """The mask's own bytes where they hold 8-bit indices, else a PNG that does."""
     content = source_lib.read_bytes(mask)
-    if source_lib.open_image(content).mode in ("L", "P"):
+    if not source.unpacked and source_lib.open_image(content).mode in ("L", "P"):
         return content
     return source_lib.encode_png(source_lib.decode_mask(content, source.colors))
 
@@ -118,8 +148,36 @@ def dataset_directory(data_dir: str | os.PathLike, name: str) -> pathlib.Path:
 def write(builder: SegmentationBuilder) -> pathlib.Path:
     """Prepares a data set, in one step as far as a reader can see; returns its folder.
 
-    A run that is killed leaves an `incomplete` folder beside it and no data set.
+    A run that is killed leaves an `incomplete` folder beside it and no data set; the
+    next run removes it.
+
+    Raises:
+      OSError: another run is preparing the same data set.
     """
+    directory = pathlib.Path(builder.data_dir)
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with _alone(directory.parent):
+        for left in directory.parent.glob("incomplete.*"):
+            shutil.rmtree(left)
+        _write_quietly(builder)
+    return directory
+
+
+@contextlib.contextmanager
+def _alone(directory: pathlib.Path) -> Iterator[None]:
+    """Holds the lock of a folder, which the system releases if this run is killed."""
+    path = directory / "prepare.lock"
+    with path.open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BlockingIOError(
+                f"{path}: another run is preparing this data set; wait for it"
+            ) from None
+        yield
+
+
+def _write_quietly(builder: SegmentationBuilder) -> None:
     tfds.disable_progress_bar()
     verbosity = logging.get_verbosity()
     logging.set_verbosity(logging.WARNING)
@@ -128,4 +186,3 @@ def write(builder: SegmentationBuilder) -> pathlib.Path:
             builder.download_and_prepare()
     finally:
         logging.set_verbosity(verbosity)
-    return pathlib.Path(builder.data_dir)

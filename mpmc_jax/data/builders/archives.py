@@ -1,0 +1,93 @@
+"""Reading downloaded files that nobody vouches for: tar archives, MATLAB files."""
+
+import io
+import pathlib
+import tarfile
+import zlib
+
+import numpy as np
+import scipy.io
+from scipy.io.matlab import MatReadError
+
+from mpmc_jax.data.source import UnreadableImage, encode_png
+
+# SBD's largest is far below; a small archive may hold members of any size.
+_MAX_MEMBER_BYTES = 1 << 24
+
+
+def read_members(path: pathlib.Path, folder: str, suffix: str) -> dict[str, bytes]:
+    """Stem -> bytes, of the files with an ending in one folder of a .tar.gz.
+
+    Nothing is extracted. An archive that would write elsewhere if it were is refused
+    as a whole: links, absolute names, `..`.
+
+    Args:
+      path: the archive.
+      folder: last folders of the wanted names, "dataset/cls".
+      suffix: ending of the wanted names, ".mat".
+
+    Raises:
+      ValueError: truncated, no archive, or refused; names archive and member.
+    """
+    found: dict[str, bytes] = {}
+    try:
+        with tarfile.open(path, "r:gz") as archive:
+            for member in archive:
+                _refuse(path, member)
+                name = pathlib.PurePosixPath(member.name)
+                wanted = member.isfile() and name.suffix == suffix
+                if not wanted or name.name.startswith("."):
+                    continue
+                if not str(name.parent).endswith(folder):
+                    continue
+                stream = archive.extractfile(member)
+                if stream is not None:
+                    found[name.stem] = stream.read()
+    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
+        raise ValueError(
+            f"{path}: truncated, or not a .tar.gz ({error}); download it again"
+        ) from error
+    return found
+
+
+def _refuse(path: pathlib.Path, member: tarfile.TarInfo) -> None:
+    name = pathlib.PurePosixPath(member.name)
+    if member.issym() or member.islnk():
+        reason = f"is a link to {member.linkname!r}"
+    elif name.is_absolute():
+        reason = "has an absolute name"
+    elif ".." in name.parts:
+        reason = "leads out of the archive by '..'"
+    elif member.size > _MAX_MEMBER_BYTES and name.suffix == ".mat":
+        reason = f"has {member.size} bytes, more than {_MAX_MEMBER_BYTES}"
+    else:
+        return
+    raise ValueError(
+        f"{path}: refused, its member {member.name!r} {reason}; download the original"
+    )
+
+
+def sbd_mask(content: bytes) -> bytes:
+    """SBD's MATLAB file -> PNG of its class indices, field `GTcls.Segmentation`.
+
+    Raises:
+      UnreadableImage: not such a file.
+    """
+    try:
+        fields = scipy.io.loadmat(io.BytesIO(content), variable_names=["GTcls"])
+    except (MatReadError, ValueError, TypeError, OSError, NotImplementedError) as error:
+        raise UnreadableImage(
+            f"not a MATLAB file, or a damaged one ({error}); extract it again"
+        ) from error
+    record = fields.get("GTcls")
+    names = None if record is None else record.dtype.names
+    if record is None or names is None or "Segmentation" not in names:
+        raise UnreadableImage(
+            "lacks GTcls.Segmentation; SBD's class masks are those of dataset/cls"
+        )
+    label_hw = np.asarray(record["Segmentation"].flat[0])
+    if label_hw.ndim != 2 or label_hw.dtype != np.uint8:
+        raise UnreadableImage(
+            f"GTcls.Segmentation is {label_hw.dtype} {label_hw.shape}, not a uint8 mask"
+        )
+    return encode_png(label_hw)

@@ -1,0 +1,173 @@
+"""Cityscapes (Cordts et al., 2016), fine annotations, 19 classes.
+
+    SOURCE/leftImg8bit/{train,val}/CITY/NAME_leftImg8bit.png
+    SOURCE/gtFine/{train,val}/CITY/NAME_gtFine_labelTrainIds.png, or
+                                   NAME_gtFine_labelIds.png
+
+labelTrainIds are taken as they are, unless more images have labelIds, which are mapped.
+An id is the name of the image's file, NAME_leftImg8bit, with which the published lists'
+lines end.
+
+Either kind of mask under the other's name is refused by what the official masks never
+hold: labelIds no value above 33, so no 255; labelTrainIds none between 18 and 255.
+"""
+
+import pathlib
+
+import numpy as np
+
+from mpmc_jax.data import source as source_lib
+from mpmc_jax.data.builders.base import SegmentationBuilder
+from mpmc_jax.data.source import Derived, Sample, Source, UnreadableImage, shorten
+from mpmc_jax.pixels import RGB
+from mpmc_jax.types import IGNORE_LABEL
+
+CLASSES = {
+    "road": (128, 64, 128),
+    "sidewalk": (244, 35, 232),
+    "building": (70, 70, 70),
+    "wall": (102, 102, 156),
+    "fence": (190, 153, 153),
+    "pole": (153, 153, 153),
+    "traffic light": (250, 170, 30),
+    "traffic sign": (220, 220, 0),
+    "vegetation": (107, 142, 35),
+    "terrain": (152, 251, 152),
+    "sky": (70, 130, 180),
+    "person": (220, 20, 60),
+    "rider": (255, 0, 0),
+    "car": (0, 0, 142),
+    "truck": (0, 0, 70),
+    "bus": (0, 60, 100),
+    "train": (0, 80, 100),
+    "motorcycle": (0, 0, 230),
+    "bicycle": (119, 11, 32),
+}
+# Position is the train id; every other id is void (cityscapesScripts, labels.py).
+LABEL_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
+EXPECTED = {"train": 2975, "val": 500}
+_IMAGE_END = "_leftImg8bit"
+_KINDS = ("labelTrainIds", "labelIds")
+
+
+class Cityscapes(SegmentationBuilder, skip_registration=True):
+    """The TFDS builder named "cityscapes"."""
+
+
+def read_source(directory: pathlib.Path) -> Source:
+    """Describes the Cityscapes folder `directory`; what is amiss is in `.problems`."""
+    problems: list[str] = []
+    images = {split: _find_images(directory, split, problems) for split in EXPECTED}
+    everything = [path for paths in images.values() for path in paths]
+    masks = {
+        kind: {path: _mask_path(directory, path, kind) for path in everything}
+        for kind in _KINDS
+    }
+    there = {
+        kind: [path for path in everything if masks[kind][path].is_file()]
+        for kind in _KINDS
+    }
+    kind = max(_KINDS, key=lambda kind: len(there[kind]))  # The first of equals.
+    absent = [str(masks[kind][path]) for path in everything if path not in there[kind]]
+    if absent:
+        problems.append(
+            f"{directory / 'gtFine'}: no mask for {len(absent)} of {len(everything)} "
+            f"images: {shorten(absent, 3)}; extract gtFine_trainvaltest.zip again"
+        )
+    usable = frozenset(there[kind])
+    return Source(
+        name="cityscapes",
+        class_names=tuple(CLASSES),
+        palette=tuple(CLASSES.values()),
+        pixels=RGB,
+        splits={
+            split: tuple(
+                Sample(path.stem, path, _mask(masks[kind][path], kind))
+                for path in paths
+                if path in usable
+            )
+            for split, paths in images.items()
+        },
+        problems=tuple(problems),
+        notes=(f"{directory / 'gtFine'}: masks are read from *_gtFine_{kind}.png",),
+        expected=EXPECTED,
+        unpacked=True,
+        mend="labelIds under labelTrainIds' name? rename to *_gtFine_labelIds.png",
+    )
+
+
+def _find_images(
+    directory: pathlib.Path, split: str, problems: list[str]
+) -> list[pathlib.Path]:
+    """The images of all cities of a split; complains of what was not extracted."""
+    folder = directory / "leftImg8bit" / split
+    mend = "extract leftImg8bit_trainvaltest.zip again"
+    if not folder.is_dir():
+        problems.append(f"{folder}: no such folder; {mend}")
+        return []
+    found = []
+    empty = []
+    for city in sorted(path for path in folder.iterdir() if path.is_dir()):
+        images = sorted(city.glob(f"*{_IMAGE_END}.png"))
+        found += images
+        if not images:
+            empty.append(str(city))
+    if empty or not found:
+        problems.append(f"{folder}: cities without images: {shorten(empty)}; {mend}")
+    _complain_of_orphans(directory, split, frozenset(found), problems)
+    return found
+
+
+def _complain_of_orphans(
+    directory: pathlib.Path,
+    split: str,
+    images: frozenset[pathlib.Path],
+    problems: list[str],
+) -> None:
+    orphans = [
+        str(path)
+        for kind in _KINDS
+        for path in sorted(
+            (directory / "gtFine" / split).glob(f"*/*_gtFine_{kind}.png")
+        )
+        if _image_path(directory, path, kind) not in images
+    ]
+    if orphans:
+        problems.append(
+            f"{directory / 'leftImg8bit' / split}: no image for {len(orphans)} masks: "
+            f"{shorten(orphans, 3)}; extract leftImg8bit_trainvaltest.zip again"
+        )
+
+
+def _image_path(directory: pathlib.Path, mask: pathlib.Path, kind: str) -> pathlib.Path:
+    name = mask.name.removesuffix(f"_gtFine_{kind}.png") + f"{_IMAGE_END}.png"
+    parent = mask.parent.relative_to(directory / "gtFine")
+    return directory / "leftImg8bit" / parent / name
+
+
+def _mask_path(directory: pathlib.Path, image: pathlib.Path, kind: str) -> pathlib.Path:
+    name = image.stem.removesuffix(_IMAGE_END) + f"_gtFine_{kind}.png"
+    parent = image.parent.relative_to(directory / "leftImg8bit")
+    return directory / "gtFine" / parent / name
+
+
+def _mask(path: pathlib.Path, kind: str) -> pathlib.Path | Derived:
+    return Derived(path, str(path), to_train_ids) if kind == "labelIds" else path
+
+
+def to_train_ids(content: bytes) -> bytes:
+    """PNG of labelIds -> PNG of train ids.
+
+    Raises:
+      UnreadableImage: not a mask, or one of train ids.
+    """
+    label_hw = source_lib.decode_mask(content)
+    largest = int(label_hw.max())
+    if largest > LABEL_IDS[-1]:
+        raise UnreadableImage(
+            f"holds value {largest}, and labelIds end at {LABEL_IDS[-1]}; "
+            "labelTrainIds under labelIds' name? rename to *_gtFine_labelTrainIds.png"
+        )
+    table = np.full(256, IGNORE_LABEL, np.uint8)
+    table[list(LABEL_IDS)] = np.arange(len(LABEL_IDS))
+    return source_lib.encode_png(table[label_hw])

@@ -1,0 +1,118 @@
+"""Finds what is damaged in a data set that was prepared."""
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from mpmc_jax.data import source as source_lib
+from mpmc_jax.data import work
+from mpmc_jax.data.builders import base
+from mpmc_jax.data.check import Report
+from mpmc_jax.data.info import DatasetInfo
+from mpmc_jax.data.source import UnreadableImage, shorten
+from mpmc_jax.types import IGNORE_LABEL
+
+
+def check(info: DatasetInfo) -> Report:
+    """Decodes every record again, and compares it with what metadata.json says.
+
+    Ids and their order, counts, classes present, label values, sizes, and the SHA-256
+    of each split's contents are compared. The report has no digests.
+    """
+    problems: list[str] = []
+    pixels, images = np.zeros(256, np.int64), np.zeros(256, np.int64)
+    present: dict[str, tuple[int, ...]] = {}
+    for split, ids in info.ids.items():
+        records = _open(info, split, problems)
+        if len(records) != len(ids):
+            problems.append(f"{split}: {len(records)} records, {len(ids)} in the list")
+        digest = hashlib.sha256()
+        outcomes = work.go_through(
+            lambda position, split=split, records=records: _check_record(
+                info, split, position, records
+            ),
+            range(min(len(records), len(ids))),
+            f"checking {split}",
+        )
+        for found, counts, record in outcomes:
+            problems += found
+            if record is None:
+                continue
+            base.add_record(digest, *record)
+            if counts is not None:
+                pixels += counts
+                images += counts > 0
+                seen = np.flatnonzero(counts[: info.facts.num_classes])
+                present[record[0]] = tuple(map(int, seen))
+        if digest.hexdigest() != info.contents.get(split):
+            problems.append(f"{split}: the records are not those that were written")
+    problems += _compare_present(info, present)
+    if problems:
+        problems.append(
+            f"remove {info.directory} and prepare the data set again from its source"
+        )
+    return Report(tuple(problems), pixels, images, present, {})
+
+
+def _open(info: DatasetInfo, split: str, problems: list[str]) -> Sequence[dict]:
+    try:
+        return info.records(split)
+    # A damaged file fails in C++, in TFDS or in the file system, each in its own way.
+    except Exception as error:
+        problems.append(f"{info.directory}: {split} cannot be opened ({error})")
+        return ()
+
+
+def _check_record(
+    info: DatasetInfo, split: str, position: int, records: Sequence[dict]
+) -> tuple[list[str], np.ndarray | None, tuple[str, bytes, bytes] | None]:
+    """Problems of a record, its label counts if it is labelled, id, image and mask."""
+    name = f"{split}, record {position} ({info.ids[split][position]})"
+    try:
+        record: Any = records[position]
+    except Exception as error:  # See `_open`.
+        return [f"{name}: cannot be read ({error})"], None, None
+    key = record["id"]
+    key = key.decode() if isinstance(key, bytes) else key
+    parts = (key, record["image"], record["mask"])
+    problems = []
+    if key != info.ids[split][position]:
+        problems.append(f"{name}: holds {key!r}")
+    try:
+        size = source_lib.decode_image(parts[1], info.facts.pixels.channels).size
+        label_hw = source_lib.decode_mask(parts[2])
+    except UnreadableImage as error:
+        return [*problems, f"{name}: {error}"], None, parts
+    if not record["labeled"]:
+        return problems, None, parts
+    if size != label_hw.shape[::-1]:
+        problems.append(f"{name}: image {size}, mask {label_hw.shape[::-1]}")
+    counts = np.bincount(label_hw.ravel(), minlength=256)
+    wrong = np.flatnonzero(counts[info.facts.num_classes : IGNORE_LABEL])
+    if wrong.size:
+        values = (wrong + info.facts.num_classes).tolist()
+        problems.append(f"{name}: label values {shorten(values)} are no class")
+    return problems, counts, parts
+
+
+def _compare_present(
+    info: DatasetInfo, present: dict[str, tuple[int, ...]]
+) -> list[str]:
+    wrong = sorted(
+        key
+        for key in {*present, *info.present}
+        if present.get(key) != info.present.get(key)
+    )
+    return [f"other classes than listed in {shorten(wrong)}"] if wrong else []
+
+
+def summary(info: DatasetInfo) -> str:
+    """Images of each split, fingerprint, and whether the data set is partial."""
+    facts = info.facts
+    lines = [
+        f"{facts.dataset}/{key}: {len(ids)} images" for key, ids in info.ids.items()
+    ]
+    mark = " (partial)" if facts.partial else ""
+    return "\n".join([*lines, f"fingerprint {facts.fingerprint}{mark}"])

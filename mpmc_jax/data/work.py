@@ -1,0 +1,60 @@
+"""Going through the files of a data set: by threads, in order, with progress shown."""
+
+import collections
+import concurrent.futures
+import itertools
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TypeVar
+
+from tqdm import tqdm
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+_TO_FILE_SECONDS = 30
+_TO_FILE = "{desc}: {n_fmt}/{total_fmt}, {rate_fmt}, {remaining} left\n"
+
+
+def in_order(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+    """Results of `function`, in order, computed by threads a few items ahead.
+
+    Few wait at any time, so that an interruption ends at once and memory is bounded.
+    """
+    items = iter(items)
+    threads = os.cpu_count() or 1
+    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+        ahead = collections.deque(
+            pool.submit(function, item) for item in itertools.islice(items, 2 * threads)
+        )
+        while ahead:
+            yield ahead.popleft().result()
+            for item in itertools.islice(items, 1):
+                ahead.append(pool.submit(function, item))
+
+
+def shown(results: Iterable[R], total: int, title: str) -> Iterator[R]:
+    """Passes results on; stderr tells how many are done, how fast, what time is left.
+
+    One line, updated, on a terminal; elsewhere a line each half minute.
+    """
+    terminal = sys.stderr.isatty()
+    yield from tqdm(
+        results,
+        total=total,
+        desc=title,
+        unit=" images",
+        leave=False,
+        mininterval=0.5 if terminal else _TO_FILE_SECONDS,
+        delay=0 if terminal else _TO_FILE_SECONDS,
+        dynamic_ncols=True,
+        bar_format=None if terminal else _TO_FILE,
+    )
+
+
+def go_through(
+    function: Callable[[T], R], items: Sequence[T], title: str
+) -> Iterator[R]:
+    """`in_order`, `shown`."""
+    return shown(in_order(function, items), len(items), title)
