@@ -1,0 +1,327 @@
+"""Archives half extracted, files damaged or hostile, records that rotted."""
+
+import io
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+
+import numpy as np
+import pytest
+import scipy.io
+from PIL import Image
+
+from launch import check_data
+from mpmc_jax.data import build, check, work
+from mpmc_jax.data.info import open_dataset
+from tests import trees
+from tests.data_sets import prepare_synthetic
+
+
+@pytest.fixture
+def voc(tmp_path):
+    trees.make_voc(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def city(tmp_path):
+    trees.make_cityscapes(tmp_path)
+    return tmp_path
+
+
+def problems(name, root):
+    return check.check_source(build.read_source(name, str(root))).problems
+
+
+def only(name, root):
+    (problem,) = problems(name, root)
+    return problem
+
+
+def tree(root):
+    return root / "VOCdevkit" / "VOC2012"
+
+
+def test_voc_files_that_were_not_extracted(voc):
+    (tree(voc) / "SegmentationClass" / "2007_000039.png").unlink()
+    text = only("voc", voc)
+    assert "1 of 3 without mask" in text
+    assert "2007_000039; extract the archive again" in text
+    (tree(voc) / "SegmentationClass" / "2007_000033.png").unlink()
+    (tree(voc) / "JPEGImages" / "2007_000042.jpg").unlink()
+    assert len(problems("voc", voc)) == 3
+
+
+def test_voc_truncated_files(voc):
+    image = tree(voc) / "JPEGImages" / "2007_000039.jpg"
+    image.write_bytes(image.read_bytes()[:-400])
+    mask = tree(voc) / "SegmentationClass" / "2007_000063.png"
+    mask.write_bytes(mask.read_bytes()[:-100])
+    first, second = problems("voc", voc)
+    assert first.startswith(f"{image}: truncated or damaged")
+    assert second.startswith(f"{mask}: truncated or damaged")
+
+
+def test_a_palette_mask_flattened_to_colour(voc):
+    path = tree(voc) / "SegmentationClass" / "2007_000039.png"
+    Image.open(path).convert("RGB").save(path)
+    text = only("voc", voc)
+    assert text.startswith(f"{path}: a colour mask (PIL mode RGB)")
+    assert "flattened has lost them: take the original file again" in text
+
+
+def test_pillows_pixel_limit_is_named(voc, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 700)  # Twice that is refused.
+    found = problems("voc", voc)
+    assert found
+    path = tree(voc) / "JPEGImages" / "2007_000032.jpg"
+    assert found[0].startswith(f"{path}: Image size (2240 pixels)")
+    assert "Image.MAX_IMAGE_PIXELS" in found[0]
+
+
+@pytest.mark.parametrize("name", ["train.txt", "val.txt"])
+def test_an_id_list_of_another_data_set(name, voc):
+    path = tree(voc) / "ImageSets" / "Segmentation" / name
+    path.write_text("leftImg8bit/train/jena/jena_000078_leftImg8bit.png x\n")
+    assert "is it the list of another data set?" in problems("voc", voc)[0]
+    path.unlink()
+    assert f"{path}: no such id list" in problems("voc", voc)[0]
+
+
+def test_training_images_that_are_in_val(voc):
+    path = tree(voc) / "ImageSets" / "Segmentation" / "train_aug.txt"
+    path.write_text("\n".join([*trees.VOC_TRAIN, trees.VOC_VAL[0]]))
+    assert f"in val.txt: {trees.VOC_VAL[0]}" in only("voc", voc)
+
+
+@pytest.mark.parametrize("add", [trees.add_sbd, trees.add_archive, trees.add_aug])
+def test_sbd_without_voc(add, tmp_path):
+    add(tmp_path)
+    text = problems("voc", tmp_path)[0]
+    assert "no JPEGImages" in text
+    assert "extract VOCtrainval_11-May-2012.tar beside it" in text
+
+
+def _member(name, kind=tarfile.REGTYPE, target=""):
+    member = tarfile.TarInfo(name)
+    member.type = kind
+    member.linkname = target
+    return member
+
+
+@pytest.mark.parametrize(
+    ("member", "reason"),
+    [
+        (
+            _member("a.mat", tarfile.SYMTYPE, "/etc/passwd"),
+            "is a link to '/etc/passwd'",
+        ),
+        (_member("a.mat", tarfile.LNKTYPE, "b.mat"), "is a link to 'b.mat'"),
+        (_member("/dataset/cls/a.mat"), "has an absolute name"),
+        (_member("dataset/cls/../../../a.mat"), "leads out of the archive by '..'"),
+    ],
+)
+def test_a_hostile_archive(member, reason, voc):
+    trees.add_archive(voc, [member])
+    before = sorted(voc.parent.rglob("*"))
+    text = only("voc", voc)
+    assert f"{voc / 'benchmark.tgz'}: refused, its member {member.name!r}" in text
+    assert reason in text
+    assert sorted(voc.parent.rglob("*")) == before
+
+
+def test_a_truncated_archive_and_another_one(voc):
+    trees.add_archive(voc)
+    path = voc / "benchmark.tgz"
+    content = path.read_bytes()
+    for wrong in (content[: len(content) // 2], b"<html>404", b""):
+        path.write_bytes(wrong)
+        assert f"{path}: truncated, or not a .tar.gz" in only("voc", voc)
+    with tarfile.open(path, "w:gz"):
+        pass
+    assert "holds no dataset/cls/*.mat" in only("voc", voc)
+
+
+def _mat(**fields):
+    stream = io.BytesIO()
+    scipy.io.savemat(stream, fields)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "not a MATLAB file"),
+        (b"not MATLAB at all" * 40, "not a MATLAB file"),
+        (_mat(GTinst=1), "lacks GTcls.Segmentation"),
+        (_mat(GTcls={"Boundaries": 1}), "lacks GTcls.Segmentation"),
+        (_mat(GTcls={"Segmentation": np.zeros((4, 4))}), "is float64 (4, 4), not a"),
+        (trees.mat_bytes(np.zeros((40, 56), np.uint8))[:-90], "not a MATLAB file"),
+    ],
+)
+def test_a_wrong_mat(content, reason, voc):
+    trees.add_sbd(voc)
+    path = voc / "benchmark_RELEASE" / "dataset" / "cls" / "2008_000002.mat"
+    path.write_bytes(content)
+    text = only("voc", voc)
+    assert text.startswith(f"{path}: ")
+    assert reason in text
+
+
+def test_cityscapes_half_extracted(city):
+    (city / "leftImg8bit" / "train" / "jena").mkdir()
+    next(city.rglob("aachen*labelIds.png")).unlink()
+    next(city.rglob("frankfurt*leftImg8bit.png")).unlink()
+    found = build.read_source("cityscapes", str(city)).problems
+    assert any("cities without images" in text and "jena" in text for text in found)
+    assert any("no mask for 1 of 2 images" in text for text in found)
+    assert any("no image for 1 masks" in text for text in found)
+    empty = city / "empty"
+    (empty / "gtFine").mkdir(parents=True)
+    found = build.read_source("cityscapes", str(empty)).problems
+    assert f"{empty / 'leftImg8bit' / 'train'}: no such folder" in found[0]
+
+
+@pytest.mark.parametrize(
+    ("kind", "other", "reason"),
+    [
+        ("labelIds", "labelTrainIds", "rename to *_gtFine_labelIds.png"),
+        ("labelTrainIds", "labelIds", "rename to *_gtFine_labelTrainIds.png"),
+    ],
+)
+def test_one_kind_of_mask_under_the_name_of_the_other(kind, other, reason, tmp_path):
+    trees.make_cityscapes(tmp_path, kind)
+    for path in sorted((tmp_path / "gtFine").rglob("*.png")):
+        path.rename(path.with_name(path.name.replace(kind, other)))
+    found = problems("cityscapes", tmp_path)
+    assert len(found) == 3
+    assert all(reason in text and other in text for text in found)
+
+
+@pytest.fixture
+def prepared(tmp_path):
+    prepare_synthetic(tmp_path, train=5, val=2)
+    return open_dataset(str(tmp_path), "synthetic")
+
+
+def _fails(capsys, *arguments):
+    with pytest.raises(SystemExit) as stop:
+        check_data.main(list(arguments))
+    capsys.readouterr()
+    return str(stop.value.code)
+
+
+def _check(info, capsys):
+    data_dir = info.directory.parent.parent
+    return _fails(capsys, "--dataset=synthetic", f"--data_dir={data_dir}")
+
+
+def test_a_damaged_record(prepared, capsys):
+    path = next(prepared.directory.glob("*train.array_record*"))
+    content = bytearray(path.read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 64] = bytes(64)
+    path.write_bytes(content)
+    text = _check(prepared, capsys)
+    assert "train, record" in text
+    assert "train: the records are not those that were written" in text
+    assert f"remove {prepared.directory} and prepare the data set again" in text
+    path.unlink()
+    assert "train" in _check(prepared, capsys)
+
+
+def test_damaged_facts(prepared, capsys):
+    path = prepared.directory / "metadata.json"
+    content = path.read_text()
+    key = prepared.ids["train"][1]
+    path.write_text(content.replace(key, "other"))
+    text = _check(prepared, capsys)
+    assert f"train, record 1 (other): holds {key!r}" in text
+    path.write_text(content[:-40])
+    assert f"{path}: damaged, or of another version" in _check(prepared, capsys)
+
+
+def test_source_or_prepared(tmp_path, capsys):
+    both = ("--dataset=voc", "--source=a", f"--data_dir={tmp_path}")
+    assert "give one" in _fails(capsys, *both)
+
+
+_KILLED = """
+import sys, time
+from mpmc_jax.data.builders import base
+from tests.data_sets import prepare_synthetic
+encode = base.SegmentationBuilder._encode
+def slow(self, sample):
+    print("writing", flush=True, file=sys.stderr)
+    time.sleep(0.5)
+    return encode(self, sample)
+base.SegmentationBuilder._encode = slow
+prepare_synthetic(sys.argv[1], train=40, val=2)
+"""
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_a_run_that_is_stopped_leaves_no_data_set(how, tmp_path):
+    command = [sys.executable, "-c", _KILLED, str(tmp_path)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as child:
+        try:
+            assert child.stderr is not None
+            assert "writing\n" in iter(child.stderr.readline, "")
+            assert list((tmp_path / "synthetic").glob("incomplete.*"))
+            with pytest.raises(BlockingIOError, match="another run is preparing"):
+                prepare_synthetic(tmp_path, train=5, val=2)
+            start = time.monotonic()
+            os.kill(child.pid, how)
+            child.communicate(timeout=10)
+        finally:
+            child.kill()
+    assert child.returncode != 0
+    assert time.monotonic() - start < 5
+    assert not build.is_prepared(str(tmp_path), "synthetic")
+    prepare_synthetic(tmp_path, train=5, val=2)
+    assert build.is_prepared(str(tmp_path), "synthetic")
+    assert not list((tmp_path / "synthetic").glob("incomplete.*"))
+
+
+def test_each_file_is_read_once_to_check_and_once_to_write(voc, tmp_path, monkeypatch):
+    data = build.read_source("voc", str(voc))
+    read = []
+    original = type(voc).read_bytes
+    monkeypatch.setattr(
+        type(voc), "read_bytes", lambda path: (read.append(path), original(path))[1]
+    )
+    report = check.check_source(data)
+    assert len(read) == len(set(read)) == 10
+    build.prepare(data, report.present, str(tmp_path / "data"), report.digests)
+    assert all(read.count(path) == 2 for path in set(read))
+    monkeypatch.undo()
+    assert not build.has_changed(data, str(tmp_path / "data"))
+
+
+def test_work_is_done_in_order_and_few_items_ahead():
+    taken = []
+
+    def numbers():
+        for i in range(1000):
+            taken.append(i)
+            yield i
+
+    results = work.in_order(lambda i: i * i, numbers())
+    assert [next(results) for _ in range(3)] == [0, 1, 4]
+    assert len(taken) < 100
+    assert list(results) == [i * i for i in range(3, 1000)]
+
+
+def test_progress_on_a_terminal(monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    stream = Terminal()
+    monkeypatch.setattr(sys, "stderr", stream)
+    assert list(work.shown(range(3), 3, "checking")) == [0, 1, 2]
+    assert "checking" in stream.getvalue()
+    assert "/3" in stream.getvalue()
