@@ -1,5 +1,6 @@
 """Pascal VOC and Cityscapes: prepared, checked before and after, pixel by pixel."""
 
+import dataclasses
 import io
 import json
 import os
@@ -12,7 +13,7 @@ from PIL import Image
 from launch import check_data, prepare_data
 from mpmc_jax.data import build, lists, source
 from mpmc_jax.data.builders import cityscapes, voc
-from mpmc_jax.data.info import open_dataset
+from mpmc_jax.data.info import DatasetFacts, open_dataset
 from tests import trees
 from tests.data_sets import config_for
 
@@ -158,6 +159,14 @@ def test_published_lists_are_what_the_rule_gives():
     assert len(own) == voc.EXPECTED_WITHOUT_SBD["train"]
     assert not set(train) & set(val)
     assert set(own) < set(train)
+
+
+def test_facts_of_a_partial_data_set_go_through_a_manifest(tmp_path, capsys):
+    trees.make_voc(tmp_path / "src")
+    facts = run("voc", tmp_path / "src", tmp_path / "data", capsys)[0].facts
+    manifest = json.loads(json.dumps(dataclasses.asdict(facts)))
+    assert manifest["partial"] is True
+    assert DatasetFacts.read(manifest) == facts
 
 
 def test_a_whole_data_set_is_not_partial(tmp_path, monkeypatch, capsys):

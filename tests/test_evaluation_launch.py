@@ -1,5 +1,6 @@
 """The commands evaluate and predict on a run that needs no training, and pictures."""
 
+import dataclasses
 import json
 import types
 
@@ -90,6 +91,19 @@ def test_evaluate_prints_a_table_and_writes_the_figures(
     assert "padded to 8" in printed
     assert "test, teacher of step 7" in printed
     assert f"{100 * metrics.iou(confusion)[1]:.2f}" in printed
+
+
+def test_evaluate_says_that_the_data_set_is_partial(run, monkeypatch, tmp_path, capsys):
+    bright, image = _picture(0)
+    source = Source([Example("0", image, bright.astype(np.uint8))])
+    monkeypatch.setattr(launch_evaluate.runs, "open_split", lambda *_: source)
+    for partial in (False, True):
+        run.facts = dataclasses.replace(run.facts, partial=partial)
+        launch_evaluate.main([f"--workdir={tmp_path}"])
+        assert ("partial data set" in capsys.readouterr().out) == partial
+        written = json.loads((tmp_path / "eval_val_best.json").read_text())
+        assert written["partial"] is partial
+        assert written["manifest"]["data"]["partial"] is partial
 
 
 def test_evaluate_reports_a_user_error_in_one_line(run, monkeypatch, tmp_path):
