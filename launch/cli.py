@@ -32,7 +32,10 @@ def add_source(arguments: argparse.ArgumentParser) -> None:
     """The arguments that name a data set which is not prepared yet."""
     arguments.add_argument("--dataset", required=True, choices=list(build.BUILDERS))
     arguments.add_argument(
-        "--source", default="", metavar="DIR", help="its folder; `synthetic` has none"
+        "--source",
+        default="",
+        metavar="DIR",
+        help="its folder, laid out as its authors publish it; `synthetic` has none",
     )
     arguments.add_argument(
         "--classes",

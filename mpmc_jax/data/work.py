@@ -40,13 +40,15 @@ def shown(results: Iterable[R], total: int, title: str) -> Iterator[R]:
     One line, updated, on a terminal; elsewhere a line each half minute.
     """
     terminal = sys.stderr.isatty()
+    seconds = 0.5 if terminal else _TO_FILE_SECONDS
     yield from tqdm(
         results,
         total=total,
         desc=title,
         unit=" images",
-        leave=False,
-        mininterval=0.5 if terminal else _TO_FILE_SECONDS,
+        leave=not terminal,
+        mininterval=seconds,
+        maxinterval=seconds,
         delay=0 if terminal else _TO_FILE_SECONDS,
         dynamic_ncols=True,
         bar_format=None if terminal else _TO_FILE,
