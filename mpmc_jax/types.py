@@ -120,11 +120,7 @@ class Network(struct.PyTreeNode):
     def encode(
         self, images: Array, until: str | None = None, noise: Array | None = None
     ):
-        """(b,h,w,c) normalised images -> (Features, Network).
-
-        `noise` are (b,) random keys, for networks that drop single elements in train
-        mode; without them nothing is dropped.
-        """
+        """(b,h,w,c) normalised images, (b,) keys of dropout -> (Features, Network)."""
         drawn = {} if noise is None else {"noise": noise}
         return self._apply("encode", images, until=until, **drawn)
 

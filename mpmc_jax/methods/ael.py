@@ -19,7 +19,7 @@ from mpmc_jax.methods import (
     mixing,
     pseudo_labels,
 )
-from mpmc_jax.methods.ael_inputs import Inputs, Targets, copy_paste
+from mpmc_jax.methods.ael_inputs import Inputs, Targets, copy_paste, drawn_pass
 from mpmc_jax.methods.ael_memory import Memory
 from mpmc_jax.methods.components import draw_object_boxes
 from mpmc_jax.methods.dropout import channel_dropout
@@ -189,9 +189,9 @@ class AEL(base.Method):
 
     def prepare(self, teachers: dict[str, Network], inputs: Inputs, state: Memory):
         teacher = teachers["student"].replace(train=True)
-        labeled, teacher = _pass(teacher, inputs.image, inputs, "teacher_labeled")
+        labeled, teacher = drawn_pass(teacher, inputs.image, inputs, "teacher_labeled")
         both = jnp.concatenate([inputs.first, inputs.second])
-        unlabeled, teacher = _pass(teacher, both, inputs, "teacher_unlabeled")
+        unlabeled, teacher = drawn_pass(teacher, both, inputs, "teacher_unlabeled")
         confidence, label = pseudo_labels.confidence_and_label(unlabeled.logits)
         first, second = jnp.split(label, 2)
         draws = (inputs.object_draw, inputs.box_draw)
@@ -233,8 +233,8 @@ class AEL(base.Method):
     ) -> Outputs:
         mixed = mixing.paste(targets.box, inputs.second, inputs.first)
         student = students["student"]
-        on_labeled, student = _pass(student, inputs.image, inputs, "labeled")
-        on_mixed, student = _pass(student, mixed, inputs, "mixed")
+        on_labeled, student = drawn_pass(student, inputs.image, inputs, "labeled")
+        on_mixed, student = drawn_pass(student, mixed, inputs, "mixed")
         confidence, state = self._confidence(state, inputs, on_labeled.logits)
         regions = self.regions(inputs)
 
@@ -294,10 +294,3 @@ class AEL(base.Method):
         """0 at the first step; statistics are the teacher's own."""
         del steps_per_epoch
         return base.warmed_decay(step, self.ema_decay), None
-
-
-def _pass(
-    network: Network, images: Array, inputs: Inputs, name: str
-) -> tuple[base.Pass, Network]:
-    """A train-mode pass with the masks and keys that were drawn for it."""
-    return base.full_pass(network, images, inputs.dropout[name], inputs.noise.get(name))

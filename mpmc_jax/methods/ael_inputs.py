@@ -5,9 +5,9 @@ from collections.abc import Mapping
 import jax.numpy as jnp
 from flax import struct
 
-from mpmc_jax.methods import mixing
+from mpmc_jax.methods import base, mixing
 from mpmc_jax.methods.ael_memory import Seen
-from mpmc_jax.types import Array, Batch
+from mpmc_jax.types import Array, Batch, Network
 
 
 class Inputs(struct.PyTreeNode):
@@ -85,3 +85,10 @@ def copy_paste(batch: Batch, queried_bc: Array) -> tuple[Array, Array, Array]:
         mixing.paste(mask, wanted, labeled.label.astype(jnp.int32)),
         mask | mixing.extent_mask(labeled.extent, *size),
     )
+
+
+def drawn_pass(
+    network: Network, images: Array, inputs: Inputs, name: str
+) -> tuple[base.Pass, Network]:
+    """A train-mode pass with the masks and keys that were drawn for it."""
+    return base.full_pass(network, images, inputs.dropout[name], inputs.noise.get(name))
