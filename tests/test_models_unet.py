@@ -67,6 +67,7 @@ def test_sides_that_do_not_halve_are_refused():
         build_segmenter(CONFIG).init(jax.random.key(0), jnp.zeros((1, 33, 48, 1)))
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     "method", ["supervised", "mean_teacher", "unimatch", "augseg", "u2pl", "ael"]
 )
