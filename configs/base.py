@@ -61,6 +61,7 @@ def _data() -> dict:
 
 def _model() -> dict:
     return {
+        # "deeplabv3plus", or "unet" (no backbone, no variant; crops of 16 n pixels).
         "name": "deeplabv3plus",
         "backbone": "resnet50",
         # "auto": the variant that the method's authors used.
@@ -82,10 +83,13 @@ def _method() -> dict:
         # Decay of the averaged network. Methods that learn without one (supervised,
         # unimatch) keep one for evaluation only if it is positive.
         "ema_decay": 0.0,
-        # Supervised loss: "ce" or "ohem" (with its two settings).
+        # Supervised loss: "ce", "ohem" (with its two settings), or "ce_dice", the mean
+        # of cross-entropy and Dice.
         "supervised_loss": "ce",
         "ohem_threshold": 0.7,
         "ohem_min_kept": 200_000,
+        # Loss of UniMatch's unlabelled terms, "ce" or "dice"; others have their own.
+        "unlabeled_loss": "ce",
         # Weight of the auxiliary classifier's loss; 0: the network has none.
         "auxiliary_weight": 0.0,
         # Mean teacher only: whether its strong view is mixed.
@@ -141,8 +145,9 @@ def _ael() -> dict:
 def _mpmc() -> dict:
     return {
         "enabled": False,
-        # Layer whose output the patch classifier reads.
-        "tap": "layer1",
+        # Layer whose output the patch classifier reads; "auto": layer1 of
+        # DeepLabV3+, stage3 of the U-Net.
+        "tap": "auto",
         # Pooling windows, any of (1, 7, 19); 1 is the feature itself.
         "windows": (1, 7, 19),
         # "paper": widths 256, 128, 64; "lite": projected to 64 first (D16).

@@ -117,9 +117,12 @@ class Network(struct.PyTreeNode):
         # A partial pass touches part of the statistics; Flax returns all of them.
         return out, self.replace(batch_stats=moved["batch_stats"])
 
-    def encode(self, images: Array, until: str | None = None):
-        """(b,h,w,c) normalised images -> (Features, Network)."""
-        return self._apply("encode", images, until=until)
+    def encode(
+        self, images: Array, until: str | None = None, noise: Array | None = None
+    ):
+        """(b,h,w,c) normalised images, (b,) keys of dropout -> (Features, Network)."""
+        drawn = {} if noise is None else {"noise": noise}
+        return self._apply("encode", images, until=until, **drawn)
 
     def decode(self, features: Features, dropout: Mapping[str, Array] | None = None):
         """Features -> (Prediction at the decoder's stride, Network).

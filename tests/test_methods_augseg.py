@@ -31,7 +31,8 @@ class Linear:
     matrix: jax.Array
     bias: jax.Array
 
-    def encode(self, images):
+    def encode(self, images, noise=None):
+        del noise
         return Features({"layer1": images}, images.shape[1:3]), self
 
     def decode(self, features, dropout=None):

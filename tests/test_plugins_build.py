@@ -23,13 +23,13 @@ def _config(**overrides):
 
 def test_build_passes_every_key_on():
     changed = {"beta": 0.3, "windows": (1, 19), "head": "lite", "lambda_s": False}
-    plugin = build_plugin(_config(**changed), CLASSES, FIELD, SIZE)
+    plugin = build_plugin(_config(**changed), CLASSES, FIELD, SIZE, tap="layer1")
     assert isinstance(plugin, MPMC)
     assert {key: getattr(plugin, key) for key in changed} == changed
     assert plugin == dataclasses.replace(MPMC(CLASSES, FIELD, SIZE), **changed)
     config = _config()
     config.mpmc.enabled = False
-    assert build_plugin(config, CLASSES, FIELD, SIZE) == Identity()
+    assert build_plugin(config, CLASSES, FIELD, SIZE, tap="layer1") == Identity()
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,7 @@ def test_build_passes_every_key_on():
 )
 def test_build_refuses_and_names_the_valid_values(key, value, message):
     with pytest.raises(ValueError, match=message) as error:
-        build_plugin(_config(**{key: value}), CLASSES, FIELD, SIZE)
+        build_plugin(_config(**{key: value}), CLASSES, FIELD, SIZE, tap="layer1")
     assert f"mpmc.{key}" in str(error.value)
 
 
@@ -54,5 +54,5 @@ def test_build_warns_of_a_field_that_covers_the_crop(caplog):
     config = _config()
     config.data.crop = 39
     with caplog.at_level("WARNING"):
-        build_plugin(config, CLASSES, ReceptiveField(39, 4, 19), (10, 10))
+        build_plugin(config, CLASSES, ReceptiveField(39, 4, 19), (10, 10), tap="layer1")
     assert "covers the whole crop" in caplog.text

@@ -1,5 +1,6 @@
 """Losses: pure functions of logits and targets."""
 
+from mpmc_jax.losses.dice import dice_loss as dice_loss
 from mpmc_jax.losses.multilabel import asymmetric_focal_loss as asymmetric_focal_loss
 from mpmc_jax.losses.multilabel import binary_cross_entropy as binary_cross_entropy
 from mpmc_jax.losses.pixel import cross_entropy as cross_entropy

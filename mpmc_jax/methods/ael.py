@@ -19,7 +19,7 @@ from mpmc_jax.methods import (
     mixing,
     pseudo_labels,
 )
-from mpmc_jax.methods.ael_inputs import Inputs, Targets, copy_paste
+from mpmc_jax.methods.ael_inputs import Inputs, Targets, copy_paste, drawn_pass
 from mpmc_jax.methods.ael_memory import Memory
 from mpmc_jax.methods.components import draw_object_boxes
 from mpmc_jax.methods.dropout import channel_dropout
@@ -152,6 +152,12 @@ class AEL(base.Method):
                 uniform("survival/mixed", *size),
             ),
             dropout=self._dropout(keys),
+            noise={
+                "labeled": self.noise(keys.examples, "labeled"),
+                "mixed": self.noise(keys.groups, "mixed"),
+                "teacher_labeled": self.noise(keys.examples, "teacher/labeled"),
+                "teacher_unlabeled": self.noise(keys.groups, "first", "second"),
+            },
         )
 
     def _dropout(self, keys: Keys) -> dict[str, dict[str, Array]]:
@@ -183,14 +189,9 @@ class AEL(base.Method):
 
     def prepare(self, teachers: dict[str, Network], inputs: Inputs, state: Memory):
         teacher = teachers["student"].replace(train=True)
-        labeled, teacher = base.full_pass(
-            teacher, inputs.image, inputs.dropout["teacher_labeled"]
-        )
-        unlabeled, teacher = base.full_pass(
-            teacher,
-            jnp.concatenate([inputs.first, inputs.second]),
-            inputs.dropout["teacher_unlabeled"],
-        )
+        labeled, teacher = drawn_pass(teacher, inputs.image, inputs, "teacher_labeled")
+        both = jnp.concatenate([inputs.first, inputs.second])
+        unlabeled, teacher = drawn_pass(teacher, both, inputs, "teacher_unlabeled")
         confidence, label = pseudo_labels.confidence_and_label(unlabeled.logits)
         first, second = jnp.split(label, 2)
         draws = (inputs.object_draw, inputs.box_draw)
@@ -232,10 +233,8 @@ class AEL(base.Method):
     ) -> Outputs:
         mixed = mixing.paste(targets.box, inputs.second, inputs.first)
         student = students["student"]
-        on_labeled, student = base.full_pass(
-            student, inputs.image, inputs.dropout["labeled"]
-        )
-        on_mixed, student = base.full_pass(student, mixed, inputs.dropout["mixed"])
+        on_labeled, student = drawn_pass(student, inputs.image, inputs, "labeled")
+        on_mixed, student = drawn_pass(student, mixed, inputs, "mixed")
         confidence, state = self._confidence(state, inputs, on_labeled.logits)
         regions = self.regions(inputs)
 

@@ -1,11 +1,13 @@
 """What AEL's step works on, and its copy-paste into labelled images."""
 
+from collections.abc import Mapping
+
 import jax.numpy as jnp
 from flax import struct
 
-from mpmc_jax.methods import mixing
+from mpmc_jax.methods import base, mixing
 from mpmc_jax.methods.ael_memory import Seen
-from mpmc_jax.types import Array, Batch
+from mpmc_jax.types import Array, Batch, Network
 
 
 class Inputs(struct.PyTreeNode):
@@ -24,6 +26,7 @@ class Inputs(struct.PyTreeNode):
       survival: in 0..1, (g,c,h,w) for the labelled images, which share a field of each
         class, and (g,h,w) for the mixed one.
       dropout: pass -> map of the decoder -> multipliers.
+      noise: pass -> keys or None, see `Method.noise`; the same names.
     """
 
     image: Array
@@ -40,6 +43,7 @@ class Inputs(struct.PyTreeNode):
     box_draw: Array
     survival: tuple[Array, Array]
     dropout: dict[str, dict[str, Array]]
+    noise: Mapping[str, Array | None] = struct.field(default_factory=dict)
 
 
 class Targets(struct.PyTreeNode):
@@ -65,8 +69,8 @@ def copy_paste(batch: Batch, queried_bc: Array) -> tuple[Array, Array, Array]:
       queried_bc: bool.
 
     Returns:
-      Images (b,h,w,3) uint8, labels (b,h,w) int32 and the real pixels. The padding of
-      a source, which is labelled 0, is never pasted.
+      Images (b,h,w,c) as they came, labels (b,h,w) int32 and the real pixels. The
+      padding of a source, which is labelled 0, is never pasted.
     """
     labeled, source = batch.labeled, batch.source
     size = labeled.image.shape[1:3]
@@ -81,3 +85,10 @@ def copy_paste(batch: Batch, queried_bc: Array) -> tuple[Array, Array, Array]:
         mixing.paste(mask, wanted, labeled.label.astype(jnp.int32)),
         mask | mixing.extent_mask(labeled.extent, *size),
     )
+
+
+def drawn_pass(
+    network: Network, images: Array, inputs: Inputs, name: str
+) -> tuple[base.Pass, Network]:
+    """A train-mode pass with the masks and keys that were drawn for it."""
+    return base.full_pass(network, images, inputs.dropout[name], inputs.noise.get(name))

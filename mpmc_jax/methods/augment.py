@@ -74,21 +74,13 @@ def apply_strong(image_hwc: Array, params: StrongParams) -> Array:
     """Applies jitter, greyscale and blur to one image.
 
     Args:
-      image_hwc: colours in 0..1, three channels or one. With one channel, saturation,
-        hue and greyscale change nothing, as in Pillow's mode L.
+      image_hwc: values in 0..1. Unless there are three channels, saturation, hue and
+        greyscale change nothing; brightness, contrast and blur act on all alike.
       params: of one image.
 
     Returns:
       The view, (h,w,c), of the image's dtype, its values multiples of 1/255.
-
-    Raises:
-      ValueError: the image has neither one nor three channels.
     """
-    if image_hwc.ndim != 3 or image_hwc.shape[-1] not in (1, 3):
-        raise ValueError(
-            f"the strong view takes (h, w, 3) or (h, w, 1) images, got "
-            f"{image_hwc.shape}; give images of other channels a view of their own"
-        )
     levels = jnp.round(image_hwc.astype(jnp.float32) * 255)
     jittered = color_jitter(levels, params.factors, params.order)
     levels = jnp.where(params.jitter, jittered, levels)
@@ -152,7 +144,7 @@ _STRENGTHS = {
     "hue": (-0.5, 1),
 }
 _WHOLE = ("posterize", "solarize")
-# These would do nothing to a grey image (D22).
+# These would do nothing to an image that is not of three colours (D22).
 _COLOR_ONLY = ("saturation", "hue")
 _MOST_OPERATIONS = 3
 
@@ -173,7 +165,7 @@ class IntensityParams:
 def draw_intensity(key: Array, channels: int = 3) -> IntensityParams:
     """Draws one image's operations: k of 1..3, with replacement, from all eleven.
 
-    A grey image's pool is without those that act on colours.
+    The pool of an image without three channels lacks those that act on colours.
     """
     pool = [
         place

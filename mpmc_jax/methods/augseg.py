@@ -41,6 +41,7 @@ class Inputs(struct.PyTreeNode):
       labeled_box: (b,h,w) bool, where the partner's labelled image may be injected.
       box: (b,h,w) bool, where the partner's unlabelled image goes.
       coin: (b,) in 0..1; an image is injected into if 1 - its confidence exceeds it.
+      noise: of the pass over [labelled, mixed], see `Method.noise`.
     """
 
     image: Array
@@ -52,6 +53,7 @@ class Inputs(struct.PyTreeNode):
     labeled_box: Array
     box: Array
     coin: Array
+    noise: Array | None = None
 
 
 class Targets(struct.PyTreeNode):
@@ -113,6 +115,7 @@ class AugSeg(base.Method):
             labeled_box=box("labeled_box", _LABELED_BETA),
             box=box("box", _UNLABELED_BETA),
             coin=coin(keys.examples("coin")),
+            noise=self.noise(keys.examples, "labeled", "unlabeled"),
         )
 
     def _mix(
@@ -163,7 +166,7 @@ class AugSeg(base.Method):
     ) -> Outputs:
         mixed = self._mix(inputs, targets.injected, inputs.image, inputs.strong)
         images = jnp.concatenate([inputs.image, mixed])
-        both, student = base.full_pass(students["student"], images)
+        both, student = base.full_pass(students["student"], images, noise=inputs.noise)
         labeled, unlabeled = both.halves()
         confident = targets.confidence >= self.threshold
         supervised = base.supervised_part(labeled, inputs.label)

@@ -7,7 +7,7 @@ and no device: the step calls it once per micro-batch on every device.
 
 import abc
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import ClassVar, Literal, TypeVar
 
 import jax
@@ -42,6 +42,7 @@ class Method(abc.ABC):
       pixels: how images come, and how they are normalised.
       scale: factor on the whole objective, the plug-in's terms included.
       delay: steps from the request of a partner image to its use; 0 for no requests.
+      noisy: whether the network drops single elements in train mode; see `noise`.
       networks: names of the students.
       streams: what the data pipeline must emit.
       teacher: "student" if the students themselves make the targets, "average" if
@@ -53,6 +54,7 @@ class Method(abc.ABC):
     pixels: PixelFormat = RGB
     scale: float = 1.0
     delay: int = 0
+    noisy: bool = False
 
     networks: ClassVar[tuple[str, ...]] = ("student",)
     streams: ClassVar[Streams] = Streams()
@@ -66,6 +68,19 @@ class Method(abc.ABC):
     def normalize(self, images: Array) -> Array:
         """Unit values -> a network's input."""
         return preprocess.normalize(images, self.pixels)
+
+    def noise(self, draw: Callable[[str], Array], *streams: str) -> Array | None:
+        """(n,) keys of one train-mode pass for `Network.encode`.
+
+        None for a network without element dropout, so that nothing is drawn for it.
+
+        Args:
+          draw: `Keys.examples` or `Keys.groups`.
+          streams: the images of the pass, one after the other.
+        """
+        if not self.noisy:
+            return None
+        return jnp.concatenate([draw(f"noise/{stream}") for stream in streams])
 
     def phase(self, epoch: int) -> "Method":
         """The method that acts in an epoch; each one is compiled once."""
@@ -86,7 +101,7 @@ class Method(abc.ABC):
 
         Args:
           pixels: of a crop.
-          positions: of layer1's map of it.
+          positions: of the decoder's last map of it.
           groups: that a device works on at once.
         """
         del pixels, positions, groups
@@ -214,10 +229,16 @@ class Pass(struct.PyTreeNode):
 
 
 def full_pass(
-    network: Network, images: Array, dropout: Mapping[str, Array] | None = None
+    network: Network,
+    images: Array,
+    dropout: Mapping[str, Array] | None = None,
+    noise: Array | None = None,
 ) -> tuple[Pass, Network]:
-    """Encodes and decodes images; the network returns with its moved statistics."""
-    features, network = network.encode(images)
+    """Encodes and decodes images; the network returns with its moved statistics.
+
+    `dropout` is for `Network.decode`, `noise` for `Network.encode`.
+    """
+    features, network = network.encode(images, noise=noise)
     prediction, network = network.decode(features, dropout)
     auxiliary = prediction.auxiliary
     if auxiliary is not None:

@@ -26,6 +26,7 @@ class Sizes:
       num_unlabeled: unlabelled images in the list.
       pixels: how images come.
       perturbed: tap -> channels of the encoder outputs that the decoder reads.
+      noisy: whether the encoder drops single elements in train mode.
       dropout: map of the decoder -> channels, where U2PL and AEL drop channels.
       embedding: channels of the pixel embedding, 0 for a network without.
       axis_name: the device axis, None on a single device without mapping.
@@ -35,6 +36,7 @@ class Sizes:
     num_unlabeled: int
     pixels: PixelFormat
     perturbed: Mapping[str, int]
+    noisy: bool
     dropout: Mapping[str, int]
     embedding: int
     axis_name: str | None
@@ -64,6 +66,7 @@ def _unimatch(config: ml_collections.ConfigDict, sizes: Sizes) -> Method:
         perturbed=tuple(sizes.perturbed.items()),
         threshold=config.method.threshold,
         ema_decay=config.method.ema_decay,
+        loss=config.method.unlabeled_loss,
     )
 
 
@@ -175,5 +178,13 @@ def build_method(config: ml_collections.ConfigDict, sizes: Sizes) -> Method:
             f"method.threshold={config.method.threshold}: no probability reaches it; "
             "use at most 1, and 0 to let all pseudo-labels count"
         )
-    method = _entry(config.method.name).make(config, sizes)
-    return dataclasses.replace(method, pixels=sizes.pixels)
+    entry = _entry(config.method.name)
+    loss = config.method.unlabeled_loss
+    valid = ("ce", "dice") if config.method.name == "unimatch" else ("ce",)
+    if loss not in valid:
+        raise ValueError(
+            f"method.unlabeled_loss={loss!r}: {config.method.name} takes "
+            f'{", ".join(valid)}; "dice" is for unimatch, the others keep their own'
+        )
+    method = entry.make(config, sizes)
+    return dataclasses.replace(method, pixels=sizes.pixels, noisy=sizes.noisy)

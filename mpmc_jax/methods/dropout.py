@@ -56,6 +56,8 @@ def channel_dropout(
     keys_b: Array, channels: tuple[tuple[str, int], ...]
 ) -> dict[str, Array]:
     """Drops a tenth of the channels of several maps: name -> (b,1,1,channels)."""
+    if not channels:
+        return {}
     names = [name for name, _ in channels]
     sizes = [size for _, size in channels]
     # One draw for all: every call of the generator compiles to a program of its own.

@@ -32,6 +32,7 @@ class Inputs(struct.PyTreeNode):
       weak, strong: (b,h,w,c) two views of the unlabelled images.
       real: (b,h,w) bool, their real pixels.
       box: (b,h,w) bool, where the next image of the group goes; None without CutMix.
+      noise: of the pass over [labelled, mixed], see `Method.noise`.
     """
 
     image: Array
@@ -40,6 +41,7 @@ class Inputs(struct.PyTreeNode):
     strong: Array
     real: Array
     box: Array | None = None
+    noise: Array | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +71,7 @@ class MeanTeacher(base.Method):
             weak=self.normalize(weak),
             real=real,
             strong=self.normalize(strong),
+            noise=self.noise(keys.examples, "labeled", "unlabeled"),
         )
         if not self.cutmix:
             return inputs
@@ -103,7 +106,7 @@ class MeanTeacher(base.Method):
     ) -> Outputs:
         mixed = self._mix(inputs, inputs.strong)
         images = jnp.concatenate([inputs.image, mixed])
-        both, student = base.full_pass(students["student"], images)
+        both, student = base.full_pass(students["student"], images, noise=inputs.noise)
         labeled, unlabeled = both.halves()
         confident = targets["confidence"] >= self.threshold
         supervised = base.supervised_part(labeled, inputs.label)

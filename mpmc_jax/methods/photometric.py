@@ -7,8 +7,9 @@ Measured against Pillow 13: within one level, the hue on all 2^24 colours includ
 exception is a blur whose kernel weights have a small common denominator (sigma exactly
 1 or 2), where sums end in one half and each of the six passes may round the other way.
 
-Levels are (h,w,3) or (h,w,1); with one channel, saturation, hue and greyscale change
-nothing, as in Pillow's mode L.
+Levels are (h,w,3), or have any other number of channels: then saturation, hue and
+greyscale change nothing, as in Pillow's mode L, and the grey image whose mean the
+contrast takes is that of all channels.
 
 Source: Pillow's ImageEnhance, ImageOps, convert("L"), convert("HSV") and GaussianBlur;
 Gwosdek et al., "Theoretical Foundations of Gaussian Convolution by Extended Box
@@ -45,12 +46,14 @@ def adjust_contrast(levels_hwc: Array, factor: Array) -> Array:
 
 def adjust_saturation(levels_hwc: Array, factor: Array) -> Array:
     """Blends with the grey image."""
+    if levels_hwc.shape[-1] != 3:
+        return levels_hwc
     return _blend(grayscale(levels_hwc), levels_hwc, factor)
 
 
 def adjust_hue(levels_hwc: Array, turns: Array) -> Array:
     """Shifts the hue byte of HSV by turns * 255, truncated, modulo 256."""
-    if levels_hwc.shape[-1] == 1:
+    if levels_hwc.shape[-1] != 3:
         return levels_hwc
     hue_hw, saturation_hw, value_hw = _hsv(levels_hwc)
     hue_hw = hue_hw + jnp.trunc(turns * 255)
@@ -120,6 +123,8 @@ def solarize(levels_hwc: Array, threshold: Array) -> Array:
 
 def grayscale(levels_hwc: Array) -> Array:
     """The luma in every channel."""
+    if levels_hwc.shape[-1] != 3:
+        return levels_hwc
     return jnp.broadcast_to(_luma(levels_hwc)[..., None], levels_hwc.shape)
 
 
@@ -154,8 +159,8 @@ def _blend(degenerate: Array, levels: Array, factor: Array) -> Array:
 
 
 def _luma(levels_hwc: Array) -> Array:
-    if levels_hwc.shape[-1] == 1:
-        return levels_hwc[..., 0]
+    if levels_hwc.shape[-1] != 3:
+        return jnp.floor(jnp.mean(levels_hwc, axis=-1) + 0.5)
     weighted = [levels_hwc[..., i] * weight for i, weight in enumerate(_LUMA)]
     return jnp.floor(sum(weighted) + 0.5)
 

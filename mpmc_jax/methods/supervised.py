@@ -18,10 +18,11 @@ from mpmc_jax.types import (
 
 
 class Inputs(struct.PyTreeNode):
-    """Normalised labelled images (b,h,w,c) and their labels (b,h,w), 255 void."""
+    """Normalised labelled images (b,h,w,c), labels (b,h,w) with 255 void, noise."""
 
     image: Array
     label: Array
+    noise: Array | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,9 +42,10 @@ class SupervisedOnly(base.Method):
         checks.check_optional_decay(self.ema_decay)
 
     def augment(self, batch: Batch, state: PyTree, keys: Keys) -> Inputs:
-        del state, keys
+        del state
         image = self.normalize(self.unit(batch.labeled.image))
-        return Inputs(image=image, label=base.labels(batch))
+        noise = self.noise(keys.examples, "labeled")
+        return Inputs(image=image, label=base.labels(batch), noise=noise)
 
     def regions(self, inputs: Inputs) -> dict[str, Region]:
         return {"supervised": base.supervised_region(inputs.label)}
@@ -61,7 +63,9 @@ class SupervisedOnly(base.Method):
         state: PyTree,
     ) -> Outputs:
         del teachers, targets
-        labeled, student = base.full_pass(students["student"], inputs.image)
+        labeled, student = base.full_pass(
+            students["student"], inputs.image, noise=inputs.noise
+        )
         supervised = base.supervised_part(labeled, inputs.label)
         return Outputs(supervised, (), {"student": student}, state)
 

@@ -45,6 +45,7 @@ class Inputs(struct.PyTreeNode):
       group: (g,) int32, numbers of the groups.
       key_choice: (g,) random keys that choose among candidates for the banks.
       kept_percent, contrast_percent: () this epoch's percentiles of the entropy.
+      noise, teacher_noise: of the train-mode passes, see `Method.noise`.
     """
 
     image: Array
@@ -60,6 +61,8 @@ class Inputs(struct.PyTreeNode):
     key_choice: Array
     kept_percent: Array
     contrast_percent: Array
+    noise: Array | None = None
+    teacher_noise: Array | None = None
 
 
 class Targets(struct.PyTreeNode):
@@ -122,7 +125,11 @@ class U2PL(base.Method):
         if epoch >= self.warmup_epochs:
             return self
         return Warmup(
-            self.warmup_epochs, self.ema_decay, self.dropout, pixels=self.pixels
+            self.warmup_epochs,
+            self.ema_decay,
+            self.dropout,
+            pixels=self.pixels,
+            noisy=self.noisy,
         )
 
     def begins_apart(self) -> bool:
@@ -163,6 +170,10 @@ class U2PL(base.Method):
             key_choice=keys.groups("key_choice"),
             kept_percent=100 - (100 - self.kept_percent) * (1 - keys.progress),
             contrast_percent=self.contrast_percent * (1 - keys.progress),
+            noise=self.noise(keys.examples, "labeled", "unlabeled"),
+            teacher_noise=self.noise(
+                keys.examples, "teacher/labeled", "teacher/unlabeled"
+            ),
         )
 
     def _mix(self, inputs: Inputs, value: Array) -> Array:
@@ -184,7 +195,10 @@ class U2PL(base.Method):
         label = self._mix(inputs, label)
         images = jnp.concatenate([inputs.image, self._mix(inputs, inputs.weak)])
         both, teacher = base.full_pass(
-            teacher.replace(train=True), images, inputs.teacher_dropout
+            teacher.replace(train=True),
+            images,
+            inputs.teacher_dropout,
+            inputs.teacher_noise,
         )
         uncertain = entropy.entropy(both.logits[len(inputs.image) :])
         share = inputs.contrast_percent
@@ -216,7 +230,9 @@ class U2PL(base.Method):
     ) -> Outputs:
         mixed = self._mix(inputs, inputs.weak)
         images = jnp.concatenate([inputs.image, mixed])
-        both, student = base.full_pass(students["student"], images, inputs.dropout)
+        both, student = base.full_pass(
+            students["student"], images, inputs.dropout, inputs.noise
+        )
         labeled, unlabeled = both.halves()
         view = View(
             logits=unlabeled.logits,

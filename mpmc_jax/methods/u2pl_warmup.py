@@ -33,6 +33,8 @@ class Inputs(struct.PyTreeNode):
     real: Array
     dropout: dict[str, Array]
     teacher_dropout: dict[str, Array]
+    noise: Array | None = None
+    teacher_noise: Array | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +58,8 @@ class Warmup(base.Method):
             teacher_dropout=decoder_dropout(
                 keys, "teacher", ("labeled",), self.dropout
             ),
+            noise=self.noise(keys.examples, "labeled"),
+            teacher_noise=self.noise(keys.examples, "teacher/labeled"),
         )
 
     def regions(self, inputs: Inputs) -> dict[str, Region]:
@@ -63,7 +67,9 @@ class Warmup(base.Method):
 
     def prepare(self, teachers: dict[str, Network], inputs: Inputs, state: PyTree):
         teacher = teachers["student"].replace(train=True)
-        _, teacher = base.full_pass(teacher, inputs.image, inputs.teacher_dropout)
+        _, teacher = base.full_pass(
+            teacher, inputs.image, inputs.teacher_dropout, inputs.teacher_noise
+        )
         return None, {"student": teacher.batch_stats}, state
 
     def views(
@@ -76,7 +82,7 @@ class Warmup(base.Method):
     ) -> Outputs:
         del teachers, targets
         labeled, student = base.full_pass(
-            students["student"], inputs.image, inputs.dropout
+            students["student"], inputs.image, inputs.dropout, inputs.noise
         )
         supervised = base.supervised_part(labeled, inputs.label, inputs.real)
         return Outputs(supervised, (), {"student": student}, state)

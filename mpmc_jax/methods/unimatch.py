@@ -9,6 +9,7 @@ pixels that are not padding. There is no averaged teacher.
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -40,6 +41,8 @@ class Inputs(struct.PyTreeNode):
       partner_weak, partner_real, partner_strong: the same of the partner crops.
       boxes: for each strong view (b,h,w) bool, True where the partner goes.
       dropout: tap -> (2b,1,1,d) multiplier of the features of [image, weak].
+      noise: of the passes over [image, weak] and over the strong views, see
+        `Method.noise`.
     """
 
     image: Array
@@ -52,6 +55,7 @@ class Inputs(struct.PyTreeNode):
     partner_strong: tuple[Array, ...]
     boxes: tuple[Array, ...]
     dropout: dict[str, Array]
+    noise: tuple[Array | None, Array | None] = (None, None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,11 +66,13 @@ class UniMatch(base.Method):
       perturbed: (tap, channels) of the encoder outputs whose channels are dropped.
       threshold: pseudo-labels below this confidence do not count.
       ema_decay: if positive, an average is kept for evaluation only.
+      loss: of the three unlabelled terms, "ce" or "dice".
     """
 
     perturbed: tuple[tuple[str, int], ...]
     threshold: float = 0.95
     ema_decay: float = 0.0
+    loss: Literal["ce", "dice"] = "ce"
     scale: float = dataclasses.field(default=0.5, kw_only=True)
 
     streams = Streams(partner="same")
@@ -97,6 +103,10 @@ class UniMatch(base.Method):
             partner_strong=strong[2:],
             boxes=(box("box1"), box("box2")),
             dropout=self._dropout(keys, weak.dtype),
+            noise=(
+                self.noise(keys.examples, "labeled", "unlabeled"),
+                self.noise(keys.examples, "strong1", "strong2"),
+            ),
         )
 
     def _strong(self, keys: Keys, weak: Array, partner: Array) -> tuple[Array, ...]:
@@ -165,7 +175,7 @@ class UniMatch(base.Method):
     ) -> tuple[base.Pass, base.Pass, Network]:
         """[x, u] encoded once; clean and perturbed features decoded as one batch."""
         images = jnp.concatenate([inputs.image, inputs.weak])
-        features, student = student.encode(images)
+        features, student = student.encode(images, noise=inputs.noise[0])
         clean_taps = features.taps
         dropped = {
             tap: clean_taps[tap] * mask.astype(clean_taps[tap].dtype)
@@ -199,7 +209,9 @@ class UniMatch(base.Method):
                 inputs.boxes, inputs.partner_strong, inputs.strong, strict=True
             )
         ]
-        both, student = base.full_pass(student, jnp.concatenate(mixed))
+        both, student = base.full_pass(
+            student, jnp.concatenate(mixed), noise=inputs.noise[1]
+        )
         b = mixed[0].shape[0]
         return tuple(both.part(i * b, (i + 1) * b) for i in range(len(mixed))), student
 
@@ -225,6 +237,7 @@ class UniMatch(base.Method):
                 region=regions[name],
                 teacher=teacher,
                 name=name,
+                loss=self.loss,
                 coefficient=coefficient,
             )
 

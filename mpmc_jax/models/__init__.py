@@ -2,7 +2,9 @@
 
 from mpmc_jax.models.build import (
     build_segmenter,
+    default_tap,
     dropout_channels,
+    element_dropout,
     init_variables,
     perturbed_taps,
     receptive_field,
@@ -18,7 +20,9 @@ __all__ = [
     "PatchClassifier",
     "ReceptiveField",
     "build_segmenter",
+    "default_tap",
     "dropout_channels",
+    "element_dropout",
     "init_variables",
     "load_torch_backbone",
     "load_torch_state_dict",

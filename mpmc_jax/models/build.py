@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from mpmc_jax.models import decoder, deeplabv3plus, resnet
+from mpmc_jax.models import decoder, deeplabv3plus, resnet, unet
 from mpmc_jax.models.config import ModelConfig
 from mpmc_jax.models.receptive_field import ReceptiveField, Window, compose
 from mpmc_jax.types import Array, PyTree
@@ -28,11 +28,17 @@ class Architecture:
       module: with `encode`, `decode` and `upsample`.
       taps: every map that a patch classifier may read, by name.
       decoder_inputs: the taps that the decoder reads.
+      default_tap: the early tap of stride 4 that MPMC reads unless told otherwise.
+      dropout_channels: maps of the decoder whose channels U2PL and AEL drop.
+      element_dropout: whether the encoder drops single elements in train mode.
     """
 
     module: nn.Module
     taps: dict[str, Tap]
     decoder_inputs: tuple[str, ...]
+    default_tap: str
+    dropout_channels: dict[str, int]
+    element_dropout: bool = False
 
 
 def _deeplabv3plus(config: ModelConfig) -> Architecture:
@@ -62,11 +68,46 @@ def _deeplabv3plus(config: ModelConfig) -> Architecture:
     }
     windows = decoder.decoder_windows(encoder, spec)
     taps["decoder"] = Tap(spec.channels, tuple(windows))
-    return Architecture(module, taps, decoder.DECODER_INPUTS)
+    return Architecture(
+        module,
+        taps,
+        decoder.DECODER_INPUTS,
+        default_tap="layer1",
+        dropout_channels=spec.dropout_channels(
+            embedding=config.embedding, auxiliary=config.auxiliary
+        ),
+    )
+
+
+def _unet(config: ModelConfig) -> Architecture:
+    module = unet.UNet(
+        width=config.width,
+        num_classes=config.num_classes,
+        dtype=config.dtype,
+        remat=config.remat,
+        embedding=config.embedding,
+        auxiliary=config.auxiliary,
+    )
+    channels = unet.stage_channels(config.width)
+    taps = {
+        stage: Tap(features, tuple(unet.stage_windows(stage)))
+        for stage, features in zip(unet.STAGES, channels, strict=True)
+    }
+    taps["decoder"] = Tap(channels[0], tuple(unet.decoder_windows()))
+    return Architecture(
+        module,
+        taps,
+        unet.STAGES,
+        default_tap=unet.DEFAULT_TAP,
+        dropout_channels=unet.dropout_channels(
+            config.width, embedding=config.embedding, auxiliary=config.auxiliary
+        ),
+        element_dropout=True,
+    )
 
 
 # One line an architecture; `config.NAMES` lists the same names.
-ARCHITECTURES = {"deeplabv3plus": _deeplabv3plus}
+ARCHITECTURES = {"deeplabv3plus": _deeplabv3plus, "unet": _unet}
 
 
 def build_segmenter(config: ModelConfig, *, axis_name: str | None = None) -> nn.Module:
@@ -97,9 +138,17 @@ def perturbed_taps(config: ModelConfig) -> dict[str, int]:
 
 def dropout_channels(config: ModelConfig) -> dict[str, int]:
     """Maps of the decoder whose channels U2PL and AEL drop -> their channels."""
-    variant = decoder.VARIANTS[config.variant]
-    spec = decoder.decoder_spec(variant, config.width)
-    return spec.dropout_channels(embedding=config.embedding, auxiliary=config.auxiliary)
+    return _architecture(config).dropout_channels
+
+
+def element_dropout(config: ModelConfig) -> bool:
+    """Whether a train-mode `encode` drops elements, and so asks for keys."""
+    return _architecture(config).element_dropout
+
+
+def default_tap(config: ModelConfig) -> str:
+    """The tap that MPMC reads where the configuration leaves it open."""
+    return _architecture(config).default_tap
 
 
 def receptive_field(config: ModelConfig, tap: str) -> ReceptiveField:
@@ -122,8 +171,5 @@ def _architecture(config: ModelConfig) -> Architecture:
 def _tap(config: ModelConfig, tap: str) -> Tap:
     taps = _architecture(config).taps
     if tap not in taps:
-        raise ValueError(
-            f"tap {tap!r} of {config.name}/{config.backbone}: valid are "
-            f"{', '.join(taps)}"
-        )
+        raise ValueError(f"tap {tap!r} of {config.title}: valid are {', '.join(taps)}")
     return taps[tap]

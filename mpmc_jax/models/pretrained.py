@@ -17,6 +17,7 @@ from flax import traverse_util
 from mpmc_jax.models.build import init_variables
 from mpmc_jax.models.config import ModelConfig
 from mpmc_jax.models.resnet import BACKBONES
+from mpmc_jax.models.unet_names import torch_unit
 from mpmc_jax.types import PyTree
 
 # Names of the encoder and of the decoder's units as (convolution, batch norm).
@@ -142,7 +143,9 @@ def _template(config: ModelConfig) -> Mapping[Path, Any]:
 def _torch_name(path: Path, config: ModelConfig) -> str:
     """("params", "backbone", "layer1_0", "conv1", "conv", "kernel") -> torch's key."""
     _, half, unit, *inner, leaf = path
-    if half == "decoder":
+    if config.name == "unet":
+        prefix = torch_unit(unit, inner)
+    elif half == "decoder":
         units = DECODER_UNITS[config.variant]
         if unit not in units:
             raise ValueError(
@@ -195,7 +198,7 @@ def _convert(
         variables[path] = jnp.asarray(value)
     if problems:
         raise ValueError(
-            f"the state dict is not one of {config.backbone}, variant "
-            f"{config.variant}, {config.num_classes} classes: " + "; ".join(problems)
+            f"the state dict is not one of {config.title}, {config.num_classes} "
+            "classes: " + "; ".join(problems)
         )
     return traverse_util.unflatten_dict(variables)

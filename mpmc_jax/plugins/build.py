@@ -22,6 +22,7 @@ def build_plugin(
     field: ReceptiveField,
     tap_size: tuple[int, int],
     *,
+    tap: str,
     axis_name: str | None = None,
 ) -> Plugin:
     """The plug-in of a run: MPMC where `mpmc.enabled`, else `Identity`.
@@ -29,8 +30,9 @@ def build_plugin(
     Args:
       config: the whole configuration; `mpmc`, and of the rest what MPMC depends on.
       num_classes: C.
-      field: receptive field of `mpmc.tap`.
-      tap_size: rows and columns of that tap at `data.crop`.
+      field: receptive field of the tap.
+      tap_size: its rows and columns at `data.crop`.
+      tap: `mpmc.tap`, with the architecture's for "auto".
       axis_name: device axis of batch norm.
 
     Raises:
@@ -46,7 +48,7 @@ def build_plugin(
         logging.warning(
             "A patch of %s (%d pixels) covers the whole crop (%d): every patch holds "
             "the same classes.",
-            mpmc.tap,
+            tap,
             field.size,
             config.data.crop,
         )
@@ -56,7 +58,8 @@ def build_plugin(
         tap_size=tap_size,
         axis_name=axis_name,
         width=config.model.width,
-        **{key: mpmc[key] for key in mpmc if key != "enabled"},
+        tap=tap,
+        **{key: mpmc[key] for key in mpmc if key not in ("enabled", "tap")},
     )
     plugin.classifier()  # refuses an unknown head or window before any work is done
     return plugin

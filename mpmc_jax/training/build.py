@@ -11,7 +11,9 @@ from mpmc_jax.methods.build import Sizes, build_method, network_needs
 from mpmc_jax.methods.keys import stream_key
 from mpmc_jax.models.build import (
     build_segmenter,
+    default_tap,
     dropout_channels,
+    element_dropout,
     init_variables,
     perturbed_taps,
     receptive_field,
@@ -85,6 +87,7 @@ def build_base(
         num_unlabeled=num_unlabeled,
         pixels=pixels,
         perturbed=perturbed_taps(model),
+        noisy=element_dropout(model),
         dropout=dropout_channels(model),
         embedding=tap_channels(model, "decoder") if model.embedding else 0,
         axis_name=axis_name,
@@ -105,11 +108,13 @@ def build_setup(
     Raises:
       ValueError: an unknown name anywhere; the message lists the valid ones.
     """
+    tap = default_tap(model) if config.mpmc.tap == "auto" else config.mpmc.tap
     plugin = build_plugin(
         config,
         model.num_classes,
-        receptive_field(model, config.mpmc.tap),
-        tap_size(model, config.mpmc.tap, config.data.crop),
+        receptive_field(model, tap),
+        tap_size(model, tap, config.data.crop),
+        tap=tap,
         axis_name=axis_name,
     )
     _check(config, method, plugin)
@@ -189,7 +194,7 @@ def check_memory(
       ValueError: says the bytes, and what lowers them.
     """
     crop, step = config.data.crop, setup.step
-    rows, columns = tap_size(setup.model, "layer1", crop)
+    rows, columns = tap_size(setup.model, "decoder", crop)
     at_once = step.batch_size // step.group_size // step.micro_batches // devices
     needs = setup.method.memory(crop**2, rows * columns, max(at_once, 1))
     total = sum(needs.values())

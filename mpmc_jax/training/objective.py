@@ -50,8 +50,9 @@ class Totals:
 
 @dataclasses.dataclass(frozen=True)
 class SupervisedLoss:
-    """L_x: "ce", or "ohem" with its threshold and kept pixels per group (D14).
+    """L_x: "ce", "ohem" with its threshold and kept pixels per group (D14), "ce_dice".
 
+    "ce_dice" is the mean of cross-entropy and Dice, UniMatch's loss on ACDC.
     Where the network has an auxiliary classifier its loss is the same, and weighs
     `auxiliary_weight`.
     """
@@ -63,7 +64,7 @@ class SupervisedLoss:
     auxiliary_weight: float = 0.0
 
     def __post_init__(self) -> None:
-        valid = ("ce", "ohem")
+        valid = ("ce", "ohem", "ce_dice")
         if self.name not in valid:
             raise ValueError(
                 f"method.supervised_loss={self.name!r} is unknown; valid: {list(valid)}"
@@ -80,6 +81,10 @@ class SupervisedLoss:
         pixel = losses.pixel_cross_entropy(logits, label)
         if self.name == "ce":
             return totals.mean("supervised", pixel.sum())
+        if self.name == "ce_dice":
+            dice = losses.dice_loss(logits, label, total=totals.sum)
+            mean = totals.mean("supervised", pixel.sum())
+            return (mean + dice / totals.micro_batches) / 2
         grouped = (label.shape[0] // self.group_size, self.group_size)
         keep = jax.vmap(
             lambda z, y: losses.ohem_keep(
@@ -93,7 +98,17 @@ class SupervisedLoss:
 
 
 def view_loss(view: View, totals: Totals) -> Array:
-    """One unlabelled term: weighted cross-entropy over the view's own divisor."""
+    """One unlabelled term: weighted cross-entropy over the view's own divisor, or Dice.
+
+    The Dice of a batch in several parts is the mean of theirs: its sums are known
+    only once a part's predictions are.
+    """
+    if view.loss == "dice":
+        weights = jnp.where(view.region.valid, view.weight, 0)
+        dice = losses.dice_loss(
+            view.logits, view.target, weights=weights, total=totals.sum
+        )
+        return dice / totals.micro_batches
     if view.loss != "ce":
         raise ValueError(f"view {view.name!r} asks for the loss {view.loss!r}")
     pixel = losses.pixel_cross_entropy(view.logits, view.target)
