@@ -1,7 +1,9 @@
 """The U-Net: published numbers, taps, dropout, refusals; every method trains on it."""
 
+import dataclasses
 import json
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -60,6 +62,46 @@ def test_dropout_follows_the_key_and_only_in_train_mode():
     plain, _ = network.encode(image)
     noisy, _ = network.encode(image, noise=keys)
     np.testing.assert_array_equal(plain.taps["stage5"], noisy.taps["stage5"])
+
+
+def test_rematerialisation_changes_no_gradient():
+    # The keys of live dropout cross the boundary, hence the same masks twice.
+    noise = jax.random.split(jax.random.key(2), 2)
+    image = jax.random.normal(jax.random.key(1), (2, 32, 32, 3))
+    config = ModelConfig(name="unet", width=8, num_classes=4)
+    variables = init_variables(jax.random.key(0), config)
+
+    def gradient(remat: bool):
+        module = build_segmenter(dataclasses.replace(config, remat=remat))
+
+        def loss(params):
+            network = Network(module, **{**variables, "params": params}, train=True)
+            features, _ = network.encode(image, noise=noise)
+            return sum(jnp.mean(tap**2) for tap in features.taps.values())
+
+        return jax.jit(jax.grad(loss))(variables["params"])
+
+    plain, again = gradient(False), gradient(True)
+    assert max(float(jnp.abs(x).max()) for x in jax.tree.leaves(plain)) > 1e-3
+    chex.assert_trees_all_close(plain, again, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("channels", [1, 5])
+def test_the_first_convolution_takes_the_images_channels(channels):
+    for name, stem in (("unet", "stage1"), ("deeplabv3plus", "stem0")):
+        config = ModelConfig(
+            name=name, backbone="tiny", width=8, num_classes=4, in_channels=channels
+        )
+        params = init_variables(jax.random.key(0), config)["params"]
+        kernels = jax.tree.leaves_with_path(params["backbone"][stem])
+        inputs = [x.shape[2] for _, x in kernels if x.ndim == 4]
+        assert inputs[0] == channels
+
+
+def test_dice_without_labels_is_for_unimatch_alone():
+    config = tiny.config("method=augseg", method__unlabeled_loss="dice")
+    with pytest.raises(ValueError, match=r"unlabeled_loss='dice': augseg takes ce"):
+        tiny.setup(config)
 
 
 def test_sides_that_do_not_halve_are_refused():

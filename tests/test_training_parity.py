@@ -48,6 +48,18 @@ def mapping_difference(
     return found
 
 
+def unet_difference() -> dict[str, float]:
+    """UniMatch with Dice, live dropout and MPMC on the U-Net: one device, then four."""
+    tiny.CROP = 32
+    changes = {
+        "model__name": "unet",
+        "mpmc__tap": "auto",
+        "method__supervised_loss": "ce_dice",
+        "method__unlabeled_loss": "dice",
+    }
+    return mapping_difference("unimatch", kinds=("pmap",), **changes)
+
+
 def micro_batch_difference(method: str) -> float:
     """Two micro-batches on one device against the same on two."""
     cfg = tiny.config(f"method={method},mpmc=recommended", train__accumulation=2)
@@ -86,6 +98,12 @@ def test_devices_and_mappings_agree(method):
     assert set(found) == {
         f"{kind} {what}" for kind in kinds for what in ("state", "values")
     }
+    assert np.max(list(found.values())) < 1e-10, json.dumps(found)
+
+
+@pytest.mark.full
+def test_devices_agree_on_the_unet():
+    found = _x64("unet_difference()")
     assert np.max(list(found.values())) < 1e-10, json.dumps(found)
 
 
