@@ -53,6 +53,15 @@ def _data() -> dict:
         # own. Methods whose resize is by a factor (u2pl, ael) use their own.
         "scale_base": 0,
         "flip": True,
+        # How an image becomes a crop: "auto", the method's own; or "acdc": turned,
+        # mirrored or rotated, then zoomed as a whole.
+        "geometry": "auto",
+        # Crops that UniMatch mixes in: "auto" and "same", second ones of the same
+        # images; "other", of others, in an order of their own.
+        "partner": "auto",
+        # Mean and deviation: "imagenet", "dataset" (measured where the data set has
+        # none of its own), "none", or "auto", ImageNet's for 8-bit RGB, else "dataset".
+        "normalization": "auto",
         # Reading threads, and batches prepared ahead.
         "threads": 2,
         "prefetch": 4,

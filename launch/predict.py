@@ -13,7 +13,9 @@ import sys
 from collections.abc import Sequence
 
 from launch import cli, runs
-from mpmc_jax.data.source import IMAGE_SUFFIXES, UnreadableImage, decode_array
+from mpmc_jax.data.deep import UnreadableImage
+from mpmc_jax.data.images import decode_array
+from mpmc_jax.data.lists import IMAGE_SUFFIXES
 from mpmc_jax.evaluation.pictures import write_prediction
 from mpmc_jax.evaluation.predict import Predictor
 
@@ -66,7 +68,7 @@ def predict(
     problems = []
     for path in files:
         try:
-            image = decode_array(path.read_bytes(), run.facts.pixels.channels)
+            image = decode_array(path.read_bytes(), run.facts.pixels)
         except (UnreadableImage, OSError) as error:
             problems.append(f"{path}: {error}")
             continue

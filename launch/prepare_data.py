@@ -6,6 +6,8 @@ A second call does nothing if the source is the same, and fails if it is not. It
 interrupted at any time and called again.
 """
 
+import dataclasses
+
 from launch import cli
 from mpmc_jax.data import build, check
 from mpmc_jax.data.info import open_dataset
@@ -34,6 +36,7 @@ def prepare(source: Source, data_dir: str) -> str:
     report = check.check_source(source)
     if report.problems:
         raise ValueError(check.failure(report))
+    source = dataclasses.replace(source, pixels=report.measured)
     directory = build.prepare(source, report.present, data_dir, report.digests)
     return f"{check.summary(source)}\nPrepared in {directory}"
 

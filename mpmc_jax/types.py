@@ -231,16 +231,16 @@ class Streams:
       unlabeled: whether there is an unlabelled stream.
       one_a_group: one unlabelled image a group, instead of as many as labelled ones.
       partner: "none"; "same", a second, independent crop of each unlabelled image;
-        or "requested", of the images that the method asks for (`Method.requested`).
+        "other", in an order of its own; "requested", of those that the method asks for.
       source: range of scales of copy-paste sources, or None for none.
       order: how the labelled list fills an epoch, see `data.orders`.
       geometry: how an image becomes a crop; a key of `data.host.GEOMETRIES`.
-      fill: colour of the padding, a key of `data.host.FILLS`.
+      fill: colour of the padding, a key of `data.cropping.FILLS`.
     """
 
     unlabeled: bool = True
     one_a_group: bool = False
-    partner: Literal["none", "same", "requested"] = "none"
+    partner: Literal["none", "same", "other", "requested"] = "none"
     source: tuple[float, float] | None = None
     order: Literal["tiled", "drawn", "restarted"] = "tiled"
     geometry: str = "unimatch"
@@ -262,7 +262,7 @@ class Streams:
         """Labelled and unlabelled images that a step reads."""
         sizes = self.sizes(batch_size, group_size)
         read = ["labeled", "unlabeled"]
-        read += ["partner"] if self.partner == "requested" else []
+        read += ["partner"] if self.partner in ("other", "requested") else []
         return sum(sizes.get(name, 0) for name in read)
 
 

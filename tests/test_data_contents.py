@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from mpmc_jax.data import build, check, host, source
+from mpmc_jax.data import build, check, host, images, source
 from mpmc_jax.data.builders import synthetic
 from mpmc_jax.data.pipeline import TrainPipeline
 from mpmc_jax.pixels import GREY, RGB
@@ -86,7 +86,7 @@ def test_labels_move_with_their_image(tmp_path):
         label = np.kron(coarse, np.ones((8, 8), np.uint8))
         image = np.repeat(label[..., None] * 60 + 20, 3, axis=-1)
         samples.append(
-            source.Sample(f"s{i}", source.encode_png(image), source.encode_png(label))
+            source.Sample(f"s{i}", images.encode_png(image), images.encode_png(label))
         )
     data = source.Source(
         "synthetic",
@@ -151,7 +151,7 @@ def test_evaluation_source(data_dir):
         assert example.id == evaluation.ids[i]
         assert example.image.shape == (*evaluation.size(i), 3)
         assert example.label.shape == evaluation.size(i)
-        expected = np.asarray(source.decode_image(scenes[example.id].image, 3))
+        expected = np.asarray(images.decode_image(scenes[example.id].image, 3))
         np.testing.assert_array_equal(example.image, expected)
     with pytest.raises(ValueError, match=r"unknown split 'test'.*train"):
         build.build_eval(config, "test")

@@ -11,9 +11,10 @@ import pytest
 from PIL import Image
 
 from launch import check_data, prepare_data
-from mpmc_jax.data import build, lists, source
+from mpmc_jax.data import build, images, lists
 from mpmc_jax.data.builders import cityscapes, voc
 from mpmc_jax.data.info import DatasetFacts, open_dataset
+from mpmc_jax.pixels import RGB
 from tests import trees
 from tests.data_sets import config_for
 
@@ -31,7 +32,7 @@ def run(name, root, data_dir, capsys):
 
 def masks(info):
     return {
-        key: source.decode_mask(record["mask"])
+        key: images.decode_mask(record["mask"])
         for split, keys in info.ids.items()
         for key, record in zip(keys, info.records(split), strict=True)
     }
@@ -97,7 +98,7 @@ def test_cityscapes(kind, tmp_path, capsys):
     path = tmp_path / "src" / "leftImg8bit" / "train" / city / f"{key}.png"
     content = info.records("train")[0]["image"]
     np.testing.assert_array_equal(
-        source.decode_array(content, 3), np.asarray(Image.open(path))
+        images.decode_array(content, RGB), np.asarray(Image.open(path))
     )
     assert Image.open(io.BytesIO(content)).format == "BMP"
     line = f"leftImg8bit/train/{city}/{key}.png gtFine/train/{city}/x.png"
@@ -107,7 +108,7 @@ def test_cityscapes(kind, tmp_path, capsys):
 def test_cityscapes_table():
     assert len(cityscapes.CLASSES) == len(cityscapes.LABEL_IDS) == 19
     raw = np.arange(34, dtype=np.uint8)[None]
-    mapped = source.decode_mask(cityscapes.to_train_ids(source.encode_png(raw)))[0]
+    mapped = images.decode_mask(cityscapes.to_train_ids(images.encode_png(raw)))[0]
     assert mapped[[7, 24, 26, 33]].tolist() == [0, 11, 13, 18]
     assert (mapped == 255).sum() == 34 - 19
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mpmc_jax.data import build, check, source
+from mpmc_jax.data import build, check, images, source
 from mpmc_jax.pixels import RGB
 from tests.data_sets import make_folder, write_image
 
@@ -94,7 +94,7 @@ def test_sixteen_bit_images_and_labels(folder):
     assert "8 bits" in image
     assert "label 4000" in mask
     Image.fromarray(np.full((20, 24), 2, np.uint16)).save(_label(folder))
-    np.testing.assert_array_equal(source.decode_mask(_label(folder).read_bytes()), 2)
+    np.testing.assert_array_equal(images.decode_mask(_label(folder).read_bytes()), 2)
 
 
 def test_pairs_that_do_not_match(folder):
@@ -151,7 +151,7 @@ def test_colour_masks_need_a_palette(folder):
     (folder / "classes.json").write_text(json.dumps(facts))
     data = build.read_source("folder", str(folder))
     assert check.check_source(data).problems == ()
-    decoded = source.decode_mask(_label(folder).read_bytes(), data.colors)
+    decoded = images.decode_mask(_label(folder).read_bytes(), data.colors)
     np.testing.assert_array_equal(decoded, np.where(label == 2, 255, label))
 
 

@@ -1,11 +1,12 @@
 """The door between configurations, names and the data code."""
 
+import dataclasses
 import pathlib
 from collections.abc import Callable, Mapping
 
 import ml_collections
 
-from mpmc_jax.data import splits
+from mpmc_jax.data import images, splits
 from mpmc_jax.data.builders import (
     base,
     camvid,
@@ -14,11 +15,12 @@ from mpmc_jax.data.builders import (
     synthetic,
     voc,
 )
+from mpmc_jax.data.cropping import CropConfig
 from mpmc_jax.data.evaluation_source import EvalSource
-from mpmc_jax.data.host import CropConfig
 from mpmc_jax.data.info import DatasetInfo, open_dataset
 from mpmc_jax.data.pipeline import PipelineConfig, TrainPipeline
 from mpmc_jax.data.source import Source
+from mpmc_jax.pixels import RGB, PixelFormat
 from mpmc_jax.types import Streams
 
 BUILDERS: dict[str, type[base.SegmentationBuilder]] = {
@@ -28,6 +30,9 @@ BUILDERS: dict[str, type[base.SegmentationBuilder]] = {
     "voc": voc.Voc,
     "cityscapes": cityscapes.Cityscapes,
 }
+
+# What `data.partner` may say.
+PARTNERS = ("same", "other")
 
 # Each takes the source folder, and class names given by hand, which `folder` reads.
 SOURCES: dict[str, Callable[[pathlib.Path, tuple[str, ...]], Source]] = {
@@ -98,13 +103,43 @@ def has_changed(source: Source, data_dir: str) -> bool:
 
 
 def dataset_info(config: ml_collections.ConfigDict) -> DatasetInfo:
-    """The facts of the configured data set.
+    """The facts of the configured data set, its images normalised as configured.
 
     Raises:
-      ValueError: unknown name.
+      ValueError: unknown name; a normalisation that is unknown or does not fit.
       FileNotFoundError: it was not prepared.
     """
-    return open_dataset(config.data.data_dir, _known(config.data.name))
+    info = open_dataset(config.data.data_dir, _known(config.data.name))
+    pixels = normalization(config.data.normalization, info.facts.pixels)
+    return dataclasses.replace(
+        info, facts=dataclasses.replace(info.facts, pixels=pixels)
+    )
+
+
+def normalization(name: str, pixels: PixelFormat) -> PixelFormat:
+    """A data set's format with the figures that `data.normalization` names.
+
+    Raises:
+      ValueError: unknown, or ImageNet's for images that are not RGB.
+    """
+    if name == "auto":
+        rgb = images.is_bytes(pixels) and pixels.channels == 3
+        name = "imagenet" if rgb else "dataset"
+    if name == "dataset":
+        return pixels
+    if name == "none":
+        return dataclasses.replace(pixels, mean=(0.0,), std=(1.0,))
+    if name != "imagenet":
+        raise ValueError(
+            f"data.normalization={name!r} is unknown; valid: auto, dataset, imagenet, "
+            "none"
+        )
+    if pixels.channels != 3:
+        raise ValueError(
+            f"data.normalization='imagenet': it is for 3 channels, and the images have "
+            f"{pixels.channels}; use 'dataset' or 'none'"
+        )
+    return dataclasses.replace(pixels, mean=RGB.mean, std=RGB.std)
 
 
 def build_split(config: ml_collections.ConfigDict, info: DatasetInfo) -> splits.Split:
@@ -141,6 +176,7 @@ def build_train(
     """
     info = dataset_info(config)
     data = config.data
+    streams = _configured(streams, data)
     crop = CropConfig(
         size=data.crop,
         scale_min=data.scale_min,
@@ -163,10 +199,24 @@ def build_train(
     return TrainPipeline(info, build_split(config, info), settings)
 
 
+def _configured(streams: Streams, data: ml_collections.ConfigDict) -> Streams:
+    """What the method asks for, with geometry and partners as configured."""
+    if data.geometry != "auto":
+        streams = dataclasses.replace(streams, geometry=data.geometry)
+    if data.partner == "auto":
+        return streams
+    if data.partner not in PARTNERS or streams.partner not in PARTNERS:
+        raise ValueError(
+            f"data.partner={data.partner!r}: valid are auto, and for methods that mix "
+            f"partner crops (unimatch) {', '.join(PARTNERS)}"
+        )
+    return dataclasses.replace(streams, partner=data.partner)
+
+
 def build_eval(config: ml_collections.ConfigDict, split: str = "val") -> EvalSource:
     """Whole labelled images of one split of the configured data set.
 
     Raises:
-      FileNotFoundError, ValueError: see `EvalSource`.
+      FileNotFoundError, ValueError: see `dataset_info` and `EvalSource`.
     """
-    return EvalSource(config.data.data_dir, _known(config.data.name), split)
+    return EvalSource(dataset_info(config), split)

@@ -6,10 +6,17 @@ import hashlib
 
 import numpy as np
 
+from mpmc_jax.data import images, statistics, work
 from mpmc_jax.data import source as source_lib
-from mpmc_jax.data import work
-from mpmc_jax.data.source import Sample, Source, UnreadableImage, shorten
+from mpmc_jax.data.deep import UnreadableImage
+from mpmc_jax.data.lists import shorten
+from mpmc_jax.data.source import Sample, Source
+from mpmc_jax.pixels import PixelFormat
 from mpmc_jax.types import IGNORE_LABEL
+
+# Of one sample: problems, (256,) label counts if it has a mask, digest, and moments of
+# the image where they are asked for.
+Outcome = tuple[list[str], np.ndarray | None, bytes, statistics.Moments | None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,6 +29,8 @@ class Report:
       images: (256,) masks in which each value occurs.
       present: id of each labelled sample -> the classes in its mask.
       digests: id -> `Sample.digest`, of every sample that could be read.
+      measured: how images are stored, with the figures of the training images where
+        the source asks for them (`Source.measure`).
     """
 
     problems: tuple[str, ...]
@@ -29,6 +38,7 @@ class Report:
     images: np.ndarray
     present: dict[str, tuple[int, ...]]
     digests: dict[str, bytes]
+    measured: PixelFormat
 
     def table(self, class_names: tuple[str, ...]) -> str:
         """Label values with class names, pixels, shares and numbers of images."""
@@ -51,23 +61,36 @@ def check_source(source: Source) -> Report:
     """Reads and decodes every image and mask once; collects all problems."""
     problems = list(source.problems)
     samples = [sample for split in source.splits.values() for sample in split]
+    trained = {sample.id for sample in source.splits.get("train", ())}
+    moments: statistics.Moments | None = None
     outcomes = work.go_through(
         lambda sample: _check_sample(sample, source), samples, "checking"
     )
-    pixels, images = np.zeros(256, np.int64), np.zeros(256, np.int64)
+    pixels, images_with = np.zeros(256, np.int64), np.zeros(256, np.int64)
     present = {}
     digests = {}
-    for sample, (found, counts, digest) in zip(samples, outcomes, strict=True):
+    for sample, outcome in zip(samples, outcomes, strict=True):
+        found, counts, digest, of_image = outcome
         problems += found
         digests[sample.id] = digest
+        if of_image is not None and sample.id in trained:
+            moments = of_image if moments is None else moments.merge(of_image)
         if counts is not None:
             pixels += counts
-            images += counts > 0
+            images_with += counts > 0
             seen = np.flatnonzero(counts[: len(source.class_names)])
             present[sample.id] = tuple(map(int, seen))
     if not source.problems:
         problems += _check_splits(source)
-    return Report(tuple(problems), pixels, images, present, digests)
+    if len(source.class_names) == 2 and pixels[IGNORE_LABEL] and not pixels[1]:
+        problems.append(
+            f"{source.name}: masks hold 0 and 255 and never 1, and 255 is void; if it "
+            f'is {source.class_names[1]!r}, write "binary": true in classes.json'
+        )
+    measured = source.pixels
+    if moments is not None:
+        measured = moments.describe(measured)
+    return Report(tuple(problems), pixels, images_with, present, digests, measured)
 
 
 def _check_splits(source: Source) -> list[str]:
@@ -82,28 +105,28 @@ def _check_splits(source: Source) -> list[str]:
     return problems
 
 
-def _check_sample(
-    sample: Sample, source: Source
-) -> tuple[list[str], np.ndarray | None, bytes]:
-    """Problems of one sample, its (256,) label counts if it has a mask, its digest."""
+def _check_sample(sample: Sample, source: Source) -> Outcome:
     problems = []
-    size = None
+    size = moments = None
     image = mask = b""
     try:
         image = source_lib.read_original(sample.image)
         content = source_lib.as_encoded(sample.image, image)
-        size = source_lib.decode_image(content, source.pixels.channels).size
+        pixels_hwc = images.decode_array(content, source.pixels)
+        size = pixels_hwc.shape[1::-1]
+        if source.measure:
+            moments = statistics.moments(pixels_hwc)
     except (UnreadableImage, OSError) as error:
         problems.append(f"{sample.name('image')}: {error}")
     if sample.mask is None:
-        return problems, None, _digest(image, mask)
+        return problems, None, _digest(image, mask), moments
     name = sample.name("mask")
     try:
         mask = source_lib.read_original(sample.mask)
         content = source_lib.as_encoded(sample.mask, mask)
-        label_hw = source_lib.decode_mask(content, source.colors)
+        label_hw = images.decode_mask(content, source.colors)
     except (UnreadableImage, OSError) as error:
-        return [*problems, f"{name}: {error}"], None, _digest(image, mask)
+        return [*problems, f"{name}: {error}"], None, _digest(image, mask), moments
     mask_size = label_hw.shape[::-1]
     if size is not None and size != mask_size:
         problems.append(
@@ -112,7 +135,7 @@ def _check_sample(
         )
     counts = np.bincount(label_hw.ravel(), minlength=256)
     problems += _check_values(name, content, counts, source)
-    return problems, counts, _digest(image, mask)
+    return problems, counts, _digest(image, mask), moments
 
 
 def _digest(image: bytes, mask: bytes) -> bytes:
@@ -128,7 +151,7 @@ def _check_values(
     wrong = np.flatnonzero(counts[num_classes:IGNORE_LABEL]) + num_classes
     if not num_classes or not wrong.size:
         return []
-    picture = source_lib.open_image(content)
+    picture = images.open_image(content)
     if source.mend:
         mend = source.mend
     elif picture.format == "JPEG":
@@ -155,7 +178,7 @@ def summary(source: Source) -> str:
         lines.append(
             f"{source.name}/{split}: {len(samples)} images, {labeled} with mask"
         )
-    kind = {1: "grey", 3: "RGB"}[source.pixels.channels]
+    kind = _describe(source.pixels)
     names = ", ".join(source.class_names)
     lines.append(f"{len(source.class_names)} classes, {kind}: {names}")
     lines += [f"note: {note}" for note in source.notes]
@@ -170,6 +193,12 @@ def summary(source: Source) -> str:
             for split, count in source.expected.items()
         ]
     return "\n".join(lines)
+
+
+def _describe(pixels: PixelFormat) -> str:
+    if images.is_bytes(pixels):
+        return {1: "grey", 3: "RGB"}[pixels.channels]
+    return f"{pixels.channels} channels of {pixels.dtype}"
 
 
 def failure(report: Report) -> str:

@@ -1,13 +1,12 @@
 """Whole images with their labels, for evaluation."""
 
 import dataclasses
-import io
 
 import numpy as np
-from PIL import Image
 
-from mpmc_jax.data import source
-from mpmc_jax.data.info import open_dataset
+from mpmc_jax.data import images
+from mpmc_jax.data.deep import UnreadableImage
+from mpmc_jax.data.info import DatasetInfo
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,7 +15,7 @@ class EvalExample:
 
     Attributes:
       id: its name.
-      image: (h,w,c) uint8.
+      image: (h,w,c) as the data set stores it.
       label: (h,w) uint8, 255 for void.
     """
 
@@ -28,23 +27,30 @@ class EvalExample:
 class EvalSource:
     """The labelled images of one split of a prepared data set, in order.
 
+    Attributes:
+      ids: their names.
+      volumes: the volume that each is a slice of, "" for none; slices of a volume are
+        neighbours, in order.
+
     Raises:
-      FileNotFoundError: the data set was not prepared.
-      ValueError: it has no such split, or no labelled image in it.
+      ValueError: the data set has no such split, or no labelled image in it.
     """
 
-    def __init__(self, data_dir: str, name: str, split: str):
-        self.info = open_dataset(data_dir, name)
+    def __init__(self, info: DatasetInfo, split: str):
+        self.info = info
         if split not in self.info.ids:
             raise ValueError(f"unknown split {split!r}; one of {sorted(self.info.ids)}")
         self._positions = [
             i for i, key in enumerate(self.info.ids[split]) if key in self.info.present
         ]
         if not self._positions:
-            raise ValueError(f"split {split!r} of {name!r} has no labelled image")
+            raise ValueError(
+                f"split {split!r} of {info.facts.dataset!r} has no labelled image"
+            )
         self._records = self.info.records(split)
         self._sizes: dict[int, tuple[int, int]] = {}
         self.ids = tuple(self.info.ids[split][i] for i in self._positions)
+        self.volumes = tuple(self.info.volumes.get(key, "") for key in self.ids)
 
     def __len__(self) -> int:
         return len(self._positions)
@@ -53,8 +59,7 @@ class EvalSource:
         """Rows and columns of an image, from its header alone; read once."""
         if index not in self._sizes:
             record = self._records[self._positions[index]]
-            with Image.open(io.BytesIO(record["image"])) as image:
-                self._sizes[index] = image.height, image.width
+            self._sizes[index] = images.read_header(record["image"]).size
         return self._sizes[index]
 
     def __getitem__(self, index: int) -> EvalExample:
@@ -65,10 +70,8 @@ class EvalSource:
         """
         record = self._records[self._positions[index]]
         try:
-            image = source.decode_array(
-                record["image"], self.info.facts.pixels.channels
-            )
-            label = source.decode_mask(record["mask"])
-        except source.UnreadableImage as error:
+            image = images.decode_array(record["image"], self.info.facts.pixels)
+            label = images.decode_mask(record["mask"])
+        except UnreadableImage as error:
             raise ValueError(f"record {self.ids[index]!r}: {error}") from error
         return EvalExample(self.ids[index], image, label)

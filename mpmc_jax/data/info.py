@@ -9,7 +9,7 @@ from typing import Any
 import tensorflow_datasets as tfds
 
 from mpmc_jax.data.builders.base import dataset_directory
-from mpmc_jax.data.source import Color
+from mpmc_jax.data.images import Color
 from mpmc_jax.pixels import PixelFormat
 
 
@@ -61,12 +61,14 @@ class DatasetInfo:
       ids: split -> ids; position i is record i.
       contents: split -> SHA-256 of its records, see `builders.base`.
       present: id of each labelled image -> indices of the classes in its mask.
+      volumes: id -> the volume that it is a slice of, where it is one.
     """
 
     facts: DatasetFacts
     directory: pathlib.Path
     ids: dict[str, tuple[str, ...]]
     present: dict[str, tuple[int, ...]]
+    volumes: dict[str, str]
     contents: dict[str, str]
 
     def records(self, split: str) -> Sequence[dict]:
@@ -103,6 +105,7 @@ def open_dataset(data_dir: str, name: str) -> DatasetInfo:
             directory=directory,
             ids={split: tuple(ids) for split, ids in facts["ids"].items()},
             present={key: tuple(value) for key, value in facts["present"].items()},
+            volumes=facts["volumes"],
             contents=facts["contents"],
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:

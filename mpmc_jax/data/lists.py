@@ -10,7 +10,7 @@ import pathlib
 from collections.abc import Collection, Hashable
 from typing import TypeVar
 
-from mpmc_jax.data.source import IMAGE_SUFFIXES
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".npy")
 
 T = TypeVar("T", bound=Hashable)
 
@@ -63,3 +63,10 @@ def repeated(items: list[T]) -> list[T]:
             again[item] = None
         seen.add(item)
     return list(again)
+
+
+def shorten(items: list, limit: int = 5) -> str:
+    """A list for an error message: the first few, then how many more."""
+    text = ", ".join(map(str, items[:limit]))
+    rest = len(items) - limit
+    return text if rest <= 0 else f"{text} and {rest} more"

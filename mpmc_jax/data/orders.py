@@ -9,7 +9,8 @@ epoch with it in three ways:
     restarted   permutation after permutation, begun anew each epoch (AEL)
 
 The first two are then shuffled anew each epoch, both streams alike: a labelled image
-stays paired with its unlabelled ones. When tiled, a labelled list that is longer than
+stays paired with its unlabelled ones. Partners that are other images are shuffled by
+themselves (UniMatch on ACDC). When tiled, a labelled list that is longer than
 the unlabelled one is not cut: another part of it is used each epoch.
 
 An epoch has as many steps as the published loaders make of the unlabelled list: each
@@ -24,7 +25,8 @@ from typing import Any
 import grain
 import numpy as np
 
-_STREAM_NUMBERS = {"labeled": 0, "unlabeled": 1}
+# 2 and 3 seed the restarted order and the requests.
+_STREAM_NUMBERS = {"labeled": 0, "unlabeled": 1, "partner": 4}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +77,7 @@ class Order:
         return int(entropy.generate_state(1)[0])
 
     def build(self, name: str) -> grain.MapDataset:
-        """Endless places in the list of the "labeled" or "unlabeled" stream."""
+        """Endless places in the list of a stream, "partner" in the unlabelled one."""
         if name == "labeled" and self.kind == "restarted":
             restarted = _Restarted(
                 self.labeled, self.per_step, self.steps_per_epoch, self.seed
@@ -86,7 +88,8 @@ class Order:
         else:
             places = self._tiled() if name == "labeled" else range(self.unlabeled)
         dataset = grain.MapDataset.source(list(places)).seed(self.stream_seed(name))
-        dataset = dataset.shuffle(seed=self.stream_seed("unlabeled"))
+        together = "partner" if name == "partner" else "unlabeled"
+        dataset = dataset.shuffle(seed=self.stream_seed(together))
         whole = self.steps_per_epoch * self.per_step
         if whole <= len(places):
             return dataset[:whole].repeat(None)

@@ -21,6 +21,7 @@ import grain
 import numpy as np
 
 from mpmc_jax.data import host
+from mpmc_jax.data.cropping import CropConfig
 from mpmc_jax.data.info import DatasetInfo
 from mpmc_jax.data.orders import Order
 from mpmc_jax.data.reader import Reader, ReadLabeled, ReadUnlabeled
@@ -48,7 +49,7 @@ class PipelineConfig:
 
     batch_size: int
     group_size: int
-    crop: host.CropConfig
+    crop: CropConfig
     streams: Streams
     seed: int = 0
     threads: int = 2
@@ -156,6 +157,9 @@ class TrainPipeline:
         streams = [self._labeled()]
         if config.streams.unlabeled:
             streams.append(self._unlabeled())
+        if config.streams.partner == "other":
+            read = ReadUnlabeled(self._reader("unlabeled"), config.crop, ("partner",))
+            streams.append(self._read("partner", read))
         # All are endless, but by their batch sizes not equally so.
         length = min(map(len, streams))
         zipped = grain.experimental.ZipMapDataset([each[:length] for each in streams])
@@ -200,7 +204,7 @@ class TrainPipeline:
             records=self._records,
             positions=np.array([place[key] for key in ids]),
             ids=ids,
-            channels=self._info.facts.pixels.channels,
+            pixels=self._info.facts.pixels,
             geometry=host.build_geometry(self._config.streams.geometry),
             with_label=name == "labeled",
         )
@@ -216,8 +220,10 @@ class TrainPipeline:
         return self._read("labeled", read)
 
     def _unlabeled(self) -> grain.MapDataset:
-        again = self._config.streams.partner == "same"
-        read = ReadUnlabeled(self._reader("unlabeled"), self._config.crop, again)
+        again = ("partner",) if self._config.streams.partner == "same" else ()
+        read = ReadUnlabeled(
+            self._reader("unlabeled"), self._config.crop, ("unlabeled", *again)
+        )
         return self._read("unlabeled", read)
 
     def _read(self, name: str, read: grain.transforms.RandomMap) -> grain.MapDataset:

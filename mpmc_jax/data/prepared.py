@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from mpmc_jax.data import source as source_lib
-from mpmc_jax.data import work
+from mpmc_jax.data import images, work
 from mpmc_jax.data.builders import base
 from mpmc_jax.data.check import Report
+from mpmc_jax.data.deep import UnreadableImage
 from mpmc_jax.data.info import DatasetInfo
-from mpmc_jax.data.source import UnreadableImage, shorten
+from mpmc_jax.data.lists import shorten
 from mpmc_jax.types import IGNORE_LABEL
 
 
@@ -22,7 +22,7 @@ def check(info: DatasetInfo) -> Report:
     of each split's contents are compared. The report has no digests.
     """
     problems: list[str] = []
-    pixels, images = np.zeros(256, np.int64), np.zeros(256, np.int64)
+    pixels, images_with = np.zeros(256, np.int64), np.zeros(256, np.int64)
     present: dict[str, tuple[int, ...]] = {}
     for split, ids in info.ids.items():
         records = _open(info, split, problems)
@@ -43,7 +43,7 @@ def check(info: DatasetInfo) -> Report:
             base.add_record(digest, *record)
             if counts is not None:
                 pixels += counts
-                images += counts > 0
+                images_with += counts > 0
                 seen = np.flatnonzero(counts[: info.facts.num_classes])
                 present[record[0]] = tuple(map(int, seen))
         if digest.hexdigest() != info.contents.get(split):
@@ -53,7 +53,7 @@ def check(info: DatasetInfo) -> Report:
         problems.append(
             f"remove {info.directory} and prepare the data set again from its source"
         )
-    return Report(tuple(problems), pixels, images, present, {})
+    return Report(tuple(problems), pixels, images_with, present, {}, info.facts.pixels)
 
 
 def _open(info: DatasetInfo, split: str, problems: list[str]) -> Sequence[dict]:
@@ -81,14 +81,14 @@ def _check_record(
     if key != info.ids[split][position]:
         problems.append(f"{name}: holds {key!r}")
     try:
-        size = source_lib.decode_image(parts[1], info.facts.pixels.channels).size
-        label_hw = source_lib.decode_mask(parts[2])
+        size = images.decode_array(parts[1], info.facts.pixels).shape[:2]
+        label_hw = images.decode_mask(parts[2])
     except UnreadableImage as error:
         return [*problems, f"{name}: {error}"], None, parts
     if not record["labeled"]:
         return problems, None, parts
-    if size != label_hw.shape[::-1]:
-        problems.append(f"{name}: image {size}, mask {label_hw.shape[::-1]}")
+    if size != label_hw.shape:
+        problems.append(f"{name}: image {size}, mask {label_hw.shape}")
     counts = np.bincount(label_hw.ravel(), minlength=256)
     wrong = np.flatnonzero(counts[info.facts.num_classes : IGNORE_LABEL])
     if wrong.size:

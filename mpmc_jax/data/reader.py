@@ -6,9 +6,11 @@ from typing import Any
 
 import grain
 import numpy as np
-from PIL import Image
 
-from mpmc_jax.data import host, source
+from mpmc_jax.data import host, images
+from mpmc_jax.data.cropping import CropConfig, Picture, size_of, to_bytes
+from mpmc_jax.data.deep import UnreadableImage
+from mpmc_jax.pixels import PixelFormat
 from mpmc_jax.types import IGNORE_LABEL
 
 Arrays = dict[str, np.ndarray]
@@ -22,20 +24,21 @@ class Reader:
       records: of the training images.
       positions: place in the list -> record.
       ids: place in the list -> name, for messages.
-      channels: of the images.
+      pixels: how they are stored.
       geometry: draws where a crop lies.
-      with_label: whether the list's masks are read.
+      with_label: whether the list's masks are read; images without are given in bytes
+        even if they are stored deeper.
     """
 
     records: Sequence[dict]
     positions: np.ndarray
     ids: tuple[str, ...]
-    channels: int
+    pixels: PixelFormat
     geometry: host.Geometry
     with_label: bool
 
     def crops(
-        self, place: int, rng: np.random.Generator, settings: Sequence[host.CropConfig]
+        self, place: int, rng: np.random.Generator, settings: Sequence[CropConfig]
     ) -> list[Arrays]:
         """As many crops of one image as there are settings, drawn in that order.
 
@@ -44,34 +47,31 @@ class Reader:
         """
         record = self.records[int(self.positions[place])]
         try:
-            image = source.decode_image(record["image"], self.channels)
-            label_hw = source.decode_mask(record["mask"]) if self.with_label else None
-        except source.UnreadableImage as error:
+            picture = images.open_picture(record["image"], self.pixels)
+            label_hw = images.decode_mask(record["mask"]) if self.with_label else None
+        except UnreadableImage as error:
             raise ValueError(f"record {self.ids[place]!r}: {error}") from error
-        return [self._one(place, image, label_hw, rng, each) for each in settings]
+        return [self._one(place, picture, label_hw, rng, each) for each in settings]
 
     def _one(
         self,
         place: int,
-        image: Image.Image,
+        picture: Picture,
         label_hw: np.ndarray | None,
         rng: np.random.Generator,
-        crop: host.CropConfig,
+        crop: CropConfig,
     ) -> Arrays:
-        placement = self.geometry(rng, (image.height, image.width), crop)
-        arrays = {
-            "image": host.crop_image(image, placement, crop),
-            "extent": placement.extent(),
-            "index": np.array(place, np.int32),
-        }
-        if label_hw is not None:
-            arrays["label"] = host.crop_label(label_hw, placement, crop)
-        return arrays
+        cut = self.geometry(rng, size_of(picture), crop)
+        image = cut.image(picture, crop, self.pixels)
+        arrays = {"extent": cut.extent(), "index": np.array(place, np.int32)}
+        if label_hw is None:
+            return {**arrays, "image": to_bytes(image, self.pixels)}
+        return {**arrays, "image": image, "label": cut.label(label_hw, crop)}
 
     def nothing(self, size: int) -> Arrays:
         """A crop without a real pixel."""
         return {
-            "image": np.zeros((size, size, self.channels), np.uint8),
+            "image": np.zeros((size, size, self.pixels.channels), self.pixels.dtype),
             "extent": np.zeros(4, np.int32),
             "index": np.array(0, np.int32),
             "label": np.full((size, size), IGNORE_LABEL, np.uint8),
@@ -86,8 +86,8 @@ class ReadLabeled(grain.transforms.RandomMap):
     """
 
     reader: Reader
-    crop: host.CropConfig
-    source_crop: host.CropConfig | None
+    crop: CropConfig
+    source_crop: CropConfig | None
 
     def random_map(self, element: int, rng: np.random.Generator) -> Any:
         found = {}
@@ -102,13 +102,12 @@ class ReadLabeled(grain.transforms.RandomMap):
 
 @dataclasses.dataclass(frozen=True)
 class ReadUnlabeled(grain.transforms.RandomMap):
-    """Place in the unlabelled list -> one crop, or two of the same image."""
+    """Place in the unlabelled list -> crops of that image, by what they are for."""
 
     reader: Reader
-    crop: host.CropConfig
-    partner: bool
+    crop: CropConfig
+    names: tuple[str, ...]
 
     def random_map(self, element: int, rng: np.random.Generator) -> Any:
-        names = ["unlabeled", "partner"] if self.partner else ["unlabeled"]
-        crops = self.reader.crops(element, rng, [self.crop] * len(names))
-        return dict(zip(names, crops, strict=True))
+        crops = self.reader.crops(element, rng, [self.crop] * len(self.names))
+        return dict(zip(self.names, crops, strict=True))

@@ -7,23 +7,11 @@ Every data set is described by one `Source`. `check` reads it to find what is wr
 import colorsys
 import dataclasses
 import hashlib
-import io
 import pathlib
 from collections.abc import Callable, Mapping
 
-import numpy as np
-from PIL import Image, UnidentifiedImageError
-
+from mpmc_jax.data.images import Color
 from mpmc_jax.pixels import PixelFormat
-from mpmc_jax.types import IGNORE_LABEL
-
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
-
-Color = tuple[int, int, int]
-
-
-class UnreadableImage(ValueError):
-    """An image or mask that cannot be turned into pixels; the text says why."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,11 +40,13 @@ class Sample:
       id: name of the example, unique in its data set.
       image: a file, the encoded bytes of one, or what is derived from one.
       mask: likewise, or None for an unlabelled image.
+      volume: of which this is a slice, or "".
     """
 
     id: str
     image: Blob
     mask: Blob | None
+    volume: str = ""
 
     def name(self, part: str) -> str:
         """How messages call the "image" or "mask" of this sample."""
@@ -90,6 +80,8 @@ class Source:
         None where masks hold class indices only.
       expected: split -> images of the published data set; {} where there is none.
       unpacked: whether images are prepared uncompressed: larger, decoded faster.
+      measure: whether the mean, deviation and (if deeper than bytes) range of `pixels`
+        are to be those of the training images, which `check` measures.
       mend: what to do about masks with values that are no class; "" for a guess.
     """
 
@@ -103,6 +95,7 @@ class Source:
     colors: dict[Color, int] | None = None
     expected: dict[str, int] = dataclasses.field(default_factory=dict)
     unpacked: bool = False
+    measure: bool = False
     mend: str = ""
 
     @property
@@ -158,117 +151,3 @@ def default_palette(num_classes: int) -> tuple[Color, ...]:
         red, green, blue = (round(255 * value) for value in color)
         palette.append((red, green, blue))
     return tuple(palette)
-
-
-def open_image(content: bytes) -> Image.Image:
-    """Opens encoded bytes and decodes them in full.
-
-    Raises:
-      UnreadableImage: not an image, a truncated one, or more than 8 bits a channel.
-    """
-    if not content:
-        raise UnreadableImage("an empty file")
-    try:
-        image = Image.open(io.BytesIO(content))
-        image.load()
-    except UnidentifiedImageError as error:
-        raise UnreadableImage("not an image of a known format") from error
-    except Image.DecompressionBombError as error:
-        raise UnreadableImage(
-            f"{error}; Pillow's pixel limit (Image.MAX_IMAGE_PIXELS) is kept, as files "
-            "are not trusted: cut the image into tiles"
-        ) from error
-    except (OSError, SyntaxError, ValueError) as error:
-        raise UnreadableImage(f"truncated or damaged ({error})") from error
-    return image
-
-
-def decode_image(content: bytes, channels: int) -> Image.Image:
-    """Encoded bytes -> 8-bit image with 1 (mode L) or 3 (RGB) channels.
-
-    Raises:
-      UnreadableImage: see `open_image`.
-    """
-    image = open_image(content)
-    if image.mode[0] in "IF":
-        raise UnreadableImage(
-            f"more than 8 bits a channel (PIL mode {image.mode}); convert it to 8 bits"
-        )
-    return image.convert("L" if channels == 1 else "RGB")
-
-
-def decode_array(content: bytes, channels: int) -> np.ndarray:
-    """Encoded bytes -> (h,w,channels) uint8; raises as `decode_image`."""
-    image = np.asarray(decode_image(content, channels))
-    return image[..., None] if image.ndim == 2 else image
-
-
-def decode_mask(content: bytes, colors: dict[Color, int] | None = None) -> np.ndarray:
-    """Encoded bytes -> (h,w) class indices, 255 for void.
-
-    Grey values and palette indices are taken as they are, whatever colour a palette
-    gives them; masks in colour are looked up in `colors`.
-
-    Raises:
-      UnreadableImage: see `open_image`; or a colour mask whose colours are unknown.
-    """
-    image = open_image(content)
-    if image.mode in ("L", "P"):
-        return np.asarray(image)
-    if image.mode == "1":
-        return np.asarray(image, np.uint8)
-    if image.mode[0] == "I":
-        return _narrow(np.asarray(image))
-    if colors is None:
-        raise UnreadableImage(
-            f"a colour mask (PIL mode {image.mode}), and no palette says which class "
-            "a colour is; give the palette, or store class indices (a palette PNG that "
-            "was flattened has lost them: take the original file again)"
-        )
-    return _look_up(np.asarray(image.convert("RGB")), colors)
-
-
-def _narrow(values: np.ndarray) -> np.ndarray:
-    if values.max() > IGNORE_LABEL:
-        raise UnreadableImage(
-            f"holds label {values.max()}; labels are 8 bits, with 255 for void"
-        )
-    return values.astype(np.uint8)
-
-
-def _look_up(rgb_hwc: np.ndarray, colors: dict[Color, int]) -> np.ndarray:
-    packed_hw = rgb_hwc.astype(np.int32) @ np.array([1 << 16, 1 << 8, 1])
-    label_hw = np.zeros(packed_hw.shape, np.uint8)
-    known_hw = np.zeros(packed_hw.shape, bool)
-    for (red, green, blue), label in colors.items():
-        here_hw = packed_hw == (red << 16 | green << 8 | blue)
-        label_hw[here_hw] = label
-        known_hw |= here_hw
-    if not known_hw.all():
-        unknown = [tuple(map(int, c)) for c in np.unique(rgb_hwc[~known_hw], axis=0)]
-        raise UnreadableImage(
-            f"holds {len(unknown)} colours that the palette lacks: "
-            f"{shorten(unknown)}; add them, or list them under void"
-        )
-    return label_hw
-
-
-def unpack(content: bytes, channels: int) -> bytes:
-    """An 8-bit image -> the same as uncompressed BMP; raises as `decode_image`."""
-    stream = io.BytesIO()
-    decode_image(content, channels).save(stream, "BMP")
-    return stream.getvalue()
-
-
-def encode_png(array: np.ndarray) -> bytes:
-    """(h,w) or (h,w,3) uint8 -> PNG, written quickly rather than small."""
-    stream = io.BytesIO()
-    Image.fromarray(array).save(stream, "PNG", compress_level=1)
-    return stream.getvalue()
-
-
-def shorten(items: list, limit: int = 5) -> str:
-    """A list for an error message: the first few, then how many more."""
-    text = ", ".join(map(str, items[:limit]))
-    rest = len(items) - limit
-    return text if rest <= 0 else f"{text} and {rest} more"

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from mpmc_jax.data import lists
-from mpmc_jax.data.source import shorten
+from mpmc_jax.data.lists import shorten
 
 
 @dataclasses.dataclass(frozen=True)

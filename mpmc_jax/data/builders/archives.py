@@ -9,7 +9,8 @@ import numpy as np
 import scipy.io
 from scipy.io.matlab import MatReadError
 
-from mpmc_jax.data.source import UnreadableImage, encode_png
+from mpmc_jax.data.deep import UnreadableImage
+from mpmc_jax.data.images import encode_png
 
 # SBD's largest is far below; a small archive may hold members of any size.
 _MAX_MEMBER_BYTES = 1 << 24

@@ -1,8 +1,8 @@
 """Writing and finding prepared data sets: TFDS with ArrayRecord, no TensorFlow.
 
-A record holds `image` and `mask` as encoded bytes, `id`, and `labeled`. Unlabelled
-images carry a one-pixel void mask, because a TFDS feature cannot be absent. Records
-lie in the order of the source, so that position and id are interchangeable, and
+A record holds `image` and `mask` as encoded bytes (see `images`), `id`, and `labeled`.
+Unlabelled images carry a one-pixel void mask, because a TFDS feature cannot be absent.
+Records lie in the order of the source, so that position and id are interchangeable, and
 metadata.json beside them holds everything else that training needs to know, and the
 SHA-256 of each split's records.
 """
@@ -21,13 +21,14 @@ import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
 
+from mpmc_jax.data import images, work
 from mpmc_jax.data import source as source_lib
-from mpmc_jax.data import work
 from mpmc_jax.data.source import Blob, Sample, Source
+from mpmc_jax.pixels import PixelFormat
 from mpmc_jax.types import IGNORE_LABEL
 
-VERSION = "1.1.0"
-_NO_MASK = source_lib.encode_png(np.full((1, 1), IGNORE_LABEL, np.uint8))
+VERSION = "1.2.0"
+_NO_MASK = images.encode_png(np.full((1, 1), IGNORE_LABEL, np.uint8))
 # TFDS sorts records by 128-bit keys and distributes them over temporary buckets by
 # the leading bits, so consecutive integers would all be held in memory at once.
 _KEY_BITS = 128
@@ -74,15 +75,19 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
                 for split, samples in source.splits.items()
             },
             present=self._present,
+            volumes={
+                sample.id: sample.volume
+                for samples in source.splits.values()
+                for sample in samples
+                if sample.volume
+            },
         )
         return tfds.core.DatasetInfo(
             builder=self,
             features=tfds.features.FeaturesDict(
                 {
                     "id": tfds.features.Text(),
-                    "image": tfds.features.Image(
-                        shape=(None, None, source.pixels.channels)
-                    ),
+                    "image": _image_feature(source.pixels),
                     "mask": tfds.features.Image(shape=(None, None, 1)),
                     "labeled": np.bool_,
                 }
@@ -106,9 +111,11 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
         records = work.go_through(self._encode, samples, title)
         for position, record in enumerate(records):
             add_record(digest, record["id"], record["image"], record["mask"])
-            image, mask = io.BytesIO(record["image"]), io.BytesIO(record["mask"])
+            files = {"mask": io.BytesIO(record["mask"])}
+            if images.is_bytes(self._source.pixels):
+                files["image"] = io.BytesIO(record["image"])
             key = (position << _KEY_BITS) // len(samples)
-            yield key, {**record, "image": image, "mask": mask}
+            yield key, {**record, **files}
         self._contents[split] = digest.hexdigest()
 
     def _encode(self, sample: Sample) -> dict:
@@ -116,14 +123,21 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
         if sample.mask is not None:
             mask = _index_mask(sample.mask, self._source)
         image = source_lib.read_bytes(sample.image)
-        if self._source.unpacked:
-            image = source_lib.unpack(image, self._source.pixels.channels)
+        image = images.encode_record(
+            image, self._source.pixels, unpacked=self._source.unpacked
+        )
         return {
             "id": sample.id,
             "image": image,
             "mask": mask,
             "labeled": sample.mask is not None,
         }
+
+
+def _image_feature(pixels: PixelFormat) -> tfds.features.FeatureConnector:
+    if images.is_bytes(pixels):
+        return tfds.features.Image(shape=(None, None, pixels.channels))
+    return tfds.features.Tensor(shape=(), dtype=np.object_)
 
 
 def add_record(digest: "hashlib._Hash", key: str, image: bytes, mask: bytes) -> None:
@@ -135,9 +149,9 @@ def add_record(digest: "hashlib._Hash", key: str, image: bytes, mask: bytes) -> 
 def _index_mask(mask: Blob, source: Source) -> bytes:
     """The mask's own bytes where they hold 8-bit indices, else a PNG that does."""
     content = source_lib.read_bytes(mask)
-    if not source.unpacked and source_lib.open_image(content).mode in ("L", "P"):
+    if not source.unpacked and images.open_image(content).mode in ("L", "P"):
         return content
-    return source_lib.encode_png(source_lib.decode_mask(content, source.colors))
+    return images.encode_png(images.decode_mask(content, source.colors))
 
 
 def dataset_directory(data_dir: str | os.PathLike, name: str) -> pathlib.Path:

@@ -7,7 +7,8 @@ import pathlib
 
 from mpmc_jax.data import lists
 from mpmc_jax.data.builders.base import SegmentationBuilder
-from mpmc_jax.data.source import Sample, Source, shorten
+from mpmc_jax.data.lists import shorten
+from mpmc_jax.data.source import Sample, Source
 from mpmc_jax.pixels import RGB
 
 CLASSES = {

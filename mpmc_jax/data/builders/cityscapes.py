@@ -16,9 +16,11 @@ import pathlib
 
 import numpy as np
 
-from mpmc_jax.data import source as source_lib
+from mpmc_jax.data import images
 from mpmc_jax.data.builders.base import SegmentationBuilder
-from mpmc_jax.data.source import Derived, Sample, Source, UnreadableImage, shorten
+from mpmc_jax.data.deep import UnreadableImage
+from mpmc_jax.data.lists import shorten
+from mpmc_jax.data.source import Derived, Sample, Source
 from mpmc_jax.pixels import RGB
 from mpmc_jax.types import IGNORE_LABEL
 
@@ -161,7 +163,7 @@ def to_train_ids(content: bytes) -> bytes:
     Raises:
       UnreadableImage: not a mask, or one of train ids.
     """
-    label_hw = source_lib.decode_mask(content)
+    label_hw = images.decode_mask(content)
     largest = int(label_hw.max())
     if largest > LABEL_IDS[-1]:
         raise UnreadableImage(
@@ -170,4 +172,4 @@ def to_train_ids(content: bytes) -> bytes:
         )
     table = np.full(256, IGNORE_LABEL, np.uint8)
     table[list(LABEL_IDS)] = np.arange(len(LABEL_IDS))
-    return source_lib.encode_png(table[label_hw])
+    return images.encode_png(table[label_hw])

@@ -1,7 +1,8 @@
 """A user's own images and masks.
 
     SOURCE/classes.json     {"classes": ["road", ...],
-                             "palette": [[r,g,b], ...], "void": [[r,g,b], ...]}
+                             "palette": [[r,g,b], ...], "void": [[r,g,b], ...],
+                             "binary": false}
                             only "classes" is needed, and not if given by hand
     SOURCE/images/          labelled images; folders inside are part of the id
     SOURCE/masks/           of images/a/b.jpg: masks/a/b.png (any image format)
@@ -11,31 +12,25 @@
 An id is the path below images/ or unlabeled/ without the file's ending. Without val.txt
 a tenth of the labelled images (by hash of the id) is held out; without train.txt
 training takes the rest. Masks hold class indices (grey or palette PNG), or the colours
-of the palette.
+of the palette; with "binary" 0 and 255, which become classes 0 and 1.
+
+Images are grey or RGB pictures, or all have the same number of channels (1 to 64) of
+8 or 16 bits or float32: TIFF, .npy, 16-bit grey PNG.
 """
 
+import collections
 import hashlib
-import json
 import pathlib
 
-from PIL import Image
-
-from mpmc_jax.data import lists
+from mpmc_jax.data import images, lists
+from mpmc_jax.data.builders import classes as classes_lib
 from mpmc_jax.data.builders.base import SegmentationBuilder
-from mpmc_jax.data.source import (
-    IMAGE_SUFFIXES,
-    Color,
-    Sample,
-    Source,
-    default_palette,
-    shorten,
-)
+from mpmc_jax.data.deep import UnreadableImage
+from mpmc_jax.data.lists import IMAGE_SUFFIXES, shorten
+from mpmc_jax.data.source import Blob, Derived, Sample, Source, default_palette
 from mpmc_jax.pixels import GREY, RGB, PixelFormat
-from mpmc_jax.types import IGNORE_LABEL
 
 _HELD_OUT = 10
-_KEYS = ("classes", "palette", "void")
-_GREY_MODES = ("1", "L", "LA")
 
 
 class Folder(SegmentationBuilder, skip_registration=True):
@@ -50,96 +45,33 @@ def read_source(directory: pathlib.Path, classes: tuple[str, ...] = ()) -> Sourc
       classes: class names; () reads them from classes.json.
     """
     problems: list[str] = []
-    names, palette, void = _read_classes(directory, classes, problems)
-    images = _find(directory / "images", problems)
+    named = classes_lib.read(directory / "classes.json", classes, problems)
+    pictures = _find(directory / "images", problems)
     masks = _find(directory / "masks", problems)
     bare: dict[str, pathlib.Path] = {}
     if (directory / "unlabeled").is_dir():
         bare = _find(directory / "unlabeled", problems)
-    _compare(directory, images, masks, bare, problems)
-    train, val = _assign(directory, sorted(images), frozenset(bare), problems)
-    samples = {key: Sample(key, images[key], masks.get(key)) for key in images}
+    _compare(directory, pictures, masks, bare, problems)
+    train, val = _assign(directory, sorted(pictures), frozenset(bare), problems)
+    samples = {
+        key: Sample(key, pictures[key], _as_mask(masks.get(key), named.binary))
+        for key in pictures
+    }
     unlabeled = [Sample(key, bare[key], None) for key in sorted(bare)]
-    colors = None
-    if palette:
-        colors = {color: i for i, color in enumerate(palette)}
-        colors |= dict.fromkeys(void, IGNORE_LABEL)
     return Source(
         name="folder",
-        class_names=names,
-        palette=palette or default_palette(len(names)),
-        pixels=_pixel_format([*images.values(), *bare.values()]),
+        class_names=named.names,
+        palette=named.palette or default_palette(len(named.names)),
+        pixels=_pixel_format([*pictures.values(), *bare.values()]),
+        measure=True,
         splits={
             "train": tuple([samples[key] for key in train] + unlabeled),
             "val": tuple(samples[key] for key in val),
         },
         problems=tuple(problems),
-        notes=tuple(_notes(directory, sorted(set(images) - {*train, *val}), val)),
-        colors=colors,
+        notes=tuple(_notes(directory, sorted(set(pictures) - {*train, *val}), val)),
+        colors=named.colors(),
     )
-
-
-def _read_classes(
-    directory: pathlib.Path, classes: tuple[str, ...], problems: list[str]
-) -> tuple[tuple[str, ...], tuple[Color, ...], tuple[Color, ...]]:
-    """Class names, their colours and the colours of void; () where not given."""
-    path = directory / "classes.json"
-    facts: dict = {}
-    if path.is_file():
-        try:
-            facts = json.loads(path.read_text())
-        except ValueError as error:
-            problems.append(f"{path}: not JSON ({error})")
-            return classes, (), ()
-        if not isinstance(facts, dict):
-            problems.append(f'{path}: not an object; write {{"classes": ["...", ...]}}')
-            return classes, (), ()
-        unknown = sorted(set(facts) - set(_KEYS))
-        if unknown:
-            problems.append(
-                f"{path}: unknown keys {shorten(unknown)}; valid: {shorten([*_KEYS])}"
-            )
-    listed = facts.get("classes", [])
-    if not _is_list_of(str, listed):
-        problems.append(f'{path}: "classes" is not a list of names: {listed!r}')
-        listed = []
-    names = classes or tuple(listed)
-    if not names:
-        problems.append(f'{path}: no class names; write {{"classes": ["...", ...]}}')
-    if len(names) > IGNORE_LABEL:
-        problems.append(f"{path}: {len(names)} classes; labels are 8 bits, 255 is void")
-    if len(set(names)) != len(names):
-        problems.append(f"{path}: repeats {shorten(lists.repeated(list(names)))}")
-    palette, void = (_colors(facts, key, path, problems) for key in ("palette", "void"))
-    if palette and len(palette) != len(names):
-        problems.append(f"{path}: {len(palette)} colours for {len(names)} classes")
-    again = lists.repeated([*palette, *void])
-    if again:
-        problems.append(f"{path}: colours that mean two things: {shorten(again)}")
-    return names, palette, void
-
-
-def _colors(
-    facts: dict, key: str, path: pathlib.Path, problems: list[str]
-) -> tuple[Color, ...]:
-    colors = facts.get(key, [])
-    if not _is_list_of(list, colors):
-        problems.append(f"{path}: {key!r} is not a list of [r,g,b]: {colors!r}")
-        return ()
-    wrong = [
-        color
-        for color in colors
-        if len(color) != 3
-        or not all(isinstance(v, int) and 0 <= v < 256 for v in color)
-    ]
-    if wrong:
-        problems.append(f"{path}: {key}: not 8-bit [r,g,b]: {shorten(wrong)}")
-        return ()
-    return tuple(tuple(color) for color in colors)
-
-
-def _is_list_of(kind: type, value: object) -> bool:
-    return isinstance(value, list) and all(isinstance(item, kind) for item in value)
 
 
 def _find(directory: pathlib.Path, problems: list[str]) -> dict[str, pathlib.Path]:
@@ -251,13 +183,23 @@ def _read_list(
     return list(dict.fromkeys(present))
 
 
+def _as_mask(path: pathlib.Path | None, binary: bool) -> Blob | None:
+    if path is None or not binary:
+        return path
+    return Derived(path, str(path), classes_lib.from_binary)
+
+
 def _pixel_format(paths: list[pathlib.Path]) -> PixelFormat:
-    """GREY if every readable image is grey, else RGB; from headers alone."""
-    modes = set()
+    """What most images are, by their headers; GREY or RGB if all are pictures."""
+    found: collections.Counter[PixelFormat] = collections.Counter()
     for path in paths:
         try:
-            with Image.open(path) as image:
-                modes.add(image.mode)
-        except OSError:
+            header = images.read_header(path.read_bytes())
+        except (UnreadableImage, OSError):
             continue  # `check` names it.
-    return GREY if modes and modes <= set(_GREY_MODES) else RGB
+        found[PixelFormat(header.channels, (0.0,), (1.0,), header.dtype)] += 1
+    ((most, _),) = found.most_common(1) or [(RGB, 0)]
+    if not images.is_bytes(most):
+        return most
+    grey = all(pixels.channels == 1 for pixels in found if images.is_bytes(pixels))
+    return GREY if grey and found else RGB
