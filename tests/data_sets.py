@@ -1,8 +1,11 @@
 """Small data sets for the tests of the data code."""
 
 import json
+import os
+import pathlib
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from configs.base import get_base
@@ -54,3 +57,11 @@ def make_folder(
         write_image(root / "masks" / f"im{i:02d}.png", label, mode)
     (root / "classes.json").write_text(json.dumps({"classes": list(classes)}))
     return root
+
+
+def real(name):
+    """The folder of a real data set; skips the test where there is none."""
+    folder = pathlib.Path(os.environ.get("MPMC_TEST_DATA", "/nowhere")) / name
+    if not folder.is_dir():
+        pytest.skip(f"MPMC_TEST_DATA is unset or holds no {name}")
+    return folder

@@ -3,6 +3,8 @@
 import io
 import tarfile
 
+import h5py
+import nibabel
 import numpy as np
 import scipy.io
 from PIL import Image
@@ -126,3 +128,88 @@ def make_cityscapes(root, kind="labelIds"):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 Image.fromarray(array).save(path, compress_level=1)
     return labels
+
+
+# Volume -> slices, rows, columns; the frames' numbers in the original are others.
+ACDC_VOLUMES = {
+    "patient001_frame01": (3, 40, 36),
+    "patient001_frame02": (3, 40, 36),
+    "patient002_frame01": (2, 32, 48),
+    "patient002_frame02": (2, 32, 48),
+    "patient003_frame01": (4, 44, 32),
+    "patient003_frame02": (4, 44, 32),
+}
+ACDC_VAL = ("patient003_frame02", "patient003_frame01")
+
+
+def acdc_volumes():
+    """Name -> (slices,h,w) raw intensities, and labels with every class in a slice."""
+    rng = np.random.default_rng(0)
+    found = {}
+    for name, (depth, rows, columns) in ACDC_VOLUMES.items():
+        label = np.zeros((depth, rows, columns), np.uint8)
+        for i in range(depth):
+            label[i, 6:28, 6 + i : 26 + i] = 1
+            label[i, 10:24, 10 + i : 22] = 2
+            label[i, 12 : 20 - i, 12:20] = 3
+        raw = rng.integers(3, 90, label.shape, dtype=np.int16) + 300 * label.astype(
+            np.int16
+        )
+        found[name] = raw.astype(np.int16), label
+    return found
+
+
+def acdc_lists(root):
+    """train_slices.txt, val.txt and, for one labelled case, 1/; as published."""
+    slices = [
+        f"data/slices/{name}_slice_{i + 1}.h5"
+        for name, (depth, *_) in reversed(ACDC_VOLUMES.items())
+        if name not in ACDC_VAL
+        for i in range(depth)
+    ]
+    splits = root / "splits"
+    (splits / "1").mkdir(parents=True)
+    (splits / "train_slices.txt").write_text("\n".join(slices))
+    (splits / "val.txt").write_text("".join(f"data/{name}.h5\n" for name in ACDC_VAL))
+    labeled = [line for line in slices if "patient001" in line]
+    unlabeled = [line for line in slices if line not in labeled]
+    (splits / "1" / "labeled.txt").write_text("\n".join(labeled))
+    (splits / "1" / "unlabeled.txt").write_text("\n".join(unlabeled))
+
+
+def write_h5(path, image, label, **settings):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with h5py.File(path, "w") as file:
+        file.create_dataset("image", data=image, **settings)
+        file.create_dataset("label", data=label, **settings)
+
+
+def make_acdc_h5(root):
+    """SSL4MIS's layout: slices for training, whole volumes for validation."""
+    acdc_lists(root)
+    for name, (raw, label) in acdc_volumes().items():
+        unit = (raw - raw.min()) / (raw.max() - raw.min())
+        image = unit.astype(np.float32)
+        if name in ACDC_VAL:
+            write_h5(root / "data" / f"{name}.h5", image, label, compression="gzip")
+            continue
+        for i in range(len(image)):
+            path = root / "data" / "slices" / f"{name}_slice_{i + 1}.h5"
+            write_h5(path, image[i], label[i], compression="gzip")
+
+
+def write_nifti(path, values, affine=None):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    affine = np.diag([1.5, 1.5, 10.0, 1.0]) if affine is None else affine
+    nibabel.save(nibabel.nifti1.Nifti1Image(values.transpose(), affine), path)
+
+
+def make_acdc_nifti(root):
+    """The original layout: frames by their number in the film, axes (X,Y,slices)."""
+    acdc_lists(root)
+    for name, (raw, label) in acdc_volumes().items():
+        patient, frame = name.split("_")
+        number = {"frame01": 1, "frame02": 12}[frame]
+        stem = root / patient / f"{patient}_frame{number:02d}"
+        write_nifti(stem.with_name(f"{stem.name}.nii.gz"), raw)
+        write_nifti(stem.with_name(f"{stem.name}_gt.nii.gz"), label)

@@ -8,6 +8,7 @@ import ml_collections
 
 from mpmc_jax.data import images, splits
 from mpmc_jax.data.builders import (
+    acdc,
     base,
     camvid,
     cityscapes,
@@ -29,6 +30,7 @@ BUILDERS: dict[str, type[base.SegmentationBuilder]] = {
     "camvid": camvid.Camvid,
     "voc": voc.Voc,
     "cityscapes": cityscapes.Cityscapes,
+    "acdc": acdc.Acdc,
 }
 
 # What `data.partner` may say.
@@ -41,6 +43,7 @@ SOURCES: dict[str, Callable[[pathlib.Path, tuple[str, ...]], Source]] = {
     "camvid": lambda directory, classes: camvid.read_source(directory),
     "voc": lambda directory, classes: voc.read_source(directory),
     "cityscapes": lambda directory, classes: cityscapes.read_source(directory),
+    "acdc": lambda directory, classes: acdc.read_source(directory),
 }
 
 

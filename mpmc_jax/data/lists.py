@@ -10,6 +10,7 @@ import pathlib
 from collections.abc import Collection, Hashable
 from typing import TypeVar
 
+# Endings of what `images` reads.
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".npy")
 
 T = TypeVar("T", bound=Hashable)
@@ -32,9 +33,9 @@ def read_lines(path: pathlib.Path) -> list[str]:
 
 
 def strip_suffix(name: str) -> str:
-    """Removes the ending of an image file; other dots belong to the id."""
+    """Removes the ending of an image file or slice; other dots belong to the id."""
     path = pathlib.PurePosixPath(name)
-    if path.suffix.lower() in IMAGE_SUFFIXES:
+    if path.suffix.lower() in (*IMAGE_SUFFIXES, ".h5"):
         return str(path.with_suffix(""))
     return str(path)
 

@@ -1,0 +1,212 @@
+"""ACDC, cardiac MRI (Bernard et al., 2018), as UniMatch and SSL4MIS use it.
+
+    data/slices/patient003_frame01_slice_1.h5    training: "image", "label" (H,W)
+    data/patient002_frame01.h5                   validation: both (slices,H,W)
+
+or the original, which is brought to the same form:
+
+    patient003/patient003_frame01.nii.gz         (X,Y,slices), any intensities
+    patient003/patient003_frame01_gt.nii.gz
+
+SOURCE is the folder of data/, data/ itself, or the folder of the patients. Two lists,
+in it or in its splits/, say what is for which: train_slices.txt names slices and
+val.txt volumes, as published. They call the two frames of a patient frame01 and
+frame02, whatever their numbers are in the original.
+"""
+
+import collections
+import pathlib
+import re
+from collections.abc import Iterable
+
+from mpmc_jax.data import lists
+from mpmc_jax.data.builders import volumes
+from mpmc_jax.data.builders.base import SegmentationBuilder
+from mpmc_jax.data.builders.volumes import Volume
+from mpmc_jax.data.deep import UnreadableImage
+from mpmc_jax.data.lists import shorten
+from mpmc_jax.data.source import Color, Sample, Source
+from mpmc_jax.pixels import PixelFormat
+
+CLASSES: dict[str, Color] = {
+    "background": (0, 0, 0),
+    "right ventricle": (220, 60, 60),
+    "myocardium": (70, 180, 90),
+    "left ventricle": (70, 110, 220),
+}
+# Slices of the published lists: 70 patients, and the 20 volumes of 10.
+EXPECTED = {"train": 1312, "val": 210}
+# A volume's least value is 0 and its greatest 1; nothing else is done to it.
+PIXELS = PixelFormat(1, (0.0,), (1.0,), "float32", low=(0.0,), high=(1.0,))
+
+_TRAIN, _VAL = "train_slices.txt", "val.txt"
+_SLICE = re.compile(r"(patient\d+_frame\d+)_slice_(\d+)")
+_ORIGINAL = re.compile(r"(patient\d+)_frame(\d+)\.nii(\.gz)?")
+
+
+class Acdc(SegmentationBuilder, skip_registration=True):
+    """The TFDS builder named "acdc"."""
+
+
+def read_source(directory: pathlib.Path) -> Source:
+    """Describes ACDC below or at `directory`; what is amiss is in `.problems`."""
+    problems: list[str] = []
+    train = _read_list(directory, _TRAIN, problems)
+    val = _read_list(directory, _VAL, problems)
+    root = next(
+        (at for at in (directory / "data", directory) if (at / "slices").is_dir()), None
+    )
+    splits: dict[str, tuple[Sample, ...]] = {"train": (), "val": ()}
+    if root is not None:
+        found = {path.stem: volumes.from_h5(path) for path in root.glob("*.h5")}
+        splits["train"] = _files(root / "slices", train, problems)
+    else:
+        found = _originals(directory, problems)
+        if not found:
+            problems.append(
+                f"{directory}: no data/slices/*.h5, slices/*.h5 or "
+                "patientXXX/patientXXX_frameYY.nii.gz; extract the archive there"
+            )
+        splits["train"] = _cut(directory, found, train, problems)
+    splits["val"] = _whole(directory, found, val, problems)
+    shared = {_patient(key) for key in train} & {_patient(key) for key in val}
+    if shared:
+        problems.append(
+            f"{directory}: patients for training and for validation: "
+            f"{shorten(sorted(shared))}"
+        )
+    return Source(
+        name="acdc",
+        class_names=tuple(CLASSES),
+        palette=tuple(CLASSES.values()),
+        pixels=PIXELS,
+        splits=splits,
+        problems=tuple(problems),
+        expected=EXPECTED,
+    )
+
+
+def _patient(key: str) -> str:
+    return key.partition("_")[0]
+
+
+def _read_list(
+    directory: pathlib.Path, name: str, problems: list[str]
+) -> tuple[str, ...]:
+    """Names of the slices or volumes, in the list's order."""
+    places = [directory / place / name for place in ("", "splits", "../splits")]
+    path = next((place for place in places if place.is_file()), None)
+    if path is None:
+        problems.append(
+            f"{places[0]}: no such list, nor in splits/; SSL4MIS publishes it"
+        )
+        return ()
+    try:
+        lines = lists.read_lines(path)
+    except ValueError as error:
+        problems.append(str(error))
+        return ()
+    keys = [pathlib.PurePosixPath(line).name.removesuffix(".h5") for line in lines]
+    again = lists.repeated(keys)
+    if again:
+        problems.append(f"{path}: repeats {shorten(again)}")
+    return tuple(dict.fromkeys(keys))
+
+
+def _complain(
+    directory: pathlib.Path,
+    name: str,
+    keys: tuple[str, ...],
+    absent: Iterable[str],
+    problems: list[str],
+) -> None:
+    absent = list(absent)
+    if absent:
+        mend = "extract the archive again"
+        if len(absent) == len(keys):
+            mend = "is it the list of another data set?"
+        problems.append(
+            f"{directory}: {name} names {len(absent)} of {len(keys)} that are not "
+            f"there: {shorten(absent)}; {mend}"
+        )
+
+
+def _files(
+    directory: pathlib.Path, keys: tuple[str, ...], problems: list[str]
+) -> tuple[Sample, ...]:
+    """Training slices, a file each."""
+    paths = {path.stem: path for path in directory.glob("*.h5")}
+    absent = [key for key in keys if key not in paths]
+    _complain(directory, _TRAIN, keys, absent, problems)
+    return tuple(
+        Sample(key, *volumes.h5_slice(paths[key])) for key in keys if key in paths
+    )
+
+
+def _cut(
+    directory: pathlib.Path,
+    found: dict[str, Volume],
+    keys: tuple[str, ...],
+    problems: list[str],
+) -> tuple[Sample, ...]:
+    """Training slices, out of volumes; numbers in their names begin at 1."""
+    depths = {key: _depth(volume, problems) for key, volume in found.items()}
+    samples, absent = [], []
+    for key in keys:
+        match = _SLICE.fullmatch(key)
+        name, number = match.groups() if match else ("", "0")
+        if not 1 <= int(number) <= depths.get(name, 0):
+            absent.append(key)
+            continue
+        samples.append(Sample(key, *found[name].slice(int(number) - 1)))
+    _complain(directory, _TRAIN, keys, absent, problems)
+    return tuple(samples)
+
+
+def _whole(
+    directory: pathlib.Path,
+    found: dict[str, Volume],
+    keys: tuple[str, ...],
+    problems: list[str],
+) -> tuple[Sample, ...]:
+    """All slices of the listed volumes, in order."""
+    absent = [key for key in keys if key not in found]
+    _complain(directory, _VAL, keys, absent, problems)
+    return tuple(
+        Sample(f"{key}_slice_{i + 1}", *found[key].slice(i), volume=key)
+        for key in keys
+        if key in found
+        for i in range(_depth(found[key], problems))
+    )
+
+
+def _depth(volume: Volume, problems: list[str]) -> int:
+    """Slices of a volume whose image and labels fit; 0 if they do not."""
+    try:
+        return volume.depth()
+    except (UnreadableImage, OSError) as error:
+        problems.append(f"{volume.name}: {error}")
+        return 0
+
+
+def _originals(directory: pathlib.Path, problems: list[str]) -> dict[str, Volume]:
+    """Name in the lists -> volume; the frames of a patient are counted from 1."""
+    frames = collections.defaultdict(list)
+    for path in sorted(directory.glob("patient*/patient*_frame*.nii*")):
+        match = _ORIGINAL.fullmatch(path.name)
+        if match:
+            frames[match[1]].append((int(match[2]), path))
+    found = {}
+    for patient, numbered in frames.items():
+        for i, (_, path) in enumerate(sorted(numbered)):
+            labels = [
+                path.with_name(path.name.replace(".nii", "_gt.nii", 1)),
+                path.with_name(path.name.split(".")[0] + "_gt.nii.gz"),
+                path.with_name(path.name.split(".")[0] + "_gt.nii"),
+            ]
+            label = next((at for at in labels if at.is_file()), None)
+            if label is None:
+                problems.append(f"{path}: no {labels[0].name} beside it")
+                continue
+            found[f"{patient}_frame{i + 1:02d}"] = volumes.from_nifti(path, label)
+    return found
