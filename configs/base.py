@@ -230,8 +230,16 @@ def _eval() -> dict:
     return {
         # "auto": the teacher where the method averages one, else the student.
         "network": "auto",
+        # How images become classes: "whole"; in windows as large as the crop,
+        # "slide_unimatch", "slide_u2pl" or "slide_ael"; "center_crop"; or "volume",
+        # Dice of volumes from slices resized to the crop's size.
+        "protocol": "whole",
+        # Other scales at which images are seen as well, and whether mirrored too.
+        "scales": (1.0,),
+        "flip": False,
         # Images of one size a call.
         "batch_size": 4,
-        # Pad sizes up to multiples of this, for fewer programs; 0 is exact.
+        # During training, pad whole images to multiples of this, for fewer programs;
+        # 0 is exact.
         "pad_to": 0,
     }

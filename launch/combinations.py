@@ -28,7 +28,7 @@ from mpmc_jax.data.build import build_train
 from mpmc_jax.training import report
 from mpmc_jax.training.build import Setup, build_parallel, build_setup, init_state
 from mpmc_jax.training.phases import Programs
-from mpmc_jax.training.state import TrainState
+from mpmc_jax.training.state import TrainState, to_host
 from mpmc_jax.types import Batch
 
 STEPS, STEPS_PER_EPOCH, CHECKED, FROM = 30, 5, 3, 24
@@ -107,7 +107,7 @@ def steps_on(
     parallel = build_parallel(config)
     programs = Programs(parallel, setup.step)
     start = int(state.step)
-    on_device, placed = parallel.replicate(runs.to_host(state)), parallel.place(batch)
+    on_device, placed = parallel.replicate(to_host(state)), parallel.place(batch)
     expected = [
         parallel.replicate(np.asarray(i, np.int32)) for i in range(start, start + count)
     ]
@@ -120,7 +120,7 @@ def steps_on(
     values, kept = [], {}
     for number in range(start, start + count):
         if number == FROM:
-            kept[number] = runs.to_host(parallel.fetch(on_device))
+            kept[number] = to_host(parallel.fetch(on_device))
         step = programs.at(number)
         jax.monitoring.register_event_duration_secs_listener(listen)
         with jax.transfer_guard("disallow"):

@@ -1,33 +1,70 @@
 r"""Evaluates a checkpoint of a run on a labelled split.
 
 python -m launch.evaluate --workdir=runs/camvid [--checkpoint=best|last|STEP] \
-    [--split=val]
+    [--split=val] [--protocol=NAME] [--scales=0.5,1,1.5] [--flip] [--pad_to=N]
 
-Prints a table and writes WORKDIR/eval_<split>_<checkpoint>.json.
+The protocol is the run's unless another is named; images keep their own size unless
+--pad_to says otherwise. Prints a table and writes
+WORKDIR/eval_<split>_<checkpoint>.json, with the name of a protocol that was asked for
+before the ending.
 """
 
+import argparse
 import json
 import pathlib
 
 import jax
+import ml_collections
 
 from launch import cli, runs
 from mpmc_jax.evaluation.evaluator import EvalResult
+from mpmc_jax.evaluation.protocols import PROTOCOLS
 from mpmc_jax.evaluation.table import format_table
+from mpmc_jax.evaluation.volumes import VolumeScores
 from mpmc_jax.training import report
 
 
 def evaluate(run: runs.Run, split: str) -> EvalResult:
-    """Evaluates an opened run on one split of its data set."""
+    """Evaluates an opened run on one split of its data set.
+
+    Raises:
+      ValueError, FileNotFoundError: a protocol or data set that does not fit.
+    """
     evaluator = runs.make_evaluator(run.config, run.module, run.facts)
     return evaluator.run(run.variables, runs.open_split(run, split), run.probe)
 
 
-def record(run: runs.Run, split: str, result: EvalResult) -> dict:
+def configure(config: ml_collections.ConfigDict, args: argparse.Namespace) -> None:
+    """Sets what the arguments ask for.
+
+    Raises:
+      ValueError: scales that are no numbers.
+    """
+    config.eval.pad_to = args.pad_to
+    if args.protocol:
+        config.eval.protocol = args.protocol
+    if args.flip:
+        config.eval.flip = True
+    if args.scales:
+        try:
+            config.eval.scales = tuple(map(float, args.scales.split(",")))
+        except ValueError:
+            raise ValueError(
+                f"--scales={args.scales}: numbers separated by commas, such as 0.5,1"
+            ) from None
+
+
+def record(run: runs.Run, split: str, checkpoint: str, result: EvalResult) -> dict:
     """What is written of an evaluation: figures, counts and circumstances."""
+    settings = run.config.eval
     return {
         "split": split,
         "partial": run.facts.partial,
+        "protocol": result.protocol,
+        "window": run.config.data.crop,
+        "scales": list(settings.scales),
+        "flip": settings.flip,
+        "checkpoint": checkpoint,
         "step": run.step,
         "network": run.network_name,
         "pad_to": result.pad_to,
@@ -36,6 +73,7 @@ def record(run: runs.Run, split: str, result: EvalResult) -> dict:
         "class_names": list(run.facts.class_names),
         "scalars": result.scalars(run.facts.class_names),
         "confusion": result.confusion.tolist(),
+        "volumes": None if result.volumes is None else _listed(result.volumes),
         "run": run.manifest,
         "manifest": report.manifest(
             run.config.seed,
@@ -48,23 +86,39 @@ def record(run: runs.Run, split: str, result: EvalResult) -> dict:
     }
 
 
+def _listed(volumes: VolumeScores) -> list:
+    """Figures by volume, class and kind; None where one is undefined."""
+    return [
+        [[None if value != value else value for value in kinds] for kinds in classes]
+        for classes in volumes.values.tolist()
+    ]
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Entry point; user errors end with one line and status 1."""
     parser = cli.parser("evaluate", __doc__)
     cli.add_run(parser)
     parser.add_argument("--split", default="val", help="split to evaluate on")
+    parser.add_argument("--protocol", default="", choices=["", *PROTOCOLS])
+    parser.add_argument("--scales", default="", help="factors, separated by commas")
+    parser.add_argument("--flip", action="store_true", help="see images mirrored too")
+    parser.add_argument("--pad_to", type=int, default=0, help="0 is exact")
     args = parser.parse_args(arguments)
     cli.keep_compiled_programs()
     with cli.user_errors():
         run = runs.open_run(args.workdir, args.checkpoint)
+        configure(run.config, args)
         result = evaluate(run, args.split)
     if jax.process_index() > 0:
         return
     mark = ", partial data set" if run.facts.partial else ""
-    print(f"{args.split}, {run.network_name} of step {run.step}{mark}")
+    which = f"{run.network_name} of step {run.step} ({args.checkpoint})"
+    print(f"{args.split}, {which}{mark}")
     print(format_table(result, run.facts.class_names))
-    path = pathlib.Path(args.workdir, f"eval_{args.split}_{args.checkpoint}.json")
-    path.write_text(json.dumps(record(run, args.split, result), indent=2) + "\n")
+    name = "_".join(filter(None, ("eval", args.split, args.checkpoint, args.protocol)))
+    path = pathlib.Path(args.workdir, f"{name}.json")
+    written = record(run, args.split, args.checkpoint, result)
+    path.write_text(json.dumps(written, indent=2) + "\n")
     print(f"written to {path}")
 
 

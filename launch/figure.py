@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from launch import cli, runs
-from mpmc_jax.evaluation.pictures import colorize, heat_map, panel
+from mpmc_jax.evaluation.pictures import colorize, displayable, heat_map, panel
 
 CAPTIONS = ("image", "truth", "prediction", "lambda_s of the prediction")
 
@@ -35,7 +35,7 @@ def rows(run: runs.Run, count: int) -> list[list[np.ndarray]]:
         )
         pictures.append(
             [
-                example.image,
+                displayable(example.image, run.facts.pixels),
                 colorize(example.label, run.facts.palette),
                 colorize(np.asarray(pseudo[0]), run.facts.palette),
                 heat_map(np.asarray(weight[0])),

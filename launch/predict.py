@@ -16,7 +16,7 @@ from launch import cli, runs
 from mpmc_jax.data.deep import UnreadableImage
 from mpmc_jax.data.images import decode_array
 from mpmc_jax.data.lists import IMAGE_SUFFIXES
-from mpmc_jax.evaluation.pictures import write_prediction
+from mpmc_jax.evaluation.pictures import displayable, write_prediction
 from mpmc_jax.evaluation.predict import Predictor
 
 
@@ -64,15 +64,18 @@ def predict(
     Returns:
       One line for each file that could not be read.
     """
-    predictor = Predictor(run.module, run.variables, run.facts.pixels)
+    pixels = run.facts.pixels
+    protocol = runs.make_protocol(run.config)
+    predictor = Predictor(run.module, run.variables, pixels, protocol)
     problems = []
     for path in files:
         try:
-            image = decode_array(path.read_bytes(), run.facts.pixels)
+            image = decode_array(path.read_bytes(), pixels)
         except (UnreadableImage, OSError) as error:
             problems.append(f"{path}: {error}")
             continue
-        write_prediction(output / path.stem, predictor(image), image, run.facts.palette)
+        shown = displayable(image, pixels)
+        write_prediction(output / path.stem, predictor(image), shown, run.facts.palette)
     return problems
 
 
@@ -94,7 +97,9 @@ def main(arguments: list[str] | None = None) -> None:
         output.mkdir(parents=True, exist_ok=True)
         run = runs.open_run(args.workdir, args.checkpoint)
         problems = predict(run, files, output)
-    print(f"{len(files) - len(problems)} of {len(files)} images written to {output}")
+    mark = ", by a run on a partial data set" if run.facts.partial else ""
+    done = len(files) - len(problems)
+    print(f"{done} of {len(files)} images written to {output}{mark}")
     if problems:
         sys.exit("\n".join(f"error: {problem}" for problem in problems))
 

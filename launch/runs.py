@@ -9,7 +9,6 @@ from typing import Any
 
 import jax
 import ml_collections
-import numpy as np
 
 from configs import base
 from mpmc_jax.data.build import build_eval, build_split, build_train, dataset_info
@@ -18,6 +17,7 @@ from mpmc_jax.data.info import DatasetFacts
 from mpmc_jax.data.pipeline import TrainPipeline
 from mpmc_jax.evaluation.evaluator import Evaluator, PatchProbe
 from mpmc_jax.evaluation.predict import network_input, predict_classes
+from mpmc_jax.evaluation.protocols import Protocol, build_protocol, resize_nearest
 from mpmc_jax.methods.base import Method
 from mpmc_jax.models.config import ModelConfig
 from mpmc_jax.plugins.mpmc import MPMC, adaptive_weights, patch_targets
@@ -106,13 +106,30 @@ def prepare(
 def make_evaluator(
     config: ml_collections.ConfigDict, module: Any, facts: DatasetFacts
 ) -> Evaluator:
-    """The evaluator that `config.eval` describes."""
+    """The evaluator that `config.eval` describes.
+
+    Raises:
+      ValueError: see `make_protocol` and `Evaluator`.
+    """
     return Evaluator(
         module,
         facts.num_classes,
         pixels=facts.pixels,
         batch_size=config.eval.batch_size,
         pad_to=config.eval.pad_to,
+        protocol=make_protocol(config),
+    )
+
+
+def make_protocol(config: ml_collections.ConfigDict) -> Protocol:
+    """The protocol that `config.eval` names, its windows as large as training crops.
+
+    Raises:
+      ValueError: see `build_protocol`.
+    """
+    settings = config.eval
+    return build_protocol(
+        settings.protocol, config.data.crop, tuple(settings.scales), settings.flip
     )
 
 
@@ -250,7 +267,7 @@ def open_split(run: Run, split: str) -> EvalSource:
 
 
 def trust_function(run: Run) -> Callable[[Array, Array], tuple[Array, Array]]:
-    """(images (b,h,w,c) uint8, labels (b,h,w)) -> the run's classes and their lambda_s.
+    """(images (b,h,w,c), labels (b,h,w)) -> the run's classes and their lambda_s.
 
     lambda_s weighs each prediction as it would as a pseudo-label (eq. 5), unscaled.
 
@@ -260,22 +277,20 @@ def trust_function(run: Run) -> Callable[[Array, Array], tuple[Array, Array]]:
     if run.probe is None:
         raise ValueError("this run has no patch classifier (mpmc=off): no lambda_s")
     probe, confidence = run.probe, run.config.mpmc.confidence
+    protocol = make_protocol(run.config)
 
     @jax.jit
     def trust(
         variables: PyTree, head: PyTree, images: Array, labels: Array
     ) -> tuple[Array, Array]:
         normalised = network_input(images, run.facts.pixels)
-        pseudo = predict_classes(run.module, variables, normalised)
-        logits, _, _ = probe.apply(head, normalised, labels)
+        seen, targets = protocol.probed(normalised, labels)
+        pseudo = predict_classes(run.module, variables, seen)
+        logits, _, _ = probe.apply(head, seen, targets)
         weight, _ = adaptive_weights(
             logits, pseudo, confidence=confidence, scale="none"
         )
-        return pseudo, weight
+        size = labels.shape[1:]
+        return resize_nearest(pseudo, size), resize_nearest(weight, size)
 
     return functools.partial(trust, run.variables, probe.variables)
-
-
-def to_host(state: TrainState) -> TrainState:
-    """The state as NumPy; the key stays a key."""
-    return jax.tree.map(np.asarray, state.replace(key=None)).replace(key=state.key)

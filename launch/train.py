@@ -38,7 +38,7 @@ from mpmc_jax.training.build import (
 )
 from mpmc_jax.training.checkpoint import Checkpointer
 from mpmc_jax.training.parallel import Parallel
-from mpmc_jax.training.state import TrainState
+from mpmc_jax.training.state import TrainState, to_host
 from mpmc_jax.types import Batch
 
 _LOG = logging.getLogger("mpmc_jax.train")
@@ -63,6 +63,7 @@ def loop_config(
         log_every=config.train.log_every,
         eval_every=config.train.eval_every or steps_per_epoch,
         checkpoint_every=config.train.checkpoint_every or steps_per_epoch,
+        metric=f"val/{runs.make_protocol(config).metric}",
     )
 
 
@@ -99,7 +100,7 @@ def initial_state(
     restored = checkpointer.restore_latest(state_shape(setup))
     if restored is None:
         _LOG.info("making the networks")
-        return runs.to_host(init_state(setup, config.seed)), 0
+        return to_host(init_state(setup, config.seed)), 0
     _LOG.info("going on from step %d", restored.step)
     return restored.state, restored.data_state["next_index"]
 

@@ -2,6 +2,8 @@
 
 import dataclasses
 
+import numpy as np
+
 
 @dataclasses.dataclass(frozen=True)
 class PixelFormat:
@@ -34,6 +36,14 @@ class PixelFormat:
                 )
             values = values * self.channels if len(values) == 1 else values
             object.__setattr__(self, field, values)
+
+    def stored(self, unit: np.ndarray) -> np.ndarray:
+        """Unit values (...,c) -> stored ones, rounded where these are whole numbers."""
+        low, high = np.array(self.low), np.array(self.high)
+        values = low + unit * (high - low)
+        return (values if self.dtype == "float32" else np.rint(values)).astype(
+            self.dtype
+        )
 
 
 # Bytes as pretrained encoders know them: the mean and deviation are ImageNet's.

@@ -145,7 +145,7 @@ def test_scalars_name_the_classes_that_occur(variables):
 
 def test_plan_covers_every_image_once_and_fills_devices():
     source = make_source(SIZES)
-    plan = batches.plan(source, batch_size=3, num_devices=2, pad_to=0)
+    plan = batches.plan(source, batch_size=3, num_devices=2)
     assert sorted(i for batch in plan for i in batch.indices) == list(range(7))
     assert {(batch.size, batch.rows) for batch in plan} == {
         ((24, 30), 4),

@@ -7,11 +7,11 @@ import types
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 import pytest
 from PIL import Image
 
+from configs import base
 from launch import evaluate as launch_evaluate
 from launch import predict as launch_predict
 from mpmc_jax.data.info import DatasetFacts
@@ -44,10 +44,10 @@ def _picture(seed, size=(12, 16)):
 @pytest.fixture
 def run(monkeypatch):
     module = _Threshold()
+    config = base.get_base()
+    config.eval.batch_size, config.eval.pad_to = 2, 8
     run = types.SimpleNamespace(
-        config=ml_collections.ConfigDict(
-            {"seed": 0, "eval": {"batch_size": 2, "pad_to": 8}}
-        ),
+        config=config,
         facts=DatasetFacts("toy", NAMES, PALETTE, RGB, fingerprint="0"),
         module=module,
         variables=module.init(jax.random.key(0), jnp.zeros((1, 4, 4, 3))),
@@ -77,7 +77,9 @@ def test_evaluate_prints_a_table_and_writes_the_figures(
         label[0] = 1
         source.append(Example(str(seed), image, label))
     monkeypatch.setattr(launch_evaluate.runs, "open_split", lambda *_: source)
-    launch_evaluate.main([f"--workdir={tmp_path}", "--checkpoint=7", "--split=test"])
+    launch_evaluate.main(
+        [f"--workdir={tmp_path}", "--checkpoint=7", "--split=test", "--pad_to=8"]
+    )
     printed = capsys.readouterr().out
     written = json.loads((tmp_path / "eval_test_7.json").read_text())
     assert run.opened == ["7"]

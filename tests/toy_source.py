@@ -17,6 +17,7 @@ class Example:
     id: str
     image: np.ndarray
     label: np.ndarray
+    volume: str = ""
 
 
 class Source(list):
@@ -24,6 +25,10 @@ class Source(list):
 
     def size(self, index):
         return self[index].label.shape
+
+    @property
+    def volumes(self):
+        return [example.volume for example in self]
 
 
 def make_example(rng, name, size, block=BLOCK):

@@ -149,9 +149,7 @@ def size_of(picture: Picture) -> tuple[int, int]:
 
 def fill_color(name: str, pixels: PixelFormat) -> np.ndarray:
     """(c,) the stored value of the padding `name`, in every channel."""
-    low, high = np.array(pixels.low), np.array(pixels.high)
-    levels = FILLS[name](np.array(pixels.mean))
-    return (low + levels / 255 * (high - low)).astype(pixels.dtype)
+    return pixels.stored(FILLS[name](np.array(pixels.mean)) / 255)
 
 
 def to_bytes(array: np.ndarray, pixels: PixelFormat) -> np.ndarray:

@@ -3,12 +3,15 @@
 import collections
 import concurrent.futures
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
 
 from mpmc_jax.types import IGNORE_LABEL
+
+Canvas = Callable[[tuple[int, int]], tuple[int, int]]
+Place = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 # Batches that are decoded while the device computes, and the threads that do it.
 _AHEAD = 2
@@ -24,7 +27,7 @@ class Example(Protocol):
 
     @property
     def image(self) -> np.ndarray:
-        """(h,w,c) uint8."""
+        """(h,w,c) as stored."""
         ...
 
     @property
@@ -48,6 +51,11 @@ class Source(Protocol):
         """Rows and columns of an image."""
         ...
 
+    @property
+    def volumes(self) -> Sequence[str]:
+        """The volume that each image is a slice of, in order; "" for none."""
+        ...
+
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
@@ -64,63 +72,70 @@ class Batch:
     indices: tuple[int, ...]
 
 
-def padded_size(size: tuple[int, int], pad_to: int) -> tuple[int, int]:
-    """The next multiples of `pad_to`, or the size itself where that is 0."""
-    if pad_to == 0:
-        return size
-    return _round_up(size[0], pad_to), _round_up(size[1], pad_to)
-
-
-def plan(source: Source, batch_size: int, num_devices: int, pad_to: int) -> list[Batch]:
-    """Groups the images by padded size and cuts every group into batches.
+def plan(
+    source: Source,
+    batch_size: int,
+    num_devices: int,
+    canvas: Canvas = lambda size: size,
+    indices: Iterable[int] | None = None,
+) -> list[Batch]:
+    """Groups images by the size of their canvas and cuts every group into batches.
 
     `rows` is a multiple of the devices: `batch_size` rounded up, or less where a
-    size occurs less often.
+    size occurs less often. `indices` are the images; None means all.
     """
     groups = collections.defaultdict(list)
-    for index in range(len(source)):
-        groups[padded_size(source.size(index), pad_to)].append(index)
+    for index in range(len(source)) if indices is None else indices:
+        groups[canvas(source.size(index))].append(index)
     batches = []
-    for size, indices in sorted(groups.items()):
-        rows = _round_up(min(batch_size, len(indices)), num_devices)
-        for start in range(0, len(indices), rows):
-            batches.append(Batch(size, rows, tuple(indices[start : start + rows])))
+    for size, members in sorted(groups.items()):
+        rows = _round_up(min(batch_size, len(members)), num_devices)
+        for start in range(0, len(members), rows):
+            batches.append(Batch(size, rows, tuple(members[start : start + rows])))
     return batches
 
 
-def load(source: Source, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
-    """Reads a batch: images (b,h,w,c) uint8 and labels (b,h,w) uint8.
+def load(
+    source: Source, batch: Batch, place: Place = lambda image, label: (image, label)
+) -> tuple[np.ndarray, np.ndarray]:
+    """Reads a batch: images (b,h,w,c) as stored, and labels (b,h,w) uint8.
 
     Padding and the rows that only fill the batch up are black and labelled 255.
+
+    Args:
+      source, batch: what to read.
+      place: (image, label) -> those that go onto the canvas.
 
     Raises:
       ValueError: an image, its label and its announced size differ.
     """
     examples = [source[index] for index in batch.indices]
-    channels = examples[0].image.shape[-1]
-    images = np.zeros((batch.rows, *batch.size, channels), np.uint8)
+    first = examples[0].image
+    images = np.zeros((batch.rows, *batch.size, first.shape[-1]), first.dtype)
     labels = np.full((batch.rows, *batch.size), IGNORE_LABEL, np.uint8)
     for row, (index, example) in enumerate(zip(batch.indices, examples, strict=True)):
-        height, width = source.size(index)
-        if not example.image.shape[:2] == example.label.shape == (height, width):
+        size = source.size(index)
+        if not example.image.shape[:2] == example.label.shape == size:
             raise ValueError(
                 f"{example.id}: the image has {example.image.shape[:2]} pixels, its "
                 f"label {example.label.shape}, and the data set states "
-                f"{(height, width)}; prepare the data set again"
+                f"{size}; prepare the data set again"
             )
-        images[row, :height, :width] = example.image
-        labels[row, :height, :width] = example.label
+        image, label = place(example.image, example.label)
+        height, width = label.shape
+        images[row, :height, :width] = image
+        labels[row, :height, :width] = label
     return images, labels
 
 
 def load_all(
-    source: Source, batches: Sequence[Batch]
+    source: Source, batches: Sequence[Batch], place: Place
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yields every batch in order while threads read the next ones."""
     queue: collections.deque[concurrent.futures.Future] = collections.deque()
     with concurrent.futures.ThreadPoolExecutor(_AHEAD) as pool:
         for batch in batches:
-            queue.append(pool.submit(load, source, batch))
+            queue.append(pool.submit(load, source, batch, place))
             if len(queue) > _AHEAD:
                 yield queue.popleft().result()
         while queue:

@@ -1,8 +1,9 @@
-"""Exact evaluation: images at their own size, one program a distinct size.
+"""Evaluation by a protocol: images at their own size, one program a distinct size.
 
 A result does not depend on the batch size, the order of the images, the devices or
 the processes: images of one size share a batch, what fills a batch up carries the
-label 255, and everything that leaves the device is a count that adds up.
+label 255, and what leaves the device is a count that adds up; of volumes it is the
+classes, and a volume is one process's.
 """
 
 import dataclasses
@@ -12,13 +13,16 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from mpmc_jax.evaluation import batches, metrics
-from mpmc_jax.evaluation.predict import network_input, predict_classes
+from mpmc_jax.evaluation.predict import network_input
+from mpmc_jax.evaluation.protocols import Protocol
+from mpmc_jax.evaluation.slices import Slices, over_processes
+from mpmc_jax.evaluation.volumes import VolumeScores
 from mpmc_jax.pixels import RGB, PixelFormat
 from mpmc_jax.types import Array, PyTree
 
@@ -51,6 +55,8 @@ class EvalResult:
       seconds: wall time.
       programs: distinct input shapes on this process.
       histogram: (2,C,BINS) int64 of the patch classifier, or None.
+      protocol: its name.
+      volumes: the figures of whole volumes, where the protocol has them.
     """
 
     confusion: np.ndarray
@@ -59,6 +65,8 @@ class EvalResult:
     seconds: float
     programs: int
     histogram: np.ndarray | None = None
+    protocol: str = Protocol.name
+    volumes: VolumeScores | None = None
 
     def scalars(self, class_names: Sequence[str]) -> dict[str, float]:
         """The flat figures for a log: `miou`, `iou/<class>`, `patch_map` and so on.
@@ -74,6 +82,8 @@ class EvalResult:
         for name, value in zip(class_names, ious, strict=True):
             if not np.isnan(value):
                 figures[f"iou/{name}"] = float(value)
+        if self.volumes is not None:
+            figures |= self.volumes.scalars(class_names)
         if self.histogram is not None:
             figures |= _patch_scalars(self.histogram)
         return figures
@@ -99,6 +109,7 @@ class Evaluator:
         pixels: PixelFormat = RGB,
         batch_size: int,
         pad_to: int = 0,
+        protocol: Protocol | None = None,
         devices: Sequence[jax.Device] | None = None,
     ):
         """Sets up the programs; nothing is compiled before the first image.
@@ -110,7 +121,9 @@ class Evaluator:
           pixels: how images come.
           batch_size: images a call, rounded up to a multiple of the devices.
           pad_to: 0, or pad every image at the right and bottom to multiples of this:
-            fewer programs where sizes vary, but the padding leaks a little.
+            fewer programs where sizes vary, but the padding leaks a little. For
+            protocols that see whole images.
+          protocol: how images become classes; None: whole images.
           devices: local devices to spread a batch over; all by default.
 
         Raises:
@@ -120,6 +133,7 @@ class Evaluator:
             raise ValueError(f"eval.batch_size={batch_size} must be at least 1")
         if pad_to < 0:
             raise ValueError(f"eval.pad_to={pad_to} must be 0 (exact) or positive")
+        self.protocol = protocol or Protocol(size=1)
         self._devices = jax.local_devices() if devices is None else list(devices)
         mesh = jax.make_mesh(
             (len(self._devices),),
@@ -131,11 +145,15 @@ class Evaluator:
         self._whole = NamedSharding(mesh, PartitionSpec())
         self._batch_size = batch_size
         self._num_classes = num_classes
-        self._pad_to = pad_to
+        self._pixels = pixels
+        self._pad_to = pad_to if self.protocol.pads else 0
+        self._normalize = jax.jit(lambda images: network_input(images, pixels))
+        self._forward = jax.jit(lambda v, images: module.apply(v, images).logits)
         self._count = jax.jit(
-            functools.partial(_count, module, num_classes, pixels),
-            out_shardings=self._whole,
+            functools.partial(_count, num_classes),
+            out_shardings=(self._whole, self._whole),
         )
+        self._probe = jax.jit(_score_patches, out_shardings=self._whole)
 
     def run(
         self,
@@ -152,32 +170,76 @@ class Evaluator:
           probe: the patch classifier, where there is one.
 
         Raises:
-          ValueError: the source is empty, or an image and its label differ in size.
+          ValueError: the source is empty, an image and its label differ in size, or
+            the protocol is of volumes and there are none.
         """
         if len(source) == 0:
             raise ValueError("nothing to evaluate: the split holds no image")
         start = time.perf_counter()
-        plan = batches.plan(source, self._batch_size, len(self._devices), self._pad_to)[
-            jax.process_index() :: jax.process_count()
-        ]
+        plan = self._plan(source)
         variables, probe = jax.device_put((variables, probe), self._whole)
         total = _Counts(self._num_classes)
+        slices = Slices(source) if self.protocol.by_volume else None
+        programs: set[tuple[int, ...]] = set()
+
+        def network(images: Array) -> Array:
+            programs.add(images.shape)
+            return self._forward(variables, images)
+
+        def place(image: np.ndarray, label: np.ndarray):
+            return self.protocol.place(image, label, self._pixels)
+
         pending = None
-        for host_batch in batches.load_all(source, plan):
-            images, labels = jax.device_put(host_batch, self._split)
-            counts = self._count(variables, images, labels, probe)
+        loaded = batches.load_all(source, plan, place)
+        for batch, (host_images, host_labels) in zip(plan, loaded, strict=True):
+            images, labels = jax.device_put((host_images, host_labels), self._split)
+            found = self._evaluate(network, images, labels, probe)
             # A result is fetched while the next batch is being computed.
-            total.add(pending)
-            pending = counts
-        total.add(pending)
+            total.add(pending, slices)
+            pending = (*found, batch, host_labels)
+        total.add(pending, slices)
         return EvalResult(
-            confusion=_over_processes(total.confusion),
+            confusion=over_processes(total.confusion),
             num_images=len(source),
             pad_to=self._pad_to,
             seconds=time.perf_counter() - start,
-            programs=len({(batch.rows, batch.size) for batch in plan}),
-            histogram=None if probe is None else _over_processes(total.histogram),
+            programs=len(programs),
+            histogram=None if probe is None else over_processes(total.histogram),
+            protocol=self.protocol.name,
+            volumes=None if slices is None else slices.scores(self._num_classes),
         )
+
+    def _plan(self, source: batches.Source) -> list[batches.Batch]:
+        """This process's batches: every P-th one, or those of every P-th volume."""
+
+        def canvas(size: tuple[int, int]) -> tuple[int, int]:
+            return self.protocol.canvas(size, self._pad_to)
+
+        settings = (source, self._batch_size, len(self._devices), canvas)
+        process, processes = jax.process_index(), jax.process_count()
+        if not self.protocol.by_volume:
+            return batches.plan(*settings)[process::processes]
+        return batches.plan(*settings, Slices(source).share(process, processes))
+
+    def _evaluate(
+        self,
+        network: Callable[[Array], Array],
+        images: Array,
+        labels: Array,
+        probe: PatchProbe | None,
+    ) -> tuple[Array, Array, Array | None]:
+        """Confusion matrix, classes and score histogram of one batch."""
+        normalised = self._normalize(images)
+        scores = self.protocol.scores(network, normalised)
+        confusion, classes = self._count(scores, labels)
+        if probe is None:
+            return confusion, classes, None
+        histogram = self._probe(probe, *self.protocol.probed(normalised, labels))
+        return confusion, classes, histogram
+
+
+# Confusion matrix, classes, histogram; the batch, and its labels on the host.
+_Found = tuple[Array, Array, Array | None, batches.Batch, np.ndarray]
 
 
 class _Counts:
@@ -187,38 +249,23 @@ class _Counts:
         self.confusion = np.zeros((num_classes, num_classes), np.int64)
         self.histogram = np.zeros((2, num_classes, metrics.BINS), np.int64)
 
-    def add(self, counts: tuple[Array, Array | None] | None) -> None:
-        if counts is None:
+    def add(self, found: _Found | None, slices: Slices | None) -> None:
+        if found is None:
             return
-        confusion, histogram = jax.device_get(counts)
-        self.confusion += confusion
+        *on_device, batch, labels = found
+        confusion, classes, histogram = on_device
+        self.confusion += jax.device_get(confusion)
         if histogram is not None:
-            self.histogram += histogram
+            self.histogram += jax.device_get(histogram)
+        if slices is not None:
+            slices.add(batch.indices, jax.device_get(classes), labels)
 
 
-def _count(
-    module: Any,
-    num_classes: int,
-    pixels: PixelFormat,
-    variables: PyTree,
-    images: Array,
-    labels: Array,
-    probe: PatchProbe | None,
-) -> tuple[Array, Array | None]:
-    """Confusion matrix and score histogram of one batch of uint8 images."""
-    images = network_input(images, pixels)
-    classes = predict_classes(module, variables, images)
-    confusion = metrics.confusion_matrix(classes, labels, num_classes)
-    if probe is None:
-        return confusion, None
-    logits, targets, valid = probe.apply(probe.variables, images, labels)
-    return confusion, metrics.score_histogram(logits, targets, valid)
+def _count(num_classes: int, scores: Array, labels: Array) -> tuple[Array, Array]:
+    """Confusion matrix and classes of one batch's scores (b,h,w,C)."""
+    classes = jnp.argmax(scores, axis=-1).astype(jnp.uint8)
+    return metrics.confusion_matrix(classes, labels, num_classes), classes
 
 
-def _over_processes(counts: np.ndarray) -> np.ndarray:
-    """The sum of every process's int64 counts."""
-    if jax.process_count() == 1:
-        return counts
-    # JAX would cut int64 to int32, so the two halves travel as they are.
-    halves = multihost_utils.process_allgather(counts.view(np.int32))
-    return np.asarray(halves).view(np.int64).sum(0)
+def _score_patches(probe: PatchProbe, images: Array, labels: Array) -> Array:
+    return metrics.score_histogram(*probe.apply(probe.variables, images, labels))

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from mpmc_jax.pixels import PixelFormat
+
 Palette = Sequence[tuple[int, int, int]]
 
 _VOID_COLOR = (0, 0, 0)
@@ -20,6 +22,13 @@ def colorize(index: np.ndarray, palette: Palette) -> np.ndarray:
     table = np.full((256, 3), _VOID_COLOR, np.uint8)
     table[: len(palette)] = palette
     return table[index]
+
+
+def displayable(image: np.ndarray, pixels: PixelFormat) -> np.ndarray:
+    """A stored image -> (h,w,1 or 3) uint8, the first of other numbers of channels."""
+    low, high = np.array(pixels.low), np.array(pixels.high)
+    unit = np.clip((image - low) / (high - low), 0, 1)
+    return np.rint(255 * unit[..., : 1 if pixels.channels < 3 else 3]).astype(np.uint8)
 
 
 def overlay(image: np.ndarray, colors: np.ndarray) -> np.ndarray:

@@ -1,11 +1,13 @@
-"""From uint8 images to classes, whole images at their own size."""
+"""From stored images to classes, whole images at their own size."""
 
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mpmc_jax.evaluation.protocols import Protocol
 from mpmc_jax.models.preprocess import normalize, to_unit
 from mpmc_jax.pixels import PixelFormat
 from mpmc_jax.types import Array, PyTree
@@ -35,16 +37,17 @@ def predict_classes(module: Any, variables: PyTree, images: Array) -> Array:
 class Predictor:
     """Segments single images; compiles one program a distinct size."""
 
-    def __init__(self, module: Any, variables: PyTree, pixels: PixelFormat):
-        """Takes a segmenter, its {"params", "batch_stats"}, and how images come."""
-        self._variables = variables
-        self._classes = jax.jit(
-            lambda variables, images: predict_classes(
-                module, variables, network_input(images, pixels)
-            )
-        )
+    def __init__(
+        self, module: Any, variables: PyTree, pixels: PixelFormat, protocol: Protocol
+    ):
+        """Takes a segmenter, its {"params", "batch_stats"}, and how it sees images."""
+        self._protocol = protocol.whole()
+        self._normalize = jax.jit(lambda images: network_input(images, pixels))
+        forward = jax.jit(lambda v, images: module.apply(v, images).logits)
+        self._network = functools.partial(forward, variables)
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
-        """The class of every pixel: (h,w,c) uint8 -> (h,w) uint8."""
-        classes = self._classes(self._variables, jnp.asarray(image)[None])
-        return np.asarray(classes[0]).astype(np.uint8)
+        """The class of every pixel: (h,w,c) as stored -> (h,w) uint8."""
+        images = self._normalize(jnp.asarray(image)[None])
+        scores = self._protocol.scores(self._network, images)
+        return np.asarray(jnp.argmax(scores[0], axis=-1)).astype(np.uint8)

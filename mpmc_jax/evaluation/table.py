@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from mpmc_jax.evaluation import metrics
 from mpmc_jax.evaluation.evaluator import EvalResult
+from mpmc_jax.evaluation.volumes import VolumeScores
 
 
 def format_table(result: EvalResult, class_names: Sequence[str]) -> str:
@@ -28,6 +29,8 @@ def format_table(result: EvalResult, class_names: Sequence[str]) -> str:
         f"{'mean IoU':<{width}}  {_percent(scalars['miou']):>7}",
         f"{'pixel accuracy':<{width}}  {_percent(scalars['pixel_accuracy']):>7}",
     ]
+    if result.volumes is not None:
+        lines += _volume_lines(result.volumes, class_names, width)
     if result.histogram is not None:
         lines += [
             _against_constant("mean average precision", scalars, "patch_map"),
@@ -35,10 +38,37 @@ def format_table(result: EvalResult, class_names: Sequence[str]) -> str:
         ]
     padding = "own size" if result.pad_to == 0 else f"padded to {result.pad_to}"
     lines.append(
-        f"{result.num_images} images ({padding}), {result.programs} programs, "
-        f"{result.seconds:.1f} s"
+        f"{result.num_images} images ({padding}), protocol {result.protocol}, "
+        f"{result.programs} programs, {result.seconds:.1f} s"
     )
     return "\n".join(lines)
+
+
+def _volume_lines(
+    volumes: VolumeScores, class_names: Sequence[str], width: int
+) -> list[str]:
+    """Dice, HD95 and ASD a class, and volumes that lack the class or the surface."""
+    title = f"{len(volumes.values)} volumes"
+    lines = [
+        f"{title:<{width}}  {'Dice':>7}  {'HD95':>8}  {'ASD':>8}  {'left out':>12}"
+    ]
+    figures = zip(class_names[1:], volumes.means(), volumes.undefined(), strict=True)
+    for name, (dice, hd95, asd), left_out in figures:
+        absent = "/".join(str(count) for count in left_out)
+        lines.append(
+            f"{name:<{width}}  {_percent(dice):>7}  {_voxels(hd95):>8}  "
+            f"{_voxels(asd):>8}  {absent:>12}"
+        )
+    means = volumes.scalars(class_names)
+    lines.append(
+        f"{'mean':<{width}}  {_percent(means['dice']):>7}  "
+        f"{_voxels(means['hd95']):>8}  {_voxels(means['asd']):>8}"
+    )
+    return lines
+
+
+def _voxels(value: float) -> str:
+    return "-" if value != value else f"{value:.2f}"
 
 
 def _against_constant(title: str, scalars: dict[str, float], name: str) -> str:

@@ -23,8 +23,8 @@ from mpmc_jax.training.state import TrainState
 
 _LOG = logging.getLogger(__name__)
 
-FORMAT_VERSION = 2
-METRIC = "val/miou"
+FORMAT_VERSION = 3
+SCORE = "score"
 
 
 class CheckpointError(RuntimeError):
@@ -47,7 +47,7 @@ class Restored:
 
 
 class Checkpointer:
-    """Keeps the newest `keep` checkpoints of a run and the best by val/miou.
+    """Keeps the newest `keep` checkpoints of a run and the best by its score.
 
     Args:
       directory: theirs alone.
@@ -93,7 +93,7 @@ class Checkpointer:
 
     def _open(self) -> ocp.CheckpointManager:
         def metric(metrics: dict[str, float]) -> float:
-            return metrics[METRIC]
+            return metrics.get(SCORE, -1.0)
 
         policy = checkpoint_managers.AnyPreservationPolicy(
             [
@@ -138,7 +138,7 @@ class Checkpointer:
         self,
         state: TrainState,
         data_state: dict[str, Any],
-        miou: float | None,
+        score: float | None,
         *,
         wait: bool = False,
     ) -> None:
@@ -147,7 +147,7 @@ class Checkpointer:
         Args:
           state: one copy of the state, on the host or a device.
           data_state: the data iterator's position at this step.
-          miou: the evaluation at this step; None ranks below every evaluation.
+          score: of the evaluation at this step; None ranks below every evaluation.
           wait: return only when it is on disk.
         """
         arrays = jax.tree.map(np.asarray, _arrays(state))
@@ -167,7 +167,7 @@ class Checkpointer:
                 args=ocp.args.Composite(
                     state=ocp.args.StandardSave(arrays), meta=ocp.args.JsonSave(meta)
                 ),
-                metrics={METRIC: -1.0 if miou is None else miou},
+                metrics={SCORE: -1.0 if score is None else score},
                 force=True,
             )
             if wait:

@@ -6,6 +6,7 @@ It never waits for the step it has just started: numbers are read `LAG` steps la
 import collections
 import dataclasses
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
@@ -14,7 +15,7 @@ import jax
 import numpy as np
 
 from mpmc_jax.methods.base import Method
-from mpmc_jax.training.checkpoint import METRIC, Checkpointer
+from mpmc_jax.training.checkpoint import Checkpointer
 from mpmc_jax.training.config import LAG, StepConfig
 from mpmc_jax.training.parallel import Parallel
 from mpmc_jax.training.phases import Programs
@@ -59,18 +60,19 @@ class DataIterator(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class LoopConfig:
-    """Length and rhythm of a run, in steps."""
+    """Length and rhythm of a run, in steps, and the figure that checkpoints rank by."""
 
     steps: int
     log_every: int
     eval_every: int
     checkpoint_every: int
+    metric: str = "val/miou"
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
+        for name in ("steps", "log_every", "eval_every", "checkpoint_every"):
+            value = getattr(self, name)
             if value < 1:
-                raise ValueError(f"train.{field.name}={value}: at least 1 is needed")
+                raise ValueError(f"train.{name}={value}: at least 1 is needed")
 
 
 @dataclasses.dataclass
@@ -97,7 +99,7 @@ def train(
     """Trains from `state` (on the host) to `config.steps`; returns the last state.
 
     Args:
-      evaluate: numbers of one copy of the state, "val/miou" among them.
+      evaluate: numbers of one copy of the state, `config.metric` among them.
       names: the ids of a batch's records, for messages.
 
     Raises:
@@ -138,7 +140,7 @@ def train(
                 # Whoever asks for a stop gives no time for an evaluation.
                 how = None if leaving or not _is_due(config, done) else evaluate
                 one = parallel.fetch(device_state)
-                _keep(done, one, how, checkpointer, report, data)
+                _keep(done, one, how, config.metric, checkpointer, report, data)
             if leaving:
                 raise Interrupted(_STOPPED.format(stop.requested, done))
     return parallel.fetch(device_state)
@@ -148,17 +150,18 @@ def _keep(
     done: int,
     state: TrainState,
     evaluate: Callable[[TrainState], dict[str, float]] | None,
+    metric: str,
     checkpointer: Checkpointer,
     report: Report,
     data: DataIterator,
 ) -> None:
     """Evaluates if there is how, and saves whatever comes of it."""
-    miou = None
+    score = None
     try:
         if evaluate is not None:
-            miou = _evaluate(done, state, evaluate, report)
+            score = _evaluate(done, state, evaluate, metric, report)
     finally:
-        checkpointer.save(state, data.get_state(), miou)
+        checkpointer.save(state, data.get_state(), score)
     report.restart_clock()
 
 
@@ -176,18 +179,21 @@ def _evaluate(
     done: int,
     state: TrainState,
     evaluate: Callable[[TrainState], dict[str, float]],
+    metric: str,
     report: Report,
-) -> float:
+) -> float | None:
     begin = time.monotonic()
     numbers = evaluate(state)
     report.write(done, numbers)
     _LOG.info(
-        "step %d  val/miou %.4f  (%s)",
+        "step %d  %s %.4f  (%s)",
         done,
-        numbers[METRIC],
+        metric,
+        numbers[metric],
         duration(time.monotonic() - begin),
     )
-    return numbers[METRIC]
+    score = numbers[metric]
+    return score if math.isfinite(score) else None
 
 
 class _RefusedError(Exception):

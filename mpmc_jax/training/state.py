@@ -1,5 +1,7 @@
 """The whole of a run between two steps."""
 
+import jax
+import numpy as np
 from flax import struct
 
 from mpmc_jax.types import Array, PyTree
@@ -31,3 +33,8 @@ class TrainState(struct.PyTreeNode):
 
 
 PLUGIN = "plugin"
+
+
+def to_host(state: TrainState) -> TrainState:
+    """The state as NumPy; the key stays a key."""
+    return jax.tree.map(np.asarray, state.replace(key=None)).replace(key=state.key)

@@ -1,0 +1,267 @@
+"""Evaluation protocols by name: how an image becomes scores at its own size.
+
+    whole            the image as it is
+    slide_unimatch   windows cut short at the border, softmax averaged (also AugSeg's)
+    slide_u2pl       windows moved back at the border, logits averaged
+    slide_ael        the same windows, softmax averaged
+    center_crop      the middle of the image; padding has label 0 (U2PL, AEL)
+    volume           slices resized to the crop's size and back, scored by volume (ACDC)
+
+On request an image is also seen at other scales and mirrored. Each view's scores are
+brought back to the image's size, turned into probabilities and averaged; resizing is
+bilinear between pixel centres, without antialias.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mpmc_jax.evaluation import windows
+from mpmc_jax.pixels import PixelFormat
+from mpmc_jax.types import Array
+
+# Network input (b,h,w,c) -> logits (b,h,w,C).
+Network = Callable[[Array], Array]
+
+_PADDING_LABEL = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Protocol:
+    """The whole image at once; other protocols change parts of it.
+
+    Attributes:
+      size: side of a window, of the centre, or of what slices are resized to.
+      scales: factors on the image's sides.
+      flip: whether each view is also seen mirrored.
+    """
+
+    name: ClassVar[str] = "whole"
+    # What a checkpoint is chosen by, and whether that is a figure of volumes.
+    metric: ClassVar[str] = "miou"
+    by_volume: ClassVar[bool] = False
+    # Whether `once` gives probabilities, and not logits.
+    probabilities: ClassVar[bool] = False
+    # Whether images may be padded to fewer sizes, for fewer programs.
+    pads: ClassVar[bool] = True
+
+    size: int
+    scales: tuple[float, ...] = (1.0,)
+    flip: bool = False
+
+    def __post_init__(self) -> None:
+        """Raises ValueError where a setting is out of range."""
+        if self.size < 1:
+            raise ValueError(f"the size of windows is {self.size}; set data.crop")
+        if not self.scales or min(self.scales) <= 0:
+            raise ValueError(f"eval.scales={self.scales}: give factors above 0")
+
+    def canvas(self, size: tuple[int, int], pad_to: int) -> tuple[int, int]:
+        """Rows and columns of the array that an image of such a size is put into."""
+        if pad_to == 0 or not self.pads:
+            return size
+        rows, columns = (-(-side // pad_to) * pad_to for side in size)
+        return rows, columns
+
+    def place(
+        self, image: np.ndarray, label: np.ndarray, pixels: PixelFormat
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """What of an image and its label goes onto the canvas, at its upper left."""
+        del pixels
+        return image, label
+
+    def whole(self) -> "Protocol":
+        """The protocol for a prediction of the whole image."""
+        return self
+
+    def once(self, network: Network, images: Array) -> Array:
+        """Scores of one view: (b,h,w,c) -> (b,h,w,C)."""
+        return network(images)
+
+    def scores(self, network: Network, images: Array) -> Array:
+        """Scores of the images, whose argmax is the class: (b,h,w,c) -> (b,h,w,C)."""
+        if self.scales == (1.0,) and not self.flip:
+            return self.once(network, images)
+        size = images.shape[1:3]
+        total = None
+        for scale in self.scales:
+            scaled = tuple(max(round(side * scale), 1) for side in size)
+            view = resize(images, scaled)
+            for mirrored in (False, True)[: 1 + self.flip]:
+                found = self.once(network, mirror(view) if mirrored else view)
+                found = resize(mirror(found) if mirrored else found, size)
+                found = found if self.probabilities else jax.nn.softmax(found)
+                total = found if total is None else total + found
+        assert total is not None  # There is a scale.
+        return total / (len(self.scales) * (1 + self.flip))
+
+    def probed(self, images: Array, labels: Array) -> tuple[Array, Array]:
+        """Images and labels as the patch classifier is to see them."""
+        return images, labels
+
+
+class Slide(Protocol):
+    """Overlapping windows, their scores averaged."""
+
+    pads = False
+
+    def spans(self, side: int) -> list[windows.Span]:
+        """Start and length of the windows along one axis."""
+        return windows.shifted_spans(side, self.size)
+
+    def once(self, network: Network, images: Array) -> Array:
+        _, rows, columns, _ = images.shape
+        total, count = None, np.zeros((rows, columns), np.float32)
+        places = windows.windows(self.spans(rows), self.spans(columns))
+        for top, left, height, width in places:
+            found = network(_cut(images, (top, left), (height, width)))
+            found = jax.nn.softmax(found) if self.probabilities else found
+            if total is None:
+                shape = (*images.shape[:3], found.shape[-1])
+                total = jnp.zeros(shape, found.dtype, device=images.sharding)
+            total = _add(total, found, (top, left))
+            count[top : top + height, left : left + width] += 1
+        assert total is not None  # There is a window.
+        return total / count[None, :, :, None]
+
+
+class SlideUniMatch(Slide):
+    """UniMatch's and AugSeg's windows; they sum, which chooses the same classes."""
+
+    name = "slide_unimatch"
+    probabilities = True
+
+    def spans(self, side: int) -> list[windows.Span]:
+        return windows.truncated_spans(side, self.size)
+
+
+class SlideU2PL(Slide):
+    """U2PL's."""
+
+    name = "slide_u2pl"
+
+
+class SlideAEL(Slide):
+    """AEL's."""
+
+    name = "slide_ael"
+    probabilities = True
+
+
+class CenterCrop(Protocol):
+    """The middle, as U2PL and AEL score while they train."""
+
+    name = "center_crop"
+    pads = False
+
+    def canvas(self, size: tuple[int, int], pad_to: int) -> tuple[int, int]:
+        return self.size, self.size
+
+    def place(
+        self, image: np.ndarray, label: np.ndarray, pixels: PixelFormat
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Images are padded with their mean, the zero of what is normalised."""
+        shape = (self.size, self.size)
+        canvas = np.empty((*shape, image.shape[2]), image.dtype)
+        canvas[:] = pixels.stored(np.array(pixels.mean))
+        labels = np.full(shape, _PADDING_LABEL, label.dtype)
+        (rows_in, rows), (columns_in, columns) = map(self._middle, label.shape)
+        canvas[rows, columns] = image[rows_in, columns_in]
+        labels[rows, columns] = label[rows_in, columns_in]
+        return canvas, labels
+
+    def _middle(self, side: int) -> tuple[slice, slice]:
+        """Of one axis: what is taken of the image, and where it goes."""
+        length = min(side, self.size)
+        start, at = (side - length) // 2, (self.size - length) // 2
+        return slice(start, start + length), slice(at, at + length)
+
+    def whole(self) -> Protocol:
+        return Protocol(self.size, self.scales, self.flip)
+
+
+class PerVolume(Protocol):
+    """Slices at the training crops' size; figures are of whole volumes.
+
+    Source: UniMatch, more-scenarios/medical/unimatch.py.
+    """
+
+    name = "volume"
+    pads = False
+    metric = "dice"
+    by_volume = True
+
+    def once(self, network: Network, images: Array) -> Array:
+        size = images.shape[1:3]
+        return resize(network(resize(images, (self.size, self.size))), size)
+
+    def probed(self, images: Array, labels: Array) -> tuple[Array, Array]:
+        size = (self.size, self.size)
+        return resize(images, size), resize_nearest(labels, size)
+
+
+PROTOCOLS: dict[str, type[Protocol]] = {
+    kind.name: kind
+    for kind in (Protocol, SlideUniMatch, SlideU2PL, SlideAEL, CenterCrop, PerVolume)
+}
+
+
+def build_protocol(
+    name: str, size: int, scales: tuple[float, ...] = (1.0,), flip: bool = False
+) -> Protocol:
+    """The protocol `name`.
+
+    Raises:
+      ValueError: unknown, the text lists the valid ones; or see `Protocol`.
+    """
+    if name not in PROTOCOLS:
+        raise ValueError(
+            f"eval.protocol={name!r} is unknown; valid: {', '.join(PROTOCOLS)}"
+        )
+    return PROTOCOLS[name](size, tuple(map(float, scales)), flip)
+
+
+@functools.partial(jax.jit, static_argnames="size")
+def resize(x_bhwc: Array, size: tuple[int, int]) -> Array:
+    """Bilinear between pixel centres, no antialias; what has that size stays."""
+    if x_bhwc.shape[1:3] == tuple(size):
+        return x_bhwc
+    shape = (x_bhwc.shape[0], *size, x_bhwc.shape[3])
+    return jax.image.resize(
+        x_bhwc,
+        shape,
+        "linear",
+        antialias=False,
+        precision=jax.lax.Precision.HIGHEST,
+    )
+
+
+@functools.partial(jax.jit, static_argnames="size")
+def resize_nearest(x_bhw: Array, size: tuple[int, int]) -> Array:
+    """The nearest pixel's value, as for classes: (b,h,w) -> (b,*size)."""
+    return jax.image.resize(x_bhw, (x_bhw.shape[0], *size), "nearest")
+
+
+@jax.jit
+def mirror(x_bhwc: Array) -> Array:
+    """Left and right exchanged."""
+    return x_bhwc[:, :, ::-1]
+
+
+@functools.partial(jax.jit, static_argnames="size")
+def _cut(x_bhwc: Array, corner: tuple[int, int], size: tuple[int, int]) -> Array:
+    shape = (x_bhwc.shape[0], *size, x_bhwc.shape[3])
+    return jax.lax.dynamic_slice(x_bhwc, (0, *corner, 0), shape)
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _add(total: Array, part: Array, corner: tuple[int, int]) -> Array:
+    """Adds a window's scores in place, so that an image needs one array of them."""
+    start = (0, *corner, 0)
+    there = jax.lax.dynamic_slice(total, start, part.shape)
+    return jax.lax.dynamic_update_slice(total, there + part, start)

@@ -1,0 +1,62 @@
+"""Puts the slices of volumes together again, and figures of all processes."""
+
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from mpmc_jax.evaluation import batches
+from mpmc_jax.evaluation.volumes import FIGURES, VolumeScores, score_volume
+
+
+class Slices:
+    """Predictions and labels of one process's volumes.
+
+    Raises:
+      ValueError: the images are not slices of volumes.
+    """
+
+    def __init__(self, source: batches.Source):
+        self._volumes = list(source.volumes)
+        if "" in self._volumes:
+            raise ValueError(
+                "eval.protocol='volume', but the data set has no volumes; use 'whole'"
+            )
+        self._names = list(dict.fromkeys(self._volumes))
+        self._found: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+
+    def share(self, process: int, processes: int) -> list[int]:
+        """Indices of the slices of every P-th volume."""
+        mine = set(self._names[process::processes])
+        return [i for i, name in enumerate(self._volumes) if name in mine]
+
+    def add(
+        self, indices: Sequence[int], classes: np.ndarray, labels: np.ndarray
+    ) -> None:
+        """Keeps what was found of a batch, (b,h,w) each."""
+        for row, index in enumerate(indices):
+            self._found[index] = classes[row], labels[row]
+
+    def scores(self, num_classes: int) -> VolumeScores:
+        """The figures of all volumes, over all processes."""
+        values = np.zeros((len(self._names), num_classes - 1, len(FIGURES)))
+        for position, name in enumerate(self._names):
+            members = [
+                self._found[i]
+                for i, volume in enumerate(self._volumes)
+                if volume == name and i in self._found
+            ]
+            if members:
+                prediction, truth = map(np.stack, zip(*members, strict=True))
+                values[position] = score_volume(prediction, truth, num_classes)
+        return VolumeScores(over_processes(values))
+
+
+def over_processes(counts: np.ndarray) -> np.ndarray:
+    """The sum of every process's 64-bit numbers."""
+    if jax.process_count() == 1:
+        return counts
+    # JAX would cut 64 bits to 32, so the two halves travel as they are.
+    halves = multihost_utils.process_allgather(counts.view(np.int32))
+    return np.asarray(halves).view(counts.dtype).sum(0)
