@@ -7,7 +7,7 @@ the data set comes on top; --config.a.b=VALUE overrides everything.
 
 import ml_collections
 
-_KEYS = ("method", "mpmc", "split", "backbone", "model")
+_KEYS = ("method", "mpmc", "split", "lists", "backbone", "model", "crop")
 
 # "recommended": until measurements decide, the paper's method with a lambda_s of
 # mean 1 (D4: as written it divides L_u by ten) and the cheap head (D16).
@@ -43,6 +43,8 @@ _VOC = {
     "optimizer.lr": 1e-3,
     "optimizer.head_multiplier": 10.0,
     "optimizer.weight_decay": 1e-4,
+    # No image of VOC exceeds 500 pixels, so that there are at most four sizes.
+    "eval.pad_to": 256,
 }
 _CITYSCAPES = {
     "train.batch_size": 16,
@@ -52,6 +54,7 @@ _CITYSCAPES = {
     "method.supervised_loss": "ohem",
     "method.ohem_threshold": 0.7,
     "method.ohem_min_kept": 100_000,
+    "eval.protocol": "slide_unimatch",
 }
 # Road, sidewalk, building, vegetation, sky; AEL's release has the same for VOC.
 _AEL_UNQUERIED = (0, 1, 2, 8, 10)
@@ -112,6 +115,7 @@ PUBLISHED = {
             "optimizer.weight_decay": 5e-4,
             "method.auxiliary_weight": 0.4,
             "u2pl.warmup_epochs": 0,
+            "eval.protocol": "center_crop",
         },
         "ael": {
             **_CITYSCAPES,
@@ -125,6 +129,7 @@ PUBLISHED = {
             "ael.unqueried": _AEL_UNQUERIED,
             "ael.object_area": 0.005,
             "ael.presence_area": 0.01,
+            "eval.protocol": "center_crop",
         },
     },
 }
@@ -138,9 +143,14 @@ for _methods in PUBLISHED.values():
     }
     # Nobody published this one: it trains as UniMatch does.
     _methods["mean_teacher"] = _unimatch
-# UniMatch's. Nobody published the others, which have its optimiser and schedule (D22).
+# UniMatch's. Nobody published the others, which have its data, optimiser, schedule and
+# supervised loss (D22).
 _ACDC = {
     "data.crop": 256,
+    "data.geometry": "acdc",
+    "data.normalization": "none",
+    "method.supervised_loss": "ce_dice",
+    "eval.protocol": "volume",
     "train.batch_size": 12,
     "train.group_size": 12,
     "train.epochs": 300,
@@ -150,6 +160,11 @@ _ACDC = {
     "optimizer.lag": 1,
 }
 PUBLISHED["acdc"] = dict.fromkeys(METHODS, _ACDC) | {
+    "unimatch": {
+        **_ACDC,
+        "data.partner": "other",
+        "method.unlabeled_loss": "dice",
+    },
     "u2pl": {
         **_ACDC,
         "train.group_size": 4,
@@ -160,10 +175,11 @@ PUBLISHED["acdc"] = dict.fromkeys(METHODS, _ACDC) | {
     "ael": {
         **_ACDC,
         "train.group_size": 2,
-        "method.supervised_loss": "ce",
         "ael.scale": 1.0,
     },
 }
+# Where a published run of another crop differs: UniMatch's on the lists of U2PL.
+AT_CROP = {("voc", "unimatch", 513): {"train.group_size": 4}}
 
 
 def parse(argument: str) -> dict[str, str]:
@@ -196,16 +212,27 @@ def apply(
     """Sets a variant on a data set's configuration and returns it.
 
     Raises:
-      ValueError: an unknown key, method or MPMC mode; the message lists the valid ones.
+      ValueError: an unknown key, method or MPMC mode, the message lists the valid ones;
+        a crop that is no number.
     """
     values = parse(argument)
-    config.method.name = values.get("method", "unimatch")
-    config.update_from_flattened_dict(_choose(METHODS, "method", config.method.name))
+    method = config.method.name = values.get("method", "unimatch")
+    config.update_from_flattened_dict(_choose(METHODS, "method", method))
     published = PUBLISHED.get(config.data.name, {})
-    config.update_from_flattened_dict(published.get(config.method.name, {}))
+    config.update_from_flattened_dict(published.get(method, {}))
+    if "crop" in values:
+        if not values["crop"].isdecimal():
+            raise ValueError(f"crop={values['crop']!r} is no number of pixels")
+        config.data.crop = int(values["crop"])
+        at_crop = AT_CROP.get((config.data.name, method, config.data.crop), {})
+        config.update_from_flattened_dict(at_crop)
     config.mpmc.update(_choose(MPMC, "mpmc", values.get("mpmc", "off")))
     if "split" in values:
         config.data.split = values["split"]
+    if "lists" in values:
+        folder = f"{values['lists']}/{config.data.split}"
+        config.data.labeled_ids = f"{folder}/labeled.txt"
+        config.data.unlabeled_ids = f"{folder}/unlabeled.txt"
     if "backbone" in values:
         config.model.backbone = values["backbone"]
     if "model" in values:
