@@ -7,7 +7,7 @@ behind the colon of --config=configs/camvid.py:method=unimatch,mpmc=paper.
 
 import ml_collections
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 def get_base() -> ml_collections.ConfigDict:
@@ -72,6 +72,7 @@ def _model() -> dict:
     return {
         # "deeplabv3plus", or "unet" (no backbone, no variant; crops of 16 n pixels).
         "name": "deeplabv3plus",
+        # A deep stem, or torchvision's: resnet50_plain, resnet101_plain, resnet18.
         "backbone": "resnet50",
         # "auto": the variant that the method's authors used.
         "variant": "auto",
@@ -81,6 +82,9 @@ def _model() -> dict:
         "dtype": "float32",
         # Recompute activations in the backward pass: less memory, more time.
         "remat": False,
+        # Weights that networks and averages begin with, from launch.convert_weights
+        # (or PyTorch's own file); "": random.
+        "pretrained": "",
     }
 
 

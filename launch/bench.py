@@ -37,6 +37,8 @@ def configuration(args: argparse.Namespace, method: str) -> ml_collections.Confi
     """The default configuration with the command line's settings."""
     config = base.get_base()
     config.data.name = args.dataset
+    argument = f"method={method},mpmc={args.mpmc},backbone={args.backbone}"
+    presets.apply(config, argument)
     config.data.data_dir = args.data_dir
     config.data.crop = args.crop
     config.model.dtype = args.dtype
@@ -44,8 +46,7 @@ def configuration(args: argparse.Namespace, method: str) -> ml_collections.Confi
     config.train.group_size = args.group_size
     config.train.parallel = args.parallel
     config.train.devices = args.devices
-    argument = f"method={method},mpmc={args.mpmc},backbone={args.backbone}"
-    return presets.apply(config, argument)
+    return config
 
 
 def bench_data(config: ml_collections.ConfigDict, repeats: int) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import os
 import pathlib
 import sys
 from collections.abc import Iterator
@@ -80,8 +81,10 @@ def keep_compiled_programs() -> None:
     """Turns JAX's compilation cache on, unless a place for it was already chosen.
 
     Evaluation compiles a program a distinct image size; the next run finds them.
-    JAX_COMPILATION_CACHE_DIR chooses another place, ~/.cache/mpmc_jax otherwise.
+    JAX_COMPILATION_CACHE_DIR chooses another place; otherwise it is mpmc_jax in
+    XDG_CACHE_HOME or ~/.cache.
     """
     if jax.config.jax_compilation_cache_dir is None:  # pyright: ignore
-        cache = pathlib.Path.home() / ".cache" / "mpmc_jax"
+        caches = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+        cache = pathlib.Path(caches, "mpmc_jax")
         jax.config.update("jax_compilation_cache_dir", str(cache))

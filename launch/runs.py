@@ -45,6 +45,7 @@ class Run:
     Attributes:
       config: its configuration.
       facts: of the data set it was trained on.
+      model: its network's configuration.
       module: the segmenter.
       variables: {"params", "batch_stats"} of the network to use.
       step: the checkpoint's step.
@@ -55,6 +56,7 @@ class Run:
 
     config: ml_collections.ConfigDict
     facts: DatasetFacts
+    model: ModelConfig
     module: Any
     variables: PyTree
     step: int
@@ -240,6 +242,7 @@ def open_run(workdir: str, checkpoint: str = "best") -> Run:
     return Run(
         config=config,
         facts=facts,
+        model=model,
         module=setup.step.modules[network],
         variables=select(restored.state, which, network),
         step=restored.step,

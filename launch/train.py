@@ -22,7 +22,7 @@ from absl import logging as absl_logging
 from ml_collections import config_flags
 
 from configs import base
-from launch import cli, runs
+from launch import cli, pretrained, runs
 from mpmc_jax.data.build import build_eval
 from mpmc_jax.data.info import DatasetFacts
 from mpmc_jax.data.pipeline import TrainPipeline
@@ -38,8 +38,8 @@ from mpmc_jax.training.build import (
 )
 from mpmc_jax.training.checkpoint import Checkpointer
 from mpmc_jax.training.parallel import Parallel
-from mpmc_jax.training.state import TrainState, to_host
-from mpmc_jax.types import Batch
+from mpmc_jax.training.state import TrainState, begin_with, to_host
+from mpmc_jax.types import Batch, PyTree
 
 _LOG = logging.getLogger("mpmc_jax.train")
 
@@ -94,13 +94,18 @@ def make_evaluate(
 
 
 def initial_state(
-    config: ml_collections.ConfigDict, setup: Setup, checkpointer: Checkpointer
+    seed: int,
+    setup: Setup,
+    checkpointer: Checkpointer,
+    beginning: Callable[[], tuple[PyTree, dict]],
 ) -> tuple[TrainState, int]:
     """State and data position: those of the newest checkpoint, or the beginning."""
     restored = checkpointer.restore_latest(state_shape(setup))
     if restored is None:
         _LOG.info("making the networks")
-        return to_host(init_state(setup, config.seed)), 0
+        state = to_host(init_state(setup, seed))
+        variables, _ = beginning()
+        return (begin_with(state, variables) if variables else state), 0
     _LOG.info("going on from step %d", restored.step)
     return restored.state, restored.data_state["next_index"]
 
@@ -161,11 +166,16 @@ def train(config: ml_collections.ConfigDict, directory: Path) -> TrainState:
     if facts.partial:
         _LOG.warning("%s is partial: not as many images as published", facts.dataset)
     evaluate = make_evaluate(config, setup, facts)
+    beginning = functools.cache(lambda: pretrained.read(config, setup.model))
+    told = {}
+    if not (directory / runs.CHECKPOINTS).exists():
+        # Weights that do not fit are refused before the directory is taken.
+        told = {"pretrained": beginning()[1] or None}
     workdir.claim(directory, config)
     if jax.process_index() == 0:
-        _record(config, directory, facts, pipeline)
+        _record(config, directory, facts, pipeline, told)
     checkpointer = Checkpointer(directory / runs.CHECKPOINTS, config.train.keep)
-    state, position = initial_state(config, setup, checkpointer)
+    state, position = initial_state(config.seed, setup, checkpointer, beginning)
     sizes = (config.train.batch_size, config.train.group_size)
     images = setup.method.streams.images(*sizes)
     reporter = report.Report(directory, int(state.step), rhythm.steps, images)
@@ -206,6 +216,7 @@ def _record(
     directory: Path,
     facts: DatasetFacts,
     pipeline: TrainPipeline,
+    told: dict,
 ) -> None:
     """Writes splits/ and manifest.json, or checks that this goes on with that run."""
     split = pipeline.split
@@ -216,7 +227,7 @@ def _record(
         "split_crc32": zlib.crc32(repr((split.labeled, split.unlabeled)).encode()),
     }
     fixed = {"data": data, "steps_per_epoch": pipeline.steps_per_epoch}
-    workdir.record(directory, fixed, report.manifest(config.seed, data))
+    workdir.record(directory, fixed, report.manifest(config.seed, data) | told)
     split.save(directory / "splits")
 
 

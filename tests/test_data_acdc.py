@@ -50,6 +50,28 @@ def test_both_layouts_are_prepared_equal(tmp_path, capsys):
             np.testing.assert_array_equal(example.label, label[i])
 
 
+def test_the_lists_say_what_is_validated(tmp_path):
+    trees.make_acdc_h5(tmp_path)
+    listed = (tmp_path / "splits" / "val.txt").read_text()
+    first, *others = listed.splitlines()
+    for name, lines in (("val", [first]), ("test", others), ("valtest", [first])):
+        (tmp_path / "splits" / f"{name}.txt").write_text("\n".join(lines))
+    source = acdc.read_source(tmp_path)
+    volumes = {
+        name: list(dict.fromkeys(sample.volume for sample in samples))
+        for name, samples in source.splits.items()
+    }
+    names = list(trees.ACDC_VAL)
+    assert volumes == {"train": [""], "val": names[:1], "test": names[1:]}
+    assert source.expected == acdc.EXPECTED
+    # UniMatch publishes one list for both, whose counts are others.
+    (tmp_path / "splits" / "val.txt").unlink()
+    (tmp_path / "splits" / "test.txt").unlink()
+    source = acdc.read_source(tmp_path)
+    assert {sample.volume for sample in source.splits["val"]} == {names[0]}
+    assert set(source.expected) == {"train"} and not source.problems
+
+
 def test_crops_as_unimatch_makes_them(tmp_path, capsys):
     trees.make_acdc_h5(tmp_path / "src")
     prepare(tmp_path / "src", tmp_path / "data")

@@ -1,16 +1,20 @@
 """The programs as a user runs them: train, kill, resume, evaluate, predict, draw."""
 
+import hashlib
 import json
 import re
 import shutil
 import signal
 import time
 
+import jax
 import numpy as np
 import pytest
 from data_sets import prepare_synthetic
 from PIL import Image
 from programs import CONFIG, SMALL, run, start
+
+from mpmc_jax.models import weights
 
 
 @pytest.fixture(scope="module")
@@ -210,6 +214,35 @@ def test_predict_figure_trust_and_compare(place):
 
 
 @pytest.mark.full
+def test_a_trained_network_goes_out_and_begins_another_run(place):
+    path = place / "trained.safetensors"
+    run("launch.convert_weights", f"--input={place / 'run'}", f"--output={path}")
+    command = ("launch.train", f"--config={CONFIG}", *SMALL)
+    command += (f"--config.data.data_dir={place / 'data'}", "--config.train.steps=1")
+    command += (f"--config.model.pretrained={path}", "--config.optimizer.lr=0.0")
+    first = f"--workdir={place / 'from'}"
+    wrong = run(*command, first, "--config.model.width=16", fails=True)
+    assert "width=8, this run has 16" in wrong and "Traceback" not in wrong
+    assert not (place / "from").exists()
+    assert "the network begins with" in run(*command, first)
+    manifest = json.loads((place / "from" / "manifest.json").read_text())
+    pretrained = manifest["pretrained"]
+    assert pretrained["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert pretrained["source_step"] == "6" and pretrained["fresh"] == []
+    # At rate 0 the network is the same again; a finished run needs no weights.
+    again = place / "again.safetensors"
+    path.rename(place / "moved.safetensors")
+    run("launch.convert_weights", f"--input={place / 'from'}", f"--output={again}")
+    ours, theirs = (weights.load(x) for x in (again, place / "moved.safetensors"))
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        ours.variables["params"],
+        theirs.variables["params"],
+    )
+    run(*command, first)
+
+
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -217,6 +250,7 @@ def test_predict_figure_trust_and_compare(place):
         ("--config.data.name=coco", "one of synthetic"),
         ("--config.data.data_dir=/nowhere", "launch.prepare_data --dataset=synthetic"),
         ("--config.model.backbone=resnet34", "resnet101"),
+        ("--config.model.pretrained=gone.npz", "gone.npz: no such file of weights"),
         (
             "--config.train.bach_size=4",
             "'train.batch_size'\\? valid: train.accumulation",

@@ -128,6 +128,29 @@ def load_torch_backbone(
     return variables["params"]["backbone"], variables["batch_stats"]["backbone"]
 
 
+def torch_state_dict(
+    variables: dict[str, PyTree], config: ModelConfig
+) -> dict[str, np.ndarray]:
+    """Variables -> the state dict of the published network, without counters.
+
+    Where the encoder is all there is, its keys are flat, as ImageNet weights' are.
+
+    Raises:
+      ValueError: the published network has no such part.
+    """
+    leaves = traverse_util.flatten_dict(variables)
+    prefix = ""
+    if all(path[1] == "backbone" for path in leaves) and config.name != "unet":
+        prefix = ENCODER_PREFIX[config.variant]
+    found = {}
+    for path, leaf in leaves.items():
+        value = np.asarray(leaf)
+        if value.ndim == 4:
+            value = np.ascontiguousarray(value.transpose(3, 2, 0, 1))
+        found[_torch_name(path, config).removeprefix(prefix)] = value
+    return found
+
+
 def torch_names(config: ModelConfig) -> dict[Path, str]:
     """Path of every variable, collection first -> its key in the state dict."""
     return {path: _torch_name(path, config) for path in _template(config)}
@@ -199,6 +222,11 @@ def _convert(
     if problems:
         raise ValueError(
             f"the state dict is not one of {config.title}, {config.num_classes} "
-            "classes: " + "; ".join(problems)
+            f"classes: {_first(problems)}"
         )
     return traverse_util.unflatten_dict(variables)
+
+
+def _first(problems: list[str], number: int = 8) -> str:
+    more = f"; and {len(problems) - number} more" if len(problems) > number else ""
+    return "; ".join(problems[:number]) + more

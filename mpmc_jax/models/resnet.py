@@ -4,9 +4,8 @@ A network is data first: `resnet_spec` lists its convolutions, the module runs t
 list, and `receptive_field` reads the same list. Channels, dilations and pooling are
 those of the methods' published encoders: a stem of three 3x3 convolutions for ResNet-50
 and -101; layer4 (at stride 8 layer3 too) keeps the resolution and dilates instead.
-ResNet-18 has the
-plain 7x7 stem of its published ImageNet weights and, unlike those, the same dilated
-layer4.
+ResNet-18 and the `_plain` ones have the 7x7 stem of torchvision's ImageNet weights and,
+unlike those, the same dilated layer4.
 """
 
 import dataclasses
@@ -40,6 +39,8 @@ BACKBONES = {
     "resnet18": Backbone((2, 2, 2, 2), bottleneck=False, deep_stem=False),
     "resnet50": Backbone((3, 4, 6, 3), bottleneck=True, deep_stem=True),
     "resnet101": Backbone((3, 4, 23, 3), bottleneck=True, deep_stem=True),
+    "resnet50_plain": Backbone((3, 4, 6, 3), bottleneck=True, deep_stem=False),
+    "resnet101_plain": Backbone((3, 4, 23, 3), bottleneck=True, deep_stem=False),
 }
 
 

@@ -2,7 +2,7 @@
 
 import jax
 import numpy as np
-from flax import struct
+from flax import struct, traverse_util
 
 from mpmc_jax.types import Array, PyTree
 
@@ -38,3 +38,32 @@ PLUGIN = "plugin"
 def to_host(state: TrainState) -> TrainState:
     """The state as NumPy; the key stays a key."""
     return jax.tree.map(np.asarray, state.replace(key=None)).replace(key=state.key)
+
+
+def begin_with(state: TrainState, variables: PyTree) -> TrainState:
+    """A state at step 0 whose networks, averages included, begin with these variables.
+
+    Args:
+      state: from `build.init_state`, as NumPy.
+      variables: {"params", "batch_stats"} of a network, or some of them.
+    """
+
+    def begin(networks: PyTree, collection: str) -> PyTree:
+        given = traverse_util.flatten_dict(variables[collection])
+        changed = {
+            name: traverse_util.unflatten_dict(traverse_util.flatten_dict(tree) | given)
+            for name, tree in networks.items()
+            if name != PLUGIN
+        }
+        return networks | changed
+
+    state = state.replace(
+        params=begin(state.params, "params"),
+        batch_stats=begin(state.batch_stats, "batch_stats"),
+    )
+    if state.ema_params is None:
+        return state
+    return state.replace(
+        ema_params=begin(state.ema_params, "params"),
+        ema_batch_stats=begin(state.ema_batch_stats, "batch_stats"),
+    )

@@ -8,9 +8,10 @@ or the original, which is brought to the same form:
     patient003/patient003_frame01.nii.gz         (X,Y,slices), any intensities
     patient003/patient003_frame01_gt.nii.gz
 
-SOURCE is the folder of data/, data/ itself, or the folder of the patients. Two lists,
-in it or in its splits/, say what is for which: train_slices.txt names slices and
-val.txt volumes, as published. They call the two frames of a patient frame01 and
+SOURCE is the folder of data/, data/ itself, or the folder of the patients. Lists, in it
+or in its splits/, say what is for which, as published: train_slices.txt names slices,
+val.txt and, where there is one, test.txt volumes. Without val.txt, UniMatch's
+valtest.txt is for validation. They call the two frames of a patient frame01 and
 frame02, whatever their numbers are in the original.
 """
 
@@ -39,7 +40,7 @@ EXPECTED = {"train": 1312, "val": 210}
 # A volume's least value is 0 and its greatest 1; nothing else is done to it.
 PIXELS = PixelFormat(1, (0.0,), (1.0,), "float32", low=(0.0,), high=(1.0,))
 
-_TRAIN, _VAL = "train_slices.txt", "val.txt"
+_TRAIN, _VAL, _BOTH, _TEST = "train_slices.txt", "val.txt", "valtest.txt", "test.txt"
 _SLICE = re.compile(r"(patient\d+_frame\d+)_slice_(\d+)")
 _ORIGINAL = re.compile(r"(patient\d+)_frame(\d+)\.nii(\.gz)?")
 
@@ -52,7 +53,12 @@ def read_source(directory: pathlib.Path) -> Source:
     """Describes ACDC below or at `directory`; what is amiss is in `.problems`."""
     problems: list[str] = []
     train = _read_list(directory, _TRAIN, problems)
-    val = _read_list(directory, _VAL, problems)
+    whole = {"val": _VAL}
+    if _find(directory, _VAL) is None and _find(directory, _BOTH) is not None:
+        whole = {"val": _BOTH}
+    if _find(directory, _TEST) is not None:
+        whole["test"] = _TEST
+    listed = {name: _read_list(directory, at, problems) for name, at in whole.items()}
     root = next(
         (at for at in (directory / "data", directory) if (at / "slices").is_dir()), None
     )
@@ -68,8 +74,10 @@ def read_source(directory: pathlib.Path) -> Source:
                 "patientXXX/patientXXX_frameYY.nii.gz; extract the archive there"
             )
         splits["train"] = _cut(directory, found, train, problems)
-    splits["val"] = _whole(directory, found, val, problems)
-    shared = {_patient(key) for key in train} & {_patient(key) for key in val}
+    for name, keys in listed.items():
+        splits[name] = _whole(directory, found, whole[name], keys, problems)
+    others = {_patient(key) for keys in listed.values() for key in keys}
+    shared = {_patient(key) for key in train} & others
     if shared:
         problems.append(
             f"{directory}: patients for training and for validation: "
@@ -82,7 +90,11 @@ def read_source(directory: pathlib.Path) -> Source:
         pixels=PIXELS,
         splits=splits,
         problems=tuple(problems),
-        expected=EXPECTED,
+        expected={
+            name: number
+            for name, number in EXPECTED.items()
+            if whole.get(name) != _BOTH
+        },
     )
 
 
@@ -90,15 +102,20 @@ def _patient(key: str) -> str:
     return key.partition("_")[0]
 
 
+def _find(directory: pathlib.Path, name: str) -> pathlib.Path | None:
+    """Where a list lies."""
+    places = (directory / place / name for place in ("", "splits", "../splits"))
+    return next((place for place in places if place.is_file()), None)
+
+
 def _read_list(
     directory: pathlib.Path, name: str, problems: list[str]
 ) -> tuple[str, ...]:
     """Names of the slices or volumes, in the list's order."""
-    places = [directory / place / name for place in ("", "splits", "../splits")]
-    path = next((place for place in places if place.is_file()), None)
+    path = _find(directory, name)
     if path is None:
         problems.append(
-            f"{places[0]}: no such list, nor in splits/; SSL4MIS publishes it"
+            f"{directory / name}: no such list, nor in splits/; SSL4MIS publishes it"
         )
         return ()
     try:
@@ -166,12 +183,13 @@ def _cut(
 def _whole(
     directory: pathlib.Path,
     found: dict[str, Volume],
+    name: str,
     keys: tuple[str, ...],
     problems: list[str],
 ) -> tuple[Sample, ...]:
-    """All slices of the listed volumes, in order."""
+    """All slices of the volumes that the list `name` names, in order."""
     absent = [key for key in keys if key not in found]
-    _complain(directory, _VAL, keys, absent, problems)
+    _complain(directory, name, keys, absent, problems)
     return tuple(
         Sample(f"{key}_slice_{i + 1}", *found[key].slice(i), volume=key)
         for key in keys

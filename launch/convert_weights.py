@@ -1,0 +1,108 @@
+r"""Converts weights: PyTorch's to ours, and a trained run's or ours to either.
+
+python -m launch.convert_weights --input=resnet50.pth --output=resnet50.safetensors
+python -m launch.convert_weights --input=runs/voc --output=voc.safetensors \
+    [--checkpoint=best] [--layout=torch]
+
+INPUT is a file (.safetensors, .npz, or .pth with PyTorch 2.6 or later) or the directory
+of a run. Network, stem, depth and heads are found from the keys, and each key is
+accounted for. --config.model.pretrained=OUTPUT begins a run with it. The network alone
+goes out, not the patch classifier, which predictions do not need.
+"""
+
+import argparse
+import pathlib
+
+import jax
+import numpy as np
+
+from launch import cli, runs
+from mpmc_jax.models import weight_files
+from mpmc_jax.models import weights as weights_lib
+from mpmc_jax.models.pretrained import torch_state_dict
+from mpmc_jax.models.weights import Weights
+
+
+def of_run(workdir: pathlib.Path, checkpoint: str) -> Weights:
+    """The network that a run is evaluated by.
+
+    Raises:
+      WorkdirError, CheckpointError, FileNotFoundError: see `runs.open_run`.
+    """
+    run = runs.open_run(str(workdir), checkpoint)
+    variables = jax.tree.map(np.asarray, run.variables)
+    origin = {
+        "file": workdir.name,
+        "network": run.network_name,
+        "step": str(run.step),
+        "checkpoint": checkpoint,
+        "dataset": run.facts.dataset,
+        "partial": str(run.facts.partial),
+    }
+    return Weights(run.model, whole=True, variables=variables, origin=origin)
+
+
+def read(args: argparse.Namespace) -> Weights:
+    """What --input names, or the part of it that --part does.
+
+    Raises:
+      ValueError, FileNotFoundError: what is wrong with it.
+    """
+    path = pathlib.Path(args.input)
+    if path.is_dir():
+        if args.state:
+            raise ValueError(f"--state={args.state} is for a .pth; {path} is a run")
+        found = of_run(path, args.checkpoint)
+    else:
+        found = weights_lib.load(path, args.state)
+    return found.encoder() if args.part == "encoder" else found
+
+
+def write(path: pathlib.Path, weights: Weights, layout: str) -> None:
+    """Writes the weights in our layout, or with PyTorch's keys.
+
+    Raises:
+      ValueError: see `weights.save` and `torch_state_dict`.
+    """
+    if layout == "mpmc":
+        weights_lib.save(path, weights)
+        return
+    arrays = torch_state_dict(weights.variables, weights.model)
+    weight_files.write(path, arrays, weights.origin)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point; user errors end with one line and status 1."""
+    parser = cli.parser("convert_weights", __doc__)
+    parser.add_argument("--input", required=True, help="a file, or a run's directory")
+    parser.add_argument("--output", required=True, help="a .safetensors file")
+    parser.add_argument("--layout", default="mpmc", choices=["mpmc", "torch"])
+    parser.add_argument("--part", default="all", choices=["all", "encoder"])
+    parser.add_argument(
+        "--state", default="", help="which network of a .pth that holds several"
+    )
+    parser.add_argument(
+        "--checkpoint", default="best", help="of a run: best, last or a step"
+    )
+    args = parser.parse_args(arguments)
+    with cli.user_errors():
+        output = pathlib.Path(args.output)
+        if output.suffix != ".safetensors":
+            raise ValueError(f"--output={output}: name a .safetensors file")
+        found = read(args)
+        write(output, found, args.layout)
+    model = found.model
+    title = model.title if found.whole else f"the encoder of {model.title}"
+    heads = [name for name in ("embedding", "auxiliary") if getattr(model, name)]
+    count = sum(leaf.size for leaf in jax.tree.leaves(found.variables["params"]))
+    print(f"{title}, {model.in_channels} channels, {count:,} parameters")
+    if found.whole:
+        print(
+            f"{model.num_classes} classes; further heads: {', '.join(heads) or 'none'}"
+        )
+    print(f"from {', '.join(f'{k} {v}' for k, v in found.origin.items())}")
+    print(f"written to {output}, sha256 {weight_files.checksum(output)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,216 @@
+"""Files of weights, read as data: nothing in them is ever executed.
+
+.safetensors and .npz need no other library; .pth goes through PyTorch, of a version
+whose `weights_only` can be relied on.
+"""
+
+import dataclasses
+import hashlib
+import importlib
+import json
+import pathlib
+import re
+import zipfile
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import safetensors
+from safetensors import numpy as safetensors_numpy
+
+SUFFIXES = (".safetensors", ".npz", ".pth", ".pt")
+# What checkpoints call their networks, the published figures' first: AugSeg's and
+# U2PL's are the teacher's, and AEL's model_state is its teacher already.
+_STATES = ("teacher_state", "model_ema", "model_state", "state_dict", "model")
+_TORCH = (2, 6)
+
+
+class WeightsError(ValueError):
+    """A file of weights that cannot be used; the message has the mend."""
+
+
+@dataclasses.dataclass(frozen=True)
+class WeightFile:
+    """What a file holds.
+
+    Attributes:
+      arrays: by key; floats are float32 or float64.
+      metadata: text by name, where the format has it.
+      sha256: of the file, hexadecimal.
+      state: which of several networks it is, "" where there is one.
+      others: the other networks there.
+    """
+
+    arrays: dict[str, np.ndarray]
+    metadata: dict[str, str]
+    sha256: str
+    state: str = ""
+    others: tuple[str, ...] = ()
+
+
+def read(path: pathlib.Path, state: str = "") -> WeightFile:
+    """Reads a file of weights.
+
+    Args:
+      path: its suffix, one of `SUFFIXES`, is its format.
+      state: which network of a .pth that holds several; "" chooses a teacher.
+
+    Raises:
+      WeightsError: what is wrong with the file.
+      FileNotFoundError: there is none.
+    """
+    if path.suffix not in SUFFIXES:
+        raise WeightsError(f"{path}: weights are read from {', '.join(SUFFIXES)}")
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file of weights")
+    metadata, name, others = {}, "", ()
+    if path.suffix == ".safetensors":
+        arrays, metadata = _read_safetensors(path)
+    elif path.suffix == ".npz":
+        arrays = _read_npz(path)
+    else:
+        name, states = _read_torch(path, state)
+        arrays = states.pop(name)
+        others = tuple(states)
+    if state and state != name:
+        raise WeightsError(
+            f"{path}: holds one network, so --state={state} is of no use"
+        )
+    if not arrays:
+        raise WeightsError(f"{path}: holds no array")
+    arrays = {key: _at_least_float32(value) for key, value in arrays.items()}
+    return WeightFile(arrays, metadata, checksum(path), name, others)
+
+
+def write(
+    path: pathlib.Path, arrays: Mapping[str, np.ndarray], metadata: dict[str, str]
+) -> None:
+    """Writes a .safetensors file, whole or not at all.
+
+    Raises:
+      WeightsError: another suffix.
+    """
+    if path.suffix != ".safetensors":
+        raise WeightsError(f"{path}: weights are written as .safetensors")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.part")
+    safetensors_numpy.save_file(dict(arrays), part, metadata=metadata)
+    part.replace(path)
+
+
+def checksum(path: pathlib.Path) -> str:
+    """SHA-256 of a file, hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def parse(metadata: Mapping[str, str], name: str) -> dict[str, Any]:
+    """A JSON object that the metadata holds.
+
+    Raises:
+      WeightsError: it is absent, or something else.
+    """
+    try:
+        value = json.loads(metadata[name])
+    except (KeyError, ValueError):
+        value = None
+    if not isinstance(value, dict):
+        raise WeightsError(f"the metadata's {name!r} is no JSON object")
+    return value
+
+
+def _at_least_float32(value: np.ndarray) -> np.ndarray:
+    is_half = value.dtype.kind == "f" and value.dtype.itemsize < 4
+    return value.astype(np.float32) if is_half else value
+
+
+def _read_safetensors(
+    path: pathlib.Path,
+) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+            return {key: file.get_tensor(key) for key in file.keys()}, metadata  # noqa: SIM118
+    except (safetensors.SafetensorError, TypeError, ValueError, OSError) as error:
+        raise WeightsError(f"{path}: no readable safetensors file: {error}") from error
+
+
+def _read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {key: file[key] for key in file.files}
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, AttributeError) as error:
+        raise WeightsError(f"{path}: no readable .npz file: {error}") from error
+    other = [key for key, value in arrays.items() if not isinstance(value, np.ndarray)]
+    if other:
+        raise WeightsError(f"{path}: {other[0]} in it is no array")
+    return arrays
+
+
+def _read_torch(
+    path: pathlib.Path, state: str
+) -> tuple[str, dict[str, dict[str, np.ndarray]]]:
+    """Name of the chosen network, and all of them."""
+    torch = _import_torch(path)
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # PyTorch raises what its unpickler meets.
+        raise WeightsError(
+            f"{path}: PyTorch finds no plain weights in it: {_line(error)}"
+        ) from error
+    states = {
+        name: {key: _to_numpy(torch, value) for key, value in tensors.items()}
+        for name, tensors in _find_states(torch, content).items()
+    }
+    if not states:
+        raise WeightsError(
+            f"{path}: holds no state dict, at its top level or one below"
+        )
+    known = [name for name in _STATES if name in states]
+    name = state or next(iter([*known, *states]))
+    if name not in states:
+        raise WeightsError(f"{path}: no {name!r} in it; there are {', '.join(states)}")
+    return name, states
+
+
+def _import_torch(path: pathlib.Path) -> Any:
+    mend = f"pip install 'torch>={_TORCH[0]}.{_TORCH[1]}', or save it as .safetensors"
+    try:
+        torch = importlib.import_module("torch")
+    except ImportError:
+        raise WeightsError(f"{path}: only PyTorch reads this format; {mend}") from None
+    version = tuple(map(int, re.findall(r"\d+", torch.__version__)[:2]))
+    if version < _TORCH:
+        raise WeightsError(
+            f"{path}: PyTorch {torch.__version__} can be made to run code by such a "
+            f"file; {mend}"
+        )
+    return torch
+
+
+def _find_states(torch: Any, content: Any) -> dict[str, Mapping[str, Any]]:
+    """State dicts by name: the content itself, named "", or entries of it."""
+
+    def is_state(value: Any) -> bool:
+        return (
+            isinstance(value, Mapping)
+            and bool(value)
+            and all(isinstance(key, str) for key in value)
+            and all(isinstance(entry, torch.Tensor) for entry in value.values())
+        )
+
+    if is_state(content):
+        return {"": content}
+    if not isinstance(content, Mapping):
+        return {}
+    return {str(name): entry for name, entry in content.items() if is_state(entry)}
+
+
+def _to_numpy(torch: Any, tensor: Any) -> np.ndarray:
+    tensor = tensor.detach().cpu()
+    return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
+
+
+def _line(error: Exception) -> str:
+    """The first line of what was raised, or its kind."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__
