@@ -5,7 +5,8 @@ python -m launch.bench --what=step [--method=unimatch] [--mpmc=recommended] \
 python -m launch.bench --what=methods ...  every method's step in turns, as ratios
 python -m launch.bench --what=mpmc ...    pooling, targets and weights beside the step
 python -m launch.bench --what=data --dataset=camvid --data_dir=data
-python -m launch.bench --what=eval --dataset=camvid --data_dir=data
+python -m launch.bench --what=eval [--images=200 --sizes=40] [--eval_batch_size=4]
+python -m launch.bench --what=eval --images=0 --dataset=camvid --data_dir=data
 
 Figures of one invocation were measured in one run and may be compared as ratios;
 those of different machines or runs may not.
@@ -13,7 +14,6 @@ those of different machines or runs may not.
 
 import argparse
 import json
-import statistics
 import time
 from typing import Any
 
@@ -23,13 +23,12 @@ import numpy as np
 
 from configs import base, presets
 from launch import cli
+from launch.bench_eval import bench_eval
 from launch.bench_methods import bench_methods
 from launch.bench_step import bench_mpmc, bench_step
-from launch.runs import make_evaluator, open_base
-from mpmc_jax.data.build import build_eval, build_train
-from mpmc_jax.models.build import init_variables
+from launch.runs import open_base
+from mpmc_jax.data.build import build_train
 from mpmc_jax.training import report
-from mpmc_jax.training.build import build_setup
 from mpmc_jax.types import Crops
 
 
@@ -46,6 +45,8 @@ def configuration(args: argparse.Namespace, method: str) -> ml_collections.Confi
     config.train.group_size = args.group_size
     config.train.parallel = args.parallel
     config.train.devices = args.devices
+    config.eval.batch_size = args.eval_batch_size
+    config.eval.pad_to = 0
     return config
 
 
@@ -87,35 +88,19 @@ def bench_data(config: ml_collections.ConfigDict, repeats: int) -> dict[str, Any
     }
 
 
-def bench_eval(config: ml_collections.ConfigDict, repeats: int) -> dict[str, Any]:
-    """Validation images a second, compilation apart."""
-    facts, model, method = open_base(config)
-    setup = build_setup(config, model, method, steps_per_epoch=1)
-    module = setup.step.modules[method.networks[0]]
-    evaluator = make_evaluator(config, module, facts)
-    variables = init_variables(jax.random.key(0), model)
-    source = build_eval(config, "val")
-    first = evaluator.run(variables, source)
-    times = [evaluator.run(variables, source).seconds for _ in range(repeats)]
-    return {
-        "images_per_second": first.num_images / statistics.median(times),
-        "first_pass_seconds": first.seconds,
-        "programs": first.programs,
-    }
-
-
 BENCHES = {
     "step": bench_step,
     "mpmc": bench_mpmc,
     "data": bench_data,
-    "eval": bench_eval,
 }
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point; user errors end with one line and status 1."""
     parser = cli.parser("bench", __doc__)
-    parser.add_argument("--what", choices=sorted([*BENCHES, "methods"]), default="step")
+    parser.add_argument(
+        "--what", choices=sorted([*BENCHES, "methods", "eval"]), default="step"
+    )
     parser.add_argument("--method", default="unimatch")
     parser.add_argument("--mpmc", default="recommended")
     parser.add_argument("--backbone", default="resnet50")
@@ -127,16 +112,25 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--devices", type=int, default=1, help="0 for all")
     parser.add_argument("--dataset", default="synthetic")
     parser.add_argument("--data_dir", default="data")
+    parser.add_argument("--images", type=int, default=200, help="of eval; 0: val's")
+    parser.add_argument("--sizes", type=int, default=40, help="distinct, of eval")
+    parser.add_argument("--eval_batch_size", type=int, default=4)
     parser.add_argument("--steps", type=int, default=5, help="timed repetitions")
     args = parser.parse_args(arguments)
     with cli.user_errors():
         if args.what == "methods":
             configs = {name: configuration(args, name) for name in presets.METHODS}
             found = bench_methods(configs, args.steps)
+        elif args.what == "eval":
+            config = configuration(args, args.method)
+            settings = {"images": args.images, "sizes": args.sizes}
+            found = {args.method: bench_eval(config, args.steps, **settings)}
         else:
             config = configuration(args, args.method)
             found = {args.method: BENCHES[args.what](config, args.steps)}
-    manifest = report.manifest(base.get_base().seed, {"dataset": args.dataset})
+    made_up = args.what == "eval" and args.images
+    data = {"dataset": "made-up" if made_up else args.dataset}
+    manifest = report.manifest(base.get_base().seed, data)
     for name, figures in found.items():
         line = {**vars(args), "method": name, **figures, "manifest": manifest}
         print(json.dumps(line))

@@ -14,6 +14,7 @@ import pytest
 from flax import linen as nn
 
 from mpmc_jax.evaluation.evaluator import Evaluator, PatchProbe
+from mpmc_jax.evaluation.protocols import build_protocol
 from mpmc_jax.types import Prediction
 from tests.toy_source import NUM_CLASSES, SIZES, make_source
 
@@ -32,6 +33,14 @@ def _probe(variables, images, labels):
     return logits * variables, targets, labels != 255
 
 
+def make_volumes():
+    """Three volumes of other depths."""
+    source = make_source([(24, 30)] * 2 + [(18, 18)] * 3 + [(24, 30)])
+    for example, name in zip(source, "aabbbc", strict=True):
+        example.volume = name
+    return source
+
+
 def evaluate():
     """The counts as this process sees them, JSON-ready."""
     module = _Linear()
@@ -39,7 +48,11 @@ def evaluate():
     result = Evaluator(module, NUM_CLASSES, batch_size=2).run(
         variables, make_source(SIZES), PatchProbe(jnp.float32(1), _probe)
     )
+    volumes = Evaluator(
+        module, NUM_CLASSES, batch_size=2, protocol=build_protocol("volume", 16)
+    ).run(variables, make_volumes())
     return {
+        "volumes": np.nan_to_num(volumes.volumes.values, nan=-1).tolist(),
         "confusion": result.confusion.tolist(),
         "positives": result.histogram[1].sum(-1).tolist(),
         "num_images": result.num_images,
@@ -74,5 +87,6 @@ def test_two_processes_agree_with_one():
             process.kill()
     alone = evaluate()
     assert np.sum(alone["confusion"]) > 0
+    assert np.max(alone["volumes"]) > 0 and np.shape(alone["volumes"])[0] == 3
     for text in printed:
         assert json.loads(text.splitlines()[-1]) == alone

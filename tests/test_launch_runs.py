@@ -277,7 +277,9 @@ def test_mistakes_end_with_one_clear_error(place, change, message):
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("what", ["step", "mpmc", "data", "eval", "data --method=ael"])
+@pytest.mark.parametrize(
+    "what", ["step", "mpmc", "data", "eval --images=0", "data --method=ael"]
+)
 def test_bench_prints_one_json_object(place, what):
     output = run(
         "launch.bench",

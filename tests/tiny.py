@@ -57,20 +57,22 @@ def setup(cfg, axis_name: str | None = AXIS) -> Setup:
     )
 
 
-def crops(rng: np.random.Generator, size: int, *, label: bool) -> Crops:
+def crops(
+    rng: np.random.Generator, size: int, *, label: bool, side: int = CROP
+) -> Crops:
     """Blocks of colour by class; padding and void unevenly spread over examples."""
     coarse = rng.integers(0, CLASSES, (size, 5, 5))
-    label_bhw = np.kron(coarse, np.ones((1, 7, 7), int))[:, :CROP, :CROP]
+    label_bhw = np.kron(coarse, np.ones((1, 7, 7), int))[:, :side, :side]
     colour = np.array([[200, 60, 40], [40, 180, 60], [50, 70, 200], [190, 190, 60]])
-    noise = rng.normal(0, 25, (size, CROP, CROP, 3))
+    noise = rng.normal(0, 25, (size, side, side, 3))
     image = np.clip(colour[label_bhw] + noise, 0, 255).astype(np.uint8)
-    extent = np.tile(np.array([0, 0, CROP, CROP]), (size, 1))
-    extent[::3, 2] = rng.integers(10, CROP, len(extent[::3]))
-    rows = np.arange(CROP)[None, :, None]
+    extent = np.tile(np.array([0, 0, side, side]), (size, 1))
+    extent[::3, 2] = rng.integers(10, side, len(extent[::3]))
+    rows = np.arange(side)[None, :, None]
     padding = np.broadcast_to(rows >= extent[:, 2, None, None], label_bhw.shape)
     image[padding] = 0
     label_bhw = np.where(padding, 255, label_bhw)
-    label_bhw[0, :, : CROP // 2] = 255
+    label_bhw[0, :, : side // 2] = 255
     return Crops(
         image=image,
         extent=extent.astype(np.int32),
@@ -87,7 +89,7 @@ def batch(seed: int, cfg, method) -> Batch:
     labelled = ("labeled", "source")
     return Batch(
         **{
-            name: crops(rng, size, label=name in labelled)
+            name: crops(rng, size, label=name in labelled, side=cfg.data.crop)
             for name, size in sizes.items()
         }
     )
