@@ -15,7 +15,7 @@ from mpmc_jax.data import build, deep, host, images
 from mpmc_jax.data.cropping import CropConfig, fill_color, to_bytes
 from mpmc_jax.data.deep import UnreadableImage
 from mpmc_jax.data.info import open_dataset
-from mpmc_jax.pixels import RGB, PixelFormat
+from mpmc_jax.pixels import GREY, RGB, PixelFormat
 from mpmc_jax.types import Streams
 
 
@@ -49,6 +49,7 @@ def values(shape, dtype):
 
 
 FOUR, GREY16 = values((6, 9, 4), "uint16"), values((6, 9), "uint16")
+BANDS = values((6, 9, 4), "uint8")
 FILES = {
     "npy": (npy(FOUR), FOUR),
     "npy, columns first": (npy(np.asfortranarray(FOUR)), FOUR),
@@ -69,6 +70,11 @@ FILES = {
         FOUR,
     ),
     "tiff, deflate": (tiff(GREY16, compression="zlib"), GREY16[..., None]),
+    "tiff, deep colour": (tiff(FOUR[..., :3], photometric="rgb"), FOUR[..., :3]),
+    "tiff, colour and a band": (
+        tiff(BANDS, photometric="rgb", extrasamples=["unspecified"]),
+        BANDS,
+    ),
     "tiff, floats": (tiff(values((6, 9), "float32")), values((6, 9, 1), "float32")),
 }
 
@@ -123,6 +129,8 @@ def huge(shape):
         (npy(FOUR), plain(3, "uint16"), "4 channels of uint16, .* 3 of uint16"),
         (npy(FOUR), RGB, "4 channels of uint16, .* 3 of uint8"),
         (png(values((6, 9, 3), "uint8")), plain(4, "uint16"), "3 channels of uint8"),
+        (tiff(FOUR[..., :3], photometric="rgb"), RGB, "TIFF with more .* bits"),
+        (tiff(np.stack([BANDS[..., 0]] * 2)), GREY, "TIFF with more .* pages"),
         (npy(FOUR.astype(float)), plain(4, "float32"), "values are float64; convert"),
         (npy(FOUR[None]), plain(4, "uint16"), "no image"),
         (npy(np.zeros((3, 9, 99), "u2")), plain(3, "uint16"), "channels.* come last"),

@@ -54,6 +54,24 @@ def is_tiff(content: bytes) -> bool:
     return content.startswith(_TIFF)
 
 
+def is_more_than_pillows(content: bytes) -> bool:
+    """Whether a TIFF holds what Pillow would leave out without a word.
+
+    That is a second page, a band that is no alpha, or a colour's lower bits.
+
+    Raises:
+      UnreadableImage: it is damaged.
+    """
+    with _open_tiff(content) as tiff:
+        page = tiff.pages.first
+        alphas = sum(kind in (1, 2) for kind in page.extrasamples)
+        bands = page.samplesperpixel - alphas
+        separated = page.photometric == tifffile.PHOTOMETRIC.SEPARATED
+        colour = bands == 3 or (bands == 4 and separated)
+        whole = bands == 1 or (colour and page.bitspersample == 8)
+        return len(tiff.pages) > 1 or not whole
+
+
 def is_deep_colour(content: bytes) -> bool:
     """Whether encoded bytes are a colour PNG of 16 bits, which Pillow reads as 8."""
     return content.startswith(_PNG) and content[24:26] in (b"\x10\x02", b"\x10\x06")

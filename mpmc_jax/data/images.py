@@ -33,6 +33,10 @@ def open_image(content: bytes) -> Image.Image:
         raise UnreadableImage(
             "16 bits a colour in a PNG, of which Pillow keeps 8; store TIFF or .npy"
         )
+    if deep.is_tiff(content) and deep.is_more_than_pillows(content):
+        raise UnreadableImage(
+            "a TIFF with more channels, bits or pages than 8-bit grey or RGB have"
+        )
     try:
         image = Image.open(io.BytesIO(content))
         image.load()
@@ -120,7 +124,9 @@ def read_header(content: bytes) -> deep.Header:
         if deep.is_tiff(content):
             return deep.read_header(content)
         raise UnreadableImage(f"not an image of a known format ({error})") from error
-    if deep.is_tiff(content) and mode not in _EIGHT_BITS:
+    if deep.is_tiff(content) and (
+        mode not in _EIGHT_BITS or deep.is_more_than_pillows(content)
+    ):
         return deep.read_header(content)
     if mode.startswith("I;16"):
         return deep.Header(size, 1, "uint16")
