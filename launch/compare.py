@@ -12,9 +12,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from launch import cli
+from mpmc_jax.training.workdir import read_manifest
 
 KEPT = ("config.json", "manifest.json", "metrics.jsonl", "eval_*.json", "trust_*.json")
-NUMBERS = ("val/miou", "train/loss_supervised")
+# What a run is judged by: Dice where volumes are scored.
+SCORES = ("val/dice", "val/miou")
+LOSS = "train/loss_supervised"
 
 
 def compare(runs: Sequence[Path], output: Path) -> str:
@@ -37,8 +40,17 @@ def compare(runs: Sequence[Path], output: Path) -> str:
         for name, directory in directories.items()
     }
     output.mkdir(parents=True, exist_ok=True)
-    curves.draw(lines, NUMBERS, output / "curves.png")
-    table = curves.table(lines)
+    written = {name for run in lines.values() for line in run for name in line}
+    score = next((name for name in SCORES if name in written), SCORES[-1])
+    curves.draw(lines, (score, LOSS), output / "curves.png")
+    table = curves.table(lines, score)
+    partial = [
+        name
+        for name, directory in directories.items()
+        if read_manifest(directory)["data"].get("partial")
+    ]
+    if partial:
+        table += f"\nOn a partial data set: {', '.join(partial)}\n"
     (output / "table.md").write_text(table)
     for name, directory in directories.items():
         (output / name).mkdir(exist_ok=True)

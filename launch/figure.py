@@ -57,7 +57,8 @@ def main(arguments: list[str] | None = None) -> None:
         figure = panel(rows(run, args.images), CAPTIONS)
         Path(args.output).parent.mkdir(parents=True, exist_ok=True)
         figure.save(args.output)
-    print(f"figure: {args.output}")
+    mark = ", of a partial data set" if run.facts.partial else ""
+    print(f"figure: {args.output}{mark}")
 
 
 if __name__ == "__main__":

@@ -69,7 +69,8 @@ def main(arguments: list[str] | None = None) -> None:
     path = Path(args.workdir, f"trust_{args.checkpoint}.json")
     path.write_text(json.dumps(record, indent=2) + "\n")
     print(json.dumps(found, indent=2))
-    print(f"written to {path}")
+    mark = ", on a partial data set" if run.facts.partial else ""
+    print(f"written to {path}{mark}")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from configs import base
+from launch import compare as launch_compare
 from launch import evaluate as launch_evaluate
 from launch import predict as launch_predict
 from mpmc_jax.data.info import DatasetFacts
@@ -213,3 +214,24 @@ def test_heat_map_spans_black_to_white():
         [[0, 255], [128, 0]],
     )
     assert pictures.heat_map(np.full((2, 2), 0.5)).max() == 0
+
+
+def test_compare_is_by_dice_where_volumes_are_scored(tmp_path, capsys):
+    for name, partial in (("first", False), ("second", True)):
+        run = tmp_path / name
+        run.mkdir()
+        lines = [
+            {"step": step, "train/loss_supervised": 1.0, "val/miou": 0.9, "val/dice": x}
+            for step, x in ((1, 0.0), (2, 0.4), (3, 0.3))
+        ]
+        text = "\n".join(map(json.dumps, lines))
+        (run / "metrics.jsonl").write_text(text)
+        (run / "manifest.json").write_text(json.dumps({"data": {"partial": partial}}))
+    runs = [str(tmp_path / name) for name in ("first", "second")]
+    launch_compare.main([f"--output={tmp_path / 'out'}", *runs])
+    table = (tmp_path / "out" / "table.md").read_text()
+    assert (
+        "first val/dice (step)" in table and "| 0.4000 (2) | 0.3000 (3) | - |" in table
+    )
+    assert "On a partial data set: second" in table
+    assert table in capsys.readouterr().out

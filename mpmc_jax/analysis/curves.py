@@ -65,5 +65,6 @@ def table(
         first, last = points[0], points[-1]
         best = max(points, key=lambda point: point[1])
         cells = [f"{value:.4f} ({step})" for step, value in (first, best, last)]
-        rows.append(f"| {run} | {' | '.join(cells)} | {last[1] / first[1]:.2f} |")
+        ratio = f"{last[1] / first[1]:.2f}" if first[1] else "-"
+        rows.append(f"| {run} | {' | '.join(cells)} | {ratio} |")
     return "\n".join(rows) + "\n"
