@@ -46,9 +46,14 @@ def add_source(arguments: argparse.ArgumentParser) -> None:
     )
 
 
-def add_run(arguments: argparse.ArgumentParser, checkpoint: str = "best") -> None:
+def add_run(
+    arguments: argparse.ArgumentParser,
+    checkpoint: str = "best",
+    *,
+    required: bool = True,
+) -> None:
     """The arguments that name a run, and its checkpoint."""
-    arguments.add_argument("--workdir", required=True, help="directory of the run")
+    arguments.add_argument("--workdir", required=required, help="directory of the run")
     arguments.add_argument(
         "--checkpoint", default=checkpoint, help="best, last or a step"
     )

@@ -3,10 +3,14 @@ r"""Evaluates a checkpoint of a run on a labelled split.
 python -m launch.evaluate --workdir=runs/camvid [--checkpoint=best|last|STEP] \
     [--split=val] [--protocol=NAME] [--scales=0.5,1,1.5] [--flip] [--pad_to=N]
 
-The protocol is the run's unless another is named; images keep their own size unless
---pad_to says otherwise. Prints a table and writes
-WORKDIR/eval_<split>_<checkpoint>.json, with the name of a protocol that was asked for
-before the ending.
+python -m launch.evaluate --weights=FILE --dataset=NAME [--data_dir=data] [--crop=N] ...
+
+The first evaluates a run, the second a whole network that launch.convert_weights wrote
+or PyTorch saved, on a prepared data set. The protocol is the run's, or what the
+network's authors published, unless another is named; images keep their own size unless
+--pad_to says otherwise. Prints a table and writes eval_<split>_<checkpoint>.json to the
+run's directory, or eval_<split>_<file>.json beside FILE; with the name of a protocol
+that was asked for before the ending.
 """
 
 import argparse
@@ -16,7 +20,7 @@ import pathlib
 import jax
 import ml_collections
 
-from launch import cli, runs
+from launch import cli, pretrained, runs
 from mpmc_jax.evaluation.evaluator import EvalResult
 from mpmc_jax.evaluation.protocols import PROTOCOLS
 from mpmc_jax.evaluation.table import format_table
@@ -94,10 +98,33 @@ def _listed(volumes: VolumeScores) -> list:
     ]
 
 
+def open_what(args: argparse.Namespace) -> tuple[runs.Run, pathlib.Path, str]:
+    """The network, the folder of its results, and what they call it.
+
+    Raises:
+      ValueError, FileNotFoundError: neither or both of run and file, or see
+        `runs.open_run` and `pretrained.open_weights`.
+    """
+    if bool(args.workdir) == bool(args.weights):
+        raise ValueError("give --workdir=DIR, or --weights=FILE and --dataset=NAME")
+    if args.workdir:
+        run = runs.open_run(args.workdir, args.checkpoint)
+        return run, pathlib.Path(args.workdir), args.checkpoint
+    if not args.dataset:
+        raise ValueError("--weights needs --dataset=NAME, one that is prepared")
+    run = pretrained.open_weights(args.weights, args.dataset, args.data_dir, args.crop)
+    path = pathlib.Path(args.weights)
+    return run, path.parent, path.stem
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Entry point; user errors end with one line and status 1."""
     parser = cli.parser("evaluate", __doc__)
-    cli.add_run(parser)
+    cli.add_run(parser, required=False)
+    parser.add_argument("--weights", default="", help="a file instead of a run")
+    parser.add_argument("--dataset", default="", help="with --weights: its name")
+    parser.add_argument("--data_dir", default="data", help="with --weights: its place")
+    parser.add_argument("--crop", type=int, default=0, help="with --weights: windows")
     parser.add_argument("--split", default="val", help="split to evaluate on")
     parser.add_argument("--protocol", default="", choices=["", *PROTOCOLS])
     parser.add_argument("--scales", default="", help="factors, separated by commas")
@@ -106,18 +133,18 @@ def main(arguments: list[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     cli.keep_compiled_programs()
     with cli.user_errors():
-        run = runs.open_run(args.workdir, args.checkpoint)
+        run, folder, title = open_what(args)
         configure(run.config, args)
         result = evaluate(run, args.split)
     if jax.process_index() > 0:
         return
     mark = ", partial data set" if run.facts.partial else ""
-    which = f"{run.network_name} of step {run.step} ({args.checkpoint})"
-    print(f"{args.split}, {which}{mark}")
+    which = f"{run.network_name} of step {run.step} ({title})"
+    print(f"{args.split}, {which if args.workdir else args.weights}{mark}")
     print(format_table(result, run.facts.class_names))
-    name = "_".join(filter(None, ("eval", args.split, args.checkpoint, args.protocol)))
-    path = pathlib.Path(args.workdir, f"{name}.json")
-    written = record(run, args.split, args.checkpoint, result)
+    name = "_".join(filter(None, ("eval", args.split, title, args.protocol)))
+    path = folder / f"{name}.json"
+    written = record(run, args.split, title, result)
     path.write_text(json.dumps(written, indent=2) + "\n")
     print(f"written to {path}")
 

@@ -1,4 +1,4 @@
-"""The weights that a run begins with."""
+"""The weights that a run begins with, and those that are evaluated without a run."""
 
 import logging
 import pathlib
@@ -6,7 +6,11 @@ from typing import Any
 
 import ml_collections
 
+from configs import base, presets
+from launch.runs import Run
+from mpmc_jax.data.build import dataset_info
 from mpmc_jax.models import weights as weights_lib
+from mpmc_jax.models.build import build_segmenter
 from mpmc_jax.models.config import ModelConfig
 from mpmc_jax.types import PyTree
 
@@ -59,3 +63,51 @@ def read(
         "unused": list(start.unused),
     }
     return start.variables, told
+
+
+def open_weights(name: str, dataset: str, data_dir: str, crop: int = 0) -> Run:
+    """A whole network of a file, as a run without a plug-in that took no step.
+
+    Its configuration is what the network's authors published for the data set.
+
+    Args:
+      name: of the file.
+      dataset, data_dir: what it is to be evaluated on.
+      crop: pixels of the windows; 0 leaves the published.
+
+    Raises:
+      WeightsError, FileNotFoundError, ValueError: weights that are not there, are an
+        encoder alone, or of another data set's classes or channels; no such data set.
+    """
+    weights = weights_lib.load(pathlib.Path(name))
+    if not weights.whole:
+        raise weights_lib.WeightsError(
+            f"{name} holds an encoder, which tells no classes apart; begin a run with "
+            "it: launch.train --config.model.pretrained"
+        )
+    config = base.get_base()
+    config.data.name, config.data.data_dir = dataset, data_dir
+    method = weights.model.variant if weights.model.name == "deeplabv3plus" else ""
+    presets.apply(config, f"method={method}" if method else "")
+    if crop:
+        config.data.crop = crop
+    facts = dataset_info(config).facts
+    for what, given, there in (
+        ("classes", weights.model.num_classes, facts.num_classes),
+        ("channels", weights.model.in_channels, facts.pixels.channels),
+    ):
+        if given != there:
+            raise weights_lib.WeightsError(
+                f"{name} is of a network for {given} {what}, and {dataset} has {there}"
+            )
+    return Run(
+        config=config,
+        facts=facts,
+        model=weights.model,
+        module=build_segmenter(weights.model),
+        variables=weights.variables,
+        step=0,
+        network_name=weights.origin["file"],
+        probe=None,
+        manifest={"pretrained": weights.origin},
+    )

@@ -92,6 +92,15 @@ def test_voc_with_the_masks_of_sbd(tmp_path, capsys):
     assert several["scales"] == [0.5, 1.0] and several["flip"] is True
     out = capsys.readouterr().out
     assert "partial data set" in out and "(last)" in out
+    # The network alone, out of a file, is as good as the run.
+    file = tmp_path / "weights" / "voc.safetensors"
+    out = [f"--output={file}", "--checkpoint=last"]
+    convert_weights.main([f"--input={run}", *out])
+    there = ["--dataset=voc", f"--data_dir={tmp_path / 'data'}"]
+    evaluate.main([f"--weights={file}", *there])
+    again = json.loads((file.parent / "eval_val_voc.json").read_text())
+    assert again["confusion"] == written["confusion"]
+    assert again["partial"] is True and again["run"]["pretrained"]["file"] == file.name
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,11 @@ import jax
 import numpy as np
 import pytest
 import tiny
+from data_sets import prepare_synthetic
 from golden import golden_dir, recipe_state_dict
 from safetensors import numpy as safetensors_numpy
 
-from launch import convert_weights, pretrained
+from launch import convert_weights, evaluate, pretrained
 from mpmc_jax.models import ModelConfig, load_torch_state_dict, weights
 from mpmc_jax.models.weight_files import checksum
 from mpmc_jax.training.state import PLUGIN, begin_with, to_host
@@ -93,6 +94,32 @@ def test_mistakes_are_one_line(arguments, message, tmp_path, monkeypatch):
     with pytest.raises(SystemExit, match=message):
         convert(*given.items())
     assert not pathlib.Path("w.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "give --workdir=DIR, or --weights=FILE"),
+        (["--workdir=a", "--weights=b"], "give --workdir=DIR, or --weights=FILE"),
+        (["--weights=WHOLE"], "--weights needs --dataset=NAME"),
+        (["--weights=PART", "--dataset=synthetic"], "holds an encoder"),
+        (["--weights=WHOLE", "--dataset=synthetic"], "launch.prepare_data"),
+        (
+            ["--weights=WHOLE", "--dataset=synthetic", "--data_dir=DATA"],
+            "for 4 classes",
+        ),
+    ],
+)
+def test_what_cannot_be_evaluated_is_one_line(arguments, message, tmp_path_factory):
+    folder = tmp_path_factory.getbasetemp()
+    files = _files(folder)
+    data = folder / "synthetic_data"
+    if "--data_dir=DATA" in arguments and not data.exists():
+        prepare_synthetic(data, train=3, val=1)
+    text = " ".join(arguments).replace("WHOLE", str(files["unimatch", "whole"]))
+    text = text.replace("PART", str(files["unimatch", "encoder"]))
+    with pytest.raises(SystemExit, match=message):
+        evaluate.main(text.replace("DATA", str(data)).split())
 
 
 @functools.cache
