@@ -1,8 +1,10 @@
 """Weights between PyTorch, files and networks: detected, complete, safe to read."""
 
+import contextlib
 import dataclasses
 import json
 import pickle
+import pickletools
 import sys
 import types
 import zipfile
@@ -352,6 +354,7 @@ def _fake_torch(monkeypatch, content, version="2.6.0+cpu"):
     torch = types.ModuleType("torch")
     torch.__version__ = version
     torch.Tensor, torch.bfloat16, torch.load = _Tensor, "bfloat16", load
+    torch.serialization = types.SimpleNamespace(safe_globals=contextlib.nullcontext)
     monkeypatch.setitem(sys.modules, "torch", torch)
     return calls
 
@@ -387,12 +390,46 @@ def test_a_pytorch_that_can_be_tricked_is_not_used(version, monkeypatch, tmp_pat
     assert not calls and not (tmp_path / "proof").exists()
 
 
-def test_what_pytorch_refuses_is_one_line(monkeypatch, tmp_path):
+@pytest.mark.parametrize(
+    ("told", "message"),
+    [
+        ("Weights only load failed. Re-run with\nlong", "Weights only load failed$"),
+        ("x\nWeightsUnpickler: GLOBAL posix.mkdir was not", "asks for posix.mkdir, wh"),
+        ("", "UnpicklingError$"),
+    ],
+)
+def test_what_pytorch_refuses_is_one_line(told, message, monkeypatch, tmp_path):
     path = tmp_path / "best.pth"
     path.write_bytes(b"")
-    _fake_torch(monkeypatch, pickle.UnpicklingError("Weights only load failed.\nlong"))
-    with pytest.raises(WeightsError, match=r"best.pth: .*Weights only load failed\.$"):
+    _fake_torch(monkeypatch, pickle.UnpicklingError(told))
+    with pytest.raises(WeightsError, match=f"best.pth: .*{message}"):
         weights.load(path)
+
+
+@pytest.mark.parametrize(
+    "score", [np.float64(0.7), np.float32(0.7), np.int64(7), np.bool(True)]
+)
+@pytest.mark.parametrize("core", ["core", "_core"])
+def test_scores_that_numpy_pickled_are_allowed_and_no_more(score, core):
+    """PyTorch's protocol is 2; the names are those of NumPy 1 or 2."""
+    allowed = {}
+    for entry in weight_files._scalars():
+        if isinstance(entry, tuple):
+            allowed[entry[1]] = entry[0]
+        else:
+            allowed[f"{entry.__module__}.{entry.__qualname__}"] = entry
+    text = pickle.dumps(score, protocol=2).replace(b"numpy._core", b"numpy.core")
+    text = text.replace(b"numpy.core", f"numpy.{core}".encode())
+    asked = {
+        argument.replace(" ", ".")
+        for code, argument, _ in pickletools.genops(text)
+        if code.name == "GLOBAL"
+    }
+    assert any(core in name for name in asked)
+    assert asked <= allowed.keys()
+    # PyTorch lets a type be given its state only if the type is allowed itself.
+    assert type(score.dtype) in allowed.values()
+    assert len(allowed) == 8
 
 
 def test_teachers_come_first_and_others_by_name(monkeypatch, tmp_path):

@@ -4,6 +4,7 @@
 whose `weights_only` can be relied on.
 """
 
+import codecs
 import dataclasses
 import hashlib
 import importlib
@@ -153,10 +154,11 @@ def _read_torch(
     """Name of the chosen network, and all of them."""
     torch = _import_torch(path)
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(_scalars()):
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # PyTorch raises what its unpickler meets.
         raise WeightsError(
-            f"{path}: PyTorch finds no plain weights in it: {_line(error)}"
+            f"{path}: PyTorch finds no plain weights in it: {_reason(error)}"
         ) from error
     states = {
         name: {key: _to_numpy(torch, value) for key, value in tensors.items()}
@@ -171,6 +173,21 @@ def _read_torch(
     if name not in states:
         raise WeightsError(f"{path}: no {name!r} in it; there are {', '.join(states)}")
     return name, states
+
+
+def _scalars() -> list[Any]:
+    """What NumPy's numbers unpickle by, under their names before and since NumPy 2.
+
+    Published checkpoints keep their best score as one. None of these runs code.
+    """
+    scalar, _ = np.float64().__reduce__()
+    kinds = (np.bool, np.int64, np.float32, np.float64)
+    return [
+        *((scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+        np.dtype,
+        *(type(np.dtype(kind)) for kind in kinds),
+        codecs.encode,
+    ]
 
 
 def _import_torch(path: pathlib.Path) -> Any:
@@ -211,6 +228,10 @@ def _to_numpy(torch: Any, tensor: Any) -> np.ndarray:
     return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
 
 
-def _line(error: Exception) -> str:
-    """The first line of what was raised, or its kind."""
-    return str(error).strip().partition("\n")[0] or type(error).__name__
+def _reason(error: Exception) -> str:
+    """What PyTorch found, without its advice to load the file all the same."""
+    asked = re.search(r"GLOBAL ([\w.]+)", str(error))
+    if asked:
+        return f"it asks for {asked[1]}, which is no data"
+    line = str(error).strip().partition("\n")[0] or type(error).__name__
+    return line.partition(". ")[0]
