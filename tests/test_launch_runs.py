@@ -216,7 +216,8 @@ def test_predict_figure_trust_and_compare(place):
 @pytest.mark.full
 def test_a_trained_network_goes_out_and_begins_another_run(place):
     path = place / "trained.safetensors"
-    run("launch.convert_weights", f"--input={place / 'run'}", f"--output={path}")
+    last = ("launch.convert_weights", "--checkpoint=last")
+    run(*last, f"--input={place / 'run'}", f"--output={path}")
     command = ("launch.train", f"--config={CONFIG}", *SMALL)
     command += (f"--config.data.data_dir={place / 'data'}", "--config.train.steps=1")
     command += (f"--config.model.pretrained={path}", "--config.optimizer.lr=0.0")
@@ -232,7 +233,7 @@ def test_a_trained_network_goes_out_and_begins_another_run(place):
     # At rate 0 the network is the same again; a finished run needs no weights.
     again = place / "again.safetensors"
     path.rename(place / "moved.safetensors")
-    run("launch.convert_weights", f"--input={place / 'from'}", f"--output={again}")
+    run(*last, f"--input={place / 'from'}", f"--output={again}")
     ours, theirs = (weights.load(x) for x in (again, place / "moved.safetensors"))
     jax.tree.map(
         np.testing.assert_array_equal,
