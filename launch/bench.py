@@ -5,7 +5,7 @@ python -m launch.bench --what=step [--method=unimatch] [--mpmc=recommended] \
 python -m launch.bench --what=methods ...  every method's step in turns, as ratios
 python -m launch.bench --what=mpmc ...    pooling, targets and weights beside the step
 python -m launch.bench --what=data --dataset=camvid --data_dir=data
-python -m launch.bench --what=eval [--images=200 --sizes=40] [--eval_batch_size=4]
+python -m launch.bench --what=eval [--images=200 --sizes=40 --largest=500]
 python -m launch.bench --what=eval --images=0 --dataset=camvid --data_dir=data
 
 Figures of one invocation were measured in one run and may be compared as ratios;
@@ -114,6 +114,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--data_dir", default="data")
     parser.add_argument("--images", type=int, default=200, help="of eval; 0: val's")
     parser.add_argument("--sizes", type=int, default=40, help="distinct, of eval")
+    parser.add_argument("--largest", type=int, default=500, help="side, of eval")
     parser.add_argument("--eval_batch_size", type=int, default=4)
     parser.add_argument("--steps", type=int, default=5, help="timed repetitions")
     args = parser.parse_args(arguments)
@@ -123,7 +124,8 @@ def main(arguments: list[str] | None = None) -> None:
             found = bench_methods(configs, args.steps)
         elif args.what == "eval":
             config = configuration(args, args.method)
-            settings = {"images": args.images, "sizes": args.sizes}
+            names = ("images", "sizes", "largest")
+            settings = {name: getattr(args, name) for name in names}
             found = {args.method: bench_eval(config, args.steps, **settings)}
         else:
             config = configuration(args, args.method)

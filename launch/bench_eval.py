@@ -21,8 +21,6 @@ from mpmc_jax.pixels import RGB
 from mpmc_jax.training.build import build_setup
 
 _CLASSES = 21
-# Sides of the made-up images, as VOC's are.
-_SIDES = (200, 501)
 _COMPILED = "/jax/core/compile/backend_compile_duration"
 _FOUND = "/jax/compilation_cache/cache_hits"
 
@@ -37,11 +35,11 @@ class _Example:
 class _Images:
     """Made-up labelled images of a number of sizes, as many of each as of any other."""
 
-    def __init__(self, images: int, sizes: int):
+    def __init__(self, images: int, sizes: int, largest: int):
         rng = np.random.default_rng(0)
         distinct: set[tuple[int, int]] = set()
         while len(distinct) < sizes:
-            rows, columns = rng.integers(*_SIDES, 2)
+            rows, columns = rng.integers(2 * largest // 5, largest + 1, 2)
             distinct.add((int(rows), int(columns)))
         order = sorted(distinct)
         self._sizes = [order[i] for i in rng.permutation(images) % sizes]
@@ -85,7 +83,12 @@ def _counted() -> Iterator[collections.Counter]:
 
 
 def bench_eval(
-    config: ml_collections.ConfigDict, repeats: int, *, images: int, sizes: int
+    config: ml_collections.ConfigDict,
+    repeats: int,
+    *,
+    images: int,
+    sizes: int,
+    largest: int,
 ) -> dict[str, Any]:
     """Seconds of an evaluation: first, with its programs on disk, and in memory.
 
@@ -94,13 +97,14 @@ def bench_eval(
       repeats: evaluations with programs in memory; the median counts.
       images: made-up ones; 0 takes the data set's val.
       sizes: how many distinct ones these have.
+      largest: pixels of their longest side; the shortest has two fifths of it.
     """
     if images:
         names = tuple(str(i) for i in range(_CLASSES))
         palette = ((0, 0, 0),) * _CLASSES
         facts = DatasetFacts("made-up", names, palette, RGB, fingerprint="")
         model, method = base_for(config, facts, images)
-        source: Any = _Images(images, sizes)
+        source: Any = _Images(images, sizes, largest)
     else:
         facts, model, method = open_base(config)
         source = build_eval(config, "val")
