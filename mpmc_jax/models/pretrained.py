@@ -106,7 +106,7 @@ def load_torch_state_dict(
     Raises:
       ValueError: keys are missing, unused or of another shape; lists them.
     """
-    return _convert(state_dict, _template(config), torch_names(config), config)
+    return _convert(state_dict, variable_shapes(config), torch_names(config), config)
 
 
 def load_torch_backbone(
@@ -121,7 +121,9 @@ def load_torch_backbone(
       ValueError: keys are missing, unused or of another shape; lists them.
     """
     encoder = {k: v for k, v in state_dict.items() if not k.startswith("fc.")}
-    template = {p: leaf for p, leaf in _template(config).items() if p[1] == "backbone"}
+    template = {
+        p: leaf for p, leaf in variable_shapes(config).items() if p[1] == "backbone"
+    }
     prefix = ENCODER_PREFIX[config.variant]
     names = {p: k.removeprefix(prefix) for p, k in torch_names(config).items()}
     variables = _convert(encoder, template, names, config)
@@ -153,10 +155,10 @@ def torch_state_dict(
 
 def torch_names(config: ModelConfig) -> dict[Path, str]:
     """Path of every variable, collection first -> its key in the state dict."""
-    return {path: _torch_name(path, config) for path in _template(config)}
+    return {path: _torch_name(path, config) for path in variable_shapes(config)}
 
 
-def _template(config: ModelConfig) -> Mapping[Path, Any]:
+def variable_shapes(config: ModelConfig) -> Mapping[Path, Any]:
     """Path of every variable -> its shape."""
     key = jax.random.key(0)
     variables = jax.eval_shape(lambda k: init_variables(k, config), key)

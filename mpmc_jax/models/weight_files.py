@@ -70,9 +70,7 @@ def read(path: pathlib.Path, state: str = "") -> WeightFile:
     elif path.suffix == ".npz":
         arrays = _read_npz(path)
     else:
-        name, states = _read_torch(path, state)
-        arrays = states.pop(name)
-        others = tuple(states)
+        name, others, arrays = _read_torch(path, state)
     if state and state != name:
         raise WeightsError(
             f"{path}: holds one network, so --state={state} is of no use"
@@ -150,8 +148,8 @@ def _read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
 
 def _read_torch(
     path: pathlib.Path, state: str
-) -> tuple[str, dict[str, dict[str, np.ndarray]]]:
-    """Name of the chosen network, and all of them."""
+) -> tuple[str, tuple[str, ...], dict[str, np.ndarray]]:
+    """Name of the chosen network, those of the others, and its arrays."""
     torch = _import_torch(path)
     try:
         with torch.serialization.safe_globals(_scalars()):
@@ -160,10 +158,7 @@ def _read_torch(
         raise WeightsError(
             f"{path}: PyTorch finds no plain weights in it: {_reason(error)}"
         ) from error
-    states = {
-        name: {key: _to_numpy(torch, value) for key, value in tensors.items()}
-        for name, tensors in _find_states(torch, content).items()
-    }
+    states = _find_states(torch, content)
     if not states:
         raise WeightsError(
             f"{path}: holds no state dict, at its top level or one below"
@@ -172,7 +167,8 @@ def _read_torch(
     name = state or next(iter([*known, *states]))
     if name not in states:
         raise WeightsError(f"{path}: no {name!r} in it; there are {', '.join(states)}")
-    return name, states
+    arrays = {key: _to_numpy(torch, value) for key, value in states.pop(name).items()}
+    return name, tuple(states), arrays
 
 
 def _scalars() -> list[Any]:

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import pathlib
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -11,10 +10,13 @@ import numpy as np
 from flax import traverse_util
 
 from mpmc_jax.models import weight_files
-from mpmc_jax.models.build import init_variables
 from mpmc_jax.models.config import ModelConfig
 from mpmc_jax.models.detection import detect
-from mpmc_jax.models.pretrained import load_torch_backbone, load_torch_state_dict
+from mpmc_jax.models.pretrained import (
+    load_torch_backbone,
+    load_torch_state_dict,
+    variable_shapes,
+)
 from mpmc_jax.models.weight_files import WeightsError
 from mpmc_jax.types import PyTree
 
@@ -135,7 +137,7 @@ def fit(weights: Weights, model: ModelConfig) -> Start:
     adapted = kernel.shape[2] != model.in_channels
     if adapted:
         found[first] = adapt_channels(kernel, model.in_channels)
-    wanted = _shapes(model)
+    wanted = variable_shapes(model)
     units = {path[:3] for path in wanted if path[1] == "decoder"}
     given = {path[:3] for path in found if path[1] == "decoder"}
     fresh = sorted({unit for _, _, unit in units - given}) if weights.whole else []
@@ -185,12 +187,6 @@ def _check_same(weights: Weights, model: ModelConfig) -> None:
         )
 
 
-def _shapes(model: ModelConfig) -> Mapping[Path, Any]:
-    """Path of every variable -> its shape."""
-    variables = jax.eval_shape(lambda k: init_variables(k, model), jax.random.key(0))
-    return traverse_util.flatten_dict(variables)
-
-
 def _published(arrays: dict[str, np.ndarray], origin: dict[str, str]) -> Weights:
     """From PyTorch's keys."""
     model, whole = detect({key: value.shape for key, value in arrays.items()})
@@ -220,7 +216,7 @@ def _own(file: weight_files.WeightFile, origin: dict[str, str]) -> Weights:
     whole = file.metadata.get("whole") == "true"
     wanted = {
         "/".join(path): leaf.shape
-        for path, leaf in _shapes(model).items()
+        for path, leaf in variable_shapes(model).items()
         if whole or path[1] == "backbone"
     }
     given = {key: value.shape for key, value in file.arrays.items()}
