@@ -103,7 +103,10 @@ def test_mistakes_are_one_line(arguments, message, tmp_path, monkeypatch):
         (["--workdir=a", "--weights=b"], "give --workdir=DIR, or --weights=FILE"),
         (["--weights=WHOLE"], "--weights needs --dataset=NAME"),
         (["--weights=PART", "--dataset=synthetic"], "holds an encoder"),
-        (["--weights=WHOLE", "--dataset=synthetic"], "launch.prepare_data"),
+        (
+            ["--weights=WHOLE", "--dataset=synthetic", "--data_dir=MISSING"],
+            "launch.prepare_data",
+        ),
         (
             ["--weights=WHOLE", "--dataset=synthetic", "--data_dir=DATA"],
             "for 4 classes",
@@ -118,8 +121,9 @@ def test_what_cannot_be_evaluated_is_one_line(arguments, message, tmp_path_facto
         prepare_synthetic(data, train=3, val=1)
     text = " ".join(arguments).replace("WHOLE", str(files["unimatch", "whole"]))
     text = text.replace("PART", str(files["unimatch", "encoder"]))
+    text = text.replace("DATA", str(data)).replace("MISSING", str(folder / "missing"))
     with pytest.raises(SystemExit, match=message):
-        evaluate.main(text.replace("DATA", str(data)).split())
+        evaluate.main(text.split())
 
 
 @functools.cache
