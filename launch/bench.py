@@ -1,7 +1,8 @@
 r"""Measures speed; one JSON object a line on stdout.
 
 python -m launch.bench --what=step [--method=unimatch] [--mpmc=recommended] \
-    [--backbone=resnet50] [--crop=321] [--batch_size=2] [--dtype=float32] [--steps=5]
+    [--backbone=resnet50] [--crop=321] [--batch_size=2] [--dtype=float32] [--steps=5] \
+    [--profile=DIR] [--peer=torch,torch_best]
 python -m launch.bench --what=methods ...  every method's step in turns, as ratios
 python -m launch.bench --what=mpmc ...    pooling, targets and weights beside the step
 python -m launch.bench --what=data --dataset=camvid --data_dir=data
@@ -25,6 +26,7 @@ from configs import base, presets
 from launch import cli
 from launch.bench_eval import bench_eval
 from launch.bench_methods import bench_methods
+from launch.bench_peer import bench_peers
 from launch.bench_step import bench_mpmc, bench_step
 from launch.runs import open_base
 from mpmc_jax.data.build import build_train
@@ -89,17 +91,15 @@ def bench_data(config: ml_collections.ConfigDict, repeats: int) -> dict[str, Any
 
 
 BENCHES = {
-    "step": bench_step,
     "mpmc": bench_mpmc,
     "data": bench_data,
 }
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Entry point; user errors end with one line and status 1."""
+def _parser() -> argparse.ArgumentParser:
     parser = cli.parser("bench", __doc__)
     parser.add_argument(
-        "--what", choices=sorted([*BENCHES, "methods", "eval"]), default="step"
+        "--what", choices=sorted([*BENCHES, "step", "methods", "eval"]), default="step"
     )
     parser.add_argument("--method", default="unimatch")
     parser.add_argument("--mpmc", default="recommended")
@@ -117,7 +117,19 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--largest", type=int, default=500, help="side, of eval")
     parser.add_argument("--eval_batch_size", type=int, default=4)
     parser.add_argument("--steps", type=int, default=5, help="timed repetitions")
-    args = parser.parse_args(arguments)
+    parser.add_argument("--profile", default="", metavar="DIR", help="trace of a step")
+    parser.add_argument(
+        "--peer",
+        default="",
+        metavar="NAMES",
+        help="torch, torch_best: PyTorch's step in turns with ours",
+    )
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point; user errors end with one line and status 1."""
+    args = _parser().parse_args(arguments)
     with cli.user_errors():
         if args.what == "methods":
             configs = {name: configuration(args, name) for name in presets.METHODS}
@@ -127,6 +139,13 @@ def main(arguments: list[str] | None = None) -> None:
             names = ("images", "sizes", "largest")
             settings = {name: getattr(args, name) for name in names}
             found = {args.method: bench_eval(config, args.steps, **settings)}
+        elif args.what == "step":
+            config = configuration(args, args.method)
+            if args.peer:
+                figures = bench_peers(config, args.steps, args.peer.split(","))
+            else:
+                figures = bench_step(config, args.steps, args.profile)
+            found = {args.method: figures}
         else:
             config = configuration(args, args.method)
             found = {args.method: BENCHES[args.what](config, args.steps)}

@@ -1,17 +1,13 @@
 """Evaluation's speed where sizes vary: batches by size beside one image at a time."""
 
-import collections
 import dataclasses
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import jax
 import ml_collections
 import numpy as np
-from jax.experimental.compilation_cache import compilation_cache
 
+from launch.measuring import COMPILED, FOUND, counted, empty_cache
 from launch.runs import base_for, make_evaluator, open_base
 from mpmc_jax.data.build import build_eval
 from mpmc_jax.data.info import DatasetFacts
@@ -21,8 +17,6 @@ from mpmc_jax.pixels import RGB
 from mpmc_jax.training.build import build_setup
 
 _CLASSES = 21
-_COMPILED = "/jax/core/compile/backend_compile_duration"
-_FOUND = "/jax/compilation_cache/cache_hits"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,27 +55,6 @@ class _Images:
         return self._sizes[index]
 
 
-@contextmanager
-def _counted() -> Iterator[collections.Counter]:
-    """Counts programs that are compiled, and those that the cache had, meanwhile."""
-    counts = collections.Counter()
-
-    def on_duration(event: str, duration_secs: float, **_: Any) -> None:
-        del duration_secs
-        counts[event] += 1
-
-    def on_event(event: str, **_: Any) -> None:
-        counts[event] += 1
-
-    jax.monitoring.register_event_duration_secs_listener(on_duration)
-    jax.monitoring.register_event_listener(on_event)
-    try:
-        yield counts
-    finally:
-        jax.monitoring.unregister_event_duration_listener(on_duration)
-        jax.monitoring.unregister_event_listener(on_event)
-
-
 def bench_eval(
     config: ml_collections.ConfigDict,
     repeats: int,
@@ -115,19 +88,19 @@ def bench_eval(
     seen: list[EvalResult] = []
     for name, batch_size in (("", config.eval.batch_size), ("one_by_one_", 1)):
         config.eval.batch_size = batch_size
-        with _empty_cache():
+        with empty_cache():
             evaluator = make_evaluator(config, module, facts)
             for when in ("cold", "cached", "warm"):
                 if when == "cached":
                     jax.clear_caches()
                     evaluator = make_evaluator(config, module, facts)
                 times = []
-                with _counted() as counts:
+                with counted() as counts:
                     for _ in range(repeats if when == "warm" else 1):
                         seen.append(evaluator.run(variables, source))
                         times.append(seen[-1].seconds)
                 found[f"{name}{when}_seconds"] = float(np.median(times))
-                found[f"{name}{when}_compiled"] = counts[_COMPILED] - counts[_FOUND]
+                found[f"{name}{when}_compiled"] = counts[COMPILED] - counts[FOUND]
     for other in seen[1:]:
         np.testing.assert_array_equal(other.confusion.sum(1), seen[0].confusion.sum(1))
     return {
@@ -138,20 +111,3 @@ def bench_eval(
         "devices": len(jax.local_devices()),
         **found,
     }
-
-
-@contextmanager
-def _empty_cache() -> Iterator[None]:
-    """A compilation cache of its own, so that what is cold is cold."""
-    before = jax.config.values["jax_compilation_cache_dir"]
-    least = jax.config.values["jax_persistent_cache_min_compile_time_secs"]
-    with tempfile.TemporaryDirectory() as folder:
-        jax.config.update("jax_compilation_cache_dir", folder)
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-        compilation_cache.reset_cache()
-        try:
-            yield
-        finally:
-            jax.config.update("jax_compilation_cache_dir", before)
-            jax.config.update("jax_persistent_cache_min_compile_time_secs", least)
-            compilation_cache.reset_cache()

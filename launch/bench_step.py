@@ -1,6 +1,7 @@
 """The step on noise, and MPMC's own operations beside it, for `launch.bench`."""
 
 import functools
+import pathlib
 import statistics
 import time
 from collections.abc import Callable
@@ -11,6 +12,8 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
+from launch import profiling
+from launch.measuring import empty_cache, matmul_ceiling, spread
 from mpmc_jax.models.build import tap_channels
 from mpmc_jax.models.pooling import average_pool
 from mpmc_jax.pixels import RGB
@@ -94,44 +97,77 @@ class TimedStep:
         begin = time.perf_counter()
         step: Any = self._parallel.compile(make_step(self.setup.step))
         lowered = step.lower(self._state, self._batch, self._expected())
+        traced = time.perf_counter()
         self._compiled = lowered.compile()
         memory = self._compiled.memory_analysis()
+        cost = _cost(self._compiled)
         self.figures = {
-            "flops": _flops(self._compiled),
+            "flops": cost["flops"],
+            "bytes_accessed": cost["bytes accessed"],
+            "temporary_bytes": memory.temp_size_in_bytes,
             "peak_bytes": memory.temp_size_in_bytes + memory.argument_size_in_bytes,
-            "compile_seconds": time.perf_counter() - begin,
+            "trace_seconds": traced - begin,
+            "compile_seconds": time.perf_counter() - traced,
         }
 
     def _expected(self) -> Array:
         return self._parallel.replicate(np.asarray(self._number, np.int32))
 
+    def step(self) -> float:
+        """One update; the loss."""
+        expected = self._expected()
+        self._state, metrics = self._compiled(self._state, self._batch, expected)
+        self._number += 1
+        return float(self._parallel.start_reading(metrics.values)()["loss"])
+
     def seconds(self) -> float:
         """Wall time of the next step."""
-        expected = self._expected()
         begin = time.perf_counter()
-        self._state, metrics = self._compiled(self._state, self._batch, expected)
-        jax.block_until_ready(metrics)
-        self._number += 1
+        self.step()
         return time.perf_counter() - begin
 
+    def profile(self, folder: pathlib.Path) -> list[dict[str, Any]]:
+        """Traces the next step; its most expensive operations."""
+        return profiling.trace(folder, self.step, self._compiled.as_text())
 
-def bench_step(config: ml_collections.ConfigDict, repeats: int) -> dict[str, Any]:
-    """images/s (labelled and unlabelled), FLOPs, peak memory and compile time."""
-    timed = TimedStep(config)
-    times = [timed.seconds() for _ in range(repeats + 1)]
-    seconds = statistics.median(times[1:])
+
+def bench_step(
+    config: ml_collections.ConfigDict, repeats: int, profile: str = ""
+) -> dict[str, Any]:
+    """images/s (labelled and unlabelled), FLOPs, bytes, memory and compile times.
+
+    Compiles twice: into an empty cache, and from it. With a `profile` folder one more
+    step leaves its trace there, and the ten most expensive operations are listed.
+    """
+    with empty_cache():
+        cold = TimedStep(config).figures
+        jax.clear_caches()
+        timed = TimedStep(config)
+    cached = timed.figures
+    times = [timed.seconds() for _ in range(repeats + 1)][1:]
+    seconds = statistics.median(times)
     train = config.train
     images = timed.setup.method.streams.images(train.batch_size, train.group_size)
-    return {
+    ceiling = matmul_ceiling(config.model.dtype)
+    found = {
         "images_per_second": images / seconds,
         "step_seconds": seconds,
-        **timed.figures,
+        "step_seconds_spread": spread(times),
+        **cold,
+        "cached_trace_seconds": cached["trace_seconds"],
+        "cached_compile_seconds": cached["compile_seconds"],
+        "matmul_flops_per_second": ceiling,
+        # XLA counts the FLOPs of one device.
+        "share_of_matmul": cold["flops"] / seconds / ceiling,
     }
+    if profile:
+        found["operations"] = timed.profile(pathlib.Path(profile))
+    return found
 
 
-def _flops(compiled: Any) -> float:
+def _cost(compiled: Any) -> dict[str, float]:
     cost = compiled.cost_analysis()
-    return float((cost[0] if isinstance(cost, list) else cost)["flops"])
+    return cost[0] if isinstance(cost, list) else cost
 
 
 def count_images(config: ml_collections.ConfigDict, setup: Setup) -> int:
