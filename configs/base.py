@@ -62,6 +62,9 @@ def _data() -> dict:
         # Mean and deviation: "imagenet", "dataset" (measured where the data set has
         # none of its own), "none", or "auto", ImageNet's for 8-bit RGB, else "dataset".
         "normalization": "auto",
+        # Keep the training images on every device, and cut crops out of them there.
+        # The crops are the same; for data sets of a few GB (ACDC, CamVid, VOC).
+        "resident": False,
         # Reading threads, and batches prepared ahead.
         "threads": 2,
         "prefetch": 4,
@@ -80,6 +83,8 @@ def _model() -> dict:
         # published network, less is for tests.
         "width": 64,
         "dtype": "float32",
+        # Of the teacher's passes; "": the same. Parameters and averages are float32.
+        "teacher_dtype": "",
         # Recompute activations in the backward pass: less memory, more time.
         "remat": False,
         # Weights that networks and averages begin with, from launch.convert_weights

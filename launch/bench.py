@@ -5,6 +5,7 @@ python -m launch.bench --what=step [--method=unimatch] [--mpmc=recommended] \
     [--profile=DIR] [--peer=torch,torch_best]
 python -m launch.bench --what=methods ...  every method's step in turns, as ratios
 python -m launch.bench --what=mpmc ...    pooling, targets and weights beside the step
+python -m launch.bench --what=fits ...    memory at growing batches, compiled only
 python -m launch.bench --what=data [--images=200 --largest=500]    or 2048
 python -m launch.bench --what=data --images=0 --dataset=camvid --data_dir=data
 python -m launch.bench --what=eval [--images=200 --sizes=40 --largest=500]
@@ -24,6 +25,7 @@ from configs import base, presets
 from launch import cli
 from launch.bench_data import bench_made_up, bench_prepared
 from launch.bench_eval import bench_eval
+from launch.bench_memory import bench_fits
 from launch.bench_methods import bench_methods
 from launch.bench_peer import bench_peers
 from launch.bench_step import bench_mpmc, bench_step
@@ -51,7 +53,7 @@ def configuration(args: argparse.Namespace, method: str) -> ml_collections.Confi
 def _parser() -> argparse.ArgumentParser:
     parser = cli.parser("bench", __doc__)
     parser.add_argument(
-        "--what", choices=("step", "mpmc", "methods", "data", "eval"), default="step"
+        "--what", choices=("step", "mpmc", "methods", "fits", "data", "eval"), default="step"
     )
     parser.add_argument("--method", default="unimatch")
     parser.add_argument("--mpmc", default="recommended")
@@ -73,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--sizes", type=int, default=40, help="distinct ones, of eval")
     parser.add_argument("--largest", type=int, default=500, help="their longest side")
     parser.add_argument("--eval_batch_size", type=int, default=4)
-    parser.add_argument("--steps", type=int, default=5, help="timed repetitions")
+    parser.add_argument("--steps", type=int, default=5, help="repetitions at most")
     parser.add_argument("--profile", default="", metavar="DIR", help="trace of a step")
     parser.add_argument(
         "--peer",
@@ -97,6 +99,8 @@ def _measure(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
         found = bench_made_up(config, args.steps, **made_up)
     elif args.what == "data":
         found = bench_prepared(config, args.steps)
+    elif args.what == "fits":
+        found = bench_fits(config, args.steps)
     elif args.what == "mpmc":
         found = bench_mpmc(config, args.steps)
     elif args.peer:

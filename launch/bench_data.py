@@ -67,7 +67,7 @@ def bench_prepared(config: ml_collections.ConfigDict, repeats: int) -> dict[str,
     }
 
 
-def bench_made_up(
+def benchmade_up(
     config: ml_collections.ConfigDict, repeats: int, *, images: int, largest: int
 ) -> dict[str, Any]:
     """Both pipelines in turns, on the same made-up images, from memory, in one thread.
@@ -89,7 +89,7 @@ def bench_made_up(
         raise ValueError(f"--largest={largest}: of data valid are {list(_ASPECTS)}")
     data = config.data
     crop = CropConfig(data.crop, data.scale_min, data.scale_max)
-    files = _made_up(images, largest)
+    files = made_up(images, largest)
     unpacked = largest == 2048
     records = [
         {"image": encoded.encode_record(each, RGB, unpacked=unpacked)} for each in files
@@ -161,7 +161,7 @@ def _stages(
     }
 
 
-def _made_up(images: int, largest: int) -> list[bytes]:
+def made_up(images: int, largest: int) -> list[bytes]:
     """Smooth colours with some grain: files about as large as photographs'."""
     rows = int(largest * _ASPECTS[largest])
     rng = np.random.default_rng(0)
@@ -217,7 +217,7 @@ def _strong(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
     if rng.random() < 0.8:
         for name in rng.permutation(["Brightness", "Contrast", "Color", "hue"]):
             if name == "hue":
-                picture = _hue(picture, int(255 * rng.uniform(-0.25, 0.25)))
+                picture = turn_hue(picture, int(255 * rng.uniform(-0.25, 0.25)))
             else:
                 change = getattr(ImageEnhance, name)(picture)
                 picture = change.enhance(rng.uniform(0.5, 1.5))
@@ -228,7 +228,8 @@ def _strong(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
     return picture
 
 
-def _hue(picture: Image.Image, shift: int) -> Image.Image:
+def turn_hue(picture: Image.Image, shift: int) -> Image.Image:
+    """By `shift` of 256 steps around the colour circle."""
     hue, saturation, value = picture.convert("HSV").split()
     turned = Image.fromarray((np.asarray(hue, int) + shift).astype(np.uint8))
     return Image.merge("HSV", (turned, saturation, value)).convert("RGB")

@@ -23,10 +23,10 @@ from ml_collections import config_flags
 
 from configs import base
 from launch import cli, pretrained, runs
+from launch.batches import make_place, names_of
 from mpmc_jax.data.build import build_eval
 from mpmc_jax.data.info import DatasetFacts
 from mpmc_jax.data.pipeline import TrainPipeline
-from mpmc_jax.data.splits import Split
 from mpmc_jax.training import loop, report, workdir
 from mpmc_jax.training.build import (
     Setup,
@@ -39,7 +39,7 @@ from mpmc_jax.training.build import (
 from mpmc_jax.training.checkpoint import Checkpointer
 from mpmc_jax.training.parallel import Parallel
 from mpmc_jax.training.state import TrainState, begin_with, to_host
-from mpmc_jax.types import Batch, PyTree
+from mpmc_jax.types import PyTree
 
 _LOG = logging.getLogger("mpmc_jax.train")
 
@@ -161,6 +161,7 @@ def train(config: ml_collections.ConfigDict, directory: Path) -> TrainState:
     facts, pipeline, setup = runs.prepare(config)
     parallel = build_parallel(config)
     check_memory(config, setup, len(parallel.devices), parallel.memory())
+    place = make_place(pipeline, parallel)
     rhythm = loop_config(config, pipeline.steps_per_epoch)
     announce(config, setup, pipeline, rhythm, parallel)
     if facts.partial:
@@ -191,24 +192,12 @@ def train(config: ml_collections.ConfigDict, directory: Path) -> TrainState:
             checkpointer=checkpointer,
             report=reporter,
             names=functools.partial(names_of, pipeline.split),
+            place=place,
         )
     finally:
         data.close()
         reporter.close()
         checkpointer.close()
-
-
-def names_of(split: Split, batch: Batch) -> dict[str, list[str]]:
-    """The ids of a batch's images by stream."""
-    names = {"labeled": [split.labeled[i] for i in batch.labeled.index]}
-    if batch.unlabeled is not None:
-        names["unlabeled"] = [split.unlabeled[i] for i in batch.unlabeled.index]
-    if batch.partner is not None:
-        names["partner"] = [split.unlabeled[i] for i in batch.partner.index]
-    if batch.source is not None:
-        there = batch.source.extent.any(axis=1)
-        names["source"] = [split.labeled[i] for i in batch.source.index[there]]
-    return names
 
 
 def _record(

@@ -1,5 +1,6 @@
-# Sourced by the other scripts: makes or reuses the virtual environment and sets
-# $python. It is .venv, or $MPMC_VENV; made with python3, or $PYTHON.
+# Sourced by the other scripts: makes or reuses the virtual environment, sets $python
+# and what processes on a CPU profit from. It is .venv, or $MPMC_VENV; made with python3,
+# or $PYTHON.
 venv=${MPMC_VENV:-.venv}
 if [ ! -x "$venv/bin/python" ]; then
   base=${PYTHON:-python3}
@@ -12,3 +13,5 @@ if [ ! -x "$venv/bin/python" ]; then
   "$base" -m venv "$venv"
 fi
 python=$venv/bin/python
+# Large pages: on CPUs a training step takes an eighth less time.
+export GLIBC_TUNABLES=${GLIBC_TUNABLES-glibc.malloc.hugetlb=1}

@@ -275,25 +275,3 @@ def test_mistakes_end_with_one_clear_error(place, change, message):
     )
     assert re.search(message, output), output[-2000:]
     assert "Traceback" not in output, output[-4000:]
-
-
-@pytest.mark.full
-@pytest.mark.parametrize(
-    "what", ["step", "mpmc", "data", "eval --images=0", "data --method=ael"]
-)
-def test_bench_prints_one_json_object(place, what):
-    output = run(
-        "launch.bench",
-        *f"--what={what}".split(),
-        "--backbone=resnet18",
-        "--crop=49",
-        "--steps=1",
-        f"--data_dir={place / 'data'}",
-    )
-    figures = json.loads(output.splitlines()[-1])
-    assert figures["manifest"]["versions"]["jax"]
-    assert figures["images_per_second"] > 0
-    if what in ("step", "mpmc"):
-        assert figures["flops"] > 1e9 and figures["peak_bytes"] > 1e6
-    if what == "mpmc":
-        assert 0 < figures["share"] < 1

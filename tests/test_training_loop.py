@@ -52,17 +52,19 @@ def go(cfg, directory, steps, before=lambda step: None, evaluate=score, log_ever
     start = int(state.step)
     reporter = report.Report(directory, start, steps, cfg.train.batch_size)
     layout = Layout(cfg.train.batch_size, cfg.train.group_size, 1)
+    parallel = Parallel("pmap", layout, 1)
     try:
         return loop.train(
             loop.LoopConfig(steps, log_every, eval_every=3, checkpoint_every=3),
             parts.step,
-            Parallel("pmap", layout, 1),
+            parallel,
             state,
             Batches(cfg, parts.method, start, before),
             evaluate=evaluate,
             checkpointer=checkpointer,
             report=reporter,
             names=lambda batch: {"labeled": [f"id{i}" for i in batch.labeled.index]},
+            place=parallel.place,
         )
     finally:
         reporter.close()

@@ -125,17 +125,19 @@ def go(cfg, directory, steps):
     start = int(state.step)
     reporter = report.Report(directory, start, steps, cfg.train.batch_size)
     data = Served(cfg, parts.method, start)
+    parallel = Parallel("pmap", Layout(cfg.train.batch_size, 2, 1), 1)
     try:
         state = loop.train(
             loop.LoopConfig(steps, 2, eval_every=100, checkpoint_every=100),
             parts.step,
-            Parallel("pmap", Layout(cfg.train.batch_size, 2, 1), 1),
+            parallel,
             state,
             data,
             evaluate=score,
             checkpointer=checkpointer,
             report=reporter,
             names=lambda batch: {},
+            place=parallel.place,
         )
     finally:
         reporter.close()

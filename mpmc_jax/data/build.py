@@ -196,6 +196,7 @@ def build_train(
         seed=config.seed,
         threads=data.threads,
         prefetch=data.prefetch,
+        resident=data.resident,
         process_index=process_index,
         process_count=process_count,
     )

@@ -127,9 +127,9 @@ class Placement:
         the pixel that resizing the whole map gives.
         """
         top, left, bottom, right = self.window
-        nearest = _nearest if self.antialias else _floored
-        rows = nearest(label_hw.shape[0], self.resized[0])[top:bottom]
-        columns = nearest(label_hw.shape[1], self.resized[1])[left:right]
+        pick = nearest if self.antialias else floored
+        rows = pick(label_hw.shape[0], self.resized[0])[top:bottom]
+        columns = pick(label_hw.shape[1], self.resized[1])[left:right]
         canvas = np.full((crop.size, crop.size), self.label_fill, np.uint8)
         return self._on_canvas(label_hw[rows[:, None], columns[None, :]], canvas)
 
@@ -164,25 +164,46 @@ def to_bytes(array: np.ndarray, pixels: PixelFormat) -> np.ndarray:
     return np.clip(unit * np.float32(255), 0, 255).astype(np.uint8)
 
 
+def interpolation_taps(
+    length: int, resized: int, start: int, stop: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of PyTorch's interpolate along one axis, by pixel of [start, stop) resized.
+
+    Returns:
+      The two source pixels, and the weight of the second.
+    """
+    position = (np.arange(start, stop) + 0.5) * length / resized - 0.5
+    position = np.maximum(position, 0).astype(np.float32)
+    first = position.astype(int)
+    return first, np.minimum(first + 1, length - 1), position - first
+
+
+def window_box(
+    placement: Placement, size: tuple[int, int]
+) -> tuple[tuple[float, float], tuple[float, float]]:
+    """Where the window lies in an image of `size`: its rows, and its columns."""
+    top, left, bottom, right = placement.window
+    down, across = size[0] / placement.resized[0], size[1] / placement.resized[1]
+    # Rounding must not carry the box over the border.
+    return (
+        (top * down, min(bottom * down, size[0])),
+        (left * across, min(right * across, size[1])),
+    )
+
+
 def _interpolate_window(picture: Picture, placement: Placement) -> np.ndarray:
     """Two taps an axis around the half-pixel position, and no antialias."""
     top, left, bottom, right = placement.window
-
-    def taps(length: int, resized: int, start: int, stop: int):
-        position = (np.arange(start, stop) + 0.5) * length / resized - 0.5
-        position = np.maximum(position, 0).astype(np.float32)
-        first = position.astype(int)
-        return first, np.minimum(first + 1, length - 1), position - first
 
     pixels = np.asarray(picture)
     dtype = pixels.dtype
     pixels = pixels.reshape(*pixels.shape[:2], -1)
     width, resized = pixels.shape[1], placement.resized[1]
-    across_low, across_high, across = taps(width, resized, left, right)
+    across_low, across_high, across = interpolation_taps(width, resized, left, right)
     # Columns that the window does not touch are left out from the beginning.
     begin = across_low[0]
     pixels = pixels[:, begin : across_high[-1] + 1]
-    low, high, down = taps(len(pixels), placement.resized[0], top, bottom)
+    low, high, down = interpolation_taps(len(pixels), placement.resized[0], top, bottom)
     down, across = down[:, None, None], across[None, :, None]
     lines = pixels[low] * (1 - down) + pixels[high] * down
     window = lines[:, across_low - begin] * (1 - across)
@@ -198,16 +219,11 @@ def _resize_window(picture: Picture, placement: Placement) -> np.ndarray:
             for plane in np.moveaxis(picture, -1, 0)
         ]
         return _as_type(np.stack(planes, axis=-1), picture.dtype)
-    rows, columns = placement.resized
     top, left, bottom, right = placement.window
-    across, down = picture.width / columns, picture.height / rows
-    # Rounding must not carry the box over the border.
-    box = (
-        left * across,
-        top * down,
-        min(right * across, picture.width),
-        min(bottom * down, picture.height),
+    (low_row, high_row), (low_column, high_column) = window_box(
+        placement, (picture.height, picture.width)
     )
+    box = (low_column, low_row, high_column, high_row)
     size = (right - left, bottom - top)
     return np.asarray(picture.resize(size, Image.Resampling.BILINEAR, box=box))
 
@@ -218,7 +234,7 @@ def _as_type(window: np.ndarray, dtype: np.dtype) -> np.ndarray:
     return window.astype(dtype)
 
 
-def _nearest(length: int, resized: int) -> np.ndarray:
+def nearest(length: int, resized: int) -> np.ndarray:
     """(resized,) source position of each pixel, as Pillow computes it.
 
     Pillow adds up the step, so that at ties its rounding decides; the sum is repeated
@@ -229,6 +245,6 @@ def _nearest(length: int, resized: int) -> np.ndarray:
     return np.cumsum(steps).astype(int)
 
 
-def _floored(length: int, resized: int) -> np.ndarray:
+def floored(length: int, resized: int) -> np.ndarray:
     """(resized,) source position of each pixel, as PyTorch computes it."""
     return np.arange(resized) * length // resized

@@ -26,6 +26,7 @@ from mpmc_jax.data.info import DatasetInfo
 from mpmc_jax.data.orders import Order
 from mpmc_jax.data.reader import Reader, ReadLabeled, ReadUnlabeled
 from mpmc_jax.data.requests import Requests
+from mpmc_jax.data.resident import PlanReader, Resident
 from mpmc_jax.data.splits import Split
 from mpmc_jax.types import Batch, Crops, Streams
 
@@ -43,6 +44,7 @@ class PipelineConfig:
       threads: reading threads, and as many for requested images; 0 reads in the
         calling one, requested images in one.
       prefetch: batches prepared ahead, if there are threads.
+      resident: whether images live on the device, and batches carry plans of crops.
       process_index: this process.
       process_count: how many share the global batch.
     """
@@ -54,6 +56,7 @@ class PipelineConfig:
     seed: int = 0
     threads: int = 2
     prefetch: int = 4
+    resident: bool = False
     process_index: int = 0
     process_count: int = 1
 
@@ -124,9 +127,11 @@ class TrainPipeline:
       num_unlabeled: unlabelled images; the method may leave them unused.
       repetition: passes over the labelled list an epoch.
       unused: labelled images that no epoch uses, see `orders`.
+      resident: what makes crops of the batches' plans, if images live on the device.
 
     Raises:
-      ValueError: the method wants unlabelled images and the split has none.
+      ValueError: the method wants unlabelled images and the split has none; see also
+        `Resident`.
     """
 
     def __init__(self, info: DatasetInfo, split: Split, config: PipelineConfig):
@@ -146,6 +151,9 @@ class TrainPipeline:
         self.steps_per_epoch, self.unused = order.steps_per_epoch, order.unused
         per_epoch = self.steps_per_epoch * config.batch_size
         self.repetition = per_epoch / self.num_labeled
+        self.resident: Resident | None = None
+        if config.resident:
+            self.resident = Resident(info, split, config.streams.geometry, config.crop)
 
     def iterator(self, start_step: int = 0) -> TrainIterator:
         """Endless batches; the first is that of `start_step`.
@@ -197,7 +205,9 @@ class TrainPipeline:
             seed=self._config.seed,
         )
 
-    def _reader(self, name: str) -> Reader:
+    def _reader(self, name: str) -> Reader | PlanReader:
+        if self.resident is not None:
+            return self.resident.reader(name)
         ids = getattr(self.split, name)
         place = {key: i for i, key in enumerate(self._info.ids["train"])}
         return Reader(

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import grain
 import numpy as np
@@ -13,7 +13,27 @@ from mpmc_jax.data.deep import UnreadableImage
 from mpmc_jax.pixels import PixelFormat
 from mpmc_jax.types import IGNORE_LABEL
 
-Arrays = dict[str, np.ndarray]
+# By name; of `resident` some are trees of arrays.
+Arrays = dict[str, Any]
+
+
+class CropReader(Protocol):
+    """What makes crops of one list's images."""
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """Place in the list -> name."""
+        ...
+
+    def crops(
+        self, place: int, rng: np.random.Generator, settings: Sequence[CropConfig]
+    ) -> list[Arrays]:
+        """As many crops of one image as there are settings, drawn in that order."""
+        ...
+
+    def nothing(self, size: int) -> Arrays:
+        """A crop without a real pixel."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +105,7 @@ class ReadLabeled(grain.transforms.RandomMap):
     The source's draws come first, as published.
     """
 
-    reader: Reader
+    reader: CropReader
     crop: CropConfig
     source_crop: CropConfig | None
 
@@ -104,7 +124,7 @@ class ReadLabeled(grain.transforms.RandomMap):
 class ReadUnlabeled(grain.transforms.RandomMap):
     """Place in the unlabelled list -> crops of that image, by what they are for."""
 
-    reader: Reader
+    reader: CropReader
     crop: CropConfig
     names: tuple[str, ...]
 

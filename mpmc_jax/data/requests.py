@@ -6,10 +6,12 @@ between run. What an image's crop is drawn from depends on the step and its row 
 
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
+import jax
 import numpy as np
 
-Arrays = Mapping[str, np.ndarray]
+Arrays = Mapping[str, Any]
 Read = Callable[[int, np.random.Generator], Arrays]
 
 
@@ -39,7 +41,7 @@ class Requests:
         rng = np.random.default_rng((self._seed, 3, step, row))
         return self._read(image, rng)
 
-    def take(self, step: int) -> dict[str, np.ndarray]:
+    def take(self, step: int) -> dict[str, Any]:
         """Waits for what was asked for `step`, stacked.
 
         Raises:
@@ -48,7 +50,7 @@ class Requests:
         if step not in self._pending:
             raise RuntimeError(f"no image was requested for step {step}")
         crops = [future.result() for future in self._pending.pop(step)]
-        return {name: np.stack([crop[name] for crop in crops]) for name in crops[0]}
+        return jax.tree.map(lambda *arrays: np.stack(arrays), *crops)
 
     def close(self) -> None:
         """Ends the threads; what was asked for is dropped."""

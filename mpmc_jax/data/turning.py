@@ -41,14 +41,15 @@ class Turn:
         """See `cropping.Cut`."""
         del crop
         values = np.asarray(picture)
-        return self._apply(values.reshape(*values.shape[:2], pixels.channels))
+        return self.apply(values.reshape(*values.shape[:2], pixels.channels))
 
     def label(self, label_hw: np.ndarray, crop: CropConfig) -> np.ndarray:
         """See `cropping.Cut`."""
         del crop
-        return self._apply(label_hw)
+        return self.apply(label_hw)
 
-    def _apply(self, values: np.ndarray) -> np.ndarray:
+    def apply(self, values: np.ndarray) -> np.ndarray:
+        """(h,w) or (h,w,c) -> (size,size) or (size,size,c), of the same type."""
         if self.quarters is not None:
             values = np.flip(np.rot90(values, self.quarters), self.mirrored)
         elif self.degrees:

@@ -8,11 +8,10 @@ Decisions D1 to D23 of the README's "deviations" are taken here and in its parts
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Literal, cast
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 
 from mpmc_jax.losses.multilabel import (
     patch_asymmetric_focal,
@@ -26,6 +25,7 @@ from mpmc_jax.models.receptive_field import ReceptiveField
 from mpmc_jax.plugins.base import Metrics, Terms
 from mpmc_jax.plugins.patches import patch_targets as patch_targets
 from mpmc_jax.plugins.patches import patch_valid as patch_valid
+from mpmc_jax.plugins.teaching import PatchTeaching, split_by
 from mpmc_jax.plugins.weights import adaptive_weights as adaptive_weights
 from mpmc_jax.types import IGNORE_LABEL, Array, PyTree, Region, Supervised, View
 
@@ -33,22 +33,6 @@ from mpmc_jax.types import IGNORE_LABEL, Array, PyTree, Region, Supervised, View
 def _patches(term: str) -> str:
     """The name of a term's patch count; the bare name counts the method's pixels."""
     return f"patches/{term}"
-
-
-@struct.dataclass
-class PatchTeaching:
-    """What the teacher's head says about one view.
-
-    Attributes:
-      target: (b,h,w,C) q_bar of eq. 6, or its decision at 0.5.
-      weight: (b,h,w,C) lambda_m.
-      lambda_sum, lambda_count: lambda_s over the view's confident pixels, for the log.
-    """
-
-    target: Array
-    weight: Array
-    lambda_sum: Array
-    lambda_count: Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,25 +120,41 @@ class MPMC:
         The teacher classifies the weak image mixed as the view was (D9, D10), in
         evaluation mode whatever mode the method's own teacher ran in (D17).
         """
+        unlabelled = [view for view in views if view.unlabelled]
+        logits = self._teacher_logits(variables, unlabelled)
         refined, targets = [], {}
         for view in views:
             if view.unlabelled:
-                view, targets[view.name] = self._teach(variables, view, active, total)
+                view, targets[view.name] = self._teach(
+                    logits[view.name], view, active, total
+                )
             refined.append(view)
         return tuple(refined), targets
 
+    def _teacher_logits(
+        self, variables: Mapping[str, PyTree], views: Sequence[View]
+    ) -> dict[str, Array]:
+        """(b,h,w,C) patch logits of each view; one pass for all of one teacher's."""
+        by_teacher: dict[int, list[View]] = {}
+        for view in views:
+            by_teacher.setdefault(id(view.teacher), []).append(view)
+        logits: dict[str, Array] = {}
+        for same in by_teacher.values():
+            images_bhwc = jnp.concatenate([view.image for view in same])
+            teacher = same[0].teacher.frozen()
+            z_bhwd = self._checked(teacher.taps(images_bhwc, self.tap))
+            out: Any = self.classifier().apply(variables, z_bhwd, train=False)
+            parts = split_by(jax.lax.stop_gradient(out), [v.image for v in same])
+            logits |= {v.name: part for v, part in zip(same, parts, strict=True)}
+        return logits
+
     def _teach(
         self,
-        variables: Mapping[str, PyTree],
+        logits_bhwc: Array,
         view: View,
         active: Array | None,
         total: GlobalSum,
     ) -> tuple[View, PatchTeaching]:
-        z_bhwd = self._checked(view.teacher.frozen().taps(view.image, self.tap))
-        logits_bhwc = cast(
-            Array, self.classifier().apply(variables, z_bhwd, train=False)
-        )
-        logits_bhwc = jax.lax.stop_gradient(logits_bhwc)
         classed_bhw = labelled_pixels(view.target, self.num_classes)
         # The pixels whose loss counts: over these lambda_s has its mean.
         confident_bhw = (view.weight > 0) & view.region.valid & classed_bhw
@@ -202,8 +202,7 @@ class MPMC:
         logits, moved = self.classifier().apply(
             variables, joined, train=True, mutable=["batch_stats"]
         )
-        ends = [sum(tap.shape[0] for tap in taps[: i + 1]) for i in range(len(taps))]
-        first, *rest = jnp.split(logits, ends[:-1])
+        first, *rest = split_by(logits, taps)
         terms, metrics = self._labeled(first, supervised, counts, total)
         if unlabelled:
             more = self._unlabeled(rest, unlabelled, targets, counts, active, total)

@@ -118,6 +118,14 @@ def build_setup(
         axis_name=axis_name,
     )
     _check(config, method, plugin)
+    dtypes = (model.dtype, config.model.teacher_dtype or model.dtype)
+    modules, teachers = (
+        dict.fromkeys(
+            method.networks,
+            build_segmenter(dataclasses.replace(model, dtype=d), axis_name=axis_name),
+        )
+        for d in dtypes
+    )
     schedule = Schedule(
         lr=config.optimizer.lr,
         steps=total_steps(config, steps_per_epoch),
@@ -127,10 +135,8 @@ def build_setup(
     step = StepConfig(
         method=method,
         plugin=plugin,
-        modules={
-            name: build_segmenter(model, axis_name=axis_name)
-            for name in method.networks
-        },
+        modules=modules,
+        teachers=teachers,
         optimizer=build_optimizer(
             schedule,
             head_multiplier=config.optimizer.head_multiplier,

@@ -22,7 +22,8 @@ class StepConfig:
 
     Attributes:
       method, plugin: the base method and what refines it.
-      modules: segmenter by network name.
+      modules, teachers: segmenter by network name, for passes with and without a
+        gradient; they differ in their dtype at most.
       optimizer, schedule: update rule, and the rate it follows (for the metrics).
       supervised_loss: L_x.
       batch_size: labelled images a step over all devices.
@@ -35,6 +36,7 @@ class StepConfig:
     method: Method
     plugin: Plugin
     modules: dict[str, Any]
+    teachers: dict[str, Any]
     optimizer: optax.GradientTransformation
     schedule: Schedule
     supervised_loss: objective.SupervisedLoss

@@ -4,6 +4,9 @@ The teacher makes targets, the student makes views, the plug-in refines them and
 its terms; the gradient of the whole objective is added to what came before.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -24,11 +27,11 @@ class Carry(struct.PyTreeNode):
 
 
 def _networks(
-    config: StepConfig, params: PyTree, batch_stats: PyTree, *, train: bool
+    modules: Mapping[str, Any], params: PyTree, batch_stats: PyTree, *, train: bool
 ) -> dict[str, Network]:
     return {
         name: Network(module, params[name], batch_stats[name], train)
-        for name, module in config.modules.items()
+        for name, module in modules.items()
     }
 
 
@@ -37,7 +40,7 @@ def _teachers(config: StepConfig, state: TrainState, carry: Carry):
         params, stats = state.ema_params, carry.teacher_stats
     else:
         params, stats = state.params, carry.batch_stats
-    networks = _networks(config, params, stats, train=False)
+    networks = _networks(config.teachers, params, stats, train=False)
     return {name: network.frozen() for name, network in networks.items()}
 
 
@@ -67,7 +70,7 @@ def micro_batch(
     )
 
     def loss_fn(params: PyTree):
-        students = _networks(config, params, carry.batch_stats, train=True)
+        students = _networks(config.modules, params, carry.batch_stats, train=True)
         outputs = method.views(students, teachers, inputs, targets, method_state)
         loss, values, head_stats = _objective(
             config, state, carry, params, outputs, totals

@@ -95,12 +95,14 @@ def train(
     checkpointer: Checkpointer,
     report: Report,
     names: Callable[[Batch], dict[str, list[str]]],
+    place: Callable[[Batch], Batch],
 ) -> TrainState:
     """Trains from `state` (on the host) to `config.steps`; returns the last state.
 
     Args:
       evaluate: numbers of one copy of the state, `config.metric` among them.
       names: the ids of a batch's records, for messages.
+      place: puts a batch on the devices.
 
     Raises:
       NonFiniteError: the update was refused; the state before it is saved.
@@ -119,7 +121,7 @@ def train(
             batch, begin, is_first = next(data), time.monotonic(), programs.lack(step)
             device_state, metrics = programs.at(step)(
                 device_state,
-                parallel.place(batch),
+                place(batch),
                 parallel.replicate(np.asarray(step, np.int32)),
             )
             if is_first:

@@ -141,6 +141,18 @@ class Parallel:
         )
         return jax.jit(mapped, donate_argnums=(0,))
 
+    def placing(
+        self, arrays: PyTree, make: Callable[[PyTree, PyTree], PyTree]
+    ) -> Callable[[PyTree], PyTree]:
+        """`place` for batches that `make(arrays, batch)` finishes on the devices."""
+        held = self.replicate(arrays)
+        if self.kind == "pmap":
+            mapped = jax.pmap(make, axis_name=AXIS, devices=self.devices)
+        else:
+            specs = {"in_specs": (P(), P(AXIS)), "out_specs": P(AXIS)}
+            mapped = jax.jit(jax.shard_map(make, mesh=self._mesh, **specs))
+        return lambda batch: mapped(held, self.place(batch))
+
     def replicate(self, tree: PyTree) -> PyTree:
         """A host tree -> the same values on every device.
 

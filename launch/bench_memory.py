@@ -1,0 +1,78 @@
+"""The memory of a step at growing batches: what fits a device, without running it."""
+
+from typing import Any
+
+import jax
+import ml_collections
+
+from launch.bench_step import noise_setup, random_batch
+from mpmc_jax.training.build import build_parallel, state_shape
+from mpmc_jax.training.config import AXIS
+from mpmc_jax.training.step import make_step
+from mpmc_jax.types import PyTree
+
+
+def compile_step(config: ml_collections.ConfigDict, devices: list[Any]) -> Any:
+    """The pmapped step, compiled for devices that need not be there; nothing runs."""
+    setup = noise_setup(config)
+    count = len(devices)
+
+    def replicated(tree: PyTree) -> PyTree:
+        return jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct((count, *x.shape), x.dtype), tree
+        )
+
+    def divided(tree: PyTree) -> PyTree:
+        return jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(
+                (count, len(x) // count, *x.shape[1:]), x.dtype
+            ),
+            tree,
+        )
+
+    step: Any = jax.pmap(
+        make_step(setup.step), axis_name=AXIS, devices=devices, donate_argnums=(0,)
+    )
+    number = jax.ShapeDtypeStruct((count,), "int32")
+    batch = divided(random_batch(config, setup))
+    return step.lower(replicated(state_shape(setup)), batch, number).compile()
+
+
+def peak_bytes(compiled: Any) -> int:
+    """What a device holds at once: arguments, results and temporaries."""
+    memory = compiled.memory_analysis()
+    return (
+        memory.temp_size_in_bytes
+        + memory.argument_size_in_bytes
+        + memory.output_size_in_bytes
+        - memory.alias_size_in_bytes
+    )
+
+
+def bench_fits(config: ml_collections.ConfigDict, repeats: int) -> dict[str, Any]:
+    """Peak bytes at batches of one group a device, two, four, ... until one exceeds it.
+
+    Args:
+      config: of the run; its batch size is not read.
+      repeats: programs to compile at most.
+
+    Returns:
+      The device's memory, peaks by batch size a device, and the largest that fits.
+    """
+    group = config.train.group_size
+    available, peaks, fits = 0, {}, 0
+    for doubling in range(repeats):
+        each = group << doubling
+        count = config.train.devices or len(jax.devices())
+        config.train.batch_size = count * each
+        parallel = build_parallel(config)
+        available = parallel.memory()
+        peaks[each] = peak_bytes(compile_step(config, parallel.devices))
+        if peaks[each] > available:
+            break
+        fits = each
+    return {
+        "device_bytes": available,
+        "peak_bytes_by_images_a_device": peaks,
+        "largest_that_fits": fits,
+    }

@@ -1,0 +1,115 @@
+"""The bench: figures that must be right, and one JSON object a line."""
+
+import importlib.util
+import json
+import time
+
+import numpy as np
+import pytest
+from data_sets import prepare_synthetic
+from PIL import Image
+from programs import run
+
+from launch import bench, bench_data, measuring
+from mpmc_jax.data.cropping import CropConfig
+
+SMALL = ("--backbone=resnet18", "--crop=49", "--steps=1")
+
+
+def _bench(*arguments):
+    output = run("launch.bench", *SMALL, *arguments)
+    figures = json.loads(output.splitlines()[-1])
+    assert figures["manifest"]["versions"]["jax"]
+    return figures
+
+
+@pytest.mark.full
+def test_step_and_its_trace(tmp_path):
+    found = _bench("--what=step", f"--profile={tmp_path}")
+    assert found["images_per_second"] > 0
+    assert found["flops"] > 1e9 and found["peak_bytes"] > 1e6
+    assert found["bytes_accessed"] > 1e6
+    # The cache gives the program back; what compiles it twice as fast is not a cache.
+    assert found["cached_compile_seconds"] < found["compile_seconds"] / 2
+    assert 0 < found["share_of_matmul"] < 1
+    operations = found["operations"]
+    assert len(operations) == 10
+    seconds = [each["seconds"] for each in operations]
+    assert seconds == sorted(seconds, reverse=True) and seconds[-1] > 0
+    assert any("jit(step)" in each["computes"] for each in operations)
+    assert list(tmp_path.rglob("*.xplane.pb"))
+
+
+@pytest.mark.full
+def test_mpmcs_share():
+    found = _bench("--what=mpmc")
+    assert 0 < found["share"] < 1
+
+
+@pytest.mark.full
+def test_what_fits():
+    found = _bench("--what=fits", "--steps=2")
+    peaks = found["peak_bytes_by_images_a_device"]
+    assert list(peaks) == ["2", "4"] and 1e6 < peaks["2"] < peaks["4"]
+    assert found["largest_that_fits"] == 4 and found["device_bytes"] > peaks["4"]
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("what", ["eval", "data", "data --method=ael"])
+def test_figures_of_a_prepared_data_set(what, tmp_path):
+    prepare_synthetic(tmp_path, train=200, val=4)
+    found = _bench(*f"--what={what} --images=0".split(), f"--data_dir={tmp_path}")
+    assert found["images_per_second"] > 0
+
+
+@pytest.mark.full
+@pytest.mark.skipif(not importlib.util.find_spec("torch"), reason="needs torch")
+@pytest.mark.parametrize("mpmc", ["off", "paper", "recommended"])
+def test_pytorchs_step_computes_the_same_loss(mpmc):
+    arguments = ("--what=step", "--peer=torch,torch_best", f"--mpmc={mpmc}")
+    found = _bench(*arguments, "--backbone=resnet50", "--crop=65")
+    for kind in ("torch", "torch_best"):
+        assert abs(found[f"{kind}_loss"] / found["loss"] - 1) < 1e-5
+        assert found[f"over_{kind}"][1] > 0
+
+
+def test_a_peer_that_is_not_there_is_one_line(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit, match="pip install torch"):
+        bench.main(["--what=step", "--peer=torch"])
+
+
+def test_data_beside_a_plain_pipeline(capsys):
+    bench.main(["--what=data", "--images=3", "--crop=65", "--steps=2"])
+    found = json.loads(capsys.readouterr().out)
+    assert found["manifest"]["data"] == {"dataset": "made-up"}
+    low, median, high = found["over_plain"]
+    assert 1 < low <= median <= high
+    stages = ("read", "decode", "geometry", "batching")
+    assert all(found[f"{name}_seconds_a_sample"] >= 0 for name in stages)
+    assert found["decode_seconds_a_sample"] > 0
+    with pytest.raises(SystemExit, match="--largest=501"):
+        bench.main(["--what=data", "--images=1", "--largest=501"])
+
+
+def test_the_plain_pipeline_makes_normalised_views():
+    (content,) = bench_data.made_up(1, 500)
+    rng = np.random.default_rng(0)
+    sample = bench_data.plain_sample(content, rng, CropConfig(65, 1.0, 1.0))
+    for view in (sample.weak, *sample.strong):
+        assert view.shape == (3, 65, 65) and view.dtype == np.float32
+        assert -2.2 < view.min() < view.max() < 2.7
+    assert not np.array_equal(sample.weak, sample.strong[0])
+
+
+def test_hue_turns_by_the_shift():
+    red = Image.new("RGB", (2, 2), (255, 0, 0))
+    turned = np.asarray(bench_data.turn_hue(red, 85))
+    np.testing.assert_array_equal(turned, np.full((2, 2, 3), (0, 255, 0)))
+
+
+def test_a_ceiling_and_a_spread(monkeypatch):
+    times = iter([0.0, 1.0, 1.0, 3.0, 3.0, 3.5, 3.5, 5.5, 5.5, 7.0])
+    monkeypatch.setattr(time, "perf_counter", lambda: next(times))
+    assert measuring.matmul_ceiling("float32") == 2 * 2048**3 / 0.5
+    assert measuring.spread([3.0, 1.0, 2.0, 9.0]) == [1.0, 2.5, 9.0]
