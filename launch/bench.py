@@ -53,7 +53,9 @@ def configuration(args: argparse.Namespace, method: str) -> ml_collections.Confi
 def _parser() -> argparse.ArgumentParser:
     parser = cli.parser("bench", __doc__)
     parser.add_argument(
-        "--what", choices=("step", "mpmc", "methods", "fits", "data", "eval"), default="step"
+        "--what",
+        choices=("step", "mpmc", "methods", "fits", "data", "eval"),
+        default="step",
     )
     parser.add_argument("--method", default="unimatch")
     parser.add_argument("--mpmc", default="recommended")

@@ -67,7 +67,7 @@ def bench_prepared(config: ml_collections.ConfigDict, repeats: int) -> dict[str,
     }
 
 
-def benchmade_up(
+def bench_made_up(
     config: ml_collections.ConfigDict, repeats: int, *, images: int, largest: int
 ) -> dict[str, Any]:
     """Both pipelines in turns, on the same made-up images, from memory, in one thread.
