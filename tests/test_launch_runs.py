@@ -75,16 +75,17 @@ def test_a_killed_run_ends_as_one_that_never_stopped(place):
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("method", ["u2pl", "ael"])
-def test_methods_with_a_memory_go_on_from_their_checkpoints(place, method):
-    """Banks, requests and what they ask of the pipeline, through the real programs."""
+def test_a_method_with_a_memory_goes_on_from_its_checkpoint(place):
+    """Its bank, requests and what they ask of the pipeline, through the real programs.
+
+    U2PL's banks are in test_training_phases.
+    """
+    method = "ael"
     command = (
         "launch.train",
         f"--config={CONFIG.replace('unimatch', method)}",
         f"--config.data.data_dir={place / 'data'}",
         *SMALL,
-        "--config.u2pl.bank_size=200",
-        "--config.u2pl.bank_size_first=200",
     )
     run(*command, f"--workdir={place / method}")
     process = start(*command, f"--workdir={place / (method + '2')}")

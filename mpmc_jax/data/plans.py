@@ -2,7 +2,7 @@
 
 What a host sends where the images lie on the device (`data.resident`). Pillow's
 arithmetic on bytes is whole numbers throughout, so a device that follows a plan gives
-the bytes that Pillow gives. Pillow rounds between its two passes, and from version 13 on
+the bytes that Pillow gives. Pillow rounds between its two passes, and from version 13
 goes down before across where that is less work; there a byte may differ by one.
 """
 
