@@ -115,6 +115,7 @@ def _measure(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
 def main(arguments: list[str] | None = None) -> None:
     """Entry point; user errors end with one line and status 1."""
     args = _parser().parse_args(arguments)
+    cli.keep_memory()
     with cli.user_errors():
         found = _measure(args)
     made_up = args.what in ("data", "eval") and args.images

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import ctypes
 import os
 import pathlib
 import sys
@@ -17,6 +18,9 @@ from mpmc_jax.training.workdir import WorkdirError
 
 # What a user can mend; anything else is a defect, and keeps its traceback.
 _USER_ERRORS = (ValueError, OSError, CheckpointError, WorkdirError, NonFiniteError)
+
+# glibc's malloc.h: no trimming, no mapping of single blocks, one arena.
+_KEPT = {-1: -1, -4: 0, -8: 1}
 
 
 def parser(verb: str, description: str | None) -> argparse.ArgumentParser:
@@ -80,6 +84,25 @@ def user_errors() -> Iterator[None]:
         sys.exit(str(stop))
     except KeyboardInterrupt:
         sys.exit("interrupted")
+
+
+def keep_memory() -> None:
+    """Lets the C library keep what is freed, and take it from one place.
+
+    XLA on a CPU asks for all of a step's temporaries at every step; given back to the
+    system in between, they cost a fifth of the step in page faults. To be called
+    before JAX begins its threads. Without glibc it does nothing.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        for parameter, value in _KEPT.items():
+            mallopt(parameter, value)
+
+
+def settle() -> None:
+    """What every program that computes does first."""
+    keep_memory()
+    keep_compiled_programs()
 
 
 def keep_compiled_programs() -> None:

@@ -131,7 +131,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--flip", action="store_true", help="see images mirrored too")
     parser.add_argument("--pad_to", type=int, default=0, help="0 is exact")
     args = parser.parse_args(arguments)
-    cli.keep_compiled_programs()
+    cli.settle()
     with cli.user_errors():
         run, folder, title = open_what(args)
         configure(run.config, args)

@@ -51,7 +51,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--output", required=True, help="PNG file to write")
     parser.add_argument("--images", type=int, default=4, help="rows of the figure")
     args = parser.parse_args(arguments)
-    cli.keep_compiled_programs()
+    cli.settle()
     with cli.user_errors():
         run = runs.open_run(args.workdir, args.checkpoint)
         figure = panel(rows(run, args.images), CAPTIONS)

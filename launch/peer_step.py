@@ -7,7 +7,6 @@ reach it finished: what making them costs (our step does it) is not counted.
 
 # pyright: reportMissingImports=false
 
-import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,16 +23,14 @@ from mpmc_jax.training.build import Setup
 from mpmc_jax.training.state import PLUGIN, TrainState
 from mpmc_jax.types import IGNORE_LABEL
 
-# How the peer runs: as commonly trained, and at its best.
-PEERS = ("torch", "torch_best")
-
 
 class TorchPeer:
     """A step of UniMatch, with MPMC if the run has it.
 
     Args:
-      kind: of `PEERS`; "torch" is float32 (convolutions in TF32 on a GPU), the other
-        bfloat16 under autocast where `bfloat16`, channels last and compiled.
+      kind: "torch" or "torch_best". The first is float32, convolutions in TF32 on a
+        GPU; the other bfloat16 under autocast where `bfloat16`, channels last, and
+        compiled on a GPU.
       setup, state, inputs: the run's parts, its first state and the method's inputs.
       bfloat16: whether autocast may be used.
       optimizer: learning rate, momentum, decay and the multiplier of heads.
@@ -119,12 +116,6 @@ class TorchPeer:
         loss.backward()
         self._optimizer.step()
         return loss.item()
-
-    def seconds(self) -> float:
-        """Wall time of the next step."""
-        begin = time.perf_counter()
-        self.step()
-        return time.perf_counter() - begin
 
     def _loss(self) -> Any:
         x, b = self._inputs, len(self._inputs["image"])

@@ -88,7 +88,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--output", required=True, help="folder for the results")
     args = parser.parse_args(arguments)
-    cli.keep_compiled_programs()
+    cli.settle()
     output = pathlib.Path(args.output)
     with cli.user_errors():
         files = find_images(args.input.split(","))

@@ -269,7 +269,7 @@ def main(argv: list[str]) -> None:
     del argv  # `parse_flags` has read it.
     absl_logging.set_verbosity(absl_logging.WARNING)
     report.speak()
-    cli.keep_compiled_programs()
+    cli.settle()
     with cli.user_errors():
         train(_CONFIG.value, Path(_WORKDIR.value))
 

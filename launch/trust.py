@@ -61,7 +61,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = cli.parser("trust", __doc__)
     cli.add_run(parser, checkpoint="last")
     args = parser.parse_args(arguments)
-    cli.keep_compiled_programs()
+    cli.settle()
     with cli.user_errors():
         run = runs.open_run(args.workdir, args.checkpoint)
         found = measure(run)
