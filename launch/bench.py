@@ -27,8 +27,9 @@ from launch.bench_data import bench_made_up, bench_prepared
 from launch.bench_eval import bench_eval
 from launch.bench_memory import bench_fits
 from launch.bench_methods import bench_methods
+from launch.bench_mpmc import bench_mpmc
 from launch.bench_peer import bench_peers
-from launch.bench_step import bench_mpmc, bench_step
+from launch.bench_step import bench_step
 from mpmc_jax.training import report
 
 

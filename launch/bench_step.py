@@ -1,6 +1,5 @@
 """The step on noise, and MPMC's own operations beside it, for `launch.bench`."""
 
-import functools
 import pathlib
 import statistics
 import time
@@ -8,28 +7,22 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
 from launch import profiling
 from launch.measuring import empty_cache, matmul_ceiling, spread
-from mpmc_jax.models.build import tap_channels
-from mpmc_jax.models.pooling import average_pool
 from mpmc_jax.pixels import RGB
-from mpmc_jax.plugins.mpmc import MPMC, adaptive_weights, patch_targets
 from mpmc_jax.training.build import (
     Setup,
     build_base,
     build_parallel,
     build_setup,
     init_state,
-    state_shape,
 )
 from mpmc_jax.training.config import AXIS
-from mpmc_jax.training.state import TrainState
-from mpmc_jax.training.step import make_keys, make_step
-from mpmc_jax.types import Array, Batch, Crops, Region
+from mpmc_jax.training.step import make_step
+from mpmc_jax.types import Array, Batch, Crops
 
 CLASSES = 21
 
@@ -168,78 +161,3 @@ def bench_step(
 def _cost(compiled: Any) -> dict[str, float]:
     cost = compiled.cost_analysis()
     return cost[0] if isinstance(cost, list) else cost
-
-
-def count_images(config: ml_collections.ConfigDict, setup: Setup) -> int:
-    """Unlabelled images, of all views, that the method trains on in a step."""
-
-    def regions(state: TrainState, batch: Batch) -> dict[str, Region]:
-        keys = make_keys(setup.step, state, batch)
-        return setup.method.regions(
-            setup.method.augment(batch, state.method_state, keys)
-        )
-
-    batch = random_batch(config, setup)
-    named = jax.eval_shape(regions, state_shape(setup), batch)
-    labelled = ("supervised", "labeled")
-    return sum(r.valid.shape[0] for name, r in named.items() if name not in labelled)
-
-
-def bench_mpmc(config: ml_collections.ConfigDict, repeats: int) -> dict[str, Any]:
-    """Seconds of MPMC's own operations at the step's shapes, and their share of it.
-
-    Pooling runs on the taps of the labelled images and of all views, with its gradient,
-    and once more without on the views for the teacher; targets on the labelled images;
-    weights on the views.
-    """
-    setup = noise_setup(config)
-    plugin = setup.plugin
-    if not isinstance(plugin, MPMC):
-        raise ValueError("--what=mpmc needs --mpmc=paper or --mpmc=recommended")
-    size, crop = config.train.batch_size, config.data.crop
-    images = count_images(config, setup)
-    # "lite" projects to 64 channels before it pools.
-    channels = 64 if plugin.head == "lite" else tap_channels(setup.model, plugin.tap)
-    rng = np.random.default_rng(0)
-    taps = jnp.asarray(
-        rng.standard_normal((size + images, *plugin.tap_size, channels)),
-        config.model.dtype,
-    )
-    labels = jnp.asarray(rng.integers(0, CLASSES, (size, crop, crop)))
-    pseudo = jnp.asarray(rng.integers(0, CLASSES, (images, crop, crop)))
-    logits = jnp.asarray(
-        rng.standard_normal((images, *plugin.tap_size, CLASSES)), jnp.float32
-    )
-    windows = [window for window in plugin.windows if window > 1]
-
-    def pooled(z: Array) -> Array:
-        return functools.reduce(
-            jnp.add, [average_pool(z, window) for window in windows]
-        )
-
-    def pulled_back(z: Array) -> Array:
-        out, pull = jax.vjp(pooled, z)
-        return pull(out)[0]
-
-    def weights(z: Array, pseudo: Array) -> tuple[Array, Array]:
-        return adaptive_weights(
-            z, pseudo, confidence=plugin.confidence, scale=plugin.lambda_scale
-        )
-
-    targets = functools.partial(
-        patch_targets,
-        num_classes=CLASSES,
-        field=plugin.field,
-        size=plugin.tap_size,
-    )
-    parts = {
-        "pooling": seconds(jax.jit(pulled_back), repeats, taps),
-        "targets": seconds(jax.jit(targets), repeats, labels),
-    }
-    if images:
-        parts["pooling_teacher"] = seconds(jax.jit(pooled), repeats, taps[size:])
-        parts["weights"] = seconds(jax.jit(weights), repeats, logits, pseudo)
-    medians = {name: statistics.median(times) for name, times in parts.items()}
-    step = bench_step(config, repeats)
-    share = sum(medians.values()) / step["step_seconds"]
-    return {**{f"{k}_seconds": v for k, v in medians.items()}, "share": share, **step}

@@ -5,6 +5,7 @@ import contextlib
 import ctypes
 import os
 import pathlib
+import signal
 import sys
 from collections.abc import Iterator
 
@@ -18,6 +19,9 @@ from mpmc_jax.training.workdir import WorkdirError
 
 # What a user can mend; anything else is a defect, and keeps its traceback.
 _USER_ERRORS = (ValueError, OSError, CheckpointError, WorkdirError, NonFiniteError)
+
+# Status of a run that a signal stopped, saved: the same command goes on (EX_TEMPFAIL).
+STOPPED = 75
 
 # glibc's malloc.h: no trimming, no mapping of single blocks, one arena.
 _KEPT = {-1: -1, -4: 0, -8: 1}
@@ -75,15 +79,17 @@ def read_source(args: argparse.Namespace) -> Source:
 
 @contextlib.contextmanager
 def user_errors() -> Iterator[None]:
-    """Ends the program with one line and status 1 on what a user can mend or wished."""
+    """Ends the program with one line: status 1 on what a user can mend, else as below."""
     try:
         yield
     except _USER_ERRORS as error:
         sys.exit(f"error: {error}")
     except Interrupted as stop:
-        sys.exit(str(stop))
+        print(stop, file=sys.stderr)
+        sys.exit(STOPPED)
     except KeyboardInterrupt:
-        sys.exit("interrupted")
+        print("interrupted", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
 
 
 def keep_memory() -> None:

@@ -43,7 +43,8 @@ def test_step_and_its_trace(tmp_path):
 @pytest.mark.full
 def test_mpmcs_share():
     found = _bench("--what=mpmc")
-    assert 0 < found["share"] < 1
+    assert 0 < found["share"] < 1 and 0 < found["head_share"] < 1
+    assert found["head_rate_over_decoders"] > 0
 
 
 @pytest.mark.full

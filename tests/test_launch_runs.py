@@ -114,7 +114,7 @@ def test_ctrl_c_before_the_first_step_and_a_finished_run_say_so_in_a_line(place)
     assert "4 labelled images" in line and "9 unlabelled; " in line
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=600)
-    assert process.returncode == 1
+    assert process.returncode == 128 + signal.SIGINT
     assert output.splitlines()[-1] == "interrupted", output[-4000:]
     output = run(*command, f"--workdir={place / 'run'}")
     assert output.splitlines()[-1].endswith("finished already: step 6 of 6")

@@ -1,0 +1,42 @@
+"""What every program does first."""
+
+import subprocess
+import sys
+
+import pytest
+from programs import ENVIRONMENT, ROOT
+
+# Twice the same 50 MB, as a step's temporaries: prints the second round's page faults.
+ROUNDS = """
+import ctypes, resource
+from launch import cli
+{before}
+libc = ctypes.CDLL(None)
+libc.malloc.restype = ctypes.c_void_p
+def use():
+    block = ctypes.c_void_p(libc.malloc(50_000_000))
+    ctypes.memset(block, 1, 50_000_000)
+    libc.free(block)
+use()
+faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+use()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="of glibc")
+def test_memory_is_kept():
+    environment = {k: v for k, v in ENVIRONMENT.items() if k != "GLIBC_TUNABLES"}
+
+    def faults(before):
+        done = subprocess.run(
+            [sys.executable, "-c", ROUNDS.format(before=before)],
+            cwd=ROOT,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return int(done.stdout)
+
+    assert faults("cli.keep_memory()") < 100 < 10_000 < faults("")
