@@ -79,7 +79,7 @@ def read_source(args: argparse.Namespace) -> Source:
 
 @contextlib.contextmanager
 def user_errors() -> Iterator[None]:
-    """Ends the program with one line: status 1 on what a user can mend, else as below."""
+    """Ends the program with one line; its status is 1 on what a user can mend."""
     try:
         yield
     except _USER_ERRORS as error:
