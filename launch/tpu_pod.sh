@@ -5,10 +5,11 @@
 #
 #   bash launch/tpu_pod.sh --name=NAME --zone=us-west4-a --type=v5litepod-16 \
 #       [--version=RUNTIME] [--project=PROJECT] [--spot] [--dry_run] \
-#       -- launch.train --config=configs/cityscapes.py --workdir=gs://bucket/runs/city
+#       -- launch.train --config=configs/cityscapes.py --workdir=/mnt/shared/runs/city
 #   bash launch/tpu_pod.sh --name=NAME --zone=ZONE --delete [--dry_run]
 #
-# Needs gcloud, logged in. --dry_run prints every command and runs none. A TPU costs money
+# Needs gcloud, logged in; workers share the directory of the run (Filestore, or a bucket
+# mounted by gcsfuse). --dry_run prints every command and runs none. A TPU costs money
 # until it is deleted: --delete ends that, and nothing else here does.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

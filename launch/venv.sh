@@ -13,5 +13,5 @@ if [ ! -x "$venv/bin/python" ]; then
   "$base" -m venv "$venv"
 fi
 python=$venv/bin/python
-# Large pages: on CPUs a training step takes an eighth less time.
+# Large pages: the first steps on a CPU are faster.
 export GLIBC_TUNABLES=${GLIBC_TUNABLES-glibc.malloc.hugetlb=1}

@@ -26,13 +26,13 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults)
 
 @pytest.mark.skipif(sys.platform != "linux", reason="of glibc")
 def test_memory_is_kept():
-    environment = {k: v for k, v in ENVIRONMENT.items() if k != "GLIBC_TUNABLES"}
+    plain = {k: v for k, v in ENVIRONMENT.items() if k != "GLIBC_TUNABLES"}
 
-    def faults(before):
+    def faults(before, **environment):
         done = subprocess.run(
             [sys.executable, "-c", ROUNDS.format(before=before)],
             cwd=ROOT,
-            env=environment,
+            env=plain | environment,
             capture_output=True,
             text=True,
             check=True,
@@ -40,3 +40,5 @@ def test_memory_is_kept():
         return int(done.stdout)
 
     assert faults("cli.keep_memory()") < 100 < 10_000 < faults("")
+    # Who chose for themselves is left alone.
+    assert faults("cli.keep_memory()", MALLOC_ARENA_MAX="8") > 10_000
