@@ -22,7 +22,7 @@ from absl import logging as absl_logging
 from ml_collections import config_flags
 
 from configs import base
-from launch import cli, pretrained, runs
+from launch import cli, pretrained, processes, runs
 from launch.batches import make_place, names_of
 from mpmc_jax.data.build import build_eval
 from mpmc_jax.data.info import DatasetFacts
@@ -52,6 +52,14 @@ _CONFIG = config_flags.DEFINE_config_file(
 _WORKDIR = flags.DEFINE_string(
     "workdir", "", "Directory of the run; one that holds a run goes on with it."
 )
+_DISTRIBUTED = flags.DEFINE_bool(
+    "distributed", False, "One of several processes that JAX finds (TPU pods)."
+)
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator", "", "One of several, told by hand: HOST:PORT of process 0,"
+)
+_PROCESSES = flags.DEFINE_integer("processes", 0, "how many there are,")
+_PROCESS = flags.DEFINE_integer("process", -1, "and which this one is.")
 
 
 def loop_config(
@@ -271,6 +279,12 @@ def main(argv: list[str]) -> None:
     report.speak()
     cli.settle()
     with cli.user_errors():
+        processes.join(
+            found=_DISTRIBUTED.value,
+            coordinator=_COORDINATOR.value,
+            count=_PROCESSES.value,
+            index=_PROCESS.value,
+        )
         train(_CONFIG.value, Path(_WORKDIR.value))
 
 

@@ -12,6 +12,7 @@ if [ ! -x "$venv/bin/python" ]; then
   fi
   "$base" -m venv "$venv"
 fi
+# shellcheck disable=SC2034  # for those who source this
 python=$venv/bin/python
 # Large pages: the first steps on a CPU are faster.
 export GLIBC_TUNABLES=${GLIBC_TUNABLES-glibc.malloc.hugetlb=1}

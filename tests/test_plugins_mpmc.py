@@ -57,9 +57,12 @@ def run(plugin, inputs, active=None):
     return refined, targets, *out
 
 
-def teacher_logits(variables, view):
-    z = view.teacher.frozen().taps(view.image, "layer1")
-    return PLUGIN.classifier().apply(variables, z, train=False)
+def teacher_logits(variables, views):
+    """Of all views at once: rounding depends on how many images a pass has."""
+    images = jnp.concatenate([view.image for view in views])
+    z = views[0].teacher.frozen().taps(images, "layer1")
+    logits = PLUGIN.classifier().apply(variables, z, train=False)
+    return jnp.split(logits, len(views))
 
 
 def mean(pair):
@@ -71,8 +74,8 @@ def test_refine_multiplies_unlabelled_weights_by_lambda_s(inputs):
     refined, targets, *_ = run(PLUGIN, inputs)
     assert [view.name for view in refined] == list(COEFFICIENTS)
     assert set(targets) == {"s1", "fp"}
-    for view, before in zip(refined[:2], views, strict=False):
-        logits = teacher_logits(variables, before)
+    joint = teacher_logits(variables, views[:2])
+    for view, before, logits in zip(refined[:2], views[:2], joint, strict=True):
         lambda_s, lambda_m = adaptive_weights(
             logits, before.target, confidence="softmax_prob", scale="none", field=FIELD
         )

@@ -109,22 +109,17 @@ def build_setup(
       ValueError: an unknown name anywhere; the message lists the valid ones.
     """
     tap = default_tap(model) if config.mpmc.tap == "auto" else config.mpmc.tap
+    field, size = receptive_field(model, tap), tap_size(model, tap, config.data.crop)
     plugin = build_plugin(
-        config,
-        model.num_classes,
-        receptive_field(model, tap),
-        tap_size(model, tap, config.data.crop),
-        tap=tap,
-        axis_name=axis_name,
+        config, model.num_classes, field, size, tap=tap, axis_name=axis_name
     )
     _check(config, method, plugin)
-    dtypes = (model.dtype, config.model.teacher_dtype or model.dtype)
+    teacher = dataclasses.replace(
+        model, dtype=config.model.teacher_dtype or model.dtype
+    )
     modules, teachers = (
-        dict.fromkeys(
-            method.networks,
-            build_segmenter(dataclasses.replace(model, dtype=d), axis_name=axis_name),
-        )
-        for d in dtypes
+        {name: build_segmenter(each, axis_name=axis_name) for name in method.networks}
+        for each in (model, teacher)
     )
     schedule = Schedule(
         lr=config.optimizer.lr,

@@ -119,11 +119,8 @@ def train(
     with StopRequest() as stop:
         for step in range(start, config.steps):
             batch, begin, is_first = next(data), time.monotonic(), programs.lack(step)
-            device_state, metrics = programs.at(step)(
-                device_state,
-                place(batch),
-                parallel.replicate(np.asarray(step, np.int32)),
-            )
+            run, expected = programs.at(step), parallel.replicate(np.int32(step))
+            device_state, metrics = run(device_state, place(batch), expected)
             if is_first:
                 _first_step(metrics, begin, report)
             pending.append(_Pending(step, parallel.start_reading(metrics), batch))

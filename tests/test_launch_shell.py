@@ -1,0 +1,136 @@
+"""The launchers: valid shell, and what they would run, with every argument whole."""
+
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from programs import ROOT
+
+SCRIPTS = sorted((ROOT / "launch").glob("*.sh"))
+WORKDIR = "--workdir=my runs/it's $HOME"
+PROGRAM = ["launch.train", "--config=configs/voc.py:split=92", WORKDIR]
+
+
+def _bash(*arguments, path=None):
+    environment = dict(os.environ)
+    if path is not None:
+        environment["PATH"] = str(path)
+    bash = "/bin/bash" if Path("/bin/bash").exists() else "bash"
+    return subprocess.run(
+        [bash, *map(str, arguments)],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def _commands(output):
+    """The printed commands, as a shell would split them."""
+    lines = [line[2:] for line in output.splitlines() if line.startswith("+ ")]
+    return [shlex.split(line) for line in lines]
+
+
+def test_there_are_launchers():
+    names = {path.name for path in SCRIPTS}
+    assert {"gpu.sh", "slurm.sh", "tpu_pod.sh", "quickstart.sh", "test.sh"} <= names
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_scripts_are_valid(script):
+    assert _bash("-n", script).returncode == 0
+    checker = Path(sys.executable).with_name("shellcheck")
+    done = subprocess.run(
+        [checker, "--shell=bash", "--external-sources", script.relative_to(ROOT)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_gpu():
+    done = _bash("launch/gpu.sh", "--dry_run", *PROGRAM)
+    assert done.returncode == 0, done.stderr
+    install, program = _commands(done.stdout)
+    assert any(word.startswith("jax[cuda12]") for word in install)
+    assert program[1:] == ["-m", *PROGRAM]
+
+
+def test_slurm():
+    script = "launch/slurm.sh"
+    given = ["--nodes=2", "--gpus_per_node=4", "--dry_run", "--comment=two words"]
+    done = _bash(script, *given, "--", *PROGRAM)
+    assert done.returncode == 0, done.stderr
+    (submit,) = _commands(done.stdout)
+    assert submit[0] == "sbatch" and "--comment=two words" in submit
+    assert {"--nodes=2", "--ntasks-per-node=4", "--requeue"} <= set(submit)
+    job = done.stdout[done.stdout.index("#!") :]
+    assert (
+        subprocess.run(["bash", "-n"], input=job, text=True, check=False).returncode
+        == 0
+    )
+    (line,) = [line for line in job.splitlines() if line.startswith("srun")]
+    assert shlex.split(line)[-len(PROGRAM) :] == PROGRAM
+    bad = _bash(script, "--nodes=two", "--dry_run", "--", *PROGRAM)
+    assert bad.returncode == 2 and "--nodes=two" in bad.stderr
+
+
+def test_tpu_pod():
+    script = "launch/tpu_pod.sh"
+    named = ["--name=pod", "--zone=us-west4-a", "--dry_run"]
+    settings = ["--type=v5litepod-16", "--project=a b", "--spot"]
+    done = _bash(script, *named, *settings, "--", *PROGRAM)
+    assert done.returncode == 0, done.stderr
+    printed = done.stdout.replace("\\\n", "")
+    for verb in ("queued-resources create pod", "git archive", "tpu-vm scp"):
+        assert verb in printed
+    assert "--accelerator-type=v5litepod-16" in printed and "--spot" in printed
+    assert "--project=a\\ b" in printed and "v2-alpha-tpuv5-lite" in printed
+    # The last command's own text must give the arguments back on the worker.
+    last = printed.splitlines()[-1].removeprefix("+ ")
+    shown = subprocess.run(
+        ["bash", "-c", f"show() {{ printf '%s' \"${{@: -1}}\"; }}; show {last}"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert shown.startswith("--command=")
+    begin = shown.index("then ") + len("then ")
+    words = shlex.split(shown[begin : shown.index(" 2>&1")])
+    assert words == [".venv/bin/python", "-m", *PROGRAM, "--distributed"]
+    done = _bash(script, *named, "--delete")
+    (delete,) = _commands(done.stdout)
+    assert delete[3:6] == ["queued-resources", "delete", "pod"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["launch/gpu.sh", *PROGRAM], "nvidia-smi finds no GPU"),
+        (["launch/slurm.sh", "--", *PROGRAM], "sbatch is not on this machine"),
+        (
+            ["launch/tpu_pod.sh", "--name=a", "--zone=b", "--delete"],
+            "gcloud is not on this machine",
+        ),
+        (["launch/tpu_pod.sh", "--nmae=a"], "unknown argument --nmae=a"),
+        (["launch/gpu.sh"], "bash launch/gpu.sh"),
+        (["launch/slurm.sh"], "bash launch/slurm.sh"),
+        (["launch/tpu_pod.sh", "--name=a"], "bash launch/tpu_pod.sh"),
+    ],
+)
+def test_what_cannot_run_is_said_in_a_line(arguments, message, tmp_path):
+    # A machine with the usual tools and none of the cloud's.
+    for tool in ("dirname", "sed", "git", "mktemp"):
+        found = subprocess.run(
+            ["which", tool], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        (tmp_path / tool).symlink_to(found)
+    done = _bash(*arguments, path=tmp_path)
+    assert done.returncode == 2
+    assert message in done.stderr
