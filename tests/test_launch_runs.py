@@ -56,7 +56,10 @@ def test_a_killed_run_goes_on_and_finishes(place):
 
 @pytest.mark.full
 def test_a_killed_run_ends_as_one_that_never_stopped(place):
-    """The real pipeline, augmentation, network, plug-in: every array and the data."""
+    """The real pipeline, augmentation, network, plug-in: every array and the data.
+
+    The other run has its images on the device, which changes nothing either.
+    """
     data = f"--config.data.data_dir={place / 'data'}"
     run(
         "launch.train",
@@ -64,6 +67,7 @@ def test_a_killed_run_ends_as_one_that_never_stopped(place):
         f"--workdir={place / 'whole'}",
         data,
         *SMALL,
+        "--config.data.resident=True",
     )
 
     def last(name):
