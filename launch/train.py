@@ -180,8 +180,8 @@ def train(config: ml_collections.ConfigDict, directory: Path) -> TrainState:
     if not (directory / runs.CHECKPOINTS).exists():
         # Weights that do not fit are refused before the directory is taken.
         told = {"pretrained": beginning()[1] or None}
-    workdir.claim(directory, config)
     if jax.process_index() == 0:
+        workdir.claim(directory, config)
         _record(config, directory, facts, pipeline, told)
     checkpointer = Checkpointer(directory / runs.CHECKPOINTS, config.train.keep)
     state, position = initial_state(config.seed, setup, checkpointer, beginning)
