@@ -16,6 +16,7 @@ import ml_collections
 import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter
 
+from launch.measuring import spread
 from launch.runs import open_base
 from mpmc_jax.data import host
 from mpmc_jax.data import images as encoded
@@ -108,7 +109,7 @@ def bench_made_up(
     return {
         "samples_per_core_second": float(np.median(rates["ours"])),
         "plain_samples_per_core_second": float(np.median(rates["plain"])),
-        "over_plain": [float(f(ratios)) for f in (np.min, np.median, np.max)],
+        "over_plain": spread(ratios.tolist()),
         **_stages(records, ours, crop, config.train.batch_size),
     }
 

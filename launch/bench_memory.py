@@ -6,6 +6,7 @@ import jax
 import ml_collections
 
 from launch.bench_step import noise_setup, random_batch
+from launch.measuring import peak_bytes
 from mpmc_jax.training.build import build_parallel, state_shape
 from mpmc_jax.training.config import AXIS
 from mpmc_jax.training.step import make_step
@@ -36,17 +37,6 @@ def compile_step(config: ml_collections.ConfigDict, devices: list[Any]) -> Any:
     number = jax.ShapeDtypeStruct((count,), "int32")
     batch = divided(random_batch(config, setup))
     return step.lower(replicated(state_shape(setup)), batch, number).compile()
-
-
-def peak_bytes(compiled: Any) -> int:
-    """What a device holds at once: arguments, results and temporaries."""
-    memory = compiled.memory_analysis()
-    return (
-        memory.temp_size_in_bytes
-        + memory.argument_size_in_bytes
-        + memory.output_size_in_bytes
-        - memory.alias_size_in_bytes
-    )
 
 
 def bench_fits(config: ml_collections.ConfigDict, repeats: int) -> dict[str, Any]:

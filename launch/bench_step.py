@@ -11,7 +11,7 @@ import ml_collections
 import numpy as np
 
 from launch import profiling
-from launch.measuring import empty_cache, matmul_ceiling, spread
+from launch.measuring import empty_cache, matmul_ceiling, peak_bytes, spread
 from mpmc_jax.pixels import RGB
 from mpmc_jax.training.build import (
     Setup,
@@ -92,13 +92,13 @@ class TimedStep:
         lowered = step.lower(self._state, self._batch, self._expected())
         traced = time.perf_counter()
         self._compiled = lowered.compile()
-        memory = self._compiled.memory_analysis()
+        temporary = self._compiled.memory_analysis().temp_size_in_bytes
         cost = _cost(self._compiled)
         self.figures = {
             "flops": cost["flops"],
             "bytes_accessed": cost["bytes accessed"],
-            "temporary_bytes": memory.temp_size_in_bytes,
-            "peak_bytes": memory.temp_size_in_bytes + memory.argument_size_in_bytes,
+            "temporary_bytes": temporary,
+            "peak_bytes": peak_bytes(self._compiled),
             "trace_seconds": traced - begin,
             "compile_seconds": time.perf_counter() - traced,
         }

@@ -68,6 +68,17 @@ def matmul_ceiling(dtype: str) -> float:
     return 2 * side**3 / min(times)
 
 
+def peak_bytes(compiled: Any) -> int:
+    """What a device holds at once: arguments, results and temporaries."""
+    memory = compiled.memory_analysis()
+    return (
+        memory.temp_size_in_bytes
+        + memory.argument_size_in_bytes
+        + memory.output_size_in_bytes
+        - memory.alias_size_in_bytes
+    )
+
+
 def spread(values: Sequence[float]) -> list[float]:
     """The smallest, the median and the largest."""
     return [min(values), statistics.median(values), max(values)]

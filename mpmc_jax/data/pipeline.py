@@ -24,9 +24,9 @@ from mpmc_jax.data import host
 from mpmc_jax.data.cropping import CropConfig
 from mpmc_jax.data.info import DatasetInfo
 from mpmc_jax.data.orders import Order
-from mpmc_jax.data.reader import Reader, ReadLabeled, ReadUnlabeled
+from mpmc_jax.data.reader import CropReader, Reader, ReadLabeled, ReadUnlabeled
 from mpmc_jax.data.requests import Requests
-from mpmc_jax.data.resident import PlanReader, Resident
+from mpmc_jax.data.resident import Resident
 from mpmc_jax.data.splits import Split
 from mpmc_jax.types import Batch, Crops, Streams
 
@@ -205,7 +205,7 @@ class TrainPipeline:
             seed=self._config.seed,
         )
 
-    def _reader(self, name: str) -> Reader | PlanReader:
+    def _reader(self, name: str) -> CropReader:
         if self.resident is not None:
             return self.resident.reader(name)
         ids = getattr(self.split, name)
