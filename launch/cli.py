@@ -23,6 +23,12 @@ _USER_ERRORS = (ValueError, OSError, CheckpointError, WorkdirError, NonFiniteErr
 # Status of a run that a signal stopped, saved: the same command goes on (EX_TEMPFAIL).
 STOPPED = 75
 
+_SMALLER = (
+    "The device's memory is too small for this step. In this order, until it fits: "
+    "model.dtype=bfloat16 (GPU, TPU), model.remat=True, train.accumulation=2 or more, "
+    "a smaller data.crop or train.batch_size; launch.bench --what=fits measures it."
+)
+
 # glibc's malloc.h: no trimming, no mapping of single blocks, one arena.
 _KEPT = {-1: -1, -4: 0, -8: 1}
 
@@ -87,6 +93,10 @@ def user_errors() -> Iterator[None]:
     except Interrupted as stop:
         print(stop, file=sys.stderr)
         sys.exit(STOPPED)
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        sys.exit(f"error: {error}\n{_SMALLER}")
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)

@@ -36,6 +36,7 @@ def test_command_line(folder, tmp_path, capsys):
     out = capsys.readouterr().out
     assert "No problem found." in out
     assert "(void)" in out
+    assert "note: no mask holds" not in out
     # In a program of its own, to see that TFDS keeps quiet.
     command = (sys.executable, "-m", "launch.prepare_data", *named)
     command += (f"--data_dir={data_dir}",)
@@ -102,3 +103,10 @@ def test_help_names_every_argument(module, capsys):
 def test_unknown_data_set_lists_the_valid_ones():
     with pytest.raises(ValueError, match="imagenet.*synthetic, folder, camvid"):
         build.read_source("imagenet", ".")
+
+
+def test_a_class_without_pixels_is_noted(folder, capsys):
+    classes = folder / "classes.json"
+    classes.write_text('{"classes": ["a", "b", "c", "never"]}')
+    check_data.main(["--dataset=folder", f"--source={folder}"])
+    assert "note: no mask holds never; training asks for" in capsys.readouterr().out

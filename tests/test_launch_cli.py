@@ -3,8 +3,11 @@
 import subprocess
 import sys
 
+import jax
 import pytest
 from programs import ENVIRONMENT, ROOT
+
+from launch import cli
 
 # Twice the same 50 MB, as a step's temporaries: prints the second round's page faults.
 ROUNDS = """
@@ -42,3 +45,12 @@ def test_memory_is_kept():
     assert faults("cli.keep_memory()") < 100 < 10_000 < faults("")
     # Who chose for themselves is left alone.
     assert faults("cli.keep_memory()", MALLOC_ARENA_MAX="8") > 10_000
+
+
+def test_too_little_memory_says_what_to_turn():
+    message = "RESOURCE_EXHAUSTED: Out of memory allocating 28155077248 bytes."
+    said = r"28155077248(.|\n)*train\.accumulation"
+    with pytest.raises(SystemExit, match=said), cli.user_errors():
+        raise jax.errors.JaxRuntimeError(message)
+    with pytest.raises(jax.errors.JaxRuntimeError), cli.user_errors():
+        raise jax.errors.JaxRuntimeError("INTERNAL: a defect keeps its traceback")

@@ -54,6 +54,12 @@ class Report:
                 f"{value:>5}  {names.get(value, '(no such class)'):<20}{count:>14}"
                 f"{count / total:>9.2%}{images:>8}"
             )
+        absent = [name for i, name in enumerate(class_names) if not self.pixels[i]]
+        if absent:
+            rows.append(
+                f"note: no mask holds {shorten(absent)}; training asks for "
+                "data.allow_absent_classes=True then, or for classes without them"
+            )
         return "\n".join(rows)
 
 
