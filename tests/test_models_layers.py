@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mpmc_jax.models import layers
+from mpmc_jax.models import layers, normalization
 from mpmc_jax.models.layers import BatchNorm, Conv, ConvSpec
 from mpmc_jax.models.resize import resize_align_corners
 from mpmc_jax.models.resnet import max_pool
@@ -91,6 +91,43 @@ def test_batch_norm_is_synchronised_over_devices():
         "print(json.dumps(synchronisation_errors()))"
     )
     assert set(errors) == {"gradient", "output", "mean", "var"}
+    assert np.max(list(errors.values())) < 1e-12, errors
+
+
+def gradient_errors() -> dict[str, float]:
+    """The written-out gradient against autodiff of the textbook formula."""
+    x = 3 + 2 * jax.random.normal(KEY, (2, 3, 4, 5), jnp.float64)
+    weights = jax.random.normal(jax.random.key(1), x.shape, jnp.float64)
+    scale, bias = jnp.linspace(-1.0, 2.0, 5), jnp.linspace(0.3, -0.2, 5)
+
+    def textbook(x, scale, bias):
+        mean, var = x.mean((0, 1, 2), keepdims=True), x.var((0, 1, 2), keepdims=True)
+        return (x - mean) / jnp.sqrt(var + 1e-5) * scale[None, None, None] + bias[
+            None, None, None
+        ]
+
+    def ours(x, scale, bias):
+        return normalization.normalize_by_batch(None, x, scale, bias)[0]
+
+    def gradients(norm):
+        def loss(*arguments):
+            return jnp.sum(weights * jnp.sin(norm(*arguments)))
+
+        return jax.grad(loss, argnums=(0, 1, 2))(x, scale, bias)
+
+    found, expected = gradients(ours), gradients(textbook)
+    return {
+        name: float(jnp.abs(a - b).max())
+        for name, a, b in zip(("x", "scale", "bias"), found, expected, strict=True)
+    }
+
+
+def test_batch_norm_has_the_gradient_of_its_formula():
+    errors = run_x64(
+        "import json\nfrom tests.test_models_layers import gradient_errors\n"
+        "print(json.dumps(gradient_errors()))"
+    )
+    assert set(errors) == {"x", "scale", "bias"}
     assert np.max(list(errors.values())) < 1e-12, errors
 
 

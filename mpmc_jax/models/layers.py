@@ -14,6 +14,7 @@ from jax import lax
 from jax.nn import initializers
 
 from mpmc_jax.models.convolution import convolve
+from mpmc_jax.models.normalization import normalize, normalize_by_batch
 
 Array = jax.Array
 
@@ -22,7 +23,6 @@ kaiming_normal_fan_out = initializers.variance_scaling(2.0, "fan_out", "normal")
 # U(+-1/sqrt(fan_in)): PyTorch's default, what every head starts from.
 torch_uniform = initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
-BATCH_NORM_EPSILON = 1e-5
 BATCH_NORM_MOMENTUM = 0.1
 
 
@@ -90,20 +90,20 @@ class BatchNorm(nn.Module):
         mean = self.variable("batch_stats", "mean", jnp.zeros, shape, jnp.float32)
         var = self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32)
 
-        wide_bhwc = x_bhwc.astype(jnp.promote_types(x_bhwc.dtype, jnp.float32))
-        if train:
-            axis_name = None if self.is_initializing() else self.axis_name
-            batch_mean, batch_var, count = _moments(wide_bhwc, axis_name)
-            if not self.is_initializing():
-                unbiased = batch_var * (count / max(count - 1, 1))
-                mean.value = _towards(mean.value, batch_mean)
-                var.value = _towards(var.value, unbiased)
-        else:
-            batch_mean, batch_var = mean.value, var.value
-        gain = scale * lax.rsqrt(batch_var + BATCH_NORM_EPSILON)
-        centred_bhwc = wide_bhwc - _per_channel(batch_mean)
-        out_bhwc = centred_bhwc * _per_channel(gain) + _per_channel(bias)
-        return out_bhwc.astype(x_bhwc.dtype)
+        if not train:
+            return normalize(x_bhwc, mean.value, var.value, scale, bias)
+        # Nothing is mapped over devices yet when variables are made.
+        axis_name = None if self.is_initializing() else self.axis_name
+        out_bhwc, batch_mean, batch_var = normalize_by_batch(
+            axis_name, x_bhwc, scale, bias
+        )
+        if not self.is_initializing():
+            devices = 1 if axis_name is None else lax.axis_size(axis_name)
+            count = devices * (x_bhwc.size // shape[0])
+            unbiased = batch_var * (count / max(count - 1, 1))
+            mean.value = _towards(mean.value, batch_mean)
+            var.value = _towards(var.value, unbiased)
+        return out_bhwc
 
 
 class ConvNorm(nn.Module):
@@ -128,19 +128,6 @@ class ConvNorm(nn.Module):
 def at_least_float32(x: Array) -> Array:
     """bfloat16 to float32; float32 and float64 as they are."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
-
-
-def _moments(x_bhwc: Array, axis_name: str | None) -> tuple[Array, Array, int]:
-    """Mean, biased variance and count over all devices, which hold equal shares."""
-
-    def global_mean(values_bhwc: Array) -> Array:
-        mean = jnp.mean(values_bhwc, axis=(0, 1, 2))
-        return mean if axis_name is None else lax.pmean(mean, axis_name)
-
-    mean = global_mean(x_bhwc)
-    var = global_mean(jnp.square(x_bhwc - _per_channel(mean)))
-    devices = 1 if axis_name is None else lax.axis_size(axis_name)
-    return mean, var, devices * (x_bhwc.size // x_bhwc.shape[-1])
 
 
 def _towards(running: Array, value: Array) -> Array:
