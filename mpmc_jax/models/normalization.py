@@ -5,7 +5,7 @@ going back, two of which are zero or known; the formula of the paper (Ioffe and 
 2015) needs two. Norms are bound by memory, and a third of a step's programs are theirs.
 """
 
-import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,6 @@ def normalize(
     return (out_bhwc + _per_channel(bias_c)).astype(x_bhwc.dtype)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def normalize_by_batch(
     axis_name: str | None, x_bhwc: Array, scale_c: Array, bias_c: Array
 ) -> tuple[Array, Array, Array]:
@@ -40,6 +39,11 @@ def normalize_by_batch(
       x_bhwc: any float dtype; statistics are float32 at least.
       scale_c, bias_c: one number a channel.
     """
+    out: Any = _with_gradient(axis_name, x_bhwc, scale_c, bias_c)
+    return out
+
+
+def _by_batch(axis_name, x_bhwc, scale_c, bias_c):
     wide_bhwc = _wide(x_bhwc)
     mean_c = _mean(jnp.mean(wide_bhwc, axis=(0, 1, 2)), axis_name)
     squares_bhwc = jnp.square(wide_bhwc - _per_channel(mean_c))
@@ -47,9 +51,12 @@ def normalize_by_batch(
     return normalize(x_bhwc, mean_c, var_c, scale_c, bias_c), mean_c, var_c
 
 
+_with_gradient = jax.custom_vjp(_by_batch, nondiff_argnums=(0,))
+
+
 def _forward(axis_name, x_bhwc, scale_c, bias_c):
-    out_bhwc, mean_c, var_c = normalize_by_batch(axis_name, x_bhwc, scale_c, bias_c)
-    return (out_bhwc, mean_c, var_c), (x_bhwc, scale_c, mean_c, var_c)
+    out = _by_batch(axis_name, x_bhwc, scale_c, bias_c)
+    return out, (x_bhwc, scale_c, *out[1:])
 
 
 def _backward(axis_name, residuals, cotangents):
@@ -76,7 +83,7 @@ def _backward(axis_name, residuals, cotangents):
     )
 
 
-normalize_by_batch.defvjp(_forward, _backward)
+_with_gradient.defvjp(_forward, _backward)
 
 
 def _mean(values: Array, axis_name: str | None) -> Array:
