@@ -6,6 +6,7 @@ python -m launch.bench --what=step [--method=unimatch] [--mpmc=recommended] \
 python -m launch.bench --what=methods ...  every method's step in turns, as ratios
 python -m launch.bench --what=mpmc ...    pooling, targets and weights beside the step
 python -m launch.bench --what=fits ...    memory at growing batches, compiled only
+python -m launch.bench --what=compile [--topology=v5e:4x4] ...  not run; for a TPU
 python -m launch.bench --what=data [--images=200 --largest=500]    or 2048
 python -m launch.bench --what=data --images=0 --dataset=camvid --data_dir=data
 python -m launch.bench --what=eval [--images=200 --sizes=40 --largest=500]
@@ -23,6 +24,7 @@ import ml_collections
 
 from configs import base, presets
 from launch import cli
+from launch.bench_compile import bench_compile
 from launch.bench_data import bench_made_up, bench_prepared
 from launch.bench_eval import bench_eval
 from launch.bench_memory import bench_fits
@@ -44,6 +46,7 @@ def configuration(args: argparse.Namespace, method: str) -> ml_collections.Confi
     config.model.dtype = args.dtype
     config.train.batch_size = args.batch_size
     config.train.group_size = args.group_size
+    config.model.remat = args.remat
     config.train.parallel = args.parallel
     config.train.devices = args.devices
     config.eval.batch_size = args.eval_batch_size
@@ -55,7 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = cli.parser("bench", __doc__)
     parser.add_argument(
         "--what",
-        choices=("step", "mpmc", "methods", "fits", "data", "eval"),
+        choices=("step", "mpmc", "methods", "fits", "compile", "data", "eval"),
         default="step",
     )
     parser.add_argument("--method", default="unimatch")
@@ -67,6 +70,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--parallel", default="pmap")
     parser.add_argument("--devices", type=int, default=1, help="0 for all")
+    parser.add_argument(
+        "--topology", default="", help="of compile: a TPU that is not there (libtpu)"
+    )
+    parser.add_argument("--remat", action="store_true", help="model.remat")
     parser.add_argument("--dataset", default="synthetic")
     parser.add_argument("--data_dir", default="data")
     parser.add_argument(
@@ -104,6 +111,8 @@ def _measure(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
         found = bench_prepared(config, args.steps)
     elif args.what == "fits":
         found = bench_fits(config, args.steps)
+    elif args.what == "compile":
+        found = bench_compile(config, args.topology)
     elif args.what == "mpmc":
         found = bench_mpmc(config, args.steps)
     elif args.peer:

@@ -9,14 +9,18 @@ from launch.bench_step import noise_setup, random_batch
 from launch.measuring import peak_bytes
 from mpmc_jax.training.build import build_parallel, state_shape
 from mpmc_jax.training.config import AXIS
+from mpmc_jax.training.parallel import Layout
 from mpmc_jax.training.step import make_step
 from mpmc_jax.types import PyTree
 
 
-def compile_step(config: ml_collections.ConfigDict, devices: list[Any]) -> Any:
-    """The pmapped step, compiled for devices that need not be there; nothing runs."""
+def lower_step(config: ml_collections.ConfigDict, devices: list[Any]) -> Any:
+    """The pmapped step, lowered for devices that need not be there; nothing runs."""
     setup = noise_setup(config)
     count = len(devices)
+    train = config.train
+    layout = Layout(train.batch_size, train.group_size, train.accumulation)
+    layout.check(count, 1)
 
     def replicated(tree: PyTree) -> PyTree:
         return jax.tree.map(
@@ -36,7 +40,7 @@ def compile_step(config: ml_collections.ConfigDict, devices: list[Any]) -> Any:
     )
     number = jax.ShapeDtypeStruct((count,), "int32")
     batch = divided(random_batch(config, setup))
-    return step.lower(replicated(state_shape(setup)), batch, number).compile()
+    return step.lower(replicated(state_shape(setup)), batch, number)
 
 
 def bench_fits(config: ml_collections.ConfigDict, repeats: int) -> dict[str, Any]:
@@ -57,7 +61,7 @@ def bench_fits(config: ml_collections.ConfigDict, repeats: int) -> dict[str, Any
         config.train.batch_size = count * each
         parallel = build_parallel(config)
         available = parallel.memory()
-        peaks[each] = peak_bytes(compile_step(config, parallel.devices))
+        peaks[each] = peak_bytes(lower_step(config, parallel.devices).compile())
         if peaks[each] > available:
             break
         fits = each

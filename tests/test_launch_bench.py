@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from data_sets import prepare_synthetic
 from PIL import Image
-from programs import run
+from programs import ENVIRONMENT, run
 
-from launch import bench, bench_data, measuring
+from launch import bench, bench_compile, bench_data, measuring
 from mpmc_jax.data.cropping import CropConfig
 
 SMALL = ("--backbone=resnet18", "--crop=49", "--steps=1")
@@ -54,6 +54,47 @@ def test_what_fits():
     peaks = found["peak_bytes_by_images_a_device"]
     assert list(peaks) == ["2", "4"] and 1e6 < peaks["2"] < peaks["4"]
     assert found["largest_that_fits"] == 4 and found["device_bytes"] > peaks["4"]
+
+
+@pytest.mark.full
+def test_compiled_for_this_machine():
+    found = _bench("--what=compile", *SUPERVISED)
+    assert found["chips"] == 1 and found["images_a_chip"] == 2
+    assert found["flops"] > 1e9 and found["peak_bytes"] > found["temporary_bytes"] > 1e6
+    assert _bench("--what=compile", *SUPERVISED, "--remat")["flops"] > found["flops"]
+
+
+@pytest.mark.full
+@pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="needs the package libtpu"
+)
+def test_compiled_for_absent_tpus(monkeypatch):
+    monkeypatch.setitem(ENVIRONMENT, "ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    small = ("--what=compile", "--topology=v5e:2x2", "--batch_size=8", "--crop=33")
+    found = _bench(*small, *SUPERVISED)
+    assert found["chip"] == "TPU v5 lite" and found["chips"] == 4
+    # A chip's share of what one chip would compute, and gradients that are summed.
+    assert found["images_a_chip"] == 2
+    assert found["collectives"]["all-reduce"]["bytes"] > 4 * 11e6
+
+
+def test_a_topology_that_is_unknown(capsys):
+    with pytest.raises(SystemExit, match="--topology=v5e:nonsense: .*libtpu"):
+        bench.main(["--what=compile", "--topology=v5e:nonsense"])
+
+
+def test_collectives_are_counted():
+    program = """
+  %a = f32[64,2]{1,0} all-reduce(%x), replica_groups={}
+  %b = (bf16[8]{0}, bf16[8]{0}) all-reduce-start(%y, %z), channel_id=1
+  %c = (f32[4]{0}, f32[16]{0}) all-gather-start(%w), dimensions={0}
+  %d = f32[64]{0} add(%p, %q)
+  %e = (pred[3]{0}, u32[]) all-reduce(%r, %s)
+"""
+    assert bench_compile.collectives(program) == {
+        "all-reduce": {"count": 3, "bytes": 512 + 32 + 7},
+        "all-gather": {"count": 1, "bytes": 64},
+    }
 
 
 @pytest.mark.full

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import pytest
 from jax import lax
 
-from mpmc_jax.models.convolution import convolve
+from mpmc_jax.models.convolution import compiled_for, convolve
 
 # kernel, stride, dilation, padding, height, width
 FORMS = [
@@ -66,7 +66,7 @@ def test_bfloat16_stays_bfloat16():
 
 
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])
-def test_accelerators_get_the_program_they_had(platform, monkeypatch):
+def test_accelerators_get_the_program_they_had(platform):
     x, kernel = inputs(3, 6, 5)
 
     def lowered(form):
@@ -77,5 +77,5 @@ def test_accelerators_get_the_program_they_had(platform, monkeypatch):
         return traced.lower(lowering_platforms=(platform,)).as_text()
 
     assert lowered(convolve) != lowered(xla), "the CPU's form is XLA's: nothing tested"
-    monkeypatch.setattr(jax, "default_backend", lambda: platform)
-    assert lowered(convolve) == lowered(xla)
+    with compiled_for(platform):
+        assert lowered(convolve) == lowered(xla)
