@@ -139,7 +139,12 @@ def run(
     on_device = parallel.replicate(state)
     metrics = []
     for number in range(start, start + steps):
-        placed = parallel.place(batch(number, cfg, parts.method))
+        # A process receives every so-manieth record.
+        mine = slice(jax.process_index(), None, jax.process_count())
+        rows = jax.tree.map(
+            lambda x, mine=mine: x[mine], batch(number, cfg, parts.method)
+        )
+        placed = parallel.place(rows)
         expected = parallel.replicate(np.asarray(number, np.int32))
         on_device, out = step(on_device, placed, expected)
         metrics.append(jax.device_get(parallel.fetch(out)))

@@ -1,0 +1,119 @@
+"""Five steps in float64 do not depend on how many processes hold the devices."""
+
+import json
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+import tiny
+from x64 import ROOT, run_x64
+
+from mpmc_jax.training.checkpoint import Checkpointer
+
+STEPS = 5
+
+
+def _wide_run(method: str, devices: int, **more):
+    """State and metrics of some steps; groups divide over up to eight devices."""
+    cfg = tiny.config(f"method={method},mpmc=recommended", train__batch_size=16)
+    state, metrics = tiny.run(cfg, more.pop("steps"), devices=devices, **more)
+    return state, [m.values for m in metrics]
+
+
+def write(method: str, target: str) -> None:
+    """Runs on all devices of all processes; each writes what it then holds."""
+    state, values = _wide_run(method, 0, steps=STEPS)
+    leaves = jax.tree.leaves((state.replace(key=None), values))
+    arrays = {f"{i:05}": np.asarray(leaf) for i, leaf in enumerate(leaves)}
+    np.savez(f"{target}_{jax.process_index()}.npz", **arrays)
+
+
+def _start(method, target, address, count, index, devices):
+    join = f"processes.join(found=False, coordinator={address!r}, count={count}, "
+    code = (
+        "import sys; sys.path.insert(0, 'tests')\n"
+        "from launch import processes\n"
+        + (f"{join}index={index})\n" if count > 1 else "")
+        + f"import test_training_processes as t\nt.write({method!r}, {target!r})\n"
+    )
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    return subprocess.Popen(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env=os.environ
+        | {"JAX_ENABLE_X64": "1", "PYTHONPATH": str(ROOT), "XLA_FLAGS": flags},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def _run(method: str, directory: pathlib.Path, count: int) -> list[dict]:
+    """What each of `count` processes holds, four devices in all."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    target = str(directory / f"of{count}")
+    started = [
+        _start(method, target, address, count, index, 4 // count)
+        for index in range(count)
+    ]
+    for process in started:
+        output, _ = process.communicate(timeout=900)
+        assert process.returncode == 0, output[-4000:]
+    return [dict(np.load(f"{target}_{index}.npz")) for index in range(count)]
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("method", ["unimatch", "u2pl"])
+def test_processes_agree(method, tmp_path):
+    """Losses, parameters, statistics, momentum and U2PL's banks."""
+    (one,) = _run(method, tmp_path, 1)
+    assert any(np.issubdtype(x.dtype, np.float64) and x.any() for x in one.values())
+    for count in (2, 4):
+        for held in _run(method, tmp_path, count):
+            assert held.keys() == one.keys()
+            for name, expected in one.items():
+                np.testing.assert_allclose(
+                    held[name], expected, rtol=1e-9, atol=1e-9, err_msg=name
+                )
+
+
+def restored_difference(directory: str) -> dict[str, float]:
+    """Six steps on four devices; beside them two on 4, two on 2 and two on 8."""
+    expected, _ = _wide_run("unimatch", 4, steps=6)
+    state, shapes = None, []
+    for devices in (4, 2, 8):
+        state, _ = _wide_run("unimatch", devices, steps=2, state=state)
+        checkpointer = Checkpointer(pathlib.Path(directory) / str(devices))
+        checkpointer.save(state, {}, None, wait=True)
+        like = jax.eval_shape(lambda x: x, state)
+        restored = checkpointer.restore_latest(like)
+        checkpointer.close()
+        assert restored is not None
+        state = restored.state
+        shapes.append(jax.tree.map(lambda x: x.shape, state))
+    assert shapes[0] == shapes[1] == shapes[2]
+    return {
+        "state": tiny.difference(state.replace(key=None), expected.replace(key=None)),
+        "step": int(state.step),
+    }
+
+
+@pytest.mark.full
+def test_restored_on_other_numbers_of_devices(tmp_path, monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+    found = run_x64(
+        "import sys; sys.path.insert(0, 'tests')\n"
+        "import json, warnings\n"
+        "warnings.filterwarnings('ignore', message='.*load_module')\n"
+        "import test_training_processes as t\n"
+        f"print(json.dumps(t.restored_difference({str(tmp_path)!r})))"
+    )
+    assert found["step"] == 6
+    assert found["state"] < 1e-9, json.dumps(found)
