@@ -214,3 +214,23 @@ def test_metrics_are_json_and_resume_drops_later_lines(tmp_path, caplog):
     lines = read_metrics(tmp_path)
     assert [line["step"] for line in lines] == [1, 2, 3]
     assert lines[-1]["train/loss"] == 1.0
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="of Linux")
+def test_a_full_disk_names_the_file_and_loses_no_line_before(tmp_path):
+    def begin(start):
+        return report.Report(tmp_path, start, steps=5, images=4)
+
+    reporter = begin(0)
+    reporter.write(1, {"train/loss": 2.0})
+    written = reporter._file
+    message = r"metrics\.jsonl: step 2 .* No space .* same command again"
+    with written, open("/dev/full", "a") as full:
+        reporter._file = full
+        with pytest.raises(OSError, match=message):
+            reporter.write(2, {"train/loss": 1.0})
+        reporter.close()
+    again = begin(1)
+    again.write(2, {"train/loss": 1.0})
+    again.close()
+    assert [line["step"] for line in read_metrics(tmp_path)] == [1, 2]

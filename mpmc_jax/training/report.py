@@ -1,5 +1,6 @@
 """What a run tells: progress, metrics.jsonl, TensorBoard, manifest."""
 
+import contextlib
 import importlib.metadata
 import json
 import logging
@@ -154,13 +155,24 @@ class Report:
         self._timed = -untimed
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        """One line of metrics.jsonl, and the same to TensorBoard."""
+        """One line of metrics.jsonl, and the same to TensorBoard.
+
+        Raises:
+          OSError: the line could not be written; names the file and what is kept.
+        """
         if not self._active:
             return
         # JSON has no NaN; null says that there was no number.
         shown = {k: v if math.isfinite(v) else None for k, v in values.items()}
-        self._file.write(json.dumps({"step": step, **shown}) + "\n")
-        self._file.flush()
+        try:
+            self._file.write(json.dumps({"step": step, **shown}) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise OSError(
+                f"{self._path}: step {step} could not be written: {error.strerror}; "
+                "what the newest checkpoint holds is kept: free space, then run the "
+                "same command again"
+            ) from error
         for name, value in values.items():
             self._tensorboard.add_scalar(name, value, step)
 
@@ -176,8 +188,10 @@ class Report:
         """Ends the files and the bar."""
         if self._active:
             self._bar.close()
-            self._file.close()
-            self._tensorboard.close()
+            # Both write what is left; a disk that is full was complained of before.
+            for file in (self._file, self._tensorboard):
+                with contextlib.suppress(OSError):
+                    file.close()
 
 
 def duration(seconds: float) -> str:
