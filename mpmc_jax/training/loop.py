@@ -123,6 +123,7 @@ def train(
             device_state, metrics = run(device_state, place(batch), expected)
             if is_first:
                 _first_step(metrics, begin, report)
+            stop.has_progress = True
             pending.append(_Pending(step, parallel.start_reading(metrics), batch))
             done = step + 1
             leaving = stop.requested and done < config.steps

@@ -1,27 +1,50 @@
 """Signals that ask a run to stop, and the loop that looks between two steps."""
 
 import logging
+import os
 import signal
+import socket
+import sys
+import threading
 from types import FrameType
 from typing import Any
 
 _LOG = logging.getLogger(__name__)
 
+_NUMBERS = (signal.SIGTERM, signal.SIGINT)
+
 
 class StopRequest:
     """Turns SIGTERM and SIGINT into a request that the loop sees between steps.
 
-    The second one acts at once: a compilation or an evaluation may take long.
+    The second one acts at once: an evaluation may take long. Until `has_progress` is
+    set there is nothing to save and the first one ends the process, with 128 and its
+    number. Python's handlers wait for the compilation of the first step, which takes
+    minutes on a CPU; a thread that reads what the C handler writes does not.
     """
 
     def __init__(self) -> None:
         self.requested = ""
+        self.has_progress = False
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> "StopRequest":
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in _NUMBERS:
             self._previous[number] = signal.signal(number, self._handle)
+        self._incoming, self._outgoing = socket.socketpair()
+        self._outgoing.setblocking(False)
+        self._previous_fd = signal.set_wakeup_fd(self._outgoing.fileno())
+        threading.Thread(target=self._watch, daemon=True).start()
         return self
+
+    def _watch(self) -> None:
+        while received := self._incoming.recv(1):
+            if received[0] in _NUMBERS and not self.has_progress:
+                name = signal.Signals(received[0]).name
+                print(f"{name} before the first step: nothing to save", file=sys.stderr)
+                sys.stderr.flush()
+                os._exit(128 + received[0])
+        self._incoming.close()
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         del frame
@@ -34,3 +57,6 @@ class StopRequest:
     def __exit__(self, *_: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+        signal.set_wakeup_fd(self._previous_fd)
+        # The thread reads the end of the stream and goes.
+        self._outgoing.close()
