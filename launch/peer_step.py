@@ -53,6 +53,7 @@ class TorchPeer:
         self._best = kind == "torch_best"
         self._amp = self._best and bfloat16
         self._plugin = setup.plugin if isinstance(setup.plugin, MPMC) else None
+        self._alpha = setup.plugin.alpha
         assert isinstance(setup.method, UniMatch)
         self._threshold = setup.method.threshold
         network = peer_network.Segmenter(model.backbone, model.num_classes, model.width)
@@ -135,8 +136,7 @@ class TorchPeer:
             )
         ]
         both, _, low_strong = self._pass(torch.cat(strong))
-        masks = [self._inputs["masks"][0][b:]]
-        views = [(perturbed[b:], weak, low[b:] * masks[0], 2.0)]
+        views = [(perturbed[b:], weak, low[b:] * x["masks"][0][b:], 2.0)]
         for i, box in enumerate(x["boxes"]):
             target = (
                 _paste(box, partner[0], weak[0]),
@@ -145,13 +145,12 @@ class TorchPeer:
             part = slice(i * b, (i + 1) * b)
             views.append((both[part], target, low_strong[part], 1.0))
         loss = F.cross_entropy(logits[:b].float(), x["label"], ignore_index=255)
-        alpha = 0.25 if self._plugin is None else self._plugin.alpha
         for i, (out, (confidence, label), _, coefficient) in enumerate(views):
             weight = (confidence >= self._threshold).float()
             if taught is not None:
                 weight = weight * self._lambda(taught[i], label, weight > 0)
             pixel = F.cross_entropy(out.float(), label, reduction="none")
-            loss = loss + alpha * coefficient * (weight * pixel).mean()
+            loss = loss + self._alpha * coefficient * (weight * pixel).mean()
         if taught is not None:
             loss = loss + self._patch_losses(low[:b], views, taught)
         return loss / 2
@@ -173,12 +172,10 @@ class TorchPeer:
         plugin = self._plugin
         assert plugin is not None
         gamma = logits.sigmoid().softmax(1)
-        nearest = [
-            torch.from_numpy(
-                nearest_patch(label.shape[1], gamma.shape[2], plugin.field)
-            ).to(self._device, torch.long)
-        ] * 2
-        at_pixels = gamma[:, :, nearest[0]][:, :, :, nearest[1]]
+        nearest = torch.from_numpy(
+            nearest_patch(label.shape[1], gamma.shape[2], plugin.field)
+        ).to(self._device, torch.long)
+        at_pixels = gamma[:, :, nearest][:, :, :, nearest]
         picked = at_pixels.gather(1, label[:, None])[:, 0]
         if plugin.lambda_scale == "mean":
             mean = (picked * counted).sum() / counted.sum().clamp(min=1)

@@ -26,7 +26,7 @@ class Crops(struct.PyTreeNode):
     """One stream's share of a batch, as the host made it (geometry only).
 
     Attributes:
-      image: (b,h,w,c) uint8.
+      image: (b,h,w,c) uint8; on the host, with `data.resident`, each crop's plan.
       extent: (b,4) int32, the rectangle of real pixels (top, left, bottom, right);
         what lies outside it is padding.
       index: (b,) int32, the example's position in its id list.

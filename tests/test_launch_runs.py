@@ -125,29 +125,6 @@ def test_ctrl_c_before_the_first_step_and_a_finished_run_say_so_in_a_line(place)
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_while_the_step_compiles_ends_at_once(place, number):
-    process = start(
-        "launch.train",
-        f"--config={CONFIG}",
-        *SMALL,
-        "--config.model.width=16",
-        f"--config.data.data_dir={place / 'data'}",
-        f"--workdir={place / f'compiling{number}'}",
-    )
-    for line in process.stdout:
-        if "compiling the step" in line:
-            break
-    time.sleep(2)
-    begin = time.monotonic()
-    process.send_signal(number)
-    output, _ = process.communicate(timeout=600)
-    assert time.monotonic() - begin < 10
-    assert process.returncode == 128 + number, output[-4000:]
-    assert "before the first step: nothing to save" in output
-
-
-@pytest.mark.full
 def test_the_same_workdir_with_other_settings_is_refused(place):
     output = run(
         "launch.train",

@@ -1,0 +1,32 @@
+"""Signals that reach a program while it compiles, where Python's handlers wait."""
+
+import signal
+import time
+
+import pytest
+from data_sets import prepare_synthetic
+from programs import CONFIG, SMALL, start
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_while_the_step_compiles_ends_at_once(tmp_path, number):
+    prepare_synthetic(tmp_path / "data", train=13, val=4)
+    process = start(
+        "launch.train",
+        f"--config={CONFIG}",
+        *SMALL,
+        "--config.model.width=16",
+        f"--config.data.data_dir={tmp_path / 'data'}",
+        f"--workdir={tmp_path / 'run'}",
+    )
+    for line in process.stdout:
+        if "compiling the step" in line:
+            break
+    time.sleep(2)
+    begin = time.monotonic()
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=600)
+    assert time.monotonic() - begin < 10
+    assert process.returncode == 128 + number, output[-4000:]
+    assert "before the first step: nothing to save" in output
