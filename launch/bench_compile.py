@@ -11,8 +11,9 @@ import ml_collections
 from jax.experimental import topologies
 
 from launch.bench_memory import lower_step
-from launch.measuring import peak_bytes
+from launch.measuring import program_figures
 from mpmc_jax.models.convolution import compiled_for
+from mpmc_jax.training.parallel import Layout
 
 _COLLECTIVE = re.compile(
     r"= (\(.*?\)|\S+) "
@@ -30,25 +31,25 @@ def bench_compile(config: ml_collections.ConfigDict, topology: str) -> dict[str,
         are compiled for by the package `libtpu`; empty for this machine's devices.
 
     Raises:
-      ValueError: the topology is unknown, or libtpu is not installed.
+      ValueError: the batch does not divide over the devices, the topology is unknown,
+        or libtpu is not installed.
     """
     here = jax.devices()[: config.train.devices or None]
     devices: Sequence[Any] = _absent(topology) if topology else here
+    train = config.train
+    layout = Layout(train.batch_size, train.group_size, train.accumulation)
+    layout.check(len(devices), processes=1)
     begin = time.perf_counter()
     with compiled_for(devices[0].platform):
         lowered = lower_step(config, list(devices))
     traced = time.perf_counter()
     compiled = lowered.compile()
     done = time.perf_counter()
-    cost, memory = compiled.cost_analysis(), compiled.memory_analysis()
     return {
         "chip": devices[0].device_kind,
         "chips": len(devices),
         "images_a_chip": config.train.batch_size // len(devices),
-        "peak_bytes": peak_bytes(compiled),
-        "temporary_bytes": memory.temp_size_in_bytes,
-        "flops": cost["flops"],
-        "bytes_accessed": cost["bytes accessed"],
+        **program_figures(compiled),
         "collectives": collectives(compiled.as_text()),
         "trace_seconds": traced - begin,
         "compile_seconds": done - traced,

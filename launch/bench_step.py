@@ -11,7 +11,7 @@ import ml_collections
 import numpy as np
 
 from launch import profiling
-from launch.measuring import empty_cache, matmul_ceiling, peak_bytes, spread
+from launch.measuring import empty_cache, matmul_ceiling, program_figures, spread
 from mpmc_jax.pixels import RGB
 from mpmc_jax.training.build import (
     Setup,
@@ -92,15 +92,11 @@ class TimedStep:
         lowered = step.lower(self._state, self._batch, self._expected())
         traced = time.perf_counter()
         self._compiled = lowered.compile()
-        temporary = self._compiled.memory_analysis().temp_size_in_bytes
-        cost = _cost(self._compiled)
+        compiled = time.perf_counter()
         self.figures = {
-            "flops": cost["flops"],
-            "bytes_accessed": cost["bytes accessed"],
-            "temporary_bytes": temporary,
-            "peak_bytes": peak_bytes(self._compiled),
+            **program_figures(self._compiled),
             "trace_seconds": traced - begin,
-            "compile_seconds": time.perf_counter() - traced,
+            "compile_seconds": compiled - traced,
         }
 
     def _expected(self) -> Array:
@@ -156,8 +152,3 @@ def bench_step(
     if profile:
         found["operations"] = timed.profile(pathlib.Path(profile))
     return found
-
-
-def _cost(compiled: Any) -> dict[str, float]:
-    cost = compiled.cost_analysis()
-    return cost[0] if isinstance(cost, list) else cost

@@ -79,6 +79,18 @@ def peak_bytes(compiled: Any) -> int:
     )
 
 
+def program_figures(compiled: Any) -> dict[str, float]:
+    """XLA's count of one device's FLOPs and bytes, and the memory it takes."""
+    cost = compiled.cost_analysis()
+    cost = cost[0] if isinstance(cost, list) else cost
+    return {
+        "flops": cost["flops"],
+        "bytes_accessed": cost["bytes accessed"],
+        "temporary_bytes": compiled.memory_analysis().temp_size_in_bytes,
+        "peak_bytes": peak_bytes(compiled),
+    }
+
+
 def spread(values: Sequence[float]) -> list[float]:
     """The smallest, the median and the largest."""
     return [min(values), statistics.median(values), max(values)]

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -42,3 +43,10 @@ def run(*arguments, fails=False):
     output, _ = process.communicate(timeout=1200)
     assert (process.returncode != 0) == fails, output[-4000:]
     return output
+
+
+def free_address():
+    """HOST:PORT that nobody listens at."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        return f"localhost:{free.getsockname()[1]}"

@@ -3,7 +3,6 @@
 import json
 import os
 import pathlib
-import socket
 import subprocess
 import sys
 
@@ -16,6 +15,7 @@ from flax import linen as nn
 from mpmc_jax.evaluation.evaluator import Evaluator, PatchProbe
 from mpmc_jax.evaluation.protocols import build_protocol
 from mpmc_jax.types import Prediction
+from tests.programs import free_address
 from tests.toy_source import NUM_CLASSES, SIZES, make_source
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -61,9 +61,7 @@ def evaluate():
 
 @pytest.mark.full
 def test_two_processes_agree_with_one():
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        address = f"localhost:{probe.getsockname()[1]}"
+    address = free_address()
     code = (
         "import jax, json, sys; rank = int(sys.argv[1]);"
         f"jax.distributed.initialize({address!r}, 2, rank);"

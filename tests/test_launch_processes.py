@@ -2,14 +2,13 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 from data_sets import prepare_synthetic
-from programs import CONFIG, ENVIRONMENT, ROOT, SMALL
+from programs import CONFIG, ENVIRONMENT, ROOT, SMALL, free_address
 
 from launch import processes
 
@@ -41,9 +40,7 @@ def test_two_processes_train_as_one(tmp_path):
         "--config.train.devices=0",
         *SMALL,
     )
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        address = f"localhost:{free.getsockname()[1]}"
+    address = free_address()
     several = [
         _start(
             (

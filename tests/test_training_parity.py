@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 import tiny
-from x64 import run_x64
+from x64 import call_x64
 
 from mpmc_jax.training.state import PLUGIN
 from mpmc_jax.training.step import make_keys
@@ -69,13 +69,7 @@ def micro_batch_difference(method: str) -> float:
 
 
 def _x64(call: str):
-    return run_x64(
-        "import sys; sys.path.insert(0, 'tests')\n"
-        "import json, warnings\n"
-        "warnings.filterwarnings('ignore', message='.*load_module')\n"
-        "import test_training_parity as t\n"
-        f"print(json.dumps({{'found': t.{call}}}))"
-    )["found"]
+    return call_x64("test_training_parity", call)
 
 
 @pytest.mark.full

@@ -3,7 +3,6 @@
 import json
 import os
 import pathlib
-import socket
 import subprocess
 import sys
 
@@ -11,17 +10,18 @@ import jax
 import numpy as np
 import pytest
 import tiny
-from x64 import ROOT, run_x64
+from programs import ROOT, free_address
+from x64 import call_x64
 
 from mpmc_jax.training.checkpoint import Checkpointer
 
 STEPS = 5
 
 
-def _wide_run(method: str, devices: int, **more):
+def _wide_run(method: str, devices: int, steps: int, state=None):
     """State and metrics of some steps; groups divide over up to eight devices."""
     cfg = tiny.config(f"method={method},mpmc=recommended", train__batch_size=16)
-    state, metrics = tiny.run(cfg, more.pop("steps"), devices=devices, **more)
+    state, metrics = tiny.run(cfg, steps, devices=devices, state=state)
     return state, [m.values for m in metrics]
 
 
@@ -55,9 +55,7 @@ def _start(method, target, address, count, index, devices):
 
 def _run(method: str, directory: pathlib.Path, count: int) -> list[dict]:
     """What each of `count` processes holds, four devices in all."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        address = f"localhost:{free.getsockname()[1]}"
+    address = free_address()
     target = str(directory / f"of{count}")
     started = [
         _start(method, target, address, count, index, 4 // count)
@@ -108,12 +106,8 @@ def restored_difference(directory: str) -> dict[str, float]:
 @pytest.mark.full
 def test_restored_on_other_numbers_of_devices(tmp_path, monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
-    found = run_x64(
-        "import sys; sys.path.insert(0, 'tests')\n"
-        "import json, warnings\n"
-        "warnings.filterwarnings('ignore', message='.*load_module')\n"
-        "import test_training_processes as t\n"
-        f"print(json.dumps(t.restored_difference({str(tmp_path)!r})))"
+    found = call_x64(
+        "test_training_processes", f"restored_difference({str(tmp_path)!r})"
     )
     assert found["step"] == 6
     assert found["state"] < 1e-9, json.dumps(found)

@@ -139,7 +139,7 @@ def run(
     on_device = parallel.replicate(state)
     metrics = []
     for number in range(start, start + steps):
-        # A process receives every so-manieth record.
+        # Process p of P receives the records p, p + P, ...
         mine = slice(jax.process_index(), None, jax.process_count())
         rows = jax.tree.map(
             lambda x, mine=mine: x[mine], batch(number, cfg, parts.method)

@@ -30,3 +30,19 @@ def run_x64(code: str, timeout: float = 1200) -> dict:
     )
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-6000:]
     return json.loads(result.stdout.splitlines()[-1])
+
+
+def call_x64(module: str, call: str):
+    """What a function of a test module returns, called in float64.
+
+    Args:
+      module: of `tests`, such as "test_training_parity".
+      call: the call, as text.
+    """
+    return run_x64(
+        "import sys; sys.path.insert(0, 'tests')\n"
+        "import json, warnings\n"
+        "warnings.filterwarnings('ignore', message='.*load_module')\n"
+        f"import {module} as t\n"
+        f"print(json.dumps({{'found': t.{call}}}))"
+    )["found"]

@@ -13,6 +13,7 @@ from flax import linen as nn
 
 from mpmc_jax.models import layers
 from mpmc_jax.models.layers import ConvSpec
+from mpmc_jax.models.normalization import at_least_float32
 from mpmc_jax.models.receptive_field import Interpolation, stride_of
 from mpmc_jax.models.resize import resize_align_corners
 from mpmc_jax.models.resnet import ResNetSpec
@@ -172,7 +173,7 @@ class Decoder(nn.Module):
             for i, spec in enumerate(specs):
                 x_bhwd = conv_norm(spec, f"{stem}{i}", x_bhwd, self.variant.fuse_bias)
             last = layers.Conv(ConvSpec(features), True, name=name)
-            return last(layers.at_least_float32(x_bhwd)), x_bhwd
+            return last(at_least_float32(x_bhwd)), x_bhwd
 
         both_bhwd = self._join(taps, conv_norm)
         fuse = self.spec.fuse
@@ -227,5 +228,5 @@ def decoder_windows(
 
 def _global_mean(x_bhwd: Array) -> Array:
     """(b,h,w,d) -> (b,1,1,d), summed in at least float32."""
-    wide_bhwd = layers.at_least_float32(x_bhwd)
+    wide_bhwd = at_least_float32(x_bhwd)
     return jnp.mean(wide_bhwd, axis=(1, 2), keepdims=True).astype(x_bhwd.dtype)

@@ -14,7 +14,7 @@ from jax import lax
 from jax.nn import initializers
 
 from mpmc_jax.models.convolution import convolve
-from mpmc_jax.models.normalization import normalize, normalize_by_batch
+from mpmc_jax.models.normalization import normalize, normalize_by_batch, per_channel
 
 Array = jax.Array
 
@@ -65,7 +65,7 @@ class Conv(nn.Module):
             bound = (spec.kernel**2 * channels) ** -0.5
             bias_init = _symmetric_uniform(bound)
             bias = self.param("bias", bias_init, (spec.features,), jnp.float32)
-            out_bhwc = out_bhwc + _per_channel(bias.astype(x_bhwc.dtype))
+            out_bhwc = out_bhwc + per_channel(bias.astype(x_bhwc.dtype))
         return out_bhwc
 
 
@@ -125,19 +125,9 @@ class ConvNorm(nn.Module):
         return nn.relu(out_bhwc) if self.relu else out_bhwc
 
 
-def at_least_float32(x: Array) -> Array:
-    """bfloat16 to float32; float32 and float64 as they are."""
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
-
-
 def _towards(running: Array, value: Array) -> Array:
     value = (1 - BATCH_NORM_MOMENTUM) * running + BATCH_NORM_MOMENTUM * value
     return value.astype(running.dtype)
-
-
-def _per_channel(values_c: Array) -> Array:
-    """(c,) -> (1,1,1,c): ranks never promote silently here."""
-    return values_c[None, None, None, :]
 
 
 def _symmetric_uniform(bound: float) -> initializers.Initializer:

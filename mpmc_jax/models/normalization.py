@@ -20,10 +20,10 @@ def normalize(
     x_bhwc: Array, mean_c: Array, var_c: Array, scale_c: Array, bias_c: Array
 ) -> Array:
     """(x - mean) / sqrt(var + epsilon) * scale + bias, in float32 at least."""
-    wide_bhwc = _wide(x_bhwc)
+    wide_bhwc = at_least_float32(x_bhwc)
     gain_c = scale_c * lax.rsqrt(var_c + EPSILON)
-    out_bhwc = (wide_bhwc - _per_channel(mean_c)) * _per_channel(gain_c)
-    return (out_bhwc + _per_channel(bias_c)).astype(x_bhwc.dtype)
+    out_bhwc = (wide_bhwc - per_channel(mean_c)) * per_channel(gain_c)
+    return (out_bhwc + per_channel(bias_c)).astype(x_bhwc.dtype)
 
 
 def normalize_by_batch(
@@ -44,9 +44,9 @@ def normalize_by_batch(
 
 
 def _by_batch(axis_name, x_bhwc, scale_c, bias_c):
-    wide_bhwc = _wide(x_bhwc)
+    wide_bhwc = at_least_float32(x_bhwc)
     mean_c = _mean(jnp.mean(wide_bhwc, axis=(0, 1, 2)), axis_name)
-    squares_bhwc = jnp.square(wide_bhwc - _per_channel(mean_c))
+    squares_bhwc = jnp.square(wide_bhwc - per_channel(mean_c))
     var_c = _mean(jnp.mean(squares_bhwc, axis=(0, 1, 2)), axis_name)
     return normalize(x_bhwc, mean_c, var_c, scale_c, bias_c), mean_c, var_c
 
@@ -61,8 +61,8 @@ def _forward(axis_name, x_bhwc, scale_c, bias_c):
 
 def _backward(axis_name, residuals, cotangents):
     x_bhwc, scale_c, mean_c, var_c = residuals
-    dy_bhwc = _wide(cotangents[0])
-    centred_bhwc = _wide(x_bhwc) - _per_channel(mean_c)
+    dy_bhwc = at_least_float32(cotangents[0])
+    centred_bhwc = at_least_float32(x_bhwc) - per_channel(mean_c)
     inverse_c = lax.rsqrt(var_c + EPSILON)
     sums_2c = jnp.stack(
         [
@@ -72,8 +72,8 @@ def _backward(axis_name, residuals, cotangents):
     )
     means_2c = _mean(sums_2c, axis_name) / (x_bhwc.size // x_bhwc.shape[-1])
     slope_c = jnp.square(inverse_c) * means_2c[1]
-    dx_bhwc = dy_bhwc - _per_channel(means_2c[0]) - centred_bhwc * _per_channel(slope_c)
-    dx_bhwc = dx_bhwc * _per_channel(scale_c * inverse_c)
+    dx_bhwc = dy_bhwc - per_channel(means_2c[0]) - centred_bhwc * per_channel(slope_c)
+    dx_bhwc = dx_bhwc * per_channel(scale_c * inverse_c)
     # Of this device's share: the step sums parameters' gradients over devices.
     dscale_c, dbias_c = sums_2c[1] * inverse_c, sums_2c[0]
     return (
@@ -92,10 +92,11 @@ def _mean(values: Array, axis_name: str | None) -> Array:
     return lax.pmean(values, axis_name)
 
 
-def _wide(x: Array) -> Array:
+def at_least_float32(x: Array) -> Array:
+    """bfloat16 to float32; float32 and float64 as they are."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
-def _per_channel(values_c: Array) -> Array:
+def per_channel(values_c: Array) -> Array:
     """(c,) -> (1,1,1,c): ranks never promote silently here."""
     return values_c[None, None, None, :]

@@ -5,6 +5,7 @@ from flax import linen as nn
 
 from mpmc_jax.models import layers
 from mpmc_jax.models.layers import ConvSpec
+from mpmc_jax.models.normalization import at_least_float32
 from mpmc_jax.models.pooling import WINDOWS, average_pool, multi_scale_pool
 
 Array = jax.Array
@@ -85,4 +86,4 @@ class PatchClassifier(nn.Module):
                     name=f"block{i}_conv{j}",
                 )(x_bhwd, train=train)
         classifier = layers.Conv(ConvSpec(self.num_classes), True, name="classifier")
-        return classifier(layers.at_least_float32(x_bhwd))
+        return classifier(at_least_float32(x_bhwd))

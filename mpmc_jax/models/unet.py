@@ -13,6 +13,7 @@ from flax import linen as nn
 
 from mpmc_jax.models import layers
 from mpmc_jax.models.layers import ConvSpec
+from mpmc_jax.models.normalization import at_least_float32
 from mpmc_jax.models.receptive_field import Interpolation, Window
 from mpmc_jax.models.resize import resize_align_corners
 from mpmc_jax.types import Features, Prediction
@@ -188,7 +189,7 @@ class Decoder(nn.Module):
 def _last(spec: ConvSpec, name: str) -> Callable[[Array], Array]:
     """A head's last convolution, in at least float32; made inside a compact call."""
     conv = layers.Conv(spec, True, name=name)
-    return lambda x_bhwd: conv(layers.at_least_float32(x_bhwd))
+    return lambda x_bhwd: conv(at_least_float32(x_bhwd))
 
 
 class UNet(nn.Module):

@@ -41,8 +41,8 @@ class StopRequest:
         while received := self._incoming.recv(1):
             if received[0] in _NUMBERS and not self.has_progress:
                 name = signal.Signals(received[0]).name
-                print(f"{name} before the first step: nothing to save", file=sys.stderr)
-                sys.stderr.flush()
+                line = f"{name} before the first step: nothing to save"
+                print(line, file=sys.stderr, flush=True)
                 os._exit(128 + received[0])
         self._incoming.close()
 
