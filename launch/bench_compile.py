@@ -19,6 +19,8 @@ _COLLECTIVE = re.compile(
     r"= (\(.*?\)|\S+) "
     r"(all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(-start)?\("
 )
+# libtpu's "Ran out of memory in memory space hbm. Used 19.02G of 15.75G hbm."
+_NEEDED = re.compile(r"Used \S+ of \S+ hbm|RESOURCE_EXHAUSTED.*")
 _SHAPE = re.compile(r"[a-z]+(\d*)\w*\[([\d,]*)\]")
 
 
@@ -43,16 +45,28 @@ def bench_compile(config: ml_collections.ConfigDict, topology: str) -> dict[str,
     with compiled_for(devices[0].platform):
         lowered = lower_step(config, list(devices))
     traced = time.perf_counter()
-    compiled = lowered.compile()
-    done = time.perf_counter()
+    figures = _figures(lowered)
     return {
         "chip": devices[0].device_kind,
         "chips": len(devices),
         "images_a_chip": config.train.batch_size // len(devices),
+        **figures,
+        "trace_seconds": traced - begin,
+        "compile_seconds": time.perf_counter() - traced,
+    }
+
+
+def _figures(lowered: Any) -> dict[str, Any]:
+    """Of the program; of one that the memory is too small for, what it `refused`."""
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return {"refused": _NEEDED.search(str(error)).group()}
+    return {
         **program_figures(compiled),
         "collectives": collectives(compiled.as_text()),
-        "trace_seconds": traced - begin,
-        "compile_seconds": done - traced,
     }
 
 
