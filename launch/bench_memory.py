@@ -9,7 +9,7 @@ from launch.bench_step import noise_setup, random_batch
 from launch.measuring import peak_bytes
 from mpmc_jax.training.build import build_parallel, state_shape
 from mpmc_jax.training.config import AXIS
-from mpmc_jax.training.step import make_step
+from mpmc_jax.training.step import make_order, make_step
 from mpmc_jax.types import PyTree
 
 
@@ -34,9 +34,8 @@ def lower_step(config: ml_collections.ConfigDict, devices: list[Any]) -> Any:
     step: Any = jax.pmap(
         make_step(setup.step), axis_name=AXIS, devices=devices, donate_argnums=(0,)
     )
-    number = jax.ShapeDtypeStruct((count,), "int32")
     batch = divided(random_batch(config, setup))
-    return step.lower(replicated(state_shape(setup)), batch, number)
+    return step.lower(replicated(state_shape(setup)), batch, replicated(make_order(0)))
 
 
 def bench_fits(config: ml_collections.ConfigDict, repeats: int) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from mpmc_jax.training.build import (
     init_state,
 )
 from mpmc_jax.training.config import AXIS
-from mpmc_jax.training.step import make_step
+from mpmc_jax.training.step import Order, make_order, make_step
 from mpmc_jax.types import Array, Batch, Crops
 
 CLASSES = 21
@@ -89,7 +89,7 @@ class TimedStep:
         self._state = self._parallel.replicate(init_state(self.setup, config.seed))
         begin = time.perf_counter()
         step: Any = self._parallel.compile(make_step(self.setup.step))
-        lowered = step.lower(self._state, self._batch, self._expected())
+        lowered = step.lower(self._state, self._batch, self._order())
         traced = time.perf_counter()
         self._compiled = lowered.compile()
         compiled = time.perf_counter()
@@ -99,13 +99,13 @@ class TimedStep:
             "compile_seconds": compiled - traced,
         }
 
-    def _expected(self) -> Array:
-        return self._parallel.replicate(np.asarray(self._number, np.int32))
+    def _order(self) -> Order:
+        return self._parallel.replicate(make_order(self._number))
 
     def step(self) -> float:
         """One update; the loss."""
-        expected = self._expected()
-        self._state, metrics = self._compiled(self._state, self._batch, expected)
+        order = self._order()
+        self._state, metrics = self._compiled(self._state, self._batch, order)
         self._number += 1
         return float(self._parallel.start_reading(metrics.values)()["loss"])
 

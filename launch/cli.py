@@ -13,7 +13,7 @@ import jax
 
 from mpmc_jax.data import build
 from mpmc_jax.data.source import Source
-from mpmc_jax.training.checkpoint import CheckpointError
+from mpmc_jax.training.integrity import CheckpointError
 from mpmc_jax.training.loop import Interrupted, NonFiniteError
 from mpmc_jax.training.workdir import WorkdirError
 

@@ -29,6 +29,7 @@ from mpmc_jax.training import report
 from mpmc_jax.training.build import Setup, build_parallel, build_setup, init_state
 from mpmc_jax.training.phases import Programs
 from mpmc_jax.training.state import TrainState, to_host
+from mpmc_jax.training.step import make_order
 from mpmc_jax.types import Batch
 
 STEPS, STEPS_PER_EPOCH, CHECKED, FROM = 30, 5, 3, 24
@@ -108,9 +109,7 @@ def steps_on(
     programs = Programs(parallel, setup.step)
     start = int(state.step)
     on_device, placed = parallel.replicate(to_host(state)), parallel.place(batch)
-    expected = [
-        parallel.replicate(np.asarray(i, np.int32)) for i in range(start, start + count)
-    ]
+    orders = [parallel.replicate(make_order(i)) for i in range(start, start + count)]
     compiled: list[str] = []
 
     def listen(event: str, duration_secs: float, **_: str | int) -> None:
@@ -124,7 +123,7 @@ def steps_on(
         step = programs.at(number)
         jax.monitoring.register_event_duration_secs_listener(listen)
         with jax.transfer_guard("disallow"):
-            on_device, metrics = step(on_device, placed, expected[number - start])
+            on_device, metrics = step(on_device, placed, orders[number - start])
         jax.monitoring.unregister_event_duration_listener(listen)
         read = parallel.start_reading(metrics)()
         if read.refused >= 0:

@@ -1,19 +1,25 @@
 """Joining the processes of one run: on a TPU pod, under SLURM, or by hand."""
 
+import contextlib
 import functools
 import os
+import sys
+import traceback
+from collections.abc import Iterator
 
 import jax
 
+from launch import cli
+
 # A process that does not answer for so long is taken for dead; the others end.
-HEARTBEAT_SECONDS = 100
+HEARTBEAT_SECONDS = 60
 
 
 def join(*, found: bool, coordinator: str, count: int, index: int) -> None:
     """Makes this process one of a run's; a run of one process needs nothing.
 
-    To be called before JAX is first used. Ends the process, with JAX's own message,
-    when another of the run dies.
+    To be called before JAX is first used. Ends the process, with JAX's own message
+    that names the dead one, when another of the run dies.
 
     Args:
       found: JAX finds the others from the machine (TPU pods); under srun it is asked
@@ -37,3 +43,38 @@ def join(*, found: bool, coordinator: str, count: int, index: int) -> None:
         initialize(coordinator, count, index)
     elif found or int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
         initialize()
+
+
+@contextlib.contextmanager
+def ending_together() -> Iterator[None]:
+    """Of several processes, one that fails ends at once, and the others after it.
+
+    An ordinary exit would wait for the others, and they for its part of a step. They
+    meet its absence in their next exchange, at once or when its heartbeats have been
+    missing for HEARTBEAT_SECONDS.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if jax.process_count() == 1 or _is_planned(error):
+            raise
+        name = f"process {jax.process_index()} of {jax.process_count()}"
+        if isinstance(error, jax.errors.JaxRuntimeError):
+            print(
+                f"error: {name} lost another one ({str(error).splitlines()[0]}); JAX "
+                f"names it below within {HEARTBEAT_SECONDS} s. What the newest "
+                "checkpoint holds is kept: start all of them again",
+                file=sys.stderr,
+                flush=True,
+            )
+            jax.distributed.shutdown()  # does not come back from a lost one
+        elif isinstance(error, SystemExit):
+            print(f"{name}: {error.code}", file=sys.stderr, flush=True)
+        else:
+            traceback.print_exception(error)
+        os._exit(1)
+
+
+def _is_planned(error: BaseException) -> bool:
+    """Whether all processes end so: done, or stopped by a signal with all saved."""
+    return isinstance(error, SystemExit) and error.code in (None, 0, cli.STOPPED)

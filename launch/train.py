@@ -278,7 +278,7 @@ def main(argv: list[str]) -> None:
     absl_logging.set_verbosity(absl_logging.WARNING)
     report.speak()
     cli.settle()
-    with cli.user_errors():
+    with processes.ending_together(), cli.user_errors():
         processes.join(
             found=_DISTRIBUTED.value,
             coordinator=_COORDINATOR.value,

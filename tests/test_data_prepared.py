@@ -41,7 +41,7 @@ def test_a_damaged_record(prepared, capsys):
     content[middle : middle + 64] = bytes(64)
     path.write_bytes(content)
     text = _check(prepared, capsys)
-    assert "train, record" in text
+    assert "record 'scene_" in text and "of train cannot be read from" in text
     assert "train: the records are not those that were written" in text
     assert f"remove {prepared.directory} and prepare the data set again" in text
     path.unlink()

@@ -29,7 +29,9 @@ def _drawing(method, state=lambda method: None, **changes):
     own = state(parts.method)
 
     def draw(step):
-        run = types.SimpleNamespace(key=jax.random.key(0), step=step)
+        run = types.SimpleNamespace(
+            key=jax.random.key_data(jax.random.key(0)), step=step
+        )
         return parts.method.augment(batch, own, make_keys(parts.step, run, batch))
 
     return jax.jit(draw), parts.method

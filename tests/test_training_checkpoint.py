@@ -6,7 +6,8 @@ import pytest
 import tiny
 
 from mpmc_jax.training.build import init_state, state_shape
-from mpmc_jax.training.checkpoint import Checkpointer, CheckpointError
+from mpmc_jax.training.checkpoint import Checkpointer
+from mpmc_jax.training.integrity import CheckpointError
 
 
 @pytest.fixture(scope="module")

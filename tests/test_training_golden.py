@@ -110,21 +110,21 @@ def errors(path, devices: int, dtype) -> dict[str, float]:
         ema_batch_stats=None,
         opt_state=config.optimizer.init(params),
         method_state={},
-        key=jax.random.key(0),
+        key=jax.random.key_data(jax.random.key(0)),
     )
     parallel = Parallel("pmap", Layout(batch, batch // devices, 1), devices)
 
-    def per_device(state, arrays, expected):
+    def per_device(state, arrays, order):
         stacked = jax.tree.map(lambda x: x[None], arrays)
-        return step.apply(config, state, stacked, _inputs, expected)
+        return step.apply(config, state, stacked, _inputs, order)
 
     run = parallel.compile(per_device)
     on_device = parallel.replicate(state)
     worst = {}
     for number in (0, 1):
         placed = parallel.place(_arrays(file, number, dtype))
-        expected = parallel.replicate(np.asarray(number, np.int32))
-        on_device, metrics = run(on_device, placed, expected)
+        order = parallel.replicate(step.make_order(number))
+        on_device, metrics = run(on_device, placed, order)
         values = parallel.fetch(metrics).values
         found = {name: float(values[name]) for name in TERMS}
         errors = [

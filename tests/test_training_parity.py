@@ -39,9 +39,7 @@ def mapping_difference(
     found = {}
     for kind in kinds:
         four, values = tiny.run(cfg, 2, kind=kind, devices=4)
-        found[f"{kind} state"] = tiny.difference(
-            four.replace(key=None), one.replace(key=None)
-        )
+        found[f"{kind} state"] = tiny.difference(four, one)
         found[f"{kind} values"] = tiny.difference(
             [m.values for m in values], [m.values for m in metrics]
         )
@@ -65,7 +63,7 @@ def micro_batch_difference(method: str) -> float:
     cfg = tiny.config(f"method={method},mpmc=recommended", train__accumulation=2)
     one, _ = tiny.run(cfg, 2)
     two, _ = tiny.run(cfg, 2, devices=2)
-    return tiny.difference(two.replace(key=None), one.replace(key=None))
+    return tiny.difference(two, one)
 
 
 def _x64(call: str):

@@ -12,7 +12,7 @@ from mpmc_jax.training.build import Setup, build_base, build_setup, init_state
 from mpmc_jax.training.config import AXIS
 from mpmc_jax.training.parallel import Layout, Parallel
 from mpmc_jax.training.state import TrainState
-from mpmc_jax.training.step import make_step
+from mpmc_jax.training.step import make_order, make_step
 from mpmc_jax.types import Batch, Crops
 
 # One block a stage: half of ResNet-18's operations to compile.
@@ -101,7 +101,7 @@ def wide(state: TrainState) -> TrainState:
     def cast(x):
         return x.astype(float) if jnp.issubdtype(x.dtype, jnp.floating) else x
 
-    return jax.tree.map(cast, state.replace(key=None)).replace(key=state.key)
+    return jax.tree.map(cast, state)
 
 
 def difference(a, b) -> float:
@@ -145,7 +145,7 @@ def run(
             lambda x, mine=mine: x[mine], batch(number, cfg, parts.method)
         )
         placed = parallel.place(rows)
-        expected = parallel.replicate(np.asarray(number, np.int32))
-        on_device, out = step(on_device, placed, expected)
+        order = parallel.replicate(make_order(number))
+        on_device, out = step(on_device, placed, order)
         metrics.append(jax.device_get(parallel.fetch(out)))
     return parallel.fetch(on_device), metrics

@@ -59,9 +59,8 @@ def check(info: DatasetInfo) -> Report:
 def _open(info: DatasetInfo, split: str, problems: list[str]) -> Sequence[dict]:
     try:
         return info.records(split)
-    # A damaged file fails in C++, in TFDS or in the file system, each in its own way.
-    except Exception as error:
-        problems.append(f"{info.directory}: {split} cannot be opened ({error})")
+    except ValueError as error:
+        problems.append(str(error))
         return ()
 
 
@@ -72,8 +71,8 @@ def _check_record(
     name = f"{split}, record {position} ({info.ids[split][position]})"
     try:
         record: Any = records[position]
-    except Exception as error:  # See `_open`.
-        return [f"{name}: cannot be read ({error})"], None, None
+    except ValueError as error:
+        return [str(error)], None, None
     key = record["id"]
     key = key.decode() if isinstance(key, bytes) else key
     parts = (key, record["image"], record["mask"])

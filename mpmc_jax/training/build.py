@@ -263,7 +263,7 @@ def _init(setup: Setup, seed: int) -> TrainState:
         ema_batch_stats=ema_stats if averaged else None,
         opt_state=setup.step.optimizer.init(params),
         method_state=setup.method.init(stream_key(key, "init/method")),
-        key=key,
+        key=jax.random.key_data(key),
     )
 
 

@@ -6,9 +6,13 @@ cannot open a directory with a truncated metrics file; so every restore is check
 steps are tried newest first, and a damaged one is set aside, not deleted.
 """
 
+import contextlib
 import dataclasses
 import json
 import logging
+import os
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +22,13 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
 from mpmc_jax.training import quiet
-from mpmc_jax.training.integrity import checksum, describe, differences
-from mpmc_jax.training.state import TrainState
+from mpmc_jax.training.integrity import (
+    CheckpointError,
+    check_fit,
+    checksum,
+    describe,
+)
+from mpmc_jax.training.state import TrainState, to_host
 
 _LOG = logging.getLogger(__name__)
 
@@ -27,16 +36,12 @@ FORMAT_VERSION = 3
 SCORE = "score"
 
 
-class CheckpointError(RuntimeError):
-    """A checkpoint that cannot be read or written; the message says what to do."""
-
-
 @dataclasses.dataclass(frozen=True)
 class Restored:
     """A checkpoint read back.
 
     Attributes:
-      state: arrays as NumPy on the host, the key as a typed key.
+      state: as NumPy on the host.
       data_state: the data iterator's position.
       step: the checkpoint's step.
     """
@@ -61,6 +66,7 @@ class Checkpointer:
     def __init__(
         self, directory: Path, keep: int = 2, *, read_only: bool = False
     ) -> None:
+        quiet.silence_failures()
         self._directory = directory.absolute()
         self._keep = keep
         self._read_only = read_only
@@ -149,11 +155,15 @@ class Checkpointer:
           data_state: the data iterator's position at this step.
           score: of the evaluation at this step; None ranks below every evaluation.
           wait: return only when it is on disk.
+
+        Raises:
+          CheckpointError: this save failed, or the one before.
         """
-        arrays = jax.tree.map(np.asarray, _arrays(state))
+        arrays = to_host(state)
         step = int(arrays.step)
         if step in self._manager.all_steps():
-            self._manager.wait_until_finished()
+            with self._writing():
+                self._manager.wait_until_finished()
             return
         meta = {
             "format_version": FORMAT_VERSION,
@@ -161,7 +171,7 @@ class Checkpointer:
             "leaves": describe(arrays),
             "checksum": checksum(arrays),
         }
-        try:
+        with self._writing():
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
@@ -172,11 +182,17 @@ class Checkpointer:
             )
             if wait:
                 self._manager.wait_until_finished()
-        except OSError as error:
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """A failure may be that of the save before, which went on in the background."""
+        try:
+            yield
+        except Exception as error:  # TensorStore's are ValueErrors
             raise CheckpointError(
-                f"saving step {step} to {self._directory} failed: {error}; the "
-                "checkpoints before it are intact: free space or mend permissions, "
-                "then run the same command again"
+                f"saving to {self._directory} failed: {_reason(error)}; the "
+                "checkpoints there are intact: free space or mend permissions, then "
+                "run the same command again"
             ) from error
 
     def restore_latest(self, like: TrainState) -> Restored | None:
@@ -235,7 +251,6 @@ class Checkpointer:
             ) from error
 
     def _restore(self, step: int, like: TrainState) -> Restored:
-        quiet.silence_abandoned_reads()
         meta = self._manager.restore(
             step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())
         )["meta"]
@@ -245,21 +260,24 @@ class Checkpointer:
                 f"{meta.get('format_version')}, this program reads {FORMAT_VERSION}; "
                 "continue with the release that wrote it, or start a new --workdir"
             )
-        shapes = jax.eval_shape(_arrays, like)
-        _check_fit(self._directory / str(step), meta["leaves"], describe(shapes))
-        target = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), shapes)
-        arrays = self._manager.restore(
+        check_fit(self._directory / str(step), meta["leaves"], describe(like))
+        target = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), like)
+        state = self._manager.restore(
             step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target))
         )["state"]
-        if checksum(arrays) != meta["checksum"]:
+        if checksum(state) != meta["checksum"]:
             raise ValueError("its checksum differs: bytes changed on disk")
-        state = arrays.replace(key=jax.random.wrap_key_data(arrays.key))
         return Restored(state, meta["data_state"], step)
 
     def close(self) -> None:
-        """Waits for the save under way."""
-        self._manager.wait_until_finished()
-        self._manager.close()
+        """Waits for the save under way.
+
+        Raises:
+          CheckpointError: it failed.
+        """
+        with self._writing():
+            self._manager.wait_until_finished()
+            self._manager.close()
 
 
 def _first_line(error: Exception) -> str:
@@ -267,18 +285,6 @@ def _first_line(error: Exception) -> str:
     return text if len(text) <= 100 else f"{text[:100]} ..."
 
 
-def _arrays(state: TrainState) -> TrainState:
-    """The state with its key as plain numbers: every leaf an ordinary array."""
-    return state.replace(key=jax.random.key_data(state.key))
-
-
-def _check_fit(folder: Path, found: dict[str, str], wanted: dict[str, str]) -> None:
-    """Orbax would cut or pad arrays of another shape without a word."""
-    lines = differences(found, wanted)
-    if lines:
-        raise CheckpointError(
-            f"{folder} is of another network ({len(lines)} arrays differ):\n"
-            + "\n".join(lines[:5])
-            + "\nUse the settings, data set and code that it was made with, or a new "
-            "--workdir."
-        )
+def _reason(error: Exception) -> str:
+    number = re.search(r"os_error_code='(\d+)'", str(error))
+    return os.strerror(int(number[1])) if number else _first_line(error)

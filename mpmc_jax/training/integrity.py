@@ -1,13 +1,18 @@
-"""What a tree of arrays is (names, types, shapes) and whether its bytes are intact."""
+"""What a tree of arrays is (names, types, shapes), and whether it is the right one."""
 
 import zlib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
 from mpmc_jax.types import PyTree
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that cannot be read or written; the message says what to do."""
 
 
 def describe(tree: PyTree) -> dict[str, str]:
@@ -38,3 +43,19 @@ def differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str
         for name in sorted(found.keys() | wanted.keys())
         if found.get(name) != wanted.get(name)
     ]
+
+
+def check_fit(folder: Path, found: dict[str, str], wanted: dict[str, str]) -> None:
+    """Orbax would cut or pad arrays of another shape without a word.
+
+    Raises:
+      CheckpointError: the checkpoint in `folder` is of another network.
+    """
+    lines = differences(found, wanted)
+    if lines:
+        raise CheckpointError(
+            f"{folder} is of another network ({len(lines)} arrays differ):\n"
+            + "\n".join(lines[:5])
+            + "\nUse the settings, data set and code that it was made with, or a new "
+            "--workdir."
+        )

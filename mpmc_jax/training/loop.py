@@ -3,13 +3,12 @@
 It never waits for the step it has just started: numbers are read `LAG` steps later.
 """
 
-import collections
 import dataclasses
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any, NoReturn, Protocol
 
 import jax
 import numpy as np
@@ -18,11 +17,12 @@ from mpmc_jax.methods.base import Method
 from mpmc_jax.training.checkpoint import Checkpointer
 from mpmc_jax.training.config import LAG, StepConfig
 from mpmc_jax.training.parallel import Parallel
+from mpmc_jax.training.pending import Pending, RefusedError
 from mpmc_jax.training.phases import Programs
 from mpmc_jax.training.report import Report, duration
 from mpmc_jax.training.signals import StopRequest
 from mpmc_jax.training.state import TrainState
-from mpmc_jax.training.step import Metrics
+from mpmc_jax.training.step import Metrics, make_order
 from mpmc_jax.types import Batch
 
 _LOG = logging.getLogger(__name__)
@@ -75,15 +75,6 @@ class LoopConfig:
                 raise ValueError(f"train.{name}={value}: at least 1 is needed")
 
 
-@dataclasses.dataclass
-class _Pending:
-    """A step under way; `read` waits for it and gives its numbers."""
-
-    step: int
-    read: Callable[[], Metrics]
-    batch: Batch
-
-
 def train(
     config: LoopConfig,
     step_config: StepConfig,
@@ -106,63 +97,47 @@ def train(
 
     Raises:
       NonFiniteError: the update was refused; the state before it is saved.
-      Interrupted: SIGTERM or SIGINT came; the state is saved.
+      Interrupted: SIGTERM or SIGINT came, to this process or another of the run; the
+        state is saved.
     """
     start = int(state.step)
     if start >= config.steps:
         _LOG.info("finished already: step %d of %d", start, config.steps)
         return state
-    _request_first(step_config.method, state, data, config.steps)
+    keepers = evaluate, checkpointer, report, names
+    run = _Run(config, step_config.method, parallel, data, *keepers)
+    run.request_first(state)
     programs = Programs(parallel, step_config)
-    device_state = parallel.replicate(state)
-    pending: collections.deque[_Pending] = collections.deque()
+    run.state = parallel.replicate(state)
     with StopRequest() as stop:
         for step in range(start, config.steps):
-            batch, begin, is_first = next(data), time.monotonic(), programs.lack(step)
-            run, expected = programs.at(step), parallel.replicate(np.int32(step))
-            device_state, metrics = run(device_state, place(batch), expected)
+            batch = run.next_batch(step, start)
+            begin, is_first = time.monotonic(), programs.lack(step)
+            order = parallel.replicate(make_order(step, bool(stop.requested)))
+            run.state, metrics = programs.at(step)(run.state, place(batch), order)
             if is_first:
                 _first_step(metrics, begin, report)
             stop.has_progress = True
-            pending.append(_Pending(step, parallel.start_reading(metrics), batch))
+            run.pending.add(step, parallel.start_reading(metrics), batch)
             done = step + 1
-            leaving = stop.requested and done < config.steps
-            turn = leaving or _turn(config, done)
-            pause = turn or programs.change(done)  # a line is of one phase
-            try:
-                for read in _settle(pending, 0 if pause else LAG):
-                    _take_up(config, step_config.method, *read, report, data)
-            except _RefusedError as refused:
-                _stop_refused(refused, parallel, device_state, checkpointer, names)
-            if pause:
-                report.flush(done)
-            if turn:
+            # Several processes stop behind the same step: the first that tells all.
+            at_once = _is_alone() and bool(stop.requested)
+            turn = at_once or _turn(config, done)
+            # A line is of one phase.
+            told = run.read(done, 0 if turn or programs.change(done) else LAG)
+            leaving = (at_once or told) and done < config.steps
+            if turn or leaving:
                 # Whoever asks for a stop gives no time for an evaluation.
-                how = None if leaving or not _is_due(config, done) else evaluate
-                one = parallel.fetch(device_state)
-                _keep(done, one, how, config.metric, checkpointer, report, data)
+                run.keep(done, evaluating=_is_due(config, done) and not leaving)
             if leaving:
-                raise Interrupted(_STOPPED.format(stop.requested, done))
-    return parallel.fetch(device_state)
+                by = stop.requested or "another process"
+                raise Interrupted(_STOPPED.format(by, done))
+    return parallel.fetch(run.state)
 
 
-def _keep(
-    done: int,
-    state: TrainState,
-    evaluate: Callable[[TrainState], dict[str, float]] | None,
-    metric: str,
-    checkpointer: Checkpointer,
-    report: Report,
-    data: DataIterator,
-) -> None:
-    """Evaluates if there is how, and saves whatever comes of it."""
-    score = None
-    try:
-        if evaluate is not None:
-            score = _evaluate(done, state, evaluate, metric, report)
-    finally:
-        checkpointer.save(state, data.get_state(), score)
-    report.restart_clock()
+def _is_alone() -> bool:
+    """Whether one process may save by itself: several do together, or not at all."""
+    return jax.process_count() == 1
 
 
 def _turn(config: LoopConfig, done: int) -> bool:
@@ -175,99 +150,113 @@ def _is_due(config: LoopConfig, done: int) -> bool:
     return done % config.eval_every == 0 or done == config.steps
 
 
-def _evaluate(
-    done: int,
-    state: TrainState,
-    evaluate: Callable[[TrainState], dict[str, float]],
-    metric: str,
-    report: Report,
-) -> float | None:
-    begin = time.monotonic()
-    numbers = evaluate(state)
-    report.write(done, numbers)
-    _LOG.info(
-        "step %d  %s %.4f  (%s)",
-        done,
-        metric,
-        numbers[metric],
-        duration(time.monotonic() - begin),
-    )
-    score = numbers[metric]
-    return score if math.isfinite(score) else None
+@dataclasses.dataclass
+class _Run:
+    """A run under way: its state on the devices, and what reads and keeps it.
 
-
-class _RefusedError(Exception):
-    def __init__(self, pending: _Pending, metrics: Metrics) -> None:
-        super().__init__()
-        self.pending = pending
-        self.metrics = metrics
-
-
-def _settle(
-    pending: collections.deque[_Pending], left: int
-) -> Iterator[tuple[int, Metrics]]:
-    """Step and numbers of all steps but the last `left`, as they are read.
-
-    Raises:
-      _RefusedError: a step's update was refused.
+    `pending` are the steps whose numbers are still to be read.
     """
-    while len(pending) > left:
-        oldest = pending.popleft()
-        metrics = oldest.read()
-        if metrics.refused >= 0:
-            raise _RefusedError(oldest, metrics)
-        yield oldest.step, metrics
 
+    config: LoopConfig
+    method: Method
+    parallel: Parallel
+    data: DataIterator
+    evaluate: Callable[[TrainState], dict[str, float]]
+    checkpointer: Checkpointer
+    report: Report
+    names: Callable[[Batch], dict[str, list[str]]]
+    pending: Pending = dataclasses.field(default_factory=Pending)
+    state: Any = None
 
-def _take_up(
-    config: LoopConfig,
-    method: Method,
-    step: int,
-    metrics: Metrics,
-    report: Report,
-    data: DataIterator,
-) -> None:
-    """Counts a step's numbers, and passes its requests on."""
-    report.add(metrics.values)
-    if (step + 1) % config.log_every == 0:
-        report.flush(step + 1)
-    if metrics.requests is not None and step + method.delay < config.steps:
-        data.request(step + method.delay, np.asarray(metrics.requests))
+    def request_first(self, state: TrainState) -> None:
+        """Asks for the partners that the state's last steps chose."""
+        start, delay = int(state.step), self.method.delay
+        for step in range(start, min(start + delay, self.config.steps)):
+            images = self.method.requested(state.method_state, step)
+            self.data.request(step, np.asarray(images))
 
+    def next_batch(self, step: int, start: int) -> Batch:
+        """A step's batch; if it cannot be read, the steps since `start` are kept."""
+        try:
+            return next(self.data)
+        except Exception:
+            self.read(step, 0)
+            if step > start and _is_alone():
+                self.keep_state()
+            raise
 
-def _request_first(
-    method: Method, state: TrainState, data: DataIterator, steps: int
-) -> None:
-    """Asks for the partners that the state's last steps chose."""
-    start = int(state.step)
-    for step in range(start, min(start + method.delay, steps)):
-        data.request(step, np.asarray(method.requested(state.method_state, step)))
+    def read(self, done: int, left: int) -> bool:
+        """Takes up the numbers of all pending steps but the last `left`.
 
+        Returns:
+          Whether one of them tells to stop.
+        """
+        told = False
+        try:
+            for step, metrics in self.pending.settle(left):
+                told |= bool(metrics.stop)
+                self.take_up(step, metrics)
+        except RefusedError as refused:
+            self.stop_refused(refused)
+        if not left:
+            self.report.flush(done)
+        return told
 
-def _stop_refused(
-    refused: _RefusedError,
-    parallel: Parallel,
-    device_state: TrainState,
-    checkpointer: Checkpointer,
-    names: Callable[[Batch], dict[str, list[str]]],
-) -> None:
-    """Saves the state before the refused step and says what happened."""
-    one = parallel.fetch(device_state)
-    checkpointer.save(one, {"next_index": int(one.step)}, None)
-    terms, index = refused.metrics.finite_names, int(refused.metrics.refused)
-    step = refused.pending.step
-    if index == len(terms):
-        raise RuntimeError(
-            f"batch {step} met a state at step {int(one.step)}: data and state are "
-            "out of order; this is a defect of the program"
+    def take_up(self, step: int, metrics: Metrics) -> None:
+        """Counts a step's numbers, and passes its requests on."""
+        self.report.add(metrics.values)
+        if (step + 1) % self.config.log_every == 0:
+            self.report.flush(step + 1)
+        wanted = step + self.method.delay
+        if metrics.requests is not None and wanted < self.config.steps:
+            self.data.request(wanted, np.asarray(metrics.requests))
+
+    def keep(self, done: int, *, evaluating: bool) -> None:
+        """Evaluates if asked to, and saves whatever comes of it."""
+        self.read(done, 0)
+        state, score = self.parallel.fetch(self.state), None
+        try:
+            if evaluating:
+                score = self.score(done, state)
+        except Exception:
+            if _is_alone():
+                self.checkpointer.save(state, self.data.get_state(), None)
+            raise
+        self.checkpointer.save(state, self.data.get_state(), score)
+        self.report.restart_clock()
+
+    def score(self, done: int, state: TrainState) -> float | None:
+        """Evaluates and reports; the figure that checkpoints rank by, if it is one."""
+        begin = time.monotonic()
+        numbers = self.evaluate(state)
+        self.report.write(done, numbers)
+        metric = self.config.metric
+        took = duration(time.monotonic() - begin)
+        _LOG.info("step %d  %s %.4f  (%s)", done, metric, numbers[metric], took)
+        return numbers[metric] if math.isfinite(numbers[metric]) else None
+
+    def keep_state(self) -> int:
+        """Saves the last good state, out of turn; returns its step."""
+        one = self.parallel.fetch(self.state)
+        step = int(one.step)
+        self.checkpointer.save(one, {"next_index": step}, None)
+        return step
+
+    def stop_refused(self, refused: RefusedError) -> NoReturn:
+        """Saves the state before the refused step and says what happened."""
+        saved, step = self.keep_state(), refused.step
+        terms, index = refused.metrics.finite_names, int(refused.metrics.refused)
+        if index == len(terms):
+            raise RuntimeError(
+                f"batch {step} met a state at step {saved}: data and state are "
+                "out of order; this is a defect of the program"
+            )
+        raise NonFiniteError(
+            f"step {step}: {terms[index]} is not finite. The update was refused and "
+            f"the state before it is saved (step {saved}). Images of this step: "
+            f"{self.names(refused.batch)}. Lower optimizer.lr, use "
+            "model.dtype=float32, or look at these images, then start a new run"
         )
-    raise NonFiniteError(
-        f"step {step}: {terms[index]} is not finite. The update was "
-        f"refused and the state before it is saved (step {int(one.step)}). Images of "
-        "this step: "
-        f"{names(refused.pending.batch)}. Lower optimizer.lr, use "
-        "model.dtype=float32, or look at these images, then start a new run"
-    )
 
 
 def _first_step(metrics: Metrics, begin: float, report: Report) -> None:

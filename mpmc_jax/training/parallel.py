@@ -161,11 +161,14 @@ class Parallel:
         if self.kind == "pmap":
             count = len(self._local)
             sharding = NamedSharding(self._mesh, P(AXIS))
-            return jax.tree.map(
-                lambda x: jax.device_put(_repeat(x, count), sharding), tree
-            )
+
+            def repeated(x: Any) -> np.ndarray:
+                x = np.asarray(x)
+                return np.broadcast_to(x[None], (count, *x.shape))
+
+            return jax.tree.map(lambda x: jax.device_put(repeated(x), sharding), tree)
         sharding = NamedSharding(self._mesh, P())
-        return jax.tree.map(lambda x: jax.device_put(_copy(x), sharding), tree)
+        return jax.tree.map(lambda x: jax.device_put(np.array(x), sharding), tree)
 
     def place(self, batch: PyTree) -> PyTree:
         """This process's rows of a batch (NumPy) -> devices."""
@@ -208,20 +211,3 @@ class Parallel:
         if self.kind == "pmap":
             return jax.tree.map(lambda x: x.addressable_shards[0].data[0], tree)
         return jax.tree.map(lambda x: x.addressable_shards[0].data, tree)
-
-
-def _is_key(x: Any) -> bool:
-    return isinstance(x, jax.Array) and jax.numpy.issubdtype(
-        x.dtype, jax.dtypes.prng_key
-    )
-
-
-def _repeat(x: Any, count: int) -> Any:
-    if _is_key(x):
-        return jax.numpy.broadcast_to(x[None], (count, *x.shape))
-    x = np.asarray(x)
-    return np.broadcast_to(x[None], (count, *x.shape))
-
-
-def _copy(x: Any) -> Any:
-    return x.copy() if _is_key(x) else np.array(x)

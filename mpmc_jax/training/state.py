@@ -19,7 +19,8 @@ class TrainState(struct.PyTreeNode):
       ema_params, ema_batch_stats: the averaged teacher's, or None.
       opt_state: the optimiser's.
       method_state: the base method's own (banks, confidences).
-      key: root of every random key of the run; never changes.
+      key: (2,) uint32, the root of every random key of the run; never changes. Plain
+        numbers: pmap over several processes takes a typed key through the host.
     """
 
     step: Array
@@ -36,8 +37,8 @@ PLUGIN = "plugin"
 
 
 def to_host(state: TrainState) -> TrainState:
-    """The state as NumPy; the key stays a key."""
-    return jax.tree.map(np.asarray, state.replace(key=None)).replace(key=state.key)
+    """The state as NumPy."""
+    return jax.tree.map(np.asarray, state)
 
 
 def begin_with(state: TrainState, variables: PyTree) -> TrainState:

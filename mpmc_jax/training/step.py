@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import struct
 
@@ -20,6 +21,23 @@ from mpmc_jax.training.state import TrainState
 from mpmc_jax.types import Array, Batch, PyTree
 
 
+class Order(struct.PyTreeNode):
+    """What a process tells a step.
+
+    Attributes:
+      step: () int32, the step it takes this one for.
+      stop: () bool, whether the process was asked to stop.
+    """
+
+    step: Array
+    stop: Array
+
+
+def make_order(step: int, stop: bool = False) -> Order:
+    """An order on the host."""
+    return Order(np.int32(step), np.bool_(stop))  # pyright: ignore
+
+
 class Metrics(struct.PyTreeNode):
     """What a step reports; the same on every device.
 
@@ -28,35 +46,35 @@ class Metrics(struct.PyTreeNode):
       refused: () int32, -1 if the update was made; else the index, in the order of
         `finite_names`, of the first number that was not finite, or their count if
         the batch was not the one the state waits for.
+      stop: () bool, whether a process was asked to stop before it sent this step.
       requests: (groups,) int32 images for the step `Method.delay` later, or None.
       finite_names: names of the checked numbers.
     """
 
     values: dict[str, Array]
     refused: Array
+    stop: Array
     requests: Array | None
     finite_names: tuple[str, ...] = struct.field(pytree_node=False)
 
 
 def make_step(
     config: StepConfig,
-) -> Callable[[TrainState, Batch, Array], tuple[TrainState, Metrics]]:
-    """The per-device step: (state, batch, expected step) -> (state, metrics).
+) -> Callable[[TrainState, Batch, Order], tuple[TrainState, Metrics]]:
+    """The per-device step: (state, batch, order) -> (state, metrics).
 
-    The update is made only if `expected == state.step`: after a refusal every later
+    The update is made only if `order.step == state.step`: after a refusal every later
     batch is refused too, until the loop has seen it and stopped with that state.
     """
 
     def step(
-        state: TrainState, batch: Batch, expected: Array
+        state: TrainState, batch: Batch, order: Order
     ) -> tuple[TrainState, Metrics]:
         def augment(part: Batch) -> PyTree:
             keys = make_keys(config, state, part)
             return config.method.augment(part, state.method_state, keys)
 
-        return apply(
-            config, state, _split(batch, config.micro_batches), augment, expected
-        )
+        return apply(config, state, _split(batch, config.micro_batches), augment, order)
 
     return step
 
@@ -66,7 +84,7 @@ def apply(
     state: TrainState,
     parts: PyTree,
     augment: Callable[[PyTree], PyTree],
-    expected: Array,
+    order: Order,
 ) -> tuple[TrainState, Metrics]:
     """The step behind its random draws.
 
@@ -94,7 +112,7 @@ def apply(
     else:
         carry, stacked = jax.lax.scan(one_part, carry, parts)
         values = jax.tree.map(lambda x: x.sum(0), stacked)
-    return _update(config, state, carry, values, expected)
+    return _update(config, state, carry, values, order)
 
 
 def make_keys(config: StepConfig, state: TrainState, batch: Batch) -> Keys:
@@ -103,7 +121,7 @@ def make_keys(config: StepConfig, state: TrainState, batch: Batch) -> Keys:
     groups = config.batch_size // config.group_size
     over = state.step // config.steps_per_epoch * config.steps_per_epoch
     return Keys(
-        root=state.key,
+        root=jax.random.wrap_key_data(state.key),
         step=state.step,
         record=record,
         group=record[:: config.group_size] % groups,
@@ -145,11 +163,11 @@ def _update(
     state: TrainState,
     carry: Carry,
     values: dict[str, Array],
-    expected: Array,
+    order: Order,
 ) -> tuple[TrainState, Metrics]:
-    grads = carry.grads
+    grads, asked = carry.grads, order.stop.astype(jnp.float32)
     if config.axis_name is not None:
-        grads = jax.lax.psum(grads, config.axis_name)
+        grads, asked = jax.lax.psum((grads, asked), config.axis_name)
     updates, opt_state = config.optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     ema_params, ema_stats = _average(config, state, carry, params)
@@ -167,15 +185,11 @@ def _update(
     checked = {k: v for k, v in values.items() if k.startswith("loss_")}
     checked |= {"loss": values["loss"], "grad_norm": optax.tree.norm(grads)}
     broken = ~jnp.isfinite(jnp.stack([checked[k].astype(jnp.float32) for k in checked]))
-    late = expected != state.step
+    late = order.step != state.step
     refused = jnp.where(
         broken.any(), jnp.argmax(broken), jnp.where(late, len(checked), -1)
     )
-    kept = jax.tree.map(
-        lambda new, old: jnp.where(refused < 0, new, old),
-        moved.replace(key=None),
-        state.replace(key=None),
-    ).replace(key=state.key)
+    kept = jax.tree.map(lambda new, old: jnp.where(refused < 0, new, old), moved, state)
     values = values | {
         "grad_norm": checked["grad_norm"],
         "lr": config.schedule(state.step),
@@ -186,7 +200,8 @@ def _update(
     delay, requests = config.method.delay, None
     if delay:
         requests = config.method.requested(kept.method_state, state.step + delay)
-    return kept, Metrics(values, refused.astype(jnp.int32), requests, tuple(checked))
+    refused = refused.astype(jnp.int32)
+    return kept, Metrics(values, refused, asked > 0, requests, tuple(checked))
 
 
 def _average(
