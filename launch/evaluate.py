@@ -126,7 +126,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--data_dir", default="data", help="with --weights: its place")
     parser.add_argument("--crop", type=int, default=0, help="with --weights: windows")
     parser.add_argument("--split", default="val", help="split to evaluate on")
-    parser.add_argument("--protocol", default="", choices=["", *PROTOCOLS])
+    parser.add_argument("--protocol", choices=list(PROTOCOLS), help="the run's")
     parser.add_argument("--scales", default="", help="factors, separated by commas")
     parser.add_argument("--flip", action="store_true", help="see images mirrored too")
     parser.add_argument("--pad_to", type=int, default=0, help="0 is exact")

@@ -35,8 +35,6 @@ from mpmc_jax.types import Array, Network, PyTree
 
 _LOG = logging.getLogger("mpmc_jax.runs")
 
-CHECKPOINTS = "checkpoints"
-
 
 @dataclasses.dataclass(frozen=True)
 class Run:
@@ -231,7 +229,7 @@ def open_run(workdir: str, checkpoint: str = "best") -> Run:
         config, model, method, steps_per_epoch=manifest["steps_per_epoch"]
     )
     like = state_shape(setup)
-    checkpointer = Checkpointer(path / CHECKPOINTS, read_only=True)
+    checkpointer = Checkpointer(path / workdir_lib.CHECKPOINTS, read_only=True)
     try:
         restored = checkpointer.restore(checkpoint, like)
     finally:

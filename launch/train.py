@@ -7,7 +7,6 @@ The same command again resumes from the newest intact checkpoint.
 """
 
 import dataclasses
-import difflib
 import functools
 import logging
 import sys
@@ -21,8 +20,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
-from configs import base
-from launch import cli, pretrained, processes, runs
+from launch import cli, pretrained, processes, runs, settings
 from launch.batches import make_place, names_of
 from mpmc_jax.data.build import build_eval
 from mpmc_jax.data.info import DatasetFacts
@@ -46,8 +44,9 @@ _LOG = logging.getLogger("mpmc_jax.train")
 _CONFIG = config_flags.DEFINE_config_file(
     "config",
     None,
-    "configs/DATASET.py[:KEY=VALUE,...] with the keys method, mpmc, split, backbone "
-    "and model (see the README); --config.a.b=VALUE sets what configs/base.py lists.",
+    "configs/DATASET.py[:KEY=VALUE,...] with the keys method, mpmc, split, lists, "
+    "crop, backbone and model (see the README); --config.a.b=VALUE sets what "
+    "configs/base.py lists.",
 )
 _WORKDIR = flags.DEFINE_string(
     "workdir", "", "Directory of the run; one that holds a run goes on with it."
@@ -60,6 +59,10 @@ _COORDINATOR = flags.DEFINE_string(
 )
 _PROCESSES = flags.DEFINE_integer("processes", 0, "how many there are,")
 _PROCESS = flags.DEFINE_integer("process", -1, "and which this one is.")
+
+
+# What a mistyped number is told, instead of Python's own words.
+_WHOLE, _NUMBER = "a whole number is needed, not", "a number is needed, not"
 
 
 def loop_config(
@@ -85,6 +88,7 @@ def make_evaluate(
     """
     runs.check_network(config, setup)
     source = build_eval(config, "val")
+    runs.make_protocol(config).check(source.volumes)
     network = setup.method.networks[0]
     module = setup.step.modules[network]
     evaluator = runs.make_evaluator(config, module, facts)
@@ -165,6 +169,7 @@ def announce(
 
 def train(config: ml_collections.ConfigDict, directory: Path) -> TrainState:
     """Trains `config` in `directory` to its last step; returns the last state."""
+    settings.check_ranges(config)
     jax.config.update("jax_default_matmul_precision", config.matmul_precision)
     facts, pipeline, setup = runs.prepare(config)
     parallel = build_parallel(config)
@@ -177,13 +182,13 @@ def train(config: ml_collections.ConfigDict, directory: Path) -> TrainState:
     evaluate = make_evaluate(config, setup, facts)
     beginning = functools.cache(lambda: pretrained.read(config, setup.model))
     told = {}
-    if not (directory / runs.CHECKPOINTS).exists():
+    if not workdir.has_steps(directory):
         # Weights that do not fit are refused before the directory is taken.
         told = {"pretrained": beginning()[1] or None}
     if jax.process_index() == 0:
         workdir.claim(directory, config)
         _record(config, directory, facts, pipeline, told)
-    checkpointer = Checkpointer(directory / runs.CHECKPOINTS, config.train.keep)
+    checkpointer = Checkpointer(directory / workdir.CHECKPOINTS, config.train.keep)
     state, position = initial_state(config.seed, setup, checkpointer, beginning)
     sizes = (config.train.batch_size, config.train.group_size)
     images = setup.method.streams.images(*sizes)
@@ -228,27 +233,11 @@ def _record(
     split.save(directory / "splits")
 
 
-def check_keys(arguments: list[str]) -> None:
-    """Ends the program at an argument --config.a.b that names no setting."""
-    valid = list(workdir.flatten(base.get_base().to_dict()))
-    for argument in arguments:
-        name = argument.partition("=")[0].removeprefix("--config.")
-        if argument.startswith("--config.") and name not in valid:
-            close = difflib.get_close_matches(name, valid, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else ";"
-            section = name.partition(".")[0] + "."
-            near = [key for key in valid if key.startswith(section)]
-            sys.exit(
-                f"error: unknown configuration key {name!r}{hint} valid: "
-                f"{', '.join(near or valid)}"
-            )
-
-
 def parse_flags(argv: list[str]) -> list[str]:
     """Absl's parser, but a mistake is one line, and --help no failure."""
     if "--help" in argv:
         app.usage(shorthelp=True, exitcode=0)
-    check_keys(argv)
+    settings.check_keys(argv)
     try:
         rest = flags.FLAGS(argv)[1:]
         missing = [
@@ -259,7 +248,9 @@ def parse_flags(argv: list[str]) -> list[str]:
     except (flags.Error, ValueError, OSError) as error:
         # ml_collections wraps what a configuration file raised; its reason is last.
         reason = str(error).strip().splitlines()[-1].strip()
-        reason = reason.removeprefix("ValueError: ")
+        reason = reason.removeprefix("ValueError: ").removeprefix("[Errno 2] ")
+        reason = reason.replace("invalid literal for int() with base 10:", _WHOLE)
+        reason = reason.replace("could not convert string to float:", _NUMBER)
         shared = ("__init__", "base", "presets")
         files = sorted(Path("configs").glob("*.py"))
         files = [str(path) for path in files if path.stem not in shared]

@@ -153,7 +153,7 @@ def test_evaluation_source(data_dir):
         assert example.label.shape == evaluation.size(i)
         expected = np.asarray(images.decode_image(scenes[example.id].image, 3))
         np.testing.assert_array_equal(example.image, expected)
-    with pytest.raises(ValueError, match=r"unknown split 'test'.*train"):
+    with pytest.raises(ValueError, match=r"without a split 'test'.*train"):
         build.build_eval(config, "test")
 
 

@@ -72,10 +72,10 @@ def test_command_line_lists_all_problems_and_writes_nothing(folder, tmp_path, ca
     assert not other.exists()
     for module in (check_data, prepare_data):
         assert _fails(capsys, module, "--dataset=folder", "--source=absent") == (
-            "error: --source=absent: no such folder; it must hold 'folder'"
+            "error: --source=absent: no such folder; give the data set's ('folder')"
         )
         assert _fails(capsys, module, "--dataset=camvid") == (
-            "error: --source=DIR is needed: the folder of 'camvid'"
+            "error: --source=DIR is needed: the data set's ('camvid')"
         )
 
 

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import signal
+import time
 
 import chex
 import jax
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 import tiny
 
-from mpmc_jax.training import loop, report, workdir
+from mpmc_jax.training import loop, report
 from mpmc_jax.training.build import init_state, state_shape
 from mpmc_jax.training.checkpoint import Checkpointer
 from mpmc_jax.training.parallel import Layout, Parallel
@@ -115,6 +116,50 @@ def test_a_failing_evaluation_loses_no_step(tmp_path):
     checkpointer.close()
 
 
+def test_a_stop_ends_an_evaluation_and_the_last_one_is_made_up_for(tmp_path):
+    cfg = tiny.config("method=supervised")
+
+    def slow(state):
+        if int(state.step) == 6:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(60)
+        return score(state)
+
+    begin = time.monotonic()
+    with pytest.raises(loop.Interrupted, match="SIGTERM at step 6, which is saved"):
+        go(cfg, tmp_path, 6, evaluate=slow)
+    assert time.monotonic() - begin < 60
+
+    def saved_scores():
+        lines = [line for line in read_metrics(tmp_path) if "val/miou" in line]
+        return [line["step"] for line in lines]
+
+    assert saved_scores() == [3]
+    state = go(cfg, tmp_path, 6)
+    assert int(state.step) == 6 and saved_scores() == [3, 6]
+    assert int(go(cfg, tmp_path, 6).step) == 6 and saved_scores() == [3, 6]
+    checkpointer = Checkpointer(tmp_path / "checkpoints", read_only=True)
+    like = state_shape(tiny.setup(cfg))
+    assert checkpointer.restore("best", like).step == 6
+    chex.assert_trees_all_equal(checkpointer.restore("best", like).state, state)
+    checkpointer.close()
+
+
+def test_what_was_trained_before_a_batch_that_cannot_be_read_is_kept(tmp_path):
+    cfg = tiny.config("method=supervised")
+
+    def fail(step):
+        if step == 4:
+            raise ValueError("record 'a' cannot be read")
+
+    with pytest.raises(ValueError, match="record 'a'"):
+        go(cfg, tmp_path, 6, before=fail, log_every=10)
+    lines = [line for line in read_metrics(tmp_path) if "train/loss" in line]
+    assert [line["step"] for line in lines] == [3, 4]
+    halves, whole = go(cfg, tmp_path, 6), go(cfg, tmp_path / "whole", 6)
+    chex.assert_trees_all_equal(halves, whole)
+
+
 def test_every_step_is_in_one_line(tmp_path, monkeypatch):
     """A line ends at multiples of log_every and at evaluations, and nowhere else."""
     losses = []
@@ -151,38 +196,6 @@ def test_a_number_that_is_not_finite_stops_with_step_term_and_ids(tmp_path):
     assert f"saved (step {int(state.step)})" in message
     for leaf in jax.tree.leaves(state.batch_stats):
         assert np.isfinite(leaf).all()
-
-
-def test_a_workdir_of_another_run_is_refused_with_the_difference(tmp_path):
-    cfg = tiny.config("method=supervised", optimizer__lr=0.01)
-    workdir.claim(tmp_path, cfg)
-    workdir.claim(tmp_path, cfg)
-    other = tiny.config("method=supervised", optimizer__lr=0.5)
-    with pytest.raises(workdir.WorkdirError) as caught:
-        workdir.claim(tmp_path, other)
-    assert "optimizer.lr: 0.01 there, 0.5 now" in str(caught.value)
-    other = tiny.config("method=supervised")
-    with other.unlocked():
-        other.format_version = 0
-    with pytest.raises(workdir.WorkdirError, match="format_version 2"):
-        workdir.claim(tmp_path, other)
-    with pytest.raises(workdir.WorkdirError, match="holds no run"):
-        workdir.load(tmp_path / "nothing", cfg)
-    for text, why in (("{", "damaged"), ("[]", "damaged"), ("{}", "version None")):
-        (tmp_path / "config.json").write_text(text)
-        with pytest.raises(workdir.WorkdirError, match=why):
-            workdir.load(tmp_path, cfg)
-
-
-def test_a_run_keeps_its_data_and_lists_its_parts(tmp_path):
-    workdir.record(tmp_path, {"data": {"fingerprint": "a"}}, {"revision": "1"})
-    workdir.record(tmp_path, {"data": {"fingerprint": "a"}}, {"revision": "2"})
-    found = workdir.read_manifest(tmp_path)
-    assert found["revision"] == "1"
-    assert found["resumed"] == [{"revision": "2"}]
-    with pytest.raises(workdir.WorkdirError, match="data.fingerprint: 'a' there, 'b'"):
-        workdir.record(tmp_path, {"data": {"fingerprint": "b"}}, {"revision": "3"})
-    assert workdir.read_manifest(tmp_path) == found
 
 
 def test_a_step_that_compiled_makes_no_speed(tmp_path):

@@ -64,10 +64,12 @@ def read_source(name: str, directory: str, classes: tuple[str, ...] = ()) -> Sou
     if name != "synthetic":
         folder_path = pathlib.Path(directory)
         if not directory:
-            raise FileNotFoundError(f"--source=DIR is needed: the folder of {name!r}")
+            raise FileNotFoundError(
+                f"--source=DIR is needed: the data set's ({name!r})"
+            )
         if not folder_path.is_dir():
             raise FileNotFoundError(
-                f"--source={directory}: no such folder; it must hold {name!r}"
+                f"--source={directory}: no such folder; give the data set's ({name!r})"
             )
         if not any(folder_path.iterdir()):
             raise FileNotFoundError(f"--source={directory}: the folder is empty")

@@ -103,7 +103,10 @@ def _check_splits(source: Source) -> list[str]:
     problems = []
     for split, samples in source.splits.items():
         if not any(sample.mask is not None for sample in samples):
-            problems.append(f"{source.name}: no labelled image in split {split!r}")
+            problems.append(
+                f"{source.name}: no labelled image in split {split!r}; an id list may "
+                f"be empty ({split}.txt)"
+            )
     ids = [sample.id for samples in source.splits.values() for sample in samples]
     again = [key for key, count in collections.Counter(ids).items() if count > 1]
     if again:
@@ -137,7 +140,8 @@ def _check_sample(sample: Sample, source: Source) -> Outcome:
     if size is not None and size != mask_size:
         problems.append(
             f"{name}: {mask_size[0]}x{mask_size[1]}, but its image "
-            f"{sample.name('image')} has {size[0]}x{size[1]} (width x height)"
+            f"{sample.name('image')} has {size[0]}x{size[1]} (width x height); give "
+            "both the same size"
         )
     counts = np.bincount(label_hw.ravel(), minlength=256)
     problems += _check_values(name, content, counts, source)

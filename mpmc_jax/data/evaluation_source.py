@@ -39,7 +39,10 @@ class EvalSource:
     def __init__(self, info: DatasetInfo, split: str):
         self.info = info
         if split not in self.info.ids:
-            raise ValueError(f"unknown split {split!r}; one of {sorted(self.info.ids)}")
+            raise ValueError(
+                f"{info.facts.dataset!r} in {info.directory} was prepared without a "
+                f"split {split!r}; it has {sorted(self.info.ids)}"
+            )
         self._positions = [
             i for i, key in enumerate(self.info.ids[split]) if key in self.info.present
         ]

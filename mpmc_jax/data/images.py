@@ -48,7 +48,9 @@ def open_image(content: bytes) -> Image.Image:
             "are not trusted: cut the image into tiles"
         ) from error
     except (OSError, SyntaxError, ValueError) as error:
-        raise UnreadableImage(f"truncated or damaged ({error})") from error
+        raise UnreadableImage(
+            f"truncated or damaged ({error}); copy it again"
+        ) from error
     return image
 
 

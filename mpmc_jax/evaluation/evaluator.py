@@ -175,6 +175,7 @@ class Evaluator:
         """
         if len(source) == 0:
             raise ValueError("nothing to evaluate: the split holds no image")
+        self.protocol.check(source.volumes)
         start = time.perf_counter()
         plan = self._plan(source)
         variables, probe = jax.device_put((variables, probe), self._whole)

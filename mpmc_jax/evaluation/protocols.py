@@ -14,7 +14,7 @@ bilinear between pixel centres, without antialias.
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 import jax
@@ -60,6 +60,18 @@ class Protocol:
             raise ValueError(f"the size of windows is {self.size}; set data.crop")
         if not self.scales or min(self.scales) <= 0:
             raise ValueError(f"eval.scales={self.scales}: give factors above 0")
+
+    def check(self, volumes: Sequence[str]) -> None:
+        """Looks at which volumes the images are slices of, "" for none.
+
+        Raises:
+          ValueError: the protocol is of volumes, and an image is of none.
+        """
+        if self.by_volume and "" in volumes:
+            raise ValueError(
+                f"eval.protocol={self.name!r}, but the data set has no volumes; use "
+                "'whole'"
+            )
 
     def canvas(self, size: tuple[int, int], pad_to: int) -> tuple[int, int]:
         """Rows and columns of the array that an image of such a size is put into."""

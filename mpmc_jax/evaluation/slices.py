@@ -11,18 +11,10 @@ from mpmc_jax.evaluation.volumes import FIGURES, VolumeScores, score_volume
 
 
 class Slices:
-    """Predictions and labels of one process's volumes.
-
-    Raises:
-      ValueError: the images are not slices of volumes.
-    """
+    """Predictions and labels of one process's volumes; every image is a slice."""
 
     def __init__(self, source: batches.Source):
         self._volumes = list(source.volumes)
-        if "" in self._volumes:
-            raise ValueError(
-                "eval.protocol='volume', but the data set has no volumes; use 'whole'"
-            )
         self._names = list(dict.fromkeys(self._volumes))
         self._found: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 

@@ -93,7 +93,8 @@ def write(
         raise WeightsError(f"{path}: weights are written as .safetensors")
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")
-    safetensors_numpy.save_file(dict(arrays), part, metadata=metadata)
+    # `save_file` would keep the file from everybody else on the machine.
+    part.write_bytes(safetensors_numpy.save(dict(arrays), metadata=metadata))
     part.replace(path)
 
 

@@ -148,7 +148,7 @@ class Checkpointer:
         *,
         wait: bool = False,
     ) -> None:
-        """Saves in the background; a step that is saved already is left as it is.
+        """Saves in the background; of a step that is saved already, only a score.
 
         Args:
           state: one copy of the state, on the host or a device.
@@ -164,7 +164,9 @@ class Checkpointer:
         if step in self._manager.all_steps():
             with self._writing():
                 self._manager.wait_until_finished()
-            return
+                if score is None:
+                    return
+                self._manager.delete(step)
         meta = {
             "format_version": FORMAT_VERSION,
             "data_state": data_state,

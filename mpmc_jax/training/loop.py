@@ -3,6 +3,7 @@
 It never waits for the step it has just started: numbers are read `LAG` steps later.
 """
 
+import contextlib
 import dataclasses
 import logging
 import math
@@ -20,7 +21,7 @@ from mpmc_jax.training.parallel import Parallel
 from mpmc_jax.training.pending import Pending, RefusedError
 from mpmc_jax.training.phases import Programs
 from mpmc_jax.training.report import Report, duration
-from mpmc_jax.training.signals import StopRequest
+from mpmc_jax.training.signals import Broken, StopRequest
 from mpmc_jax.training.state import TrainState
 from mpmc_jax.training.step import Metrics, make_order
 from mpmc_jax.types import Batch
@@ -101,15 +102,16 @@ def train(
         state is saved.
     """
     start = int(state.step)
-    if start >= config.steps:
-        _LOG.info("finished already: step %d of %d", start, config.steps)
-        return state
     keepers = evaluate, checkpointer, report, names
     run = _Run(config, step_config.method, parallel, data, *keepers)
     run.request_first(state)
     programs = Programs(parallel, step_config)
     run.state = parallel.replicate(state)
-    with StopRequest() as stop:
+    with run.stop as stop:
+        if start >= config.steps:
+            _LOG.info("finished already: step %d of %d", start, config.steps)
+            if not report.has(start, config.metric):
+                run.keep(start, evaluating=True)
         for step in range(start, config.steps):
             batch = run.next_batch(step, start)
             begin, is_first = time.monotonic(), programs.lack(step)
@@ -165,6 +167,7 @@ class _Run:
     checkpointer: Checkpointer
     report: Report
     names: Callable[[Batch], dict[str, list[str]]]
+    stop: StopRequest = dataclasses.field(default_factory=StopRequest)
     pending: Pending = dataclasses.field(default_factory=Pending)
     state: Any = None
 
@@ -218,9 +221,12 @@ class _Run:
         try:
             if evaluating:
                 score = self.score(done, state)
-        except Exception:
+        except Exception as error:
             if _is_alone():
                 self.checkpointer.save(state, self.data.get_state(), None)
+            if isinstance(error, Broken):
+                by = self.stop.requested
+                raise Interrupted(_STOPPED.format(by, done)) from error
             raise
         self.checkpointer.save(state, self.data.get_state(), score)
         self.report.restart_clock()
@@ -228,7 +234,8 @@ class _Run:
     def score(self, done: int, state: TrainState) -> float | None:
         """Evaluates and reports; the figure that checkpoints rank by, if it is one."""
         begin = time.monotonic()
-        numbers = self.evaluate(state)
+        with self.stop.breaks() if _is_alone() else contextlib.nullcontext():
+            numbers = self.evaluate(state)
         self.report.write(done, numbers)
         metric = self.config.metric
         took = duration(time.monotonic() - begin)

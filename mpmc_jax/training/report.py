@@ -96,9 +96,9 @@ class Report:
         self._sums: dict[str, float] = {}
         self._count = 0
         self.restart_clock()
+        self._path = workdir / "metrics.jsonl"
         if not self._active:
             return
-        self._path = workdir / "metrics.jsonl"
         _drop_after(self._path, start)
         self._file = self._path.open("a")
         self._tensorboard = SummaryWriter(
@@ -111,6 +111,11 @@ class Report:
             unit="step",
             dynamic_ncols=True,
         )
+
+    def has(self, step: int, name: str) -> bool:
+        """Whether metrics.jsonl has a number of that name at that step."""
+        lines = map(json.loads, self._path.read_text().splitlines())
+        return any(line["step"] == step and name in line for line in lines)
 
     def add(self, values: Mapping[str, Any]) -> None:
         """Counts one step's numbers towards the next line."""

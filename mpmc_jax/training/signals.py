@@ -1,11 +1,13 @@
 """Signals that ask a run to stop, and the loop that looks between two steps."""
 
+import contextlib
 import logging
 import os
 import signal
 import socket
 import sys
 import threading
+from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
@@ -14,18 +16,24 @@ _LOG = logging.getLogger(__name__)
 _NUMBERS = (signal.SIGTERM, signal.SIGINT)
 
 
+class Broken(Exception):
+    """A signal came in a part that it breaks."""
+
+
 class StopRequest:
     """Turns SIGTERM and SIGINT into a request that the loop sees between steps.
 
-    The second one acts at once: an evaluation may take long. Until `has_progress` is
-    set there is nothing to save and the first one ends the process, with 128 and its
-    number. Python's handlers wait for the compilation of the first step, which takes
-    minutes on a CPU; a thread that reads what the C handler writes does not.
+    The second one acts at once; so does the first in a part that it `breaks`, for an
+    evaluation may take long. Until `has_progress` is set there is nothing to save and
+    the first one ends the process, with 128 and its number. Python's handlers wait for
+    the compilation of the first step, which takes minutes on a CPU; a thread that reads
+    what the C handler writes does not.
     """
 
     def __init__(self) -> None:
         self.requested = ""
         self.has_progress = False
+        self._breaks = False
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> "StopRequest":
@@ -49,10 +57,28 @@ class StopRequest:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         del frame
         self.requested = signal.Signals(number).name
-        _LOG.warning(
-            "%s: stopping after this step; once more to end now", self.requested
-        )
         signal.signal(number, self._previous[number])
+        if self._breaks:
+            raise Broken
+        if self.has_progress:
+            _LOG.warning(
+                "%s: stopping after this step; once more to end now", self.requested
+            )
+
+    @contextlib.contextmanager
+    def breaks(self) -> Iterator[None]:
+        """A part that a request ends at once.
+
+        Raises:
+          Broken: it did.
+        """
+        self._breaks = True
+        try:
+            if self.requested:
+                raise Broken
+            yield
+        finally:
+            self._breaks = False
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._previous.items():

@@ -1,6 +1,7 @@
 """A run's directory: its configuration and what may not change under it."""
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +9,26 @@ import ml_collections
 
 from mpmc_jax.training.integrity import differences
 
+_LOG = logging.getLogger(__name__)
+
 CONFIG = "config.json"
 MANIFEST = "manifest.json"
+CHECKPOINTS = "checkpoints"
+
+# What may change between the parts of a run: it decides how, not what.
+_CIRCUMSTANCES = (
+    "data.data_dir",
+    "data.resident",
+    "data.threads",
+    "data.prefetch",
+    "train.devices",
+    "train.parallel",
+    "train.log_every",
+    "train.eval_every",
+    "train.checkpoint_every",
+    "train.keep",
+    "eval.batch_size",
+)
 
 
 class WorkdirError(RuntimeError):
@@ -27,31 +46,46 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def has_steps(workdir: Path) -> bool:
+    """Whether a run saved anything there; one that did not may be replaced."""
+    folder = workdir / CHECKPOINTS
+    return folder.is_dir() and any(
+        each.name.isdigit() or each.name.startswith("damaged-")
+        for each in folder.iterdir()
+    )
+
+
 def claim(workdir: Path, config: ml_collections.ConfigDict) -> None:
-    """Writes config.json, or checks that the one there says the same.
+    """Writes config.json; where a run has saved steps, checks that it is this one.
+
+    How a run is done may change: devices, threads, rhythms, where the data lie.
 
     Raises:
       WorkdirError: another configuration or format version; lists the differences.
     """
     path = workdir / CONFIG
     wanted = json.loads(json.dumps(config.to_dict()))
-    if not path.exists():
-        try:
-            workdir.mkdir(parents=True, exist_ok=True)
-            write_json(path, wanted)
-        except OSError as error:
-            raise WorkdirError(
-                f"cannot write to --workdir={workdir}: {error.strerror}; choose "
-                "another or mend its permissions"
-            ) from error
-        return
-    found = _read(path)
-    _check_version(path, found, wanted["format_version"])
-    _check_same(path, found, wanted, "the same settings")
+    if path.exists() and has_steps(workdir):
+        found = _read(path)
+        _check_version(path, found, wanted["format_version"])
+        there, now = flatten(found), flatten(wanted)
+        for name in _CIRCUMSTANCES:
+            before, after = there.pop(name, None), now.pop(name, None)
+            if before != after:
+                _LOG.info("%s is %r from here on, not %r", name, after, before)
+        _check_same(path, there, now, "the same settings")
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        write_json(path, wanted)
+    except OSError as error:
+        raise WorkdirError(
+            f"cannot write to --workdir={workdir}: {error.strerror}; choose "
+            "another or mend its permissions"
+        ) from error
 
 
 def record(workdir: Path, facts: dict[str, Any], circumstances: dict[str, Any]) -> None:
-    """Writes manifest.json; where there is one, checks it and adds to "resumed".
+    """Writes manifest.json; where a run has saved, checks it and adds to "resumed".
 
     Args:
       workdir: the run's directory.
@@ -62,7 +96,7 @@ def record(workdir: Path, facts: dict[str, Any], circumstances: dict[str, Any]) 
       WorkdirError: the facts differ; lists the differences.
     """
     path = workdir / MANIFEST
-    if not path.exists():
+    if not path.exists() or not has_steps(workdir):
         write_json(path, {**circumstances, **facts, "resumed": []})
         return
     found = _read(path)

@@ -134,7 +134,10 @@ def _assign(
     chosen = set(val)
     both = sorted(chosen & set(train or ()))
     if both:
-        problems.append(f"{directory}: train.txt and val.txt share {shorten(both)}")
+        problems.append(
+            f"{directory}: train.txt and val.txt share {shorten(both)}; take them out "
+            "of one"
+        )
     return [key for key in pool if key not in chosen], val
 
 
@@ -175,7 +178,10 @@ def _read_list(
         )
     absent = [line for line in absent if line not in maskless]
     if absent:
-        problems.append(f"{path}: names absent files: {shorten(absent)}")
+        problems.append(
+            f"{path}: names absent files: {shorten(absent)}; add them, or strike them "
+            "off the list"
+        )
     present = [key for key in found if key is not None]
     again = lists.repeated(present)
     if again:

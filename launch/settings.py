@@ -1,0 +1,78 @@
+"""What a user may set: the names of keys, and the signs of numbers."""
+
+import difflib
+import sys
+
+import ml_collections
+
+from configs import base
+from mpmc_jax.training import workdir
+
+# Numbers whose sign nothing else looks at.
+_NOT_NEGATIVE = (
+    "seed",
+    "data.split_seed",
+    "data.threads",
+    "method.auxiliary_weight",
+    "u2pl.warmup_epochs",
+    "ael.scale",
+    "mpmc.alpha",
+    "mpmc.beta",
+    "mpmc.labeled_weight",
+    "mpmc.gamma_pos",
+    "mpmc.gamma_neg",
+    "mpmc.warmup_epochs",
+    "optimizer.head_multiplier",
+    "optimizer.momentum",
+    "optimizer.weight_decay",
+    "optimizer.power",
+    "optimizer.lag",
+)
+_POSITIVE = (
+    "data.prefetch",
+    "data.scale_min",
+    "data.scale_max",
+    "model.width",
+    "optimizer.lr",
+    "u2pl.temperature",
+)
+
+
+def check_keys(arguments: list[str]) -> None:
+    """Ends the program at an argument --config.a.b that names no setting."""
+    valid = list(workdir.flatten(base.get_base().to_dict()))
+    for argument in arguments:
+        name = argument.partition("=")[0].removeprefix("--config.")
+        if argument.startswith("--config.") and name not in valid:
+            section, _, key = name.rpartition(".")
+            near = {
+                k.rpartition(".")[2]: k for k in valid if k.startswith(f"{section}.")
+            }
+            # Within a section that exists, its name says nothing.
+            close = difflib.get_close_matches(key if near else name, near or valid, n=1)
+            hint = f"did you mean {near.get(close[0], close[0])!r}? " if close else ""
+            if near or not close:
+                hint += f"valid: {', '.join(near.values() or valid)}"
+            sys.exit(f"error: unknown configuration key {name!r}; {hint}".rstrip())
+
+
+def check_ranges(config: ml_collections.ConfigDict) -> None:
+    """Looks at every number that has a sign.
+
+    Raises:
+      ValueError: lists those with another.
+    """
+    flat = config.to_dict()
+
+    def value(key: str) -> float:
+        section, _, name = key.rpartition(".")
+        return flat[section][name] if section else flat[name]
+
+    wrong = [f"{k}={value(k)} must be positive" for k in _POSITIVE if not value(k) > 0]
+    wrong += [
+        f"{k}={value(k)} must not be negative"
+        for k in _NOT_NEGATIVE
+        if not value(k) >= 0
+    ]
+    if wrong:
+        raise ValueError("; ".join(wrong))

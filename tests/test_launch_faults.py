@@ -1,0 +1,192 @@
+"""Faults of the README's table, injected into programs as a user runs them."""
+
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from data_sets import prepare_synthetic
+from programs import CONFIG, ENVIRONMENT, ROOT, SMALL, free_address
+
+from launch import processes
+
+# The plain network: what is tested here does not depend on the method.
+SUPERVISED = CONFIG.replace("unimatch,mpmc=recommended", "supervised")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("faults") / "data"
+    prepare_synthetic(folder, train=13, val=4)
+    return folder
+
+
+def _start(data, workdir, *more, before=None):
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    command = (f"--config={SUPERVISED}", f"--config.data.data_dir={data}", *SMALL)
+    return subprocess.Popen(
+        [sys.executable, "-m", "launch.train", *command, *more, f"--workdir={workdir}"],
+        cwd=ROOT,
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        preexec_fn=before,
+    )
+
+
+def _finish(process, status):
+    output, _ = process.communicate(timeout=900)
+    assert process.returncode == status, output[-4000:]
+    return output
+
+
+def _steps(workdir):
+    text = (workdir / "metrics.jsonl").read_text()
+    lines = map(json.loads, text.splitlines())
+    return [line["step"] for line in lines if "train/loss" in line]
+
+
+@pytest.mark.full
+def test_a_record_damaged_after_preparation(data, tmp_path):
+    """Behind the third step; mended, the same command goes on."""
+    damaged = tmp_path / "data"
+    shutil.copytree(data, damaged)
+    (records,) = damaged.rglob("*-train.array_record*")
+    whole = records.read_bytes()
+    # Records lie behind one another; these bytes are the first that an order meets.
+    for offset in range(38_000, len(whole), 4_000):
+        content = bytearray(whole)
+        content[offset : offset + 3] = bytes(255 - x for x in content[offset:][:3])
+        records.write_bytes(content)
+        shutil.rmtree(tmp_path / "run", ignore_errors=True)
+        process = _start(damaged, tmp_path / "run")
+        output, _ = process.communicate(timeout=900)
+        if process.returncode and "step 1/6" in output:
+            break
+    else:
+        pytest.fail("no place in the file is read behind the first step")
+    assert process.returncode == 1
+    assert "Traceback" not in output
+    (line,) = [line for line in output.splitlines() if line.startswith("error: ")]
+    assert "of train cannot be read from" in line and str(damaged) in line
+    assert "prepare the data set again" in line
+    done = _steps(tmp_path / "run")
+    assert (tmp_path / "run" / "checkpoints" / str(done[-1])).is_dir()
+    records.write_bytes(whole)
+    output = _finish(_start(damaged, tmp_path / "run"), 0)
+    assert f"going on from step {done[-1]}" in output
+    assert _steps(tmp_path / "run") == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.full
+def test_a_disk_that_is_full_while_a_checkpoint_is_written(data, tmp_path):
+    def limit():
+        # Metrics fit, arrays do not. Python ignores the signal that comes with it.
+        resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, 400_000))
+
+    output = _finish(_start(data, tmp_path / "run", before=limit), 1)
+    assert "Traceback" not in output and "Event loop" not in output
+    last = output.splitlines()[-1]
+    assert last.startswith(f"error: saving to {tmp_path / 'run' / 'checkpoints'}")
+    assert "File too large" in last and "run the same command again" in last
+    output = _finish(_start(data, tmp_path / "run"), 0)
+    assert _steps(tmp_path / "run") == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_directory_below_a_file(data, tmp_path):
+    (tmp_path / "file").touch()
+    output = _finish(_start(data, tmp_path / "file" / "run"), 1)
+    last = output.splitlines()[-1]
+    assert last.startswith(f"error: cannot write to --workdir={tmp_path / 'file'}")
+    assert "Not a directory" in last and "Traceback" not in output
+
+
+def _pair(data, workdir, *more):
+    address = free_address()
+    several = (
+        "--config.train.devices=0",
+        "--config.train.steps=4000",
+        "--config.train.eval_every=4000",
+        "--config.train.checkpoint_every=4000",
+        f"--coordinator={address}",
+        "--processes=2",
+    )
+    return [
+        _start(data, workdir, *several, *more, f"--process={index}")
+        for index in range(2)
+    ]
+
+
+def _wait_for(process, text):
+    for line in process.stdout:
+        if text in line:
+            return
+    pytest.fail(f"ended without {text!r}")
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("dead", [0, 1])
+def test_a_process_that_dies_ends_the_others_which_name_it(data, tmp_path, dead):
+    pair = _pair(data, tmp_path / "run")
+    _wait_for(pair[0], "step 3/4000")
+    begin = time.monotonic()
+    os.kill(pair[dead].pid, signal.SIGKILL)
+    output, _ = pair[1 - dead].communicate(timeout=300)
+    # A heartbeat, and what the verdict takes to arrive.
+    assert time.monotonic() - begin < processes.HEARTBEAT_SECONDS + 30
+    assert pair[1 - dead].returncode in (1, -signal.SIGABRT)
+    if dead == 0:
+        assert "Either the leader task was preempted/died" in output
+    else:
+        assert "error: process 0 of 2 lost another one" in output
+        assert "Task 1 heartbeat timeout" in output
+    pair[dead].communicate()
+
+
+@pytest.mark.full
+def test_a_signal_to_one_process_stops_all_behind_the_same_step(data, tmp_path):
+    pair = _pair(data, tmp_path / "run")
+    _wait_for(pair[0], "step 3/4000")
+    pair[1].send_signal(signal.SIGTERM)
+    first, second = (_finish(process, 75) for process in pair)
+    done = _steps(tmp_path / "run")[-1]
+    assert f"stopped by another process at step {done}, which is saved" in first
+    assert f"stopped by SIGTERM at step {done}, which is saved" in second
+    assert (tmp_path / "run" / "checkpoints" / str(done)).is_dir()
+
+
+class _ExitError(Exception):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (SystemExit("error: no such file"), "process 0 of 2: error: no such file"),
+        (RuntimeError("a defect"), "RuntimeError: a defect"),
+    ],
+)
+def test_a_process_that_fails_does_not_wait_for_the_others(
+    monkeypatch, capsys, error, said
+):
+    def leave(status):
+        raise _ExitError(status)
+
+    monkeypatch.setattr(processes.jax, "process_count", lambda: 2)
+    monkeypatch.setattr(processes.os, "_exit", leave)
+    with pytest.raises(_ExitError, match="1"), processes.ending_together():
+        raise error
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("status", [None, 0, 75])
+def test_processes_that_end_together_end_as_usual(monkeypatch, status):
+    monkeypatch.setattr(processes.jax, "process_count", lambda: 2)
+    with pytest.raises(SystemExit), processes.ending_together():
+        sys.exit(status)
