@@ -88,6 +88,10 @@ def user_errors() -> Iterator[None]:
     """Ends the program with one line; its status is 1 on what a user can mend."""
     try:
         yield
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader has enough, as in `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
     except _USER_ERRORS as error:
         sys.exit(f"error: {error}")
     except Interrupted as stop:

@@ -1,3 +1,4 @@
+import collections
 import itertools
 
 import jax
@@ -109,6 +110,21 @@ def test_processes_share_the_global_batch(data_dir, processes):
             assert len(record) == 4 // processes
             rows = jax.tree.map(lambda x, record=record: x[record], batch)
             _assert_equal(rows, part[step])
+
+
+@pytest.mark.parametrize("processes", [1, 2, 4])
+def test_an_epoch_has_each_record_once_over_all_processes(data_dir, processes):
+    """Thirteen images less four labelled ones: two batches of four, one image left."""
+    config = config_for(data_dir)
+    seen = collections.Counter()
+    for p in range(processes):
+        pipeline = build.build_train(
+            config, Streams(), process_index=p, process_count=processes
+        )
+        assert pipeline.steps_per_epoch == 2
+        for batch in _batches(pipeline, pipeline.steps_per_epoch):
+            seen.update(batch.unlabeled.index.tolist())
+    assert len(seen) == 8 and set(seen.values()) == {1}
 
 
 def test_batch_must_divide_among_processes(data_dir):

@@ -1,5 +1,6 @@
 """What every program does first."""
 
+import signal
 import subprocess
 import sys
 
@@ -54,3 +55,19 @@ def test_too_little_memory_says_what_to_turn():
         raise jax.errors.JaxRuntimeError(message)
     with pytest.raises(jax.errors.JaxRuntimeError), cli.user_errors():
         raise jax.errors.JaxRuntimeError("INTERNAL: a defect keeps its traceback")
+
+
+def test_a_reader_that_has_enough_is_no_error():
+    code = "from launch import cli\nwith cli.user_errors():\n  print('y\\n' * 500_000)"
+    with subprocess.Popen(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 128 + signal.SIGPIPE

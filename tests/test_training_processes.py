@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 import tiny
 from programs import ROOT, free_address
+from toy_source import make_source
 from x64 import call_x64
 
+from mpmc_jax.evaluation.evaluator import Evaluator
 from mpmc_jax.training.checkpoint import Checkpointer
 
 STEPS = 5
@@ -25,10 +27,23 @@ def _wide_run(method: str, devices: int, steps: int, state=None):
     return state, [m.values for m in metrics]
 
 
+def _confusion(method: str, state) -> np.ndarray:
+    """Of the student on pictures that all processes share."""
+    module = tiny.setup(tiny.config(f"method={method}")).step.modules["student"]
+    params, stats = state.params["student"], state.batch_stats["student"]
+    variables = jax.device_get({"params": params, "batch_stats": stats})
+    source = make_source([(24, 30)] * 6 + [(18, 18)] * 5)
+    for example in source:
+        example.label[example.label >= tiny.CLASSES] = 255
+    found = Evaluator(module, tiny.CLASSES, batch_size=2).run(variables, source)
+    assert found.confusion.sum() > 0
+    return found.confusion
+
+
 def write(method: str, target: str) -> None:
     """Runs on all devices of all processes; each writes what it then holds."""
     state, values = _wide_run(method, 0, steps=STEPS)
-    leaves = jax.tree.leaves((state, values))
+    leaves = jax.tree.leaves((state, values, _confusion(method, state)))
     arrays = {f"{i:05}": np.asarray(leaf) for i, leaf in enumerate(leaves)}
     np.savez(f"{target}_{jax.process_index()}.npz", **arrays)
 
@@ -70,7 +85,7 @@ def _run(method: str, directory: pathlib.Path, count: int) -> list[dict]:
 @pytest.mark.full
 @pytest.mark.parametrize("method", ["unimatch", "u2pl"])
 def test_processes_agree(method, tmp_path):
-    """Losses, parameters, statistics, momentum and U2PL's banks."""
+    """Losses, parameters, statistics, momentum, U2PL's banks; a confusion matrix."""
     (one,) = _run(method, tmp_path, 1)
     assert any(np.issubdtype(x.dtype, np.float64) and x.any() for x in one.values())
     for count in (2, 4):

@@ -60,6 +60,9 @@ class Report:
                 f"note: no mask holds {shorten(absent)}; training asks for "
                 "data.allow_absent_classes=True then, or for classes without them"
             )
+        void = [key for key, classes in self.present.items() if not classes]
+        if void:
+            rows.append(f"note: nothing but void in the masks of {shorten(void)}")
         return "\n".join(rows)
 
 

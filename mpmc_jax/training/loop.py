@@ -28,10 +28,6 @@ from mpmc_jax.types import Batch
 
 _LOG = logging.getLogger(__name__)
 
-_STOPPED = (
-    "stopped by {} at step {}, which is saved; the same command goes on from there"
-)
-
 
 class NonFiniteError(RuntimeError):
     """A loss term or the gradient was not finite; the state before it is saved."""
@@ -98,14 +94,13 @@ def train(
 
     Raises:
       NonFiniteError: the update was refused; the state before it is saved.
-      Interrupted: SIGTERM or SIGINT came, to this process or another of the run; the
-        state is saved.
+      Interrupted: a signal came, here or to another process; the state is saved.
     """
     start = int(state.step)
     keepers = evaluate, checkpointer, report, names
     run = _Run(config, step_config.method, parallel, data, *keepers)
-    run.request_first(state)
     programs = Programs(parallel, step_config)
+    run.request_first(state)
     run.state = parallel.replicate(state)
     with run.stop as stop:
         if start >= config.steps:
@@ -115,6 +110,7 @@ def train(
         for step in range(start, config.steps):
             batch = run.next_batch(step, start)
             begin, is_first = time.monotonic(), programs.lack(step)
+            stop.has_progress = not is_first
             order = parallel.replicate(make_order(step, bool(stop.requested)))
             run.state, metrics = programs.at(step)(run.state, place(batch), order)
             if is_first:
@@ -124,17 +120,25 @@ def train(
             done = step + 1
             # Several processes stop behind the same step: the first that tells all.
             at_once = _is_alone() and bool(stop.requested)
-            turn = at_once or _turn(config, done)
-            # A line is of one phase.
-            told = run.read(done, 0 if turn or programs.change(done) else LAG)
+            # A phase is saved and its lines are written before the next one compiles.
+            change = programs.change(done)
+            turn = at_once or change or _turn(config, done)
+            told = run.read(done, 0 if turn else LAG)
             leaving = (at_once or told) and done < config.steps
             if turn or leaving:
                 # Whoever asks for a stop gives no time for an evaluation.
-                run.keep(done, evaluating=_is_due(config, done) and not leaving)
+                evaluating = _is_due(config, done) and not leaving
+                run.keep(done, evaluating=evaluating, wait=change)
             if leaving:
-                by = stop.requested or "another process"
-                raise Interrupted(_STOPPED.format(by, done))
+                raise _interrupted(stop.requested or "another process", done)
     return parallel.fetch(run.state)
+
+
+def _interrupted(by: str, step: int) -> Interrupted:
+    return Interrupted(
+        f"stopped by {by} at step {step}, which is saved; the same command goes on "
+        "from there"
+    )
 
 
 def _is_alone() -> bool:
@@ -214,7 +218,7 @@ class _Run:
         if metrics.requests is not None and wanted < self.config.steps:
             self.data.request(wanted, np.asarray(metrics.requests))
 
-    def keep(self, done: int, *, evaluating: bool) -> None:
+    def keep(self, done: int, *, evaluating: bool, wait: bool = False) -> None:
         """Evaluates if asked to, and saves whatever comes of it."""
         self.read(done, 0)
         state, score = self.parallel.fetch(self.state), None
@@ -225,10 +229,9 @@ class _Run:
             if _is_alone():
                 self.checkpointer.save(state, self.data.get_state(), None)
             if isinstance(error, Broken):
-                by = self.stop.requested
-                raise Interrupted(_STOPPED.format(by, done)) from error
+                raise _interrupted(self.stop.requested, done) from error
             raise
-        self.checkpointer.save(state, self.data.get_state(), score)
+        self.checkpointer.save(state, self.data.get_state(), score, wait=wait)
         self.report.restart_clock()
 
     def score(self, done: int, state: TrainState) -> float | None:

@@ -24,10 +24,10 @@ class StopRequest:
     """Turns SIGTERM and SIGINT into a request that the loop sees between steps.
 
     The second one acts at once; so does the first in a part that it `breaks`, for an
-    evaluation may take long. Until `has_progress` is set there is nothing to save and
+    evaluation may take long. Unless `has_progress` is set there is nothing to save and
     the first one ends the process, with 128 and its number. Python's handlers wait for
-    the compilation of the first step, which takes minutes on a CPU; a thread that reads
-    what the C handler writes does not.
+    the compilation of a step, which takes minutes on a CPU; a thread that reads what
+    the C handler writes does not.
     """
 
     def __init__(self) -> None:
@@ -49,7 +49,7 @@ class StopRequest:
         while received := self._incoming.recv(1):
             if received[0] in _NUMBERS and not self.has_progress:
                 name = signal.Signals(received[0]).name
-                line = f"{name} before the first step: nothing to save"
+                line = f"{name} while the step compiles: nothing is left to save"
                 print(line, file=sys.stderr, flush=True)
                 os._exit(128 + received[0])
         self._incoming.close()
