@@ -45,7 +45,7 @@ def test_newest_and_best_checkpoints_are_kept(tmp_path, small):
     checkpointer.close()
 
 
-@pytest.mark.parametrize("damage", ["array", "flipped", "metrics", "state"])
+@pytest.mark.parametrize("damage", ["array", "missing", "flipped", "metrics", "state"])
 def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_it_used(
     tmp_path, small, damage
 ):
@@ -55,6 +55,8 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_it_used(
     data = max(step.glob("state/**/*"), key=lambda p: p.stat().st_size * p.is_file())
     if damage == "array":
         data.write_bytes(data.read_bytes()[:100])
+    elif damage == "missing":
+        data.unlink()
     elif damage == "flipped":
         content = bytearray(data.read_bytes())
         middle = len(content) // 2
