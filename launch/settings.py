@@ -22,6 +22,7 @@ _NOT_NEGATIVE = (
     "mpmc.gamma_pos",
     "mpmc.gamma_neg",
     "mpmc.warmup_epochs",
+    "optimizer.lr",
     "optimizer.head_multiplier",
     "optimizer.momentum",
     "optimizer.weight_decay",
@@ -33,7 +34,6 @@ _POSITIVE = (
     "data.scale_min",
     "data.scale_max",
     "model.width",
-    "optimizer.lr",
     "u2pl.temperature",
 )
 
@@ -62,17 +62,10 @@ def check_ranges(config: ml_collections.ConfigDict) -> None:
     Raises:
       ValueError: lists those with another.
     """
-    flat = config.to_dict()
-
-    def value(key: str) -> float:
-        section, _, name = key.rpartition(".")
-        return flat[section][name] if section else flat[name]
-
-    wrong = [f"{k}={value(k)} must be positive" for k in _POSITIVE if not value(k) > 0]
+    flat = workdir.flatten(config.to_dict())
+    wrong = [f"{k}={flat[k]} must be positive" for k in _POSITIVE if not flat[k] > 0]
     wrong += [
-        f"{k}={value(k)} must not be negative"
-        for k in _NOT_NEGATIVE
-        if not value(k) >= 0
+        f"{k}={flat[k]} must not be negative" for k in _NOT_NEGATIVE if not flat[k] >= 0
     ]
     if wrong:
         raise ValueError("; ".join(wrong))

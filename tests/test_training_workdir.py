@@ -43,10 +43,11 @@ def test_how_a_run_is_done_may_change(tmp_path):
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("optimizer__lr", -1.0, "optimizer.lr=-1.0 must be positive"),
+        ("optimizer__lr", -1.0, "optimizer.lr=-1.0 must not be negative"),
         ("mpmc__alpha", -1.0, "mpmc.alpha=-1.0 must not be negative"),
+        ("model__width", 0, "model.width=0 must be positive"),
         ("seed", -1, "seed=-1 must not be negative"),
-        ("optimizer__lr", float("nan"), "optimizer.lr=nan must be positive"),
+        ("optimizer__lr", float("nan"), "optimizer.lr=nan must not be negative"),
     ],
 )
 def test_numbers_that_make_no_sense_are_refused(key, value, message):
