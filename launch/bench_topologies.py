@@ -63,6 +63,12 @@ SEARCHES = [
 ]
 MOST_PROGRAMS = 3
 
+_ENVIRONMENT = {
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "JAX_PLATFORMS": "cpu",
+    "JAX_ENABLE_COMPILATION_CACHE": "false",
+}
+
 
 def _known(results: Path, program: Program) -> dict[str, Any] | None:
     lines = results.read_text().splitlines() if results.exists() else []
@@ -86,9 +92,7 @@ def compile_once(results: Path, program: Program) -> dict[str, Any]:
         # A process of its own: what a compilation took is given back.
         run = subprocess.run(
             [sys.executable, "-m", "launch.bench", *arguments, *remat],
-            env={"ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "JAX_PLATFORMS": "cpu"}
-            | {"JAX_ENABLE_COMPILATION_CACHE": "false"}
-            | os.environ,
+            env=_ENVIRONMENT | os.environ,
             stdout=subprocess.PIPE,
             text=True,
         )

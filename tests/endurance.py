@@ -16,7 +16,6 @@ import random
 import re
 import signal
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -25,7 +24,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 
 from data_sets import prepare_synthetic
-from programs import ENVIRONMENT, ROOT
+from programs import start
 
 from mpmc_jax.training import report
 
@@ -53,16 +52,15 @@ class Trial:
 
     def __init__(self, place: Path, workdir: Path, steps: int, **environment: str):
         self._log = place / "log.txt"
-        self.begin = time.monotonic()
         with self._log.open("w") as file:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "launch.train", *CONFIG]
-                + [f"--config.data.data_dir={place / 'data'}"]
-                + [f"--config.train.steps={steps}", f"--workdir={workdir}"],
-                cwd=ROOT,
-                env=ENVIRONMENT | environment,
-                stdout=file,
-                stderr=subprocess.STDOUT,
+            self.process = start(
+                "launch.train",
+                *CONFIG,
+                f"--config.data.data_dir={place / 'data'}",
+                f"--config.train.steps={steps}",
+                f"--workdir={workdir}",
+                output=file,
+                **environment,
             )
 
     @property

@@ -25,17 +25,29 @@ CONFIG = (
 ENVIRONMENT = os.environ | {"XLA_FLAGS": "", "JAX_NUMPY_RANK_PROMOTION": "raise"}
 
 
-def start(*arguments):
+def start(*arguments, output=subprocess.PIPE, before=None, **environment):
+    """A program in a process; `before` is called in it first."""
     # A shell's background jobs ignore Ctrl-C, and what they start would as well.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     return subprocess.Popen(
         [sys.executable, "-m", *map(str, arguments)],
         cwd=ROOT,
-        env=ENVIRONMENT,
-        stdout=subprocess.PIPE,
+        env=ENVIRONMENT | environment,
+        stdout=output,
         stderr=subprocess.STDOUT,
         text=True,
+        preexec_fn=before,
     )
+
+
+def wait_for(process, text):
+    """Reads what a process says up to a line with `text`."""
+    said = []
+    for line in process.stdout:
+        said.append(line)
+        if text in line:
+            return
+    raise AssertionError(f"ended without {text!r}: {''.join(said)[-4000:]}")
 
 
 def run(*arguments, fails=False):

@@ -5,13 +5,12 @@ import os
 import resource
 import shutil
 import signal
-import subprocess
 import sys
 import time
 
 import pytest
 from data_sets import prepare_synthetic
-from programs import CONFIG, ENVIRONMENT, ROOT, SMALL, free_address
+from programs import CONFIG, SMALL, free_address, start, wait_for
 
 from launch import processes
 
@@ -27,17 +26,9 @@ def data(tmp_path_factory):
 
 
 def _start(data, workdir, *more, before=None):
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     command = (f"--config={SUPERVISED}", f"--config.data.data_dir={data}", *SMALL)
-    return subprocess.Popen(
-        [sys.executable, "-m", "launch.train", *command, *more, f"--workdir={workdir}"],
-        cwd=ROOT,
-        env=ENVIRONMENT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        preexec_fn=before,
-    )
+    command += (*more, f"--workdir={workdir}")
+    return start("launch.train", *command, before=before)
 
 
 def _finish(process, status):
@@ -123,18 +114,11 @@ def _pair(data, workdir, *more):
     ]
 
 
-def _wait_for(process, text):
-    for line in process.stdout:
-        if text in line:
-            return
-    pytest.fail(f"ended without {text!r}")
-
-
 @pytest.mark.full
 @pytest.mark.parametrize("dead", [0, 1])
 def test_a_process_that_dies_ends_the_others_which_name_it(data, tmp_path, dead):
     pair = _pair(data, tmp_path / "run")
-    _wait_for(pair[0], "step 3/4000")
+    wait_for(pair[0], "step 3/4000")
     begin = time.monotonic()
     os.kill(pair[dead].pid, signal.SIGKILL)
     output, _ = pair[1 - dead].communicate(timeout=300)
@@ -152,7 +136,7 @@ def test_a_process_that_dies_ends_the_others_which_name_it(data, tmp_path, dead)
 @pytest.mark.full
 def test_a_signal_to_one_process_stops_all_behind_the_same_step(data, tmp_path):
     pair = _pair(data, tmp_path / "run")
-    _wait_for(pair[0], "step 3/4000")
+    wait_for(pair[0], "step 3/4000")
     pair[1].send_signal(signal.SIGTERM)
     first, second = (_finish(process, 75) for process in pair)
     done = _steps(tmp_path / "run")[-1]

@@ -2,28 +2,15 @@
 
 import json
 import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 from data_sets import prepare_synthetic
-from programs import CONFIG, ENVIRONMENT, ROOT, SMALL, free_address
+from programs import CONFIG, SMALL, free_address, start
 
 from launch import processes
 
 TWO_DEVICES = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
-
-
-def _start(arguments, environment):
-    return subprocess.Popen(
-        [sys.executable, "-m", "launch.train", *arguments],
-        cwd=ROOT,
-        env=ENVIRONMENT | environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
 
 
 def _metrics(workdir):
@@ -42,15 +29,13 @@ def test_two_processes_train_as_one(tmp_path):
     )
     address = free_address()
     several = [
-        _start(
-            (
-                *command,
-                f"--workdir={tmp_path / 'two'}",
-                f"--coordinator={address}",
-                "--processes=2",
-                f"--process={index}",
-            ),
-            {},
+        start(
+            "launch.train",
+            *command,
+            f"--workdir={tmp_path / 'two'}",
+            f"--coordinator={address}",
+            "--processes=2",
+            f"--process={index}",
         )
         for index in range(2)
     ]
@@ -60,7 +45,8 @@ def test_two_processes_train_as_one(tmp_path):
     assert "2 devices" in outputs[0]
     # Only the first one reports.
     assert "step 6/6" in outputs[0] and "step 6/6" not in outputs[1]
-    alone = _start((*command, f"--workdir={tmp_path / 'one'}"), TWO_DEVICES)
+    workdir = f"--workdir={tmp_path / 'one'}"
+    alone = start("launch.train", *command, workdir, **TWO_DEVICES)
     output, _ = alone.communicate(timeout=600)
     assert alone.returncode == 0, output[-4000:]
     found, expected = _metrics(tmp_path / "two"), _metrics(tmp_path / "one")

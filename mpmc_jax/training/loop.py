@@ -227,7 +227,7 @@ class _Run:
                 score = self.score(done, state)
         except Exception as error:
             if _is_alone():
-                self.checkpointer.save(state, self.data.get_state(), None)
+                self.keep_state()
             if isinstance(error, Broken):
                 raise _interrupted(self.stop.requested, done) from error
             raise

@@ -166,9 +166,9 @@ class Parallel:
                 x = np.asarray(x)
                 return np.broadcast_to(x[None], (count, *x.shape))
 
-            return jax.tree.map(lambda x: jax.device_put(repeated(x), sharding), tree)
+            return jax.device_put(jax.tree.map(repeated, tree), sharding)
         sharding = NamedSharding(self._mesh, P())
-        return jax.tree.map(lambda x: jax.device_put(np.array(x), sharding), tree)
+        return jax.device_put(jax.tree.map(np.array, tree), sharding)
 
     def place(self, batch: PyTree) -> PyTree:
         """This process's rows of a batch (NumPy) -> devices."""
