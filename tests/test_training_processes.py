@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import tiny
 from programs import ROOT, free_address
+from test_training_phases import U2PL
 from toy_source import make_source
 from x64 import call_x64
 
@@ -18,11 +19,16 @@ from mpmc_jax.evaluation.evaluator import Evaluator
 from mpmc_jax.training.checkpoint import Checkpointer
 
 STEPS = 5
+# Not optimised, as in the tests' own process: compiling is most of the time.
+FLAGS = "--xla_backend_optimization_level=0 --xla_force_host_platform_device_count="
 
 
 def _wide_run(method: str, devices: int, steps: int, state=None):
     """State and metrics of some steps; groups divide over up to eight devices."""
-    cfg = tiny.config(f"method={method},mpmc=recommended", train__batch_size=16)
+    # Without a warm-up: the banks are filled and drawn from.
+    changes = {**U2PL, "u2pl__warmup_epochs": 0} if method == "u2pl" else {}
+    argument = f"method={method},mpmc=recommended"
+    cfg = tiny.config(argument, train__batch_size=16, **changes)
     state, metrics = tiny.run(cfg, steps, devices=devices, state=state)
     return state, [m.values for m in metrics]
 
@@ -56,12 +62,12 @@ def _start(method, target, address, count, index, devices):
         + (f"{join}index={index})\n" if count > 1 else "")
         + f"import test_training_processes as t\nt.write({method!r}, {target!r})\n"
     )
-    flags = f"--xla_force_host_platform_device_count={devices}"
     return subprocess.Popen(
         [sys.executable, "-c", code],
         cwd=ROOT,
         env=os.environ
-        | {"JAX_ENABLE_X64": "1", "PYTHONPATH": str(ROOT), "XLA_FLAGS": flags},
+        | {"JAX_ENABLE_X64": "1", "PYTHONPATH": str(ROOT)}
+        | {"XLA_FLAGS": f"{FLAGS}{devices}"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -120,7 +126,7 @@ def restored_difference(directory: str) -> dict[str, float]:
 
 @pytest.mark.full
 def test_restored_on_other_numbers_of_devices(tmp_path, monkeypatch):
-    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+    monkeypatch.setenv("XLA_FLAGS", FLAGS + "8")
     found = call_x64(
         "test_training_processes", f"restored_difference({str(tmp_path)!r})"
     )
