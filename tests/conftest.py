@@ -11,17 +11,14 @@ import sys
 import tempfile
 
 import pytest
+from xla import device_flags
 
 _WORKER = "PYTEST_XDIST_WORKER" in os.environ
 if not _WORKER:
     # Workers inherit it, so that what one compiled no other compiles again.
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="mpmc_jax_tests_")
 
-# Tiny networks run for milliseconds: machine code that is not optimised compiles in
-# half the time. Programs that tests start as a user would leave this flag out.
-os.environ["XLA_FLAGS"] = (
-    "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"
-)
+os.environ["XLA_FLAGS"] = device_flags(4)
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"

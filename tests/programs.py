@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from xla import QUICK
+
 ROOT = Path(__file__).parent.parent
 # A network and crops small enough to train in seconds.
 SMALL = (
@@ -21,8 +23,11 @@ SMALL = (
 CONFIG = (
     "configs/synthetic.py:method=unimatch,mpmc=recommended,backbone=resnet18,split=4"
 )
-# One device, as on a user's machine; the tests' own flags stay out.
-ENVIRONMENT = os.environ | {"XLA_FLAGS": "", "JAX_NUMPY_RANK_PROMOTION": "raise"}
+# One device, as on a user's machine.
+ENVIRONMENT = os.environ | {
+    "XLA_FLAGS": QUICK,
+    "JAX_NUMPY_RANK_PROMOTION": "raise",
+}
 
 
 def start(*arguments, output=subprocess.PIPE, before=None, **environment):

@@ -17,6 +17,7 @@ from mpmc_jax.evaluation.protocols import build_protocol
 from mpmc_jax.types import Prediction
 from tests.programs import free_address
 from tests.toy_source import NUM_CLASSES, SIZES, make_source
+from tests.xla import device_flags
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -72,7 +73,7 @@ def test_two_processes_agree_with_one():
         subprocess.Popen(
             [sys.executable, "-c", code, str(rank)],
             cwd=ROOT,
-            env={**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2"},
+            env=os.environ | {"XLA_FLAGS": device_flags(2)},
             stdout=subprocess.PIPE,
             text=True,
         )

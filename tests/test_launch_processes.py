@@ -7,10 +7,9 @@ import numpy as np
 import pytest
 from data_sets import prepare_synthetic
 from programs import CONFIG, SMALL, free_address, start
+from xla import device_flags
 
 from launch import processes
-
-TWO_DEVICES = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
 
 
 def _metrics(workdir):
@@ -46,7 +45,7 @@ def test_two_processes_train_as_one(tmp_path):
     # Only the first one reports.
     assert "step 6/6" in outputs[0] and "step 6/6" not in outputs[1]
     workdir = f"--workdir={tmp_path / 'one'}"
-    alone = start("launch.train", *command, workdir, **TWO_DEVICES)
+    alone = start("launch.train", *command, workdir, XLA_FLAGS=device_flags(2))
     output, _ = alone.communicate(timeout=600)
     assert alone.returncode == 0, output[-4000:]
     found, expected = _metrics(tmp_path / "two"), _metrics(tmp_path / "one")

@@ -14,13 +14,12 @@ from programs import ROOT, free_address
 from test_training_phases import U2PL
 from toy_source import make_source
 from x64 import call_x64
+from xla import device_flags
 
 from mpmc_jax.evaluation.evaluator import Evaluator
 from mpmc_jax.training.checkpoint import Checkpointer
 
 STEPS = 5
-# Not optimised, as in the tests' own process: compiling is most of the time.
-FLAGS = "--xla_backend_optimization_level=0 --xla_force_host_platform_device_count="
 
 
 def _wide_run(method: str, devices: int, steps: int, state=None):
@@ -54,7 +53,7 @@ def write(method: str, target: str) -> None:
     np.savez(f"{target}_{jax.process_index()}.npz", **arrays)
 
 
-def _start(method, target, address, count, index, devices):
+def _start(method, target, address, count, index):
     join = f"processes.join(found=False, coordinator={address!r}, count={count}, "
     code = (
         "import sys; sys.path.insert(0, 'tests')\n"
@@ -67,7 +66,7 @@ def _start(method, target, address, count, index, devices):
         cwd=ROOT,
         env=os.environ
         | {"JAX_ENABLE_X64": "1", "PYTHONPATH": str(ROOT)}
-        | {"XLA_FLAGS": f"{FLAGS}{devices}"},
+        | {"XLA_FLAGS": device_flags(4 // count)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -78,10 +77,7 @@ def _run(method: str, directory: pathlib.Path, count: int) -> list[dict]:
     """What each of `count` processes holds, four devices in all."""
     address = free_address()
     target = str(directory / f"of{count}")
-    started = [
-        _start(method, target, address, count, index, 4 // count)
-        for index in range(count)
-    ]
+    started = [_start(method, target, address, count, index) for index in range(count)]
     for process in started:
         output, _ = process.communicate(timeout=900)
         assert process.returncode == 0, output[-4000:]
@@ -126,7 +122,7 @@ def restored_difference(directory: str) -> dict[str, float]:
 
 @pytest.mark.full
 def test_restored_on_other_numbers_of_devices(tmp_path, monkeypatch):
-    monkeypatch.setenv("XLA_FLAGS", FLAGS + "8")
+    monkeypatch.setenv("XLA_FLAGS", device_flags(8))
     found = call_x64(
         "test_training_processes", f"restored_difference({str(tmp_path)!r})"
     )

@@ -1,0 +1,10 @@
+"""XLA's flags for tests, apart from what reads the environment."""
+
+# Tiny networks run for milliseconds: machine code that is not optimised, and made by
+# the older emitters, compiles in a third of the time.
+QUICK = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+
+
+def device_flags(count):
+    """For so many devices."""
+    return f"{QUICK} --xla_force_host_platform_device_count={count}"
