@@ -30,18 +30,17 @@ ENVIRONMENT = os.environ | {
 }
 
 
-def start(*arguments, output=subprocess.PIPE, before=None, **environment):
-    """A program in a process; `before` is called in it first."""
+def start(*arguments, output=subprocess.PIPE, below=(), **environment):
+    """A program in a process, as an argument of the command `below` if there is one."""
     # A shell's background jobs ignore Ctrl-C, and what they start would as well.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     return subprocess.Popen(
-        [sys.executable, "-m", *map(str, arguments)],
+        [*below, sys.executable, "-m", *map(str, arguments)],
         cwd=ROOT,
         env=ENVIRONMENT | environment,
         stdout=output,
         stderr=subprocess.STDOUT,
         text=True,
-        preexec_fn=before,
     )
 
 

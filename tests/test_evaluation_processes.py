@@ -11,13 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
+from programs import free_address
+from toy_source import NUM_CLASSES, SIZES, make_source
+from xla import device_flags
 
 from mpmc_jax.evaluation.evaluator import Evaluator, PatchProbe
 from mpmc_jax.evaluation.protocols import build_protocol
 from mpmc_jax.types import Prediction
-from tests.programs import free_address
-from tests.toy_source import NUM_CLASSES, SIZES, make_source
-from tests.xla import device_flags
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -66,7 +66,7 @@ def test_two_processes_agree_with_one():
     code = (
         "import jax, json, sys; rank = int(sys.argv[1]);"
         f"jax.distributed.initialize({address!r}, 2, rank);"
-        "from tests.test_evaluation_processes import evaluate;"
+        "sys.path.insert(0, 'tests'); from test_evaluation_processes import evaluate;"
         "print(json.dumps(evaluate()))"
     )
     started = [

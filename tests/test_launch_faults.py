@@ -2,7 +2,6 @@
 
 import json
 import os
-import resource
 import shutil
 import signal
 import sys
@@ -25,10 +24,10 @@ def data(tmp_path_factory):
     return folder
 
 
-def _start(data, workdir, *more, before=None):
+def _start(data, workdir, *more, below=()):
     command = (f"--config={SUPERVISED}", f"--config.data.data_dir={data}", *SMALL)
     command += (*more, f"--workdir={workdir}")
-    return start("launch.train", *command, before=before)
+    return start("launch.train", *command, below=below)
 
 
 def _finish(process, status):
@@ -77,11 +76,9 @@ def test_a_record_damaged_after_preparation(data, tmp_path):
 
 @pytest.mark.full
 def test_a_disk_that_is_full_while_a_checkpoint_is_written(data, tmp_path):
-    def limit():
-        # Metrics fit, arrays do not. Python ignores the signal that comes with it.
-        resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, 400_000))
-
-    output = _finish(_start(data, tmp_path / "run", before=limit), 1)
+    # 400 KiB a file: metrics fit, arrays do not. Python ignores the signal of it.
+    limit = ("bash", "-c", 'ulimit -f 400; exec "$@"', "bash")
+    output = _finish(_start(data, tmp_path / "run", below=limit), 1)
     assert "Traceback" not in output and "Event loop" not in output
     last = output.splitlines()[-1]
     assert last.startswith(f"error: saving to {tmp_path / 'run' / 'checkpoints'}")
