@@ -60,6 +60,7 @@ class Trial:
                 f"--config.train.steps={steps}",
                 f"--workdir={workdir}",
                 output=file,
+                XLA_FLAGS="",
                 **environment,
             )
 
