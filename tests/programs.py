@@ -54,8 +54,8 @@ def wait_for(process, text):
     raise AssertionError(f"ended without {text!r}: {''.join(said)[-4000:]}")
 
 
-def run(*arguments, fails=False):
-    process = start(*arguments)
+def run(*arguments, fails=False, **environment):
+    process = start(*arguments, **environment)
     output, _ = process.communicate(timeout=1200)
     assert (process.returncode != 0) == fails, output[-4000:]
     return output

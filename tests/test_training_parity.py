@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 import tiny
+from test_training_phases import U2PL
 from x64 import call_x64
 
 from mpmc_jax.training.state import PLUGIN
@@ -86,7 +87,8 @@ def test_devices_and_mappings_agree(method):
     # The mapping is no method's business: two see both, one of them with a memory.
     both = ("pmap", "shard_map")
     kinds = both if method in ("mean_teacher", "u2pl") else both[:1]
-    found = _x64(f"mapping_difference({method!r}, {kinds!r})")
+    changes = U2PL if method == "u2pl" else {}
+    found = _x64(f"mapping_difference({method!r}, {kinds!r}, **{changes})")
     assert set(found) == {
         f"{kind} {what}" for kind in kinds for what in ("state", "values")
     }
