@@ -180,20 +180,16 @@ def soak(place: Path, steps: int) -> dict:
         time.sleep(0.25)
     trial.process.wait()
     assert trial.process.returncode == 0, trial.output[-3000:]
-    quarter = len(samples) // 4
-    second, fourth = samples[quarter : 2 * quarter], samples[-quarter:]
+    # In order, so that growth is told from what comes and goes.
+    parts = [samples[i * len(samples) // 10 :][: len(samples) // 10] for i in range(10)]
     compiled = re.findall(r"Finished XLA compilation of (\S+)", trial.output)
     after = trial.output.split(f"step {steps // 2}/", 1)[1]
     return {
         "samples": len(samples),
-        "resident_mib_second_and_fourth_quarter": [
-            round(statistics.median(x for x, _ in part) / 2**20, 1)
-            for part in (second, fourth)
+        "resident_mib_by_tenths": [
+            round(statistics.median(x for x, _ in part) / 2**20, 1) for part in parts
         ],
-        "open_files_second_and_fourth_quarter": [
-            [min(x for _, x in part), max(x for _, x in part)]
-            for part in (second, fourth)
-        ],
+        "most_open_files_by_tenths": [max(x for _, x in part) for part in parts],
         # What pmap calls the step.
         "compilations_of_the_step": sum("_fun" in name for name in compiled),
         "compilations": len(compiled),
