@@ -71,9 +71,10 @@ def _x64(call: str):
     return call_x64("test_training_parity", call)
 
 
-# The plug-in knows no method: one without an average, one with banks, one with weights.
 @pytest.mark.full
-@pytest.mark.parametrize("method", ["unimatch", "u2pl", "ael"])
+@pytest.mark.parametrize(
+    "method", ["mean_teacher", "unimatch", "augseg", "u2pl", "ael"]
+)
 def test_a_silent_plugin_moves_nothing(method):
     assert _x64(f"silent_plugin_difference({method!r})") < 1e-12
 
