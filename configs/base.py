@@ -230,6 +230,10 @@ def _train() -> dict:
         # Steps between evaluations and between checkpoints; 0: once an epoch.
         "eval_every": 0,
         "checkpoint_every": 0,
+        # Training batches from which batch norm's statistics are counted anew before
+        # each evaluation, and which the run goes on with; 0: as published, the running
+        # ones.
+        "precise_bn": 0,
         # Newest checkpoints to keep beside the best one.
         "keep": 2,
     }

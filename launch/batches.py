@@ -1,10 +1,16 @@
-"""What a run does with its batches besides training: placing them, naming them."""
+"""What a run does with its batches besides training on them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
+import ml_collections
+
+from launch import runs
 from mpmc_jax.data.pipeline import TrainPipeline
 from mpmc_jax.data.splits import Split
+from mpmc_jax.training import precise_bn
+from mpmc_jax.training.build import Setup
 from mpmc_jax.training.parallel import Parallel
+from mpmc_jax.training.state import TrainState
 from mpmc_jax.types import Batch
 
 
@@ -23,6 +29,34 @@ def make_place(pipeline: TrainPipeline, parallel: Parallel) -> Callable[[Batch],
             f"device of {parallel.memory() / 1e9:.2f} GB; set data.resident=false"
         )
     return parallel.placing(resident.arrays, resident.cut)
+
+
+def make_recount(
+    config: ml_collections.ConfigDict,
+    setup: Setup,
+    pipeline: TrainPipeline,
+    parallel: Parallel,
+    place: Callable[[Batch], Batch],
+) -> Callable[[TrainState], TrainState] | None:
+    """What `train.precise_bn` does to the evaluated network of a replicated state."""
+    batches = config.train.precise_bn
+    if not batches:
+        return None
+
+    def read() -> Iterator[Batch]:
+        data = pipeline.iterator(requests=False)
+        try:
+            yield from (place(next(data)) for _ in range(batches))
+        finally:
+            data.close()
+
+    recount = precise_bn.make_recount(parallel, setup.step, read, batches)
+
+    def change(state: TrainState) -> TrainState:
+        one = parallel.fetch(state)
+        return recount(state, runs.network_to_use(config, setup, one))
+
+    return change
 
 
 def names_of(split: Split, batch: Batch) -> dict[str, list[str]]:

@@ -16,6 +16,7 @@ _NOT_NEGATIVE = (
     "method.auxiliary_weight",
     "u2pl.warmup_epochs",
     "ael.scale",
+    "train.precise_bn",
     "mpmc.alpha",
     "mpmc.beta",
     "mpmc.labeled_weight",

@@ -21,7 +21,7 @@ from absl import logging as absl_logging
 from ml_collections import config_flags
 
 from launch import cli, pretrained, processes, runs, settings
-from launch.batches import make_place, names_of
+from launch.batches import make_place, make_recount, names_of
 from mpmc_jax.data.build import build_eval
 from mpmc_jax.data.info import DatasetFacts
 from mpmc_jax.data.pipeline import TrainPipeline
@@ -180,6 +180,7 @@ def train(config: ml_collections.ConfigDict, directory: Path) -> TrainState:
     if facts.partial:
         _LOG.warning("%s is partial: not as many images as published", facts.dataset)
     evaluate = make_evaluate(config, setup, facts)
+    recount = make_recount(config, setup, pipeline, parallel, place)
     beginning = functools.cache(lambda: pretrained.read(config, setup.model))
     told = {}
     if not workdir.has_steps(directory):
@@ -206,6 +207,7 @@ def train(config: ml_collections.ConfigDict, directory: Path) -> TrainState:
             report=reporter,
             names=functools.partial(names_of, pipeline.split),
             place=place,
+            recount=recount,
         )
     finally:
         data.close()

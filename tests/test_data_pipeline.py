@@ -59,6 +59,17 @@ def test_streams_follow_the_method(data_dir):
     _assert_equal(plain.unlabeled, full.unlabeled)
 
 
+def test_nothing_needs_to_be_asked_for(data_dir):
+    config = config_for(data_dir)
+    pipeline = build.build_train(config, Streams(partner="requested"))
+    iterator = pipeline.iterator(requests=False)
+    batch = next(iterator)
+    iterator.close()
+    (plain,) = _batches(build.build_train(config, Streams()), 1)
+    assert batch.partner is None
+    _assert_equal(batch, plain)
+
+
 def test_a_run_is_a_function_of_its_seed_and_not_of_threads(data_dir):
     config = config_for(data_dir)
     reference = _batches(build.build_train(config, Streams(partner="same")), 5)

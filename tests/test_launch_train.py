@@ -3,13 +3,18 @@
 import logging
 import types
 
+import jax
+import numpy as np
 import pytest
 import tiny
+from data_sets import prepare_synthetic
 from programs import run
 
-from launch import train
+from launch import runs, train
+from launch.batches import make_place, make_recount
 from mpmc_jax.data.splits import Split
 from mpmc_jax.training import loop
+from mpmc_jax.training.build import build_parallel, init_state
 
 
 def _announce(caplog, labeled, unlabeled, method="unimatch", unused=0):
@@ -50,6 +55,26 @@ def test_unused_labels_and_a_run_that_is_all_warmup_are_told(caplog):
     assert "3 labelled images stay unused" in _announce(caplog, *lists, unused=3)
     warm = _announce(caplog, *lists, "u2pl")
     assert "lasts the whole run of 7 steps (1 an epoch)" in warm
+
+
+def test_statistics_are_counted_from_the_runs_own_images(tmp_path):
+    prepare_synthetic(tmp_path)
+    # AEL would have to ask for its partners.
+    config = tiny.config("method=ael", data__split="4", data__threads=0)
+    config.data.data_dir, config.train.precise_bn = str(tmp_path), 2
+    _, pipeline, setup = runs.prepare(config)
+    parallel = build_parallel(config)
+    place = make_place(pipeline, parallel)
+    recount = make_recount(config, setup, pipeline, parallel, place)
+    state = jax.tree.map(np.asarray, init_state(setup, 0))
+    once = parallel.fetch(recount(parallel.replicate(state)))
+    twice = parallel.fetch(recount(parallel.replicate(once)))
+    assert tiny.difference(twice, once) == 0
+    # AEL is evaluated by its teacher.
+    assert tiny.difference(once.ema_batch_stats, state.ema_batch_stats) > 1e-3
+    assert tiny.difference(once.batch_stats, state.batch_stats) == 0
+    config.train.precise_bn = 0
+    assert make_recount(config, setup, pipeline, parallel, place) is None
 
 
 @pytest.mark.parametrize(

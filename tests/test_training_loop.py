@@ -43,7 +43,15 @@ def score(state):
     return {"val/miou": float(state.step) / 10}
 
 
-def go(cfg, directory, steps, before=lambda step: None, evaluate=score, log_every=1):
+def go(
+    cfg,
+    directory,
+    steps,
+    before=lambda step: None,
+    evaluate=score,
+    log_every=1,
+    recount=None,
+):
     """Trains, or goes on, to `steps`; returns the last state."""
     directory.mkdir(exist_ok=True)
     parts = tiny.setup(cfg)
@@ -66,6 +74,7 @@ def go(cfg, directory, steps, before=lambda step: None, evaluate=score, log_ever
             report=reporter,
             names=lambda batch: {"labeled": [f"id{i}" for i in batch.labeled.index]},
             place=parallel.place,
+            recount=recount,
         )
     finally:
         reporter.close()
@@ -101,6 +110,41 @@ def test_a_stop_request_saves_and_the_run_goes_on(tmp_path):
     stopped = go(cfg, tmp_path / "stopped", 4)
     whole = go(cfg, tmp_path / "whole", 4)
     chex.assert_trees_all_equal(stopped, whole)
+
+
+def test_a_stop_where_statistics_are_recounted_changes_nothing(tmp_path):
+    cfg = tiny.config("method=supervised")
+    calls = []
+
+    def halve(state):
+        calls.append(1)
+        return state.replace(
+            batch_stats=jax.tree.map(lambda x: x / 2, state.batch_stats)
+        )
+
+    def stop(step):
+        if step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(loop.Interrupted, match="SIGTERM at step 3"):
+        go(cfg, tmp_path / "stopped", 6, stop, recount=halve)
+    stopped = go(cfg, tmp_path / "stopped", 6, recount=halve)
+    whole = go(cfg, tmp_path / "whole", 6, recount=halve)
+    chex.assert_trees_all_equal(stopped, whole)
+    assert len(calls) == 4  # before the evaluations at 3 and 6, twice
+
+
+def test_a_failing_recount_loses_no_step(tmp_path):
+    cfg = tiny.config("method=supervised")
+
+    def fail(state):
+        raise OSError("no such image")
+
+    with pytest.raises(OSError, match="no such image"):
+        go(cfg, tmp_path, 3, recount=fail)
+    checkpointer = Checkpointer(tmp_path / "checkpoints", read_only=True)
+    assert checkpointer.restore("last", state_shape(tiny.setup(cfg))).step == 3
+    checkpointer.close()
 
 
 def test_a_failing_evaluation_loses_no_step(tmp_path):

@@ -155,8 +155,10 @@ class TrainPipeline:
         if config.resident:
             self.resident = Resident(info, split, config.streams.geometry, config.crop)
 
-    def iterator(self, start_step: int = 0) -> TrainIterator:
+    def iterator(self, start_step: int = 0, *, requests: bool = True) -> TrainIterator:
         """Endless batches; the first is that of `start_step`.
+
+        Without `requests` they have no partners that a step would have to ask for.
 
         Arrays are NumPy and hold this process's share: process p of P has the rows
         p, p+P, ... of the global batch, which `record` names.
@@ -183,16 +185,16 @@ class TrainPipeline:
             )
             for name, size in self._sizes.items()
         }
-        requests = None
-        if config.streams.partner == "requested":
+        asked = None
+        if requests and config.streams.partner == "requested":
             reader = self._reader("unlabeled")
-            requests = Requests(
+            asked = Requests(
                 lambda place, rng: reader.crops(place, rng, [config.crop])[0],
                 rows["partner"],
                 config.seed,
                 config.threads,
             )
-        return TrainIterator(dataset, rows, requests, start_step)
+        return TrainIterator(dataset, rows, asked, start_step)
 
     def _order(self, name: str) -> Order:
         return Order(

@@ -84,6 +84,7 @@ def train(
     report: Report,
     names: Callable[[Batch], dict[str, list[str]]],
     place: Callable[[Batch], Batch],
+    recount: Callable[[TrainState], TrainState] | None = None,
 ) -> TrainState:
     """Trains from `state` (on the host) to `config.steps`; returns the last state.
 
@@ -91,22 +92,21 @@ def train(
       evaluate: numbers of one copy of the state, `config.metric` among them.
       names: the ids of a batch's records, for messages.
       place: puts a batch on the devices.
+      recount: makes the replicated state with which an evaluation and the run go on.
 
     Raises:
       NonFiniteError: the update was refused; the state before it is saved.
       Interrupted: a signal came, here or to another process; the state is saved.
     """
     start = int(state.step)
-    keepers = evaluate, checkpointer, report, names
+    keepers = evaluate, checkpointer, report, names, recount
     run = _Run(config, step_config.method, parallel, data, *keepers)
     programs = Programs(parallel, step_config)
     run.request_first(state)
     run.state = parallel.replicate(state)
     with run.stop as stop:
         if start >= config.steps:
-            _LOG.info("finished already: step %d of %d", start, config.steps)
-            if not report.has(start, config.metric):
-                run.keep(start, evaluating=True)
+            run.make_up(start)
         for step in range(start, config.steps):
             batch = run.next_batch(step, start)
             begin, is_first = time.monotonic(), programs.lack(step)
@@ -171,6 +171,7 @@ class _Run:
     checkpointer: Checkpointer
     report: Report
     names: Callable[[Batch], dict[str, list[str]]]
+    recount: Callable[[TrainState], TrainState] | None
     stop: StopRequest = dataclasses.field(default_factory=StopRequest)
     pending: Pending = dataclasses.field(default_factory=Pending)
     state: Any = None
@@ -218,19 +219,29 @@ class _Run:
         if metrics.requests is not None and wanted < self.config.steps:
             self.data.request(wanted, np.asarray(metrics.requests))
 
+    def make_up(self, start: int) -> None:
+        """Of a run that is finished: its last evaluation, if a stop ended it."""
+        _LOG.info("finished already: step %d of %d", start, self.config.steps)
+        if not self.report.has(start, self.config.metric):
+            self.keep(start, evaluating=True)
+
     def keep(self, done: int, *, evaluating: bool, wait: bool = False) -> None:
         """Evaluates if asked to, and saves whatever comes of it."""
         self.read(done, 0)
-        state, score = self.parallel.fetch(self.state), None
+        score = None
         try:
+            # When leaving too: a run that goes on must equal one never stopped.
+            if self.recount is not None and _is_due(self.config, done):
+                self.state = self.recount(self.state)
             if evaluating:
-                score = self.score(done, state)
+                score = self.score(done, self.parallel.fetch(self.state))
         except Exception as error:
             if _is_alone():
                 self.keep_state()
             if isinstance(error, Broken):
                 raise _interrupted(self.stop.requested, done) from error
             raise
+        state = self.parallel.fetch(self.state)
         self.checkpointer.save(state, self.data.get_state(), score, wait=wait)
         self.report.restart_clock()
 

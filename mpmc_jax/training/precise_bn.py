@@ -1,0 +1,75 @@
+"""Precise batch norm: statistics counted anew from plain images before an evaluation.
+
+Running statistics follow every train-mode pass, so they mix plain images with strong
+views and dropped features, and lag behind parameters that move fast. Both matter in
+short runs. Counted anew they are the means over a few batches of plain crops, all under
+the parameters of the moment (Wu and Johnson, "Rethinking 'Batch' in BatchNorm", 2021).
+"""
+
+from collections.abc import Callable, Iterable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mpmc_jax.methods import base
+from mpmc_jax.models.layers import BATCH_NORM_MOMENTUM
+from mpmc_jax.training.config import StepConfig
+from mpmc_jax.training.parallel import Parallel
+from mpmc_jax.training.state import TrainState
+from mpmc_jax.types import Batch, Network, PyTree
+
+
+def make_recount(
+    parallel: Parallel,
+    config: StepConfig,
+    read: Callable[[], Iterable[Batch]],
+    batches: int,
+) -> Callable[[TrainState, str], TrainState]:
+    """What replaces the statistics of the networks; the plug-in's stay.
+
+    Args:
+      parallel: the devices.
+      config: whose networks and pixels.
+      read: gives `batches` placed batches, the same ones whenever it is called; their
+        labelled and unlabelled images are looked at.
+      batches: at least 1.
+
+    Returns:
+      (replicated state, "student" or "teacher") -> the state with that network's
+      statistics: means over the batches of the mean and of the unbiased variance.
+    """
+
+    def add(total: PyTree, batch: Batch, params: PyTree) -> PyTree:
+        crops = [c for c in (batch.labeled, batch.unlabeled) if c is not None]
+        images = jnp.concatenate([config.method.unit(c.image) for c in crops])
+        normalised = config.method.normalize(images)
+
+        def moved(name: str) -> PyTree:
+            """From zero a pass moves statistics by its own, times the momentum."""
+            zeros = jax.tree.map(jnp.zeros_like, total[name])
+            network = Network(config.modules[name], params[name], zeros, train=True)
+            _, network = base.full_pass(network, normalised)
+            return network.batch_stats
+
+        return jax.tree.map(
+            lambda sum_, each: sum_ + each / (BATCH_NORM_MOMENTUM * batches),
+            total,
+            {name: moved(name) for name in total},
+        )
+
+    adding = parallel.compile(add)
+
+    def recount(state: TrainState, which: str) -> TrainState:
+        prefix = "ema_" if which == "teacher" else ""
+        params = getattr(state, f"{prefix}params")
+        stats = getattr(state, f"{prefix}batch_stats")
+        params = {name: params[name] for name in config.modules}
+        old = parallel.fetch({name: stats[name] for name in config.modules})
+        zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), old)
+        total = parallel.replicate(zeros)
+        for batch in read():
+            total = adding(total, batch, params)
+        return state.replace(**{f"{prefix}batch_stats": {**stats, **total}})
+
+    return recount
