@@ -1,5 +1,8 @@
 """Checkpoints: what is kept, what is refused, and what damage does."""
 
+import gc
+import sys
+
 import chex
 import jax
 import pytest
@@ -43,6 +46,20 @@ def test_newest_and_best_checkpoints_are_kept(tmp_path, small):
     with pytest.raises(CheckpointError, match=r"steps there: \[2, 4, 5\]"):
         checkpointer.restore("3", like)
     checkpointer.close()
+
+
+def test_saves_leave_nothing_in_memory(tmp_path, small):
+    _, state = small
+
+    def blocks(first):
+        _save(tmp_path, state, [(first + i, None) for i in range(8)])
+        gc.collect()
+        return sys.getallocatedblocks()
+
+    blocks(1)
+    before = blocks(11)
+    # Four objects an array and a save would be what TensorStore's to_json loses.
+    assert blocks(21) - before < 8 * len(jax.tree.leaves(state))
 
 
 @pytest.mark.parametrize("damage", ["array", "missing", "flipped", "metrics", "state"])
