@@ -152,6 +152,11 @@ def _mat(**fields):
         (_mat(GTcls={"Boundaries": 1}), "lacks GTcls.Segmentation"),
         (_mat(GTcls={"Segmentation": np.zeros((4, 4))}), "is float64 (4, 4), not a"),
         (trees.mat_bytes(np.zeros((40, 56), np.uint8))[:-90], "not a MATLAB file"),
+        # 17 kB on disk.
+        (
+            trees.mat_bytes(np.zeros((4200, 4200), np.uint8)),
+            "refused: it unpacks to more",
+        ),
     ],
 )
 def test_a_wrong_mat(content, reason, voc):

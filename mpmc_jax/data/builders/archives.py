@@ -2,6 +2,7 @@
 
 import io
 import pathlib
+import struct
 import tarfile
 import zlib
 
@@ -12,8 +13,10 @@ from scipy.io.matlab import MatReadError
 from mpmc_jax.data.deep import UnreadableImage
 from mpmc_jax.data.images import encode_png
 
-# SBD's largest is far below; a small archive may hold members of any size.
+# SBD's largest is far below, packed and unpacked; small files may hold any size.
 _MAX_MEMBER_BYTES = 1 << 24
+# Of MATLAB 5's files: length of the header, and the type of a zlib stream.
+_HEADER_BYTES, _COMPRESSED = 128, 15
 
 
 def read_members(path: pathlib.Path, folder: str, suffix: str) -> dict[str, bytes]:
@@ -72,8 +75,9 @@ def sbd_mask(content: bytes) -> bytes:
     """SBD's MATLAB file -> PNG of its class indices, field `GTcls.Segmentation`.
 
     Raises:
-      UnreadableImage: not such a file.
+      UnreadableImage: not such a file, or one that unpacks to more than any mask.
     """
+    _check_unpacked(content)
     try:
         fields = scipy.io.loadmat(io.BytesIO(content), variable_names=["GTcls"])
     except (MatReadError, ValueError, TypeError, OSError, NotImplementedError) as error:
@@ -92,3 +96,24 @@ def sbd_mask(content: bytes) -> bytes:
             f"GTcls.Segmentation is {label_hw.dtype} {label_hw.shape}, not a uint8 mask"
         )
     return encode_png(label_hw)
+
+
+def _check_unpacked(content: bytes) -> None:
+    """Raises UnreadableImage if an element is longer than allowed once unpacked."""
+    order = "<" if content[_HEADER_BYTES - 2 : _HEADER_BYTES] == b"IM" else ">"
+    position = _HEADER_BYTES
+    while position + 8 <= len(content):
+        kind, size = struct.unpack_from(f"{order}II", content, position)
+        begin, position = position + 8, position + 8 + size
+        if kind != _COMPRESSED:
+            continue
+        unpacker, packed = zlib.decompressobj(), content[begin:position]
+        try:
+            unpacked = unpacker.decompress(packed, _MAX_MEMBER_BYTES + 1)
+        except zlib.error:
+            return  # whoever reads it says so
+        if len(unpacked) > _MAX_MEMBER_BYTES:
+            raise UnreadableImage(
+                f"refused: it unpacks to more than {_MAX_MEMBER_BYTES} bytes, and no "
+                "mask of SBD does; download the original"
+            )
