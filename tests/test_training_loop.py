@@ -134,27 +134,15 @@ def test_a_stop_where_statistics_are_recounted_changes_nothing(tmp_path):
     assert len(calls) == 4  # before the evaluations at 3 and 6, twice
 
 
-def test_a_failing_recount_loses_no_step(tmp_path):
+@pytest.mark.parametrize("failing", ["evaluate", "recount"])
+def test_a_failing_evaluation_or_recount_loses_no_step(tmp_path, failing):
     cfg = tiny.config("method=supervised")
 
     def fail(state):
         raise OSError("no such image")
 
     with pytest.raises(OSError, match="no such image"):
-        go(cfg, tmp_path, 3, recount=fail)
-    checkpointer = Checkpointer(tmp_path / "checkpoints", read_only=True)
-    assert checkpointer.restore("last", state_shape(tiny.setup(cfg))).step == 3
-    checkpointer.close()
-
-
-def test_a_failing_evaluation_loses_no_step(tmp_path):
-    cfg = tiny.config("method=supervised")
-
-    def fail(state):
-        raise OSError("no such image")
-
-    with pytest.raises(OSError, match="no such image"):
-        go(cfg, tmp_path, 3, evaluate=fail)
+        go(cfg, tmp_path, 3, **{failing: fail})
     checkpointer = Checkpointer(tmp_path / "checkpoints", read_only=True)
     assert checkpointer.restore("last", state_shape(tiny.setup(cfg))).step == 3
     checkpointer.close()
