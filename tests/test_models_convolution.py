@@ -17,6 +17,12 @@ FORMS = [
     (7, 2, 1, 3, 9, 8),
     (3, 1, 1, 0, 6, 4),
     (1, 2, 1, 0, 5, 6),
+    (1, 1, 1, 0, 4, 6),
+    # Dilated kernels whose outer taps meet little of the picture, or nothing.
+    (3, 1, 3, 3, 5, 7),
+    (3, 1, 6, 6, 5, 9),
+    (3, 2, 3, 3, 7, 8),
+    (2, 1, 2, 1, 1, 4),
 ]
 
 
