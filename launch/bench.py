@@ -5,6 +5,7 @@ python -m launch.bench --what=step [--method=unimatch] [--mpmc=recommended] \
     [--profile=DIR] [--peer=torch,torch_best]
 python -m launch.bench --what=methods ...  every method's step in turns, as ratios
 python -m launch.bench --what=mpmc ...    pooling, targets and weights beside the step
+python -m launch.bench --what=scaling ...  batches, crops and devices
 python -m launch.bench --what=fits ...    memory at growing batches, compiled only
 python -m launch.bench --what=compile [--topology=v5e:4x4] ...  not run; for a TPU
 python -m launch.bench --what=data [--images=200 --largest=500]    or 2048
@@ -31,6 +32,7 @@ from launch.bench_memory import bench_fits
 from launch.bench_methods import bench_methods
 from launch.bench_mpmc import bench_mpmc
 from launch.bench_peer import bench_peers
+from launch.bench_scaling import bench_scaling
 from launch.bench_step import bench_step
 from mpmc_jax.training import report
 
@@ -58,7 +60,16 @@ def _parser() -> argparse.ArgumentParser:
     parser = cli.parser("bench", __doc__)
     parser.add_argument(
         "--what",
-        choices=("step", "mpmc", "methods", "fits", "compile", "data", "eval"),
+        choices=(
+            "step",
+            "mpmc",
+            "methods",
+            "scaling",
+            "fits",
+            "compile",
+            "data",
+            "eval",
+        ),
         default="step",
     )
     parser.add_argument("--method", default="unimatch")
@@ -109,6 +120,8 @@ def _measure(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
         found = bench_made_up(config, args.steps, **made_up)
     elif args.what == "data":
         found = bench_prepared(config, args.steps)
+    elif args.what == "scaling":
+        found = bench_scaling(config, args.steps)
     elif args.what == "fits":
         found = bench_fits(config, args.steps)
     elif args.what == "compile":

@@ -16,7 +16,7 @@ import ml_collections
 import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter
 
-from launch.measuring import spread
+from launch.measuring import resident_bytes, spread
 from launch.runs import open_base
 from mpmc_jax.data import host
 from mpmc_jax.data import images as encoded
@@ -31,7 +31,10 @@ _ASPECTS = {500: 3 / 4, 2048: 1 / 2}
 
 
 def bench_prepared(config: ml_collections.ConfigDict, repeats: int) -> dict[str, Any]:
-    """Crops a second and core that the pipeline makes of a prepared data set."""
+    """Crops a second and core that the pipeline makes of a prepared data set.
+
+    And the memory that the process holds at the end, JAX included.
+    """
     _, _, method = open_base(config)
     pipeline = build_train(config, method.streams)
     iterator = pipeline.iterator()
@@ -65,6 +68,8 @@ def bench_prepared(config: ml_collections.ConfigDict, repeats: int) -> dict[str,
         "images_per_second": made / wall,
         "images_per_core_second": made / busy,
         "threads": config.data.threads,
+        "records": pipeline.num_unlabeled,
+        "resident_bytes": resident_bytes(),
     }
 
 

@@ -1,6 +1,8 @@
 """What the benches share: compile counts, an empty cache, a ceiling, a spread."""
 
 import collections
+import pathlib
+import resource
 import statistics
 import tempfile
 import time
@@ -66,6 +68,13 @@ def matmul_ceiling(dtype: str) -> float:
         product(matrix, matrix).block_until_ready()
         times.append(time.perf_counter() - begin)
     return 2 * side**3 / min(times)
+
+
+def resident_bytes() -> int:
+    """Of this process, in memory now; 0 where the system has no /proc."""
+    status = pathlib.Path("/proc/self/statm")
+    pages = status.read_text().split()[1] if status.exists() else 0
+    return int(pages) * resource.getpagesize()
 
 
 def peak_bytes(compiled: Any) -> int:

@@ -9,8 +9,9 @@ import pytest
 from data_sets import prepare_synthetic
 from PIL import Image
 from programs import ENVIRONMENT, run
+from xla import device_flags
 
-from launch import bench, bench_compile, bench_data, measuring
+from launch import bench, bench_compile, bench_data, bench_scaling, measuring
 from mpmc_jax.data.cropping import CropConfig
 
 SMALL = ("--backbone=resnet18", "--crop=49", "--steps=1")
@@ -105,6 +106,29 @@ def test_figures_of_a_prepared_data_set(what, tmp_path):
     prepare_synthetic(tmp_path, train=200, val=4)
     found = _bench(*f"--what={what} --images=0".split(), f"--data_dir={tmp_path}")
     assert found["images_per_second"] > 0
+    if what != "eval":
+        # The others are the split's 13 labelled ones.
+        assert found["records"] == 187
+        assert found["resident_bytes"] > 2**26
+
+
+@pytest.mark.full
+def test_growth_with_batch_crop_and_devices():
+    found = _bench(
+        *("--what=scaling", "--devices=2", "--batch_size=4", "--crop=33"),
+        XLA_FLAGS=device_flags(2),
+    )
+    assert found["seconds_by_batch"].keys() == {"4", "8", "16"}
+    assert found["seconds_by_crop"].keys() == {"33", "49", "65"}
+    assert 0.9 < found["devices_flops_over_one"] < 1.1
+
+
+def test_a_time_off_the_line_is_seen():
+    sizes = [2, 4, 8]
+    assert bench_scaling.off_the_line(sizes, np.array([3.0, 5.0, 9.0])) < 1e-9
+    # The least squares are 43/28 x - 1/2: 18/7 for 3, 79/14 for 5, 165/14 for 12.
+    off = bench_scaling.off_the_line(sizes, np.array([3.0, 5.0, 12.0]))
+    assert off == pytest.approx(1 / 7)
 
 
 @pytest.mark.full
