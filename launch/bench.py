@@ -10,7 +10,8 @@ python -m launch.bench --what=fits ...    memory at growing batches, compiled on
 python -m launch.bench --what=compile [--topology=v5e:4x4] ...  not run; for a TPU
 python -m launch.bench --what=data [--images=200 --largest=500]    or 2048
 python -m launch.bench --what=data --images=0 --dataset=camvid --data_dir=data
-python -m launch.bench --what=eval [--images=200 --sizes=40 --largest=500]
+python -m launch.bench --what=eval [--images=200 --sizes=40 --largest=500] \
+    [--peer=torch]
 python -m launch.bench --what=eval --images=0 --dataset=camvid --data_dir=data
 
 Figures of one invocation were measured in one run and may be compared as ratios;
@@ -27,11 +28,11 @@ from configs import base, presets
 from launch import cli
 from launch.bench_compile import bench_compile
 from launch.bench_data import bench_made_up, bench_prepared
-from launch.bench_eval import bench_eval
+from launch.bench_eval import MadeUp, bench_eval
 from launch.bench_memory import bench_fits
 from launch.bench_methods import bench_methods
 from launch.bench_mpmc import bench_mpmc
-from launch.bench_peer import bench_peers
+from launch.bench_peer import bench_peers, check_peers
 from launch.bench_scaling import bench_scaling
 from launch.bench_step import bench_step
 from mpmc_jax.training import report
@@ -102,7 +103,7 @@ def _parser() -> argparse.ArgumentParser:
         "--peer",
         default="",
         metavar="NAMES",
-        help="torch, torch_best: PyTorch's step in turns with ours",
+        help="torch, of step also torch_best: PyTorch in turns with us",
     )
     return parser
 
@@ -113,11 +114,14 @@ def _measure(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
         configs = {name: configuration(args, name) for name in presets.METHODS}
         return bench_methods(configs, args.steps)
     config = configuration(args, args.method)
-    made_up = {"images": args.images, "largest": args.largest}
+    peers = args.peer.split(",") if args.peer else []
+    check_peers(config, args.what, peers)
     if args.what == "eval":
-        found = bench_eval(config, args.steps, sizes=args.sizes, **made_up)
+        made_up = MadeUp(args.images, args.sizes, args.largest)
+        found = bench_eval(config, args.steps, made_up, peer=bool(peers))
     elif args.what == "data" and args.images:
-        found = bench_made_up(config, args.steps, **made_up)
+        size = {"images": args.images, "largest": args.largest}
+        found = bench_made_up(config, args.steps, **size)
     elif args.what == "data":
         found = bench_prepared(config, args.steps)
     elif args.what == "scaling":
@@ -128,8 +132,8 @@ def _measure(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
         found = bench_compile(config, args.topology)
     elif args.what == "mpmc":
         found = bench_mpmc(config, args.steps)
-    elif args.peer:
-        found = bench_peers(config, args.steps, args.peer.split(","))
+    elif peers:
+        found = bench_peers(config, args.steps, peers)
     else:
         found = bench_step(config, args.steps, args.profile)
     return {args.method: found}

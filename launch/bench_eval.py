@@ -1,18 +1,24 @@
 """Evaluation's speed where sizes vary: batches by size beside one image at a time."""
 
 import dataclasses
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import ml_collections
 import numpy as np
 
-from launch.measuring import COMPILED, FOUND, counted, empty_cache
+from configs import base
+from launch.bench_peer import Peer
+from launch.measuring import COMPILED, FOUND, counted, empty_cache, spread
 from launch.runs import base_for, make_evaluator, open_base
 from mpmc_jax.data.build import build_eval
 from mpmc_jax.data.info import DatasetFacts
 from mpmc_jax.evaluation.evaluator import EvalResult
+from mpmc_jax.methods.base import Method
 from mpmc_jax.models.build import init_variables
+from mpmc_jax.models.config import ModelConfig
+from mpmc_jax.models.pretrained import torch_state_dict
 from mpmc_jax.pixels import RGB
 from mpmc_jax.training.build import build_setup
 
@@ -24,6 +30,17 @@ class _Example:
     id: str
     image: np.ndarray
     label: np.ndarray
+
+
+class MadeUp(NamedTuple):
+    """How many images, of how many distinct sizes, and pixels of the longest side.
+
+    The shortest side has two fifths of these.
+    """
+
+    images: int
+    sizes: int
+    largest: int
 
 
 class _Images:
@@ -55,38 +72,47 @@ class _Images:
         return self._sizes[index]
 
 
+class _Parts(NamedTuple):
+    """What is evaluated: a network that begins at random, and labelled images."""
+
+    facts: DatasetFacts
+    model: ModelConfig
+    method: Method
+    source: Any
+
+
+def _parts(config: ml_collections.ConfigDict, made_up: MadeUp) -> _Parts:
+    if not made_up.images:
+        return _Parts(*open_base(config), build_eval(config, "val"))
+    names = tuple(str(i) for i in range(_CLASSES))
+    palette = ((0, 0, 0),) * _CLASSES
+    facts = DatasetFacts("made-up", names, palette, RGB, fingerprint="")
+    source = _Images(*made_up)
+    return _Parts(facts, *base_for(config, facts, made_up.images), source)
+
+
 def bench_eval(
     config: ml_collections.ConfigDict,
     repeats: int,
+    made_up: MadeUp,
     *,
-    images: int,
-    sizes: int,
-    largest: int,
+    peer: bool = False,
 ) -> dict[str, Any]:
     """Seconds of an evaluation: first, with its programs on disk, and in memory.
 
     Args:
       config: of a run; its network begins at random.
       repeats: evaluations with programs in memory; the median counts.
-      images: made-up ones; 0 takes the data set's val.
-      sizes: how many distinct ones these have.
-      largest: pixels of their longest side; the shortest has two fifths of it.
+      made_up: the images; where it has none, the data set's val.
+      peer: whether PyTorch evaluates them one by one, in turns with the batches.
     """
-    if images:
-        names = tuple(str(i) for i in range(_CLASSES))
-        palette = ((0, 0, 0),) * _CLASSES
-        facts = DatasetFacts("made-up", names, palette, RGB, fingerprint="")
-        model, method = base_for(config, facts, images)
-        source: Any = _Images(images, sizes, largest)
-    else:
-        facts, model, method = open_base(config)
-        source = build_eval(config, "val")
+    facts, model, method, source = _parts(config, made_up)
     setup = build_setup(config, model, method, steps_per_epoch=1)
     module = setup.step.modules[method.networks[0]]
     variables = init_variables(jax.random.key(0), model)
     found: dict[str, Any] = {}
     seen: list[EvalResult] = []
-    for name, batch_size in (("", config.eval.batch_size), ("one_by_one_", 1)):
+    for name, batch_size in (("one_by_one_", 1), ("", config.eval.batch_size)):
         config.eval.batch_size = batch_size
         with empty_cache():
             evaluator = make_evaluator(config, module, facts)
@@ -103,6 +129,10 @@ def bench_eval(
                 found[f"{name}{when}_compiled"] = counts[COMPILED] - counts[FOUND]
     for other in seen[1:]:
         np.testing.assert_array_equal(other.confusion.sum(1), seen[0].confusion.sum(1))
+    if peer:
+        found |= _beside_torch(
+            config, repeats, made_up, lambda: evaluator.run(variables, source)
+        )
     return {
         "images_per_second": len(source) / found["warm_seconds"],
         "images": len(source),
@@ -111,3 +141,34 @@ def bench_eval(
         "devices": len(jax.local_devices()),
         **found,
     }
+
+
+def _beside_torch(
+    config: ml_collections.ConfigDict,
+    repeats: int,
+    made_up: MadeUp,
+    run: Callable[[], EvalResult],
+) -> dict[str, Any]:
+    """Times in turns, images a second over PyTorch's, and pixels counted alike."""
+    with Peer(_make_torch, config.to_dict(), made_up) as torch:
+        theirs, _ = torch.ask()
+        turns = [(run(), torch.ask()[1]) for _ in range(repeats)]
+    ours = turns[0][0].confusion
+    rates = [seconds / result.seconds for result, seconds in turns]
+    return {
+        "torch_seconds": spread([seconds for _, seconds in turns]),
+        "rate_over_torch": spread(rates),
+        "pixels_as_torch": float(np.minimum(ours, theirs).sum() / ours.sum()),
+    }
+
+
+def _make_torch(settings: dict[str, Any], made_up: MadeUp) -> Callable[[], np.ndarray]:
+    """The confusion matrix, of the same weights and images."""
+    from launch import peer_eval
+
+    config = base.get_base()
+    config.update(settings)
+    facts, model, _, source = _parts(config, made_up)
+    weights = torch_state_dict(init_variables(jax.random.key(0), model), model)
+    evaluate = peer_eval.make_evaluation(model, weights, facts.pixels)
+    return lambda: evaluate(source)

@@ -1,10 +1,11 @@
-"""Our step beside PyTorch's, on the same network, weights and views."""
+"""PyTorch in a process beside us; its step on the same network, weights and views."""
 
 import contextlib
 import importlib.util
 import multiprocessing
 import os
 import time
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from types import TracebackType
 from typing import Any
@@ -22,24 +23,29 @@ from mpmc_jax.training.state import TrainState
 from mpmc_jax.training.step import make_keys
 from mpmc_jax.types import Batch, PyTree
 
-# How the peer runs: as commonly trained, and at its best.
-PEERS = ("torch", "torch_best")
+# How the peer runs, by what is measured: as commonly done, and at its best.
+PEERS = {"step": ("torch", "torch_best"), "eval": ("torch",)}
 
 
-class _Peer:
-    """PyTorch's step, in a process of its own: neither's threads wait for the other's.
+class Peer:
+    """PyTorch in a process of its own: neither's threads wait for the other's.
 
     Used as a context; the process ends with it.
+
+    Args:
+      make: makes what the process answers with, as often as it is asked; a module's
+        function.
+      args: its arguments.
     """
 
-    def __init__(self, kind: str, config: ml_collections.ConfigDict) -> None:
+    def __init__(self, make: Callable[..., Callable[[], Any]], *args: Any) -> None:
         context = multiprocessing.get_context("spawn")
         self._ours, theirs = context.Pipe()
         self._process = context.Process(
-            target=_serve, args=(kind, config.to_dict(), theirs), daemon=True
+            target=_serve, args=(make, args, theirs), daemon=True
         )
 
-    def __enter__(self) -> "_Peer":
+    def __enter__(self) -> "Peer":
         # Its JAX draws the views, on the CPU, and does no more.
         before = os.environ.get("JAX_PLATFORMS")
         os.environ["JAX_PLATFORMS"] = "cpu"
@@ -60,15 +66,12 @@ class _Peer:
         self._process.terminate()
         self._process.join()
 
-    def step(self) -> float:
-        """One update; the loss."""
-        return self._ask()[0]
+    def ask(self) -> tuple[Any, float]:
+        """What its function returns now, and the wall time that it takes.
 
-    def seconds(self) -> float:
-        """Wall time of the next step."""
-        return self._ask()[1]
-
-    def _ask(self) -> tuple[float, float]:
+        Raises:
+          ValueError: the process ended.
+        """
         self._ours.send(None)
         while not self._ours.poll(1):
             if not self._process.is_alive():
@@ -76,8 +79,35 @@ class _Peer:
         return self._ours.recv()
 
 
-def _serve(kind: str, settings: dict[str, Any], connection: Connection) -> None:
-    """Answers every message with a step's loss and seconds."""
+def check_peers(config: ml_collections.ConfigDict, what: str, kinds: list[str]) -> None:
+    """Raises ValueError: torch is not there, or has no such peer for such a run."""
+    if not kinds:
+        return
+    known = PEERS.get(what, ())
+    if unknown := set(kinds) - set(known):
+        raise ValueError(f"--peer={sorted(unknown)}: of {what} valid are {known}")
+    if importlib.util.find_spec("torch") is None:
+        raise ValueError("--peer=torch needs torch: pip install torch")
+    published = config.model.backbone in ("resnet50", "resnet101")
+    if config.method.name != "unimatch" or not published:
+        raise ValueError(
+            "--peer=torch knows --method=unimatch with --backbone=resnet50 or resnet101"
+        )
+
+
+def _serve(
+    make: Callable[..., Callable[[], Any]], args: tuple[Any, ...], asked: Connection
+) -> None:
+    answer = make(*args)
+    while True:
+        asked.recv()
+        begin = time.perf_counter()
+        found = answer()
+        asked.send((found, time.perf_counter() - begin))
+
+
+def _make_step(kind: str, settings: dict[str, Any]) -> Callable[[], float]:
+    """One update; the loss."""
     from launch import peer_step
 
     config = base.get_base()
@@ -107,11 +137,7 @@ def _serve(kind: str, settings: dict[str, Any], connection: Connection) -> None:
         bfloat16=config.model.dtype == "bfloat16",
         optimizer=optimizer,
     )
-    while True:
-        connection.recv()
-        begin = time.perf_counter()
-        loss = peer.step()
-        connection.send((loss, time.perf_counter() - begin))
+    return peer.step
 
 
 def bench_peers(
@@ -122,35 +148,25 @@ def bench_peers(
     Args:
       config: of a UniMatch run on one device.
       repeats: timed steps of each; one before them warms up.
-      kinds: of `peer_step.PEERS`.
+      kinds: of PEERS, checked.
 
     Returns:
       Our figures; for every kind the spread (least, median, most) of its times and of
       ours over its, and both first losses.
-
-    Raises:
-      ValueError: torch is not there, or the peer does not know such a run.
     """
-    if importlib.util.find_spec("torch") is None:
-        raise ValueError("--peer=torch needs torch: pip install torch")
-    published = config.model.backbone in ("resnet50", "resnet101")
-    if config.method.name != "unimatch" or not published:
-        raise ValueError(
-            "--peer=torch knows --method=unimatch with --backbone=resnet50 or resnet101"
-        )
-    unknown = set(kinds) - set(PEERS)
-    if unknown:
-        raise ValueError(f"--peer={sorted(unknown)}: valid are {PEERS}")
     with contextlib.ExitStack() as stack:
-        peers = {kind: stack.enter_context(_Peer(kind, config)) for kind in kinds}
+        peers = {
+            kind: stack.enter_context(Peer(_make_step, kind, config.to_dict()))
+            for kind in kinds
+        }
         ours = TimedStep(config)
         found: dict[str, Any] = {"loss": ours.step()}
-        found |= {f"{kind}_loss": peer.step() for kind, peer in peers.items()}
+        found |= {f"{kind}_loss": peer.ask()[0] for kind, peer in peers.items()}
         times: dict[str, list[float]] = {"": [], **{kind: [] for kind in peers}}
         for _ in range(repeats + 1):
             times[""].append(ours.seconds())
             for kind, peer in peers.items():
-                times[kind].append(peer.seconds())
+                times[kind].append(peer.ask()[1])
     measured = {kind: values[1:] for kind, values in times.items()}
     found["step_seconds"] = spread(measured[""])
     for kind in kinds:

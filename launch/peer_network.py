@@ -6,6 +6,9 @@ Parameters have the published names, so that weights of a JAX run load without a
 
 # pyright: reportMissingImports=false, reportUntypedBaseClass=false
 
+from collections.abc import Mapping
+
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -173,6 +176,19 @@ class PatchHead(nn.Module):
         else:
             x = torch.cat([_pooled(z, window) for window in _WINDOWS], 1)
         return self.classifier(self.blocks(x))
+
+
+def load(module: nn.Module, arrays: Mapping[str, np.ndarray]) -> None:
+    """Loads every parameter; fresh statistics may stay.
+
+    Raises:
+      ValueError: a parameter is missing, or one has no place.
+    """
+    tensors = {k: torch.from_numpy(np.array(v)) for k, v in arrays.items()}
+    missing, unknown = module.load_state_dict(tensors, strict=False)
+    missing = set(missing) & {name for name, _ in module.named_parameters()}
+    if missing or unknown:
+        raise ValueError(f"PyTorch's network differs: {sorted({*missing, *unknown})}")
 
 
 def _resized(x, size):

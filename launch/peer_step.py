@@ -57,7 +57,7 @@ class TorchPeer:
         assert isinstance(setup.method, UniMatch)
         self._threshold = setup.method.threshold
         network = peer_network.Segmenter(model.backbone, model.num_classes, model.width)
-        _load(network, _network_weights(setup, state))
+        peer_network.load(network, _network_weights(setup, state))
         self._network, self._head = self._ready(network), None
         # Compiled where that pays: a CPU's compiler would have to be there.
         compiles = self._best and self._device == "cuda"
@@ -219,15 +219,6 @@ def _contained(label: Any, classes: int, field: Any) -> Any:
     return F.max_pool2d(maps, (1, size), (1, stride), (0, padding))
 
 
-def _load(module: Any, arrays: Mapping[str, np.ndarray]) -> None:
-    """Loads every parameter; fresh statistics may stay."""
-    tensors = {k: torch.from_numpy(np.array(v)) for k, v in arrays.items()}
-    missing, unknown = module.load_state_dict(tensors, strict=False)
-    missing = set(missing) & {name for name, _ in module.named_parameters()}
-    if missing or unknown:
-        raise ValueError(f"PyTorch's network differs: {sorted({*missing, *unknown})}")
-
-
 def _network_weights(setup: Setup, state: TrainState) -> Mapping[str, np.ndarray]:
     variables = {
         "params": state.params["student"],
@@ -254,4 +245,4 @@ def _load_head(head: Any, state: TrainState) -> None:
         found[f"blocks.{3 * i}.weight"] = kernel(params[name]["conv"])
         found[f"blocks.{3 * i + 1}.weight"] = np.asarray(params[name]["norm"]["scale"])
         found[f"blocks.{3 * i + 1}.bias"] = np.asarray(params[name]["norm"]["bias"])
-    _load(head, found)
+    peer_network.load(head, found)

@@ -142,6 +142,20 @@ def test_pytorchs_step_computes_the_same_loss(mpmc):
         assert found[f"over_{kind}"][1] > 0
 
 
+@pytest.mark.full
+@pytest.mark.skipif(not importlib.util.find_spec("torch"), reason="needs torch")
+def test_pytorch_evaluates_to_the_same_pixels():
+    images = ("--images=4", "--sizes=2", "--largest=70")
+    found = _bench("--what=eval", "--peer=torch", "--backbone=resnet50", *images)
+    assert found["pixels_as_torch"] > 0.999
+    assert found["rate_over_torch"][1] > 0
+
+
+def test_a_peer_that_what_is_measured_does_not_have():
+    with pytest.raises(SystemExit, match=r"torch_best.*of eval valid are \('torch',"):
+        bench.main(["--what=eval", "--peer=torch_best"])
+
+
 def test_a_peer_that_is_not_there_is_one_line(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(SystemExit, match="pip install torch"):
