@@ -112,7 +112,10 @@ def bench_eval(
     variables = init_variables(jax.random.key(0), model)
     found: dict[str, Any] = {}
     seen: list[EvalResult] = []
-    for name, batch_size in (("one_by_one_", 1), ("", config.eval.batch_size)):
+    batch_sizes = {"one_by_one_": 1, "": config.eval.batch_size}
+    if config.eval.batch_size == 1:
+        del batch_sizes["one_by_one_"]
+    for name, batch_size in batch_sizes.items():
         config.eval.batch_size = batch_size
         with empty_cache():
             evaluator = make_evaluator(config, module, facts)

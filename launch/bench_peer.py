@@ -41,6 +41,7 @@ class Peer:
     def __init__(self, make: Callable[..., Callable[[], Any]], *args: Any) -> None:
         context = multiprocessing.get_context("spawn")
         self._ours, theirs = context.Pipe()
+        self._theirs = theirs
         self._process = context.Process(
             target=_serve, args=(make, args, theirs), daemon=True
         )
@@ -51,6 +52,8 @@ class Peer:
         os.environ["JAX_PLATFORMS"] = "cpu"
         try:
             self._process.start()
+            # Only the process holds its end now, so that its own end is seen.
+            self._theirs.close()
         finally:
             del os.environ["JAX_PLATFORMS"]
             if before is not None:
@@ -72,11 +75,15 @@ class Peer:
         Raises:
           ValueError: the process ended.
         """
-        self._ours.send(None)
-        while not self._ours.poll(1):
-            if not self._process.is_alive():
-                raise ValueError("PyTorch's process ended; its error is above")
-        return self._ours.recv()
+        try:
+            self._ours.send(None)
+            return self._ours.recv()
+        except (EOFError, OSError) as error:
+            self._process.join()
+            raise ValueError(
+                f"PyTorch's process ended with status {self._process.exitcode} (-9: "
+                "memory is too small for both); its error is above"
+            ) from error
 
 
 def check_peers(config: ml_collections.ConfigDict, what: str, kinds: list[str]) -> None:

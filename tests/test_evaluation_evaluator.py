@@ -154,6 +154,19 @@ def test_plan_covers_every_image_once_and_fills_devices():
     }
 
 
+@pytest.mark.parametrize("num_devices", [1, 2, 3])
+@pytest.mark.parametrize("batch_size", [1, 4, 6])
+def test_batches_of_a_size_are_few_and_hardly_filled_up(batch_size, num_devices):
+    most = -(-batch_size // num_devices) * num_devices
+    for images in range(1, 20):
+        plan = batches.plan(make_source([(6, 5)] * images), batch_size, num_devices)
+        (rows,) = {batch.rows for batch in plan}
+        assert rows <= most
+        assert rows % num_devices == 0
+        assert len(plan) == -(-images // most)
+        assert 0 <= rows * len(plan) - images < num_devices * len(plan)
+
+
 def test_bad_arguments_and_an_empty_source_are_named(variables):
     with pytest.raises(ValueError, match="batch_size=0"):
         Evaluator(_Net(), NUM_CLASSES, batch_size=0)

@@ -1,7 +1,9 @@
 """The bench: figures that must be right, and one JSON object a line."""
 
+import functools
 import importlib.util
 import json
+import os
 import time
 
 import numpy as np
@@ -11,7 +13,14 @@ from PIL import Image
 from programs import ENVIRONMENT, run
 from xla import device_flags
 
-from launch import bench, bench_compile, bench_data, bench_scaling, measuring
+from launch import (
+    bench,
+    bench_compile,
+    bench_data,
+    bench_peer,
+    bench_scaling,
+    measuring,
+)
 from mpmc_jax.data.cropping import CropConfig
 
 SMALL = ("--backbone=resnet18", "--crop=49", "--steps=1")
@@ -154,6 +163,14 @@ def test_pytorch_evaluates_to_the_same_pixels():
 def test_a_peer_that_what_is_measured_does_not_have():
     with pytest.raises(SystemExit, match=r"torch_best.*of eval valid are \('torch',"):
         bench.main(["--what=eval", "--peer=torch_best"])
+
+
+def test_a_peer_that_ends_is_said():
+    with (
+        bench_peer.Peer(functools.partial, os._exit, 3) as peer,
+        pytest.raises(ValueError, match="ended with status 3"),
+    ):
+        peer.ask()
 
 
 def test_a_peer_that_is_not_there_is_one_line(monkeypatch):

@@ -3,6 +3,7 @@
 import collections
 import concurrent.futures
 import dataclasses
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Protocol
 
@@ -81,15 +82,17 @@ def plan(
 ) -> list[Batch]:
     """Groups images by the size of their canvas and cuts every group into batches.
 
-    `rows` is a multiple of the devices: `batch_size` rounded up, or less where a
-    size occurs less often. `indices` are the images; None means all.
+    A size's batches have equally many rows, so that they share a program, and as few as
+    do, so that little is filled up. `rows` is a multiple of the devices, `batch_size`
+    rounded up at most. `indices` are the images; None means all.
     """
     groups = collections.defaultdict(list)
     for index in range(len(source)) if indices is None else indices:
         groups[canvas(source.size(index))].append(index)
     batches = []
     for size, members in sorted(groups.items()):
-        rows = _round_up(min(batch_size, len(members)), num_devices)
+        number = math.ceil(len(members) / _round_up(batch_size, num_devices))
+        rows = _round_up(math.ceil(len(members) / number), num_devices)
         for start in range(0, len(members), rows):
             batches.append(Batch(size, rows, tuple(members[start : start + rows])))
     return batches
