@@ -110,6 +110,7 @@ def bench_eval(
     setup = build_setup(config, model, method, steps_per_epoch=1)
     module = setup.step.modules[method.networks[0]]
     variables = init_variables(jax.random.key(0), model)
+    evaluator = make_evaluator(config, module, facts)
     found: dict[str, Any] = {}
     seen: list[EvalResult] = []
     batch_sizes = {"one_by_one_": 1, "": config.eval.batch_size}

@@ -11,7 +11,6 @@ import pytest
 from data_sets import prepare_synthetic
 from PIL import Image
 from programs import ENVIRONMENT, run
-from xla import device_flags
 
 from launch import (
     bench,
@@ -121,15 +120,29 @@ def test_figures_of_a_prepared_data_set(what, tmp_path):
         assert found["resident_bytes"] > 2**26
 
 
-@pytest.mark.full
-def test_growth_with_batch_crop_and_devices():
-    found = _bench(
-        *("--what=scaling", "--devices=2", "--batch_size=4", "--crop=33"),
-        XLA_FLAGS=device_flags(2),
-    )
+class _Growing:
+    """A step whose time has a fixed cost, and grows by images and pixels."""
+
+    def __init__(self, config):
+        train = config.train
+        self.figures = {"flops": train.batch_size / train.devices}
+        self._seconds = 1 + train.batch_size * config.data.crop**2 / train.devices / 1e4
+
+    def seconds(self):
+        return self._seconds
+
+
+def test_growth_with_batch_crop_and_devices(monkeypatch, capsys):
+    monkeypatch.setattr(bench_scaling, "TimedStep", _Growing)
+    bench.main(["--what=scaling", "--devices=4", "--batch_size=4", "--crop=101"])
+    found = json.loads(capsys.readouterr().out)
     assert found["seconds_by_batch"].keys() == {"4", "8", "16"}
-    assert found["seconds_by_crop"].keys() == {"33", "49", "65"}
-    assert 0.9 < found["devices_flops_over_one"] < 1.1
+    assert found["seconds_by_crop"].keys() == {"101", "151", "201"}
+    assert found["batches_off_the_line"] < 1e-9
+    assert found["crops_off_the_line"] < 1e-9
+    assert found["devices_flops_over_one"] == 1
+    one, four = 1 + 4 * 1.0201, 1 + 1.0201
+    assert found["devices_over_one"] == pytest.approx([four / one] * 3)
 
 
 def test_a_time_off_the_line_is_seen():
