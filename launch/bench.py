@@ -120,8 +120,9 @@ def _measure(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
         made_up = MadeUp(args.images, args.sizes, args.largest)
         found = bench_eval(config, args.steps, made_up, peer=bool(peers))
     elif args.what == "data" and args.images:
-        size = {"images": args.images, "largest": args.largest}
-        found = bench_made_up(config, args.steps, **size)
+        found = bench_made_up(
+            config, args.steps, images=args.images, largest=args.largest
+        )
     elif args.what == "data":
         found = bench_prepared(config, args.steps)
     elif args.what == "scaling":

@@ -8,8 +8,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from configs import base
-from launch.bench_peer import Peer
+from launch.bench_peer import Peer, restored
 from launch.measuring import COMPILED, FOUND, counted, empty_cache, spread
 from launch.runs import base_for, make_evaluator, open_base
 from mpmc_jax.data.build import build_eval
@@ -170,9 +169,7 @@ def _make_torch(settings: dict[str, Any], made_up: MadeUp) -> Callable[[], np.nd
     """The confusion matrix, of the same weights and images."""
     from launch import peer_eval
 
-    config = base.get_base()
-    config.update(settings)
-    facts, model, _, source = _parts(config, made_up)
+    facts, model, _, source = _parts(restored(settings), made_up)
     weights = torch_state_dict(init_variables(jax.random.key(0), model), model)
     evaluate = peer_eval.make_evaluation(model, weights, facts.pixels)
     return lambda: evaluate(source)

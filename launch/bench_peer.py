@@ -113,12 +113,18 @@ def _serve(
         asked.send((found, time.perf_counter() - begin))
 
 
+def restored(settings: dict[str, Any]) -> ml_collections.ConfigDict:
+    """The configuration whose `to_dict` came to the peer's process."""
+    config = base.get_base()
+    config.update(settings)
+    return config
+
+
 def _make_step(kind: str, settings: dict[str, Any]) -> Callable[[], float]:
     """One update; the loss."""
     from launch import peer_step
 
-    config = base.get_base()
-    config.update(settings)
+    config = restored(settings)
     if kind == "torch_best":
         cli.keep_memory()
     setup = noise_setup(config, axis_name=None)

@@ -70,9 +70,9 @@ def matmul_ceiling(dtype: str) -> float:
     return 2 * side**3 / min(times)
 
 
-def resident_bytes() -> int:
-    """Of this process, in memory now; 0 where the system has no /proc."""
-    status = pathlib.Path("/proc/self/statm")
+def resident_bytes(process: int | str = "self") -> int:
+    """Of a process, in memory now; 0 where /proc has none of that number."""
+    status = pathlib.Path(f"/proc/{process}/statm")
     pages = status.read_text().split()[1] if status.exists() else 0
     return int(pages) * resource.getpagesize()
 

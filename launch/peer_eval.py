@@ -34,7 +34,8 @@ def make_evaluation(
     def evaluate(examples: Any) -> np.ndarray:
         classes = model.num_classes
         confusion = torch.zeros(classes**2, dtype=torch.long, device=device)
-        for example in (examples[i] for i in range(len(examples))):
+        for index in range(len(examples)):
+            example = examples[index]
             image = torch.from_numpy(example.image).to(device).permute(2, 0, 1)
             logits = network((image / 255 - mean)[None] / std)[0]
             truth = torch.from_numpy(example.label).to(device).long()

@@ -11,7 +11,6 @@ the first step. soak: memory, open files and compiled programs over many steps.
 
 import argparse
 import json
-import os
 import random
 import re
 import signal
@@ -26,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from data_sets import prepare_synthetic
 from programs import start
 
+from launch.measuring import resident_bytes
 from mpmc_jax.training import report
 
 STEPS = 1000
@@ -168,12 +168,11 @@ def soak(place: Path, steps: int) -> dict:
     """Resident memory, open files and compilations of one run."""
     trial = Trial(place, place / "soak", steps, JAX_LOG_COMPILES="1")
     proc = Path(f"/proc/{trial.process.pid}")
-    page = os.sysconf("SC_PAGE_SIZE")
     trial.wait(600, "first step done")
     samples = []
     while not trial.ended():
         try:
-            resident = int((proc / "statm").read_text().split()[1]) * page
+            resident = resident_bytes(trial.process.pid)
             samples.append((resident, len(list((proc / "fd").iterdir()))))
         except OSError:
             break

@@ -2,7 +2,7 @@
 
 XLA's convolutions on CPUs have two weak spots. The gradient of a kernel becomes a
 convolution whose window is the whole picture, at a tenth of the forward pass's rate;
-a matrix product a tap is 2 to 6 times faster. And a dilated kernel is multiplied with
+matrix products are 2 to 6 times faster. And a dilated kernel is multiplied with
 all the padding that it reaches into, which is most of what it sees at the rates of an
 atrous pyramid: on the 21 x 21 features of crop 321 a product a tap of what lies in the
 picture is 1.6, 3 and 5 times faster at rates 6, 12 and 18. Other devices keep XLA's
@@ -153,7 +153,7 @@ def _kernel_gradient(
 ) -> Array:
     """(k,k,i,o): the products of shifted inputs with dy, for a row of taps at once.
 
-    A product a tap is no faster, and three times as much to compile.
+    A product a tap is no faster, and takes half as long again to compile.
     """
     stride, dilation, padding = geometry
     _, height, width, features = dy_bhwo.shape
