@@ -56,11 +56,11 @@ def survivors(logits_bhwc: Array, confidence_c: Array, uniform: Array) -> Array:
     lack_c = 1 - confidence_c
     dropped_c = 1 - lack_c / (jnp.max(lack_c) + 1e-12)
     predicted_bhw = jnp.argmax(jax.lax.stop_gradient(logits_bhwc), axis=-1)
-    if uniform.ndim == 2:
-        own_bhw = uniform[None]
-    else:
-        own_bhw = jnp.take_along_axis(uniform, predicted_bhw, axis=0)
-    return own_bhw > dropped_c[predicted_bhw]
+    # A mask, not a gather, which would go pixel by pixel on accelerators.
+    hit_bhwc = jax.nn.one_hot(predicted_bhw, len(lack_c), dtype=jnp.bool_)
+    by_class_chw = jnp.broadcast_to(uniform, (len(lack_c), *uniform.shape[-2:]))
+    kept_chw = by_class_chw > dropped_c[:, None, None]
+    return jnp.any(hit_bhwc & jnp.moveaxis(kept_chw, 0, -1)[None], axis=-1)
 
 
 def consistency_weights(

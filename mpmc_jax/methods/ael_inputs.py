@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+import jax
 import jax.numpy as jnp
 from flax import struct
 
@@ -75,11 +76,10 @@ def copy_paste(batch: Batch, queried_bc: Array) -> tuple[Array, Array, Array]:
     labeled, source = batch.labeled, batch.source
     size = labeled.image.shape[1:3]
     wanted = source.label.astype(jnp.int32)
-    num_classes = queried_bc.shape[1]
-    known = mixing.extent_mask(source.extent, *size) & (wanted < num_classes)
-    index = jnp.where(known, wanted, 0).reshape(len(wanted), -1)
-    chosen = jnp.take_along_axis(queried_bc, index, axis=1).reshape(wanted.shape)
-    mask = chosen & known
+    # A label that is no class hits none.
+    hit_bhwc = jax.nn.one_hot(wanted, queried_bc.shape[1], dtype=jnp.bool_)
+    chosen = jnp.any(hit_bhwc & queried_bc[:, None, None], axis=-1)
+    mask = chosen & mixing.extent_mask(source.extent, *size)
     return (
         mixing.paste(mask, source.image, labeled.image),
         mixing.paste(mask, wanted, labeled.label.astype(jnp.int32)),

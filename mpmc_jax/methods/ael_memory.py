@@ -84,12 +84,9 @@ def begin(key: Array, shape: tuple[int, int, int], delay: int) -> Memory:
 
 def present(label_ghw: Array, num_classes: int, area: float) -> Array:
     """(g,c) bool, the classes that cover at least this share of the image."""
-
-    def one(label_hw: Array) -> Array:
-        count = jnp.bincount(label_hw.reshape(-1), length=num_classes)
-        return count >= area * label_hw.size
-
-    return jax.vmap(one)(label_ghw)
+    hit_ghwc = jax.nn.one_hot(label_ghw, num_classes, dtype=jnp.bool_)
+    count_gc = jnp.sum(hit_ghwc, axis=(1, 2), dtype=jnp.int32)
+    return count_gc >= area * label_ghw[0].size
 
 
 def remember(memory: Memory, seen: Seen, slot: Array) -> Memory:

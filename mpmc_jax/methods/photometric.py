@@ -90,24 +90,22 @@ def equalize(levels_hwc: Array) -> Array:
 
 
 def _equalize(levels_hw: Array) -> Array:
-    counts = _histogram(levels_hw)
-    largest = jnp.max(levels_hw).astype(jnp.int32)
-    step = (levels_hw.size - counts[largest]) // 255
-    below = jnp.cumsum(counts) - counts
-    table = jnp.minimum((step // 2 + below) // jnp.maximum(step, 1), 255)
-    mapped = table[levels_hw.astype(jnp.int32)].astype(levels_hw.dtype)
-    return jnp.where(step > 0, mapped, levels_hw)
+    """One channel. Counts and table are products of the levels' nibbles.
 
-
-def _histogram(levels_hw: Array) -> Array:
-    """(256,) int32 pixels of each level, as one product of the two nibbles.
-
-    Zeros and ones are exact in any precision and their sums in float32 below 2^24,
-    while a scatter would go pixel by pixel on accelerators.
+    Accelerators would scatter and gather pixel by pixel: 10.3 GB for two images of
+    801 x 801 on a TPU v5e, 0.3 GB so. Zeros, ones and levels are exact in any
+    precision and sums of ones in float32 below 2^24.
     """
     level = levels_hw.astype(jnp.int32).reshape(-1)
     high, low = (jax.nn.one_hot(part, 16) for part in (level // 16, level % 16))
-    return (high.T @ low).reshape(-1).astype(jnp.int32)
+    counts = (high.T @ low).reshape(-1).astype(jnp.int32)
+    largest = jnp.max(level)
+    step = (levels_hw.size - counts[largest]) // 255
+    below = jnp.cumsum(counts) - counts
+    table = jnp.minimum((step // 2 + below) // jnp.maximum(step, 1), 255)
+    rows = high @ table.reshape(16, 16).astype(high.dtype)
+    mapped = jnp.sum(rows * low, axis=-1).reshape(levels_hw.shape)
+    return jnp.where(step > 0, mapped.astype(levels_hw.dtype), levels_hw)
 
 
 def posterize(levels_hwc: Array, bits: Array) -> Array:

@@ -86,22 +86,25 @@ def _at_pixels(
 ) -> tuple[Array, Array]:
     """Every pixel's value for its patch and class, and where it has a class.
 
-    One flat gather: neither a (b,H,W,C) nor an upsampled map exists in memory.
+    Class by class, so that no (b,H,W,C) map exists in memory. Gathering each pixel's
+    value would fetch a tile of memory a pixel on a TPU: 6.2 GB for two images of
+    801 x 801 and 21 classes on a v5e.
     """
-    b, h, w, c = value_bhwc.shape
-    labelled_bhw = labelled_pixels(label_bhw, c)
-    row = nearest_patch(label_bhw.shape[1], h, field)
-    column = nearest_patch(label_bhw.shape[2], w, field)
-    patch_hw = row[:, None] * w + column[None, :]
-    class_bhw = jnp.where(labelled_bhw, label_bhw, 0).astype(jnp.int32)
-    index_bhw = patch_hw[None] * c + class_bhw
-    picked = jnp.take_along_axis(
-        value_bhwc.reshape(b, h * w * c),
-        index_bhw.reshape(b, -1),
-        axis=1,
-        mode="promise_in_bounds",
+    row = nearest_patch(label_bhw.shape[1], value_bhwc.shape[1], field)
+    column = nearest_patch(label_bhw.shape[2], value_bhwc.shape[2], field)
+
+    def choose(chosen_bhw: Array, of_class: tuple[Array, Array]):
+        number, value_bhw = of_class
+        near_bhw = jnp.take(jnp.take(value_bhw, row, axis=1), column, axis=2)
+        return jnp.where(label_bhw == number, near_bhw, chosen_bhw), None
+
+    classes = value_bhwc.shape[-1]
+    chosen_bhw, _ = jax.lax.scan(
+        choose,
+        jnp.zeros(label_bhw.shape, value_bhwc.dtype),
+        (jnp.arange(classes), jnp.moveaxis(value_bhwc, -1, 0)),
     )
-    return jnp.where(labelled_bhw, picked.reshape(label_bhw.shape), 0), labelled_bhw
+    return chosen_bhw, labelled_pixels(label_bhw, classes)
 
 
 def _known(what: str, value: str, valid: tuple[str, ...]) -> None:
