@@ -20,7 +20,7 @@ _COLLECTIVE = re.compile(
     r"(all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(-start)?\("
 )
 # libtpu's "Ran out of memory in memory space hbm. Used 19.02G of 15.75G hbm."
-_NEEDED = re.compile(r"Used \S+ of \S+ hbm|RESOURCE_EXHAUSTED.*")
+_NEEDED = re.compile(r"Used \S+ of \S+ hbm")
 _SHAPE = re.compile(r"[a-z]+(\d*)\w*\[([\d,]*)\]")
 
 
@@ -63,7 +63,9 @@ def _figures(lowered: Any) -> dict[str, Any]:
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        return {"refused": _NEEDED.search(str(error)).group()}
+        needed = _NEEDED.search(str(error))
+        said = needed.group() if needed else str(error).splitlines()[0]
+        return {"refused": said}
     return {
         **program_figures(compiled),
         "collectives": collectives(compiled.as_text()),

@@ -5,6 +5,8 @@ python -m launch.evaluate --workdir=runs/camvid [--checkpoint=best|last|STEP] \
 
 python -m launch.evaluate --weights=FILE --dataset=NAME [--data_dir=data] [--crop=N] ...
 
+Of several processes (as for launch.train) each evaluates a share of the images.
+
 The first evaluates a run, the second a whole network that launch.convert_weights wrote
 or PyTorch saved, on a prepared data set. The protocol is the run's, or what the
 network's authors published, unless another is named; images keep their own size unless
@@ -20,7 +22,7 @@ import pathlib
 import jax
 import ml_collections
 
-from launch import cli, pretrained, runs
+from launch import cli, pretrained, processes, runs
 from mpmc_jax.evaluation.evaluator import EvalResult
 from mpmc_jax.evaluation.protocols import PROTOCOLS
 from mpmc_jax.evaluation.table import format_table
@@ -130,9 +132,16 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--scales", default="", help="factors, separated by commas")
     parser.add_argument("--flip", action="store_true", help="see images mirrored too")
     parser.add_argument("--pad_to", type=int, default=0, help="0 is exact")
+    processes.add_arguments(parser)
     args = parser.parse_args(arguments)
     cli.settle()
-    with cli.user_errors():
+    with processes.ending_together(), cli.user_errors():
+        processes.join(
+            found=args.distributed,
+            coordinator=args.coordinator,
+            count=args.processes,
+            index=args.process,
+        )
         run, folder, title = open_what(args)
         configure(run.config, args)
         result = evaluate(run, args.split)

@@ -18,16 +18,15 @@ if [ $# -eq 0 ]; then
   usage launch/gpu.sh
 fi
 
-python=${MPMC_VENV:-.venv}/bin/python
 if [ -z "$dry_run" ]; then
   if ! command -v nvidia-smi >/dev/null || ! nvidia-smi --list-gpus | grep -q .; then
     fail "nvidia-smi finds no GPU on this machine; without one call python -m $1 itself"
   fi
-  source launch/venv.sh
-  "$python" -m pip install --quiet --disable-pip-version-check -r requirements.txt
 fi
+source launch/venv.sh
+run "$python" -m pip install --quiet --disable-pip-version-check -r requirements.txt
 if [ -n "$dry_run" ] || ! "$python" -c 'import jax; jax.devices("gpu")' 2>/dev/null; then
   run "$python" -m pip install --quiet --disable-pip-version-check \
     'jax[cuda12]>=0.10.2,<0.11'
 fi
-run "$python" -m "$@"
+become "$python" -m "$@"

@@ -1,8 +1,10 @@
 """Joining the processes of one run: on a TPU pod, under SLURM, or by hand."""
 
+import argparse
 import contextlib
 import functools
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Iterator
@@ -13,6 +15,16 @@ from launch import cli
 
 # A process that does not answer for so long is taken for dead; the others end.
 HEARTBEAT_SECONDS = 60
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What tells a program that it is one of several processes, see `join`."""
+    parser.add_argument(
+        "--distributed", action="store_true", help="JAX finds the others (TPU pods)"
+    )
+    parser.add_argument("--coordinator", default="", help="HOST:PORT of process 0")
+    parser.add_argument("--processes", type=int, default=0, help="how many there are")
+    parser.add_argument("--process", type=int, default=-1, help="which this one is")
 
 
 def join(*, found: bool, coordinator: str, count: int, index: int) -> None:
@@ -37,12 +49,19 @@ def join(*, found: bool, coordinator: str, count: int, index: int) -> None:
             "three are needed, HOST:PORT of process 0, their number and 0 to number - 1"
         )
     initialize = functools.partial(
-        jax.distributed.initialize, heartbeat_timeout_seconds=HEARTBEAT_SECONDS
+        jax.distributed.initialize,
+        heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+        shutdown_timeout_seconds=HEARTBEAT_SECONDS,
     )
     if by_hand:
         initialize(coordinator, count, index)
     elif found or int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
         initialize()
+    else:
+        return
+    # JAX's preemption service, which Orbax asks for, swallows SIGTERM; before the
+    # loop takes it, it shall end the process.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 @contextlib.contextmanager
@@ -61,9 +80,10 @@ def ending_together() -> Iterator[None]:
         name = f"process {jax.process_index()} of {jax.process_count()}"
         if isinstance(error, jax.errors.JaxRuntimeError):
             print(
-                f"error: {name} lost another one ({str(error).splitlines()[0]}); JAX "
-                f"names it below within {HEARTBEAT_SECONDS} s. What the newest "
-                "checkpoint holds is kept: start all of them again",
+                f"error: {name} failed, or lost another one "
+                f"({str(error).splitlines()[0]}); JAX names a lost one below within "
+                f"{HEARTBEAT_SECONDS} s. What the newest checkpoint holds is kept: "
+                "start all of them again",
                 file=sys.stderr,
                 flush=True,
             )

@@ -10,6 +10,17 @@ run() {
   fi
 }
 
+# As `run`, in the shell's own place: signals then reach the command, and its status is
+# the shell's.
+become() {
+  printf '+'
+  printf ' %q' "$@"
+  printf '\n'
+  if [ -z "${dry_run-}" ]; then
+    exec "$@"
+  fi
+}
+
 fail() {
   echo "error: $1" >&2
   exit 2
@@ -19,4 +30,12 @@ fail() {
 usage() {
   sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$1" >&2
   exit 2
+}
+
+# Only these know of other processes; another program would do all of it in each.
+check_program() {
+  case $1 in
+    launch.train | launch.evaluate) ;;
+    *) fail "$1: launch.train and launch.evaluate run on several processes" ;;
+  esac
 }

@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
-# Runs a program on a SLURM cluster, a process a GPU; JAX finds the others from SLURM.
+# Trains or evaluates on a SLURM cluster, a process a GPU; JAX finds the others from
+# SLURM.
 #
 #   bash launch/slurm.sh --nodes=2 --gpus_per_node=4 [--dry_run] [SBATCH OPTIONS] \
 #       -- launch.train --config=configs/cityscapes.py --workdir=/shared/runs/city
 #
 # What stands before the -- and is not listed above goes to sbatch as it is: --time,
-# --partition, --account. The job asks for SIGTERM two minutes before its time ends,
-# saves, and is queued again until its program ends by itself.
+# --partition, --account. The job asks for SIGTERM two minutes before its time ends
+# (--signal=TERM@600: ten), saves, and is queued again until its program ends by itself.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch/shell.sh
@@ -25,6 +26,7 @@ if [ $# -lt 2 ]; then
   usage launch/slurm.sh
 fi
 shift
+check_program "$1"
 for number in "$nodes" "$gpus"; do
   [[ $number =~ ^[1-9][0-9]*$ ]] || fail "--nodes=$nodes --gpus_per_node=$gpus: whole numbers"
 done
@@ -37,11 +39,12 @@ if [ -z "$dry_run" ] && [ ! -x "$python" ]; then
   fail "$python does not exist; make the environment first (README, Installation)"
 fi
 
-# 75 is what a program leaves with after a signal: it has saved, and may go on.
+# 75 is what a program leaves with after a signal: it has saved, and may go on. srun
+# must not end the slower processes of a job whose first one has left so.
 program=$(printf ' %q' "$python" -m "$@")
 script="#!/usr/bin/env bash
 cd $(printf %q "$PWD")
-srun --kill-on-bad-exit=1$program
+srun --kill-on-bad-exit=0$program
 status=\$?
 if [ \$status -eq 75 ]; then scontrol requeue \"\$SLURM_JOB_ID\"; fi
 exit \$status"

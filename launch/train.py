@@ -6,6 +6,7 @@ python -m launch.train --config=configs/camvid.py:method=unimatch,mpmc=recommend
 The same command again resumes from the newest intact checkpoint.
 """
 
+import contextlib
 import dataclasses
 import functools
 import logging
@@ -195,7 +196,7 @@ def train(config: ml_collections.ConfigDict, directory: Path) -> TrainState:
     images = setup.method.streams.images(*sizes)
     reporter = report.Report(directory, int(state.step), rhythm.steps, images)
     data = pipeline.iterator(position)
-    try:
+    with contextlib.closing(data), contextlib.closing(reporter), checkpointer:
         return loop.train(
             rhythm,
             setup.step,
@@ -209,10 +210,6 @@ def train(config: ml_collections.ConfigDict, directory: Path) -> TrainState:
             place=place,
             recount=recount,
         )
-    finally:
-        data.close()
-        reporter.close()
-        checkpointer.close()
 
 
 def _record(

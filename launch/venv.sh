@@ -1,6 +1,7 @@
 # Sourced by the other scripts: makes or reuses the virtual environment, sets $python
 # and what processes on a CPU profit from. It is .venv, or $MPMC_VENV; made with python3,
 # or $PYTHON.
+declare -F run >/dev/null || source launch/shell.sh
 venv=${MPMC_VENV:-.venv}
 if [ ! -x "$venv/bin/python" ]; then
   base=${PYTHON:-python3}
@@ -10,7 +11,7 @@ if [ ! -x "$venv/bin/python" ]; then
       "name one in the variable PYTHON" >&2
     exit 2
   fi
-  "$base" -m venv "$venv"
+  run "$base" -m venv "$venv"
 fi
 # shellcheck disable=SC2034  # for those who source this
 python=$venv/bin/python

@@ -6,6 +6,7 @@ import json
 import os
 import time
 
+import jax
 import numpy as np
 import pytest
 from data_sets import prepare_synthetic
@@ -31,6 +32,28 @@ def _bench(*arguments, **environment):
     figures = json.loads(output.splitlines()[-1])
     assert figures["manifest"]["versions"]["jax"]
     return figures
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in "
+            "memory space hbm. Used 19.02G of 15.75G hbm. Exceeded hbm capacity by 3G.",
+            "Used 19.02G of 15.75G hbm",
+        ),
+        (
+            "RESOURCE_EXHAUSTED: out of memory\nand more",
+            "RESOURCE_EXHAUSTED: out of memory",
+        ),
+    ],
+)
+def test_what_a_refused_program_needs(text, said):
+    class Refused:
+        def compile(self):
+            raise jax.errors.JaxRuntimeError(text)
+
+    assert bench_compile._figures(Refused()) == {"refused": said}
 
 
 @pytest.mark.full

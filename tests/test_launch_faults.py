@@ -75,6 +75,49 @@ def test_a_record_damaged_after_preparation(data, tmp_path):
 
 
 @pytest.mark.full
+def test_an_evaluation_that_fails(data, tmp_path):
+    """Its step is saved; mended, the same command evaluates it first."""
+    damaged = tmp_path / "data"
+    shutil.copytree(data, damaged)
+    (records,) = damaged.rglob("*-val.array_record*")
+    whole = records.read_bytes()
+    content = bytearray(whole)
+    # Behind the first record, which is looked at before training.
+    for offset in range(len(whole) // 2, len(whole) - 2_000, 1_000):
+        content[offset : offset + 3] = bytes(255 - x for x in content[offset:][:3])
+    records.write_bytes(content)
+    output = _finish(_start(damaged, tmp_path / "run"), 1)
+    assert "Traceback" not in output
+    last = output.splitlines()[-1]
+    assert last.startswith("error: ") and "of val cannot be read from" in last
+    assert _steps(tmp_path / "run") == [1, 2, 3]
+    assert (tmp_path / "run" / "checkpoints" / "3").is_dir()
+    records.write_bytes(whole)
+    output = _finish(_start(damaged, tmp_path / "run"), 0)
+    assert output.index("going on from step 3") < output.index("step 3  val/miou")
+    assert output.index("step 3  val/miou") < output.index("step 4/6")
+
+
+def test_data_that_is_gone(data, tmp_path):
+    gone = tmp_path / "data"
+    shutil.copytree(data, gone)
+    (records,) = gone.rglob("*-train.array_record*")
+    records.unlink()
+    output = _finish(_start(gone, tmp_path / "run"), 1)
+    last = output.splitlines()[-1]
+    assert last.startswith("error: ") and str(gone) in last
+    assert "prepare" in last and "Traceback" not in output
+
+
+def test_metrics_that_cannot_be_written(data, tmp_path):
+    (tmp_path / "run" / "metrics.jsonl").mkdir(parents=True)
+    output = _finish(_start(data, tmp_path / "run"), 1)
+    last = output.splitlines()[-1]
+    assert last.startswith("error: ") and "metrics.jsonl" in last
+    assert "Is a directory" in last and "Traceback" not in output
+
+
+@pytest.mark.full
 def test_a_disk_that_is_full_while_a_checkpoint_is_written(data, tmp_path):
     # 400 KiB a file: metrics fit, arrays do not. Python ignores the signal of it.
     limit = ("bash", "-c", 'ulimit -f 400; exec "$@"', "bash")
@@ -125,7 +168,7 @@ def test_a_process_that_dies_ends_the_others_which_name_it(data, tmp_path, dead)
     if dead == 0:
         assert "Either the leader task was preempted/died" in output
     else:
-        assert "error: process 0 of 2 lost another one" in output
+        assert "error: process 0 of 2 failed, or lost another one" in output
         assert "Task 1 heartbeat timeout" in output
     pair[dead].communicate()
 

@@ -2,11 +2,14 @@
 
 import json
 import os
+import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 from data_sets import prepare_synthetic
-from programs import CONFIG, SMALL, free_address, start
+from programs import CONFIG, ENVIRONMENT, ROOT, SMALL, free_address, run, start
 from xla import device_flags
 
 from launch import processes
@@ -26,21 +29,7 @@ def test_two_processes_train_as_one(tmp_path):
         "--config.train.devices=0",
         *SMALL,
     )
-    address = free_address()
-    several = [
-        start(
-            "launch.train",
-            *command,
-            f"--workdir={tmp_path / 'two'}",
-            f"--coordinator={address}",
-            "--processes=2",
-            f"--process={index}",
-        )
-        for index in range(2)
-    ]
-    outputs = [process.communicate(timeout=600)[0] for process in several]
-    for process, output in zip(several, outputs, strict=True):
-        assert process.returncode == 0, output[-4000:]
+    outputs = _pair("launch.train", *command, f"--workdir={tmp_path / 'two'}")
     assert "2 devices" in outputs[0]
     # Only the first one reports.
     assert "step 6/6" in outputs[0] and "step 6/6" not in outputs[1]
@@ -56,6 +45,56 @@ def test_two_processes_train_as_one(tmp_path):
             if name in one:
                 np.testing.assert_allclose(one[name], other[name], rtol=1e-3)
     assert (tmp_path / "two" / "checkpoints" / "6").is_dir()
+    _go_on_behind_a_damaged_checkpoint(tmp_path / "two", command, expected)
+    _evaluate_together(tmp_path / "two")
+
+
+def _pair(program, *command):
+    """What two processes of a program said, which must have ended well."""
+    address = free_address()
+    several = [
+        start(
+            program,
+            *command,
+            f"--coordinator={address}",
+            "--processes=2",
+            f"--process={index}",
+        )
+        for index in range(2)
+    ]
+    outputs = [process.communicate(timeout=600)[0] for process in several]
+    for process, output in zip(several, outputs, strict=True):
+        assert process.returncode == 0, output[-4000:]
+    return outputs
+
+
+def _go_on_behind_a_damaged_checkpoint(workdir, command, expected):
+    """One of them moves it away, and both go on from the one before."""
+    newest = workdir / "checkpoints" / "6"
+    data = max(newest.glob("state/**/*"), key=lambda p: p.stat().st_size * p.is_file())
+    data.write_bytes(data.read_bytes()[:100])
+    outputs = _pair("launch.train", *command, f"--workdir={workdir}")
+    assert "moved to damaged-6" in outputs[0] and "moved to" not in outputs[1]
+    assert "going on from step 4" in outputs[0]
+    found = [line["step"] for line in _metrics(workdir)]
+    assert found == [line["step"] for line in expected]
+
+
+def _evaluate_together(workdir):
+    """Two processes count as one does; the first one writes."""
+
+    def counted():
+        return json.loads((workdir / "eval_val_last.json").read_text())
+
+    command = (f"--workdir={workdir}", "--checkpoint=last")
+    outputs = _pair("launch.evaluate", *command)
+    together = counted()
+    assert "written to" in outputs[0] and "written to" not in outputs[1]
+    run("launch.evaluate", *command)
+    alone = counted()
+    assert together["num_images"] == alone["num_images"] == 4
+    assert together["manifest"]["process_count"] == 2
+    np.testing.assert_array_equal(together["confusion"], alone["confusion"])
 
 
 @pytest.mark.parametrize(
@@ -84,4 +123,28 @@ def test_under_srun_jax_finds_the_others(monkeypatch):
     )
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
     processes.join(found=False, coordinator="", count=0, index=-1)
-    assert told == [{"heartbeat_timeout_seconds": processes.HEARTBEAT_SECONDS}]
+    seconds = processes.HEARTBEAT_SECONDS
+    settings = ("heartbeat_timeout_seconds", "shutdown_timeout_seconds")
+    assert told == [dict.fromkeys(settings, seconds)]
+
+
+def test_a_signal_before_the_loop_ends_a_process_of_several():
+    """JAX's preemption service would only take note of it."""
+    code = (
+        "import os, signal, sys\n"
+        "from launch import processes\n"
+        "processes.join(found=False, coordinator=sys.argv[1], count=1, index=0)\n"
+        "os.kill(os.getpid(), signal.SIGTERM)\n"
+        "print('still there')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, free_address()],
+        cwd=ROOT,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == -signal.SIGTERM, done.stderr
+    assert "still there" not in done.stdout

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from programs import ROOT
+from programs import ROOT, wait_for
 
 SCRIPTS = sorted((ROOT / "launch").glob("*.sh"))
 WORKDIR = "--workdir=my runs/it's $HOME"
@@ -57,9 +57,41 @@ def test_scripts_are_valid(script):
 def test_gpu():
     done = _bash("launch/gpu.sh", "--dry_run", *PROGRAM)
     assert done.returncode == 0, done.stderr
-    install, program = _commands(done.stdout)
+    *first, requirements, install, program = _commands(done.stdout)
+    # Where there is an environment, it is not made.
+    assert [command[1:3] for command in first] in ([], [["-m", "venv"]])
+    assert requirements[-1] == "requirements.txt"
     assert any(word.startswith("jax[cuda12]") for word in install)
     assert program[1:] == ["-m", *PROGRAM]
+
+
+def _program(path, text):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/bin/bash\n{text}")
+    path.chmod(0o755)
+
+
+def test_a_signal_to_gpu_reaches_the_program(tmp_path):
+    _program(tmp_path / "bin" / "nvidia-smi", "echo 'GPU 0'\n")
+    python = """
+case "$*" in
+  *launch.train*) trap 'echo told; exit 75' TERM; echo begun; sleep 60 & wait ;;
+esac
+"""
+    _program(tmp_path / "venv" / "bin" / "python", python)
+    path = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
+    process = subprocess.Popen(
+        ["bash", "launch/gpu.sh", *PROGRAM],
+        cwd=ROOT,
+        env=os.environ | {"MPMC_VENV": str(tmp_path / "venv"), "PATH": path},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    wait_for(process, "begun")
+    process.terminate()
+    assert process.stdout.readline() == "told\n"
+    assert process.wait(timeout=30) == 75
+    process.stdout.close()
 
 
 def test_slurm():
@@ -103,10 +135,75 @@ def test_tpu_pod():
     assert shown.startswith("--command=")
     begin = shown.index("then ") + len("then ")
     words = shlex.split(shown[begin : shown.index(" 2>&1")])
-    assert words == [".venv/bin/python", "-m", *PROGRAM, "--distributed"]
+    assert words[0].startswith("MPMC_REVISION=")
+    assert words[1:] == [".venv/bin/python", "-m", *PROGRAM, "--distributed"]
     done = _bash(script, *named, "--delete")
     (delete,) = _commands(done.stdout)
     assert delete[3:6] == ["queued-resources", "delete", "pod"]
+
+
+GCLOUD = """
+# Says the next of the states, and lets the program end with the next of the statuses;
+# the last one of either stays.
+next() {
+  head -n 1 "$1"
+  if [ "$(wc -l <"$1")" -gt 1 ]; then sed -i 1d "$1"; fi
+}
+cd "$(dirname "$0")"
+case "$*" in
+  *describe*) next states ;;
+  *launch.train*) echo program >>calls; exit "$(next statuses)" ;;
+  *ssh*) echo "ssh ${*: -1}" >>calls ;;
+  *) echo "$3 $4" >>calls ;;
+esac
+"""
+
+
+@pytest.mark.parametrize(
+    ("states", "statuses", "calls", "error"),
+    [
+        # Taken away while it runs, which is said late; then told to stop.
+        (
+            ["", "WAITING", "ACTIVE", "ACTIVE", "SUSPENDED", "SUSPENDED", "", "ACTIVE"],
+            [255, 75, 0],
+            ["create", "program", "delete", "create", "program", "program"],
+            "",
+        ),
+        # Taken away before it has begun.
+        (
+            ["", "PROVISIONING", "SUSPENDED", "", "ACTIVE"],
+            [0],
+            ["create", "delete", "create", "program"],
+            "",
+        ),
+        (["ACTIVE"], [1], ["program"], "the program ended with status 1"),
+        (["", "FAILED"], [0], ["create"], "the TPU pod was refused"),
+        ([""], [0], ["create"], "nothing is heard of pod"),
+    ],
+)
+def test_a_pod_is_made_again(tmp_path, states, statuses, calls, error):
+    _program(tmp_path / "gcloud", GCLOUD)
+    (tmp_path / "states").write_text("".join(f"{state}\n" for state in states))
+    (tmp_path / "statuses").write_text("".join(f"{status}\n" for status in statuses))
+    done = subprocess.run(
+        ["bash", "launch/tpu_pod.sh", "--name=pod", "--zone=z", "--type=v6e-16"]
+        + ["--setup=mount a:/b /mnt", "--", *PROGRAM],
+        cwd=ROOT,
+        env=os.environ
+        | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "MPMC_POD_PAUSE": "0"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == (2 if error else 0), done.stdout + done.stderr
+    assert error in done.stderr
+    made = (tmp_path / "calls").read_text().splitlines()
+    queued = [call.removeprefix("queued-resources ") for call in made]
+    assert [call for call in queued if call in ("create", "delete", "program")] == calls
+    for before, call in zip(made, made[1:], strict=False):
+        if call == "program":
+            assert before == "ssh --command=mount a:/b /mnt"
 
 
 @pytest.mark.parametrize(
@@ -119,6 +216,10 @@ def test_tpu_pod():
             "gcloud is not on this machine",
         ),
         (["launch/tpu_pod.sh", "--nmae=a"], "unknown argument --nmae=a"),
+        (
+            ["launch/slurm.sh", "--", "launch.predict"],
+            "launch.train and launch.evaluate",
+        ),
         (["launch/gpu.sh"], "bash launch/gpu.sh"),
         (["launch/slurm.sh"], "bash launch/slurm.sh"),
         (["launch/tpu_pod.sh", "--name=a"], "bash launch/tpu_pod.sh"),

@@ -23,7 +23,8 @@ def _save(directory, state, steps):
     checkpointer = Checkpointer(directory, keep=2)
     for step, miou in steps:
         moved = state.replace(step=jax.numpy.asarray(step, jax.numpy.int32))
-        checkpointer.save(moved, {"next_index": step}, miou, wait=True)
+        checkpointer.save(moved, {"next_index": step})
+        checkpointer.rank(step, miou)
     checkpointer.close()
 
 
@@ -46,6 +47,56 @@ def test_newest_and_best_checkpoints_are_kept(tmp_path, small):
     with pytest.raises(CheckpointError, match=r"steps there: \[2, 4, 5\]"):
         checkpointer.restore("3", like)
     checkpointer.close()
+
+
+def test_what_is_saved_is_not_written_again_unless_it_differs(tmp_path, small):
+    parts, state = small
+    _save(tmp_path, state, [(1, 0.1)])
+    checkpointer = Checkpointer(tmp_path)
+    first = state.replace(step=jax.numpy.asarray(1, jax.numpy.int32))
+    written = (tmp_path / "1").stat().st_ino
+    checkpointer.save(first, {"next_index": 1}, wait=True)
+    assert (tmp_path / "1").stat().st_ino == written
+    halved = first.replace(params=jax.tree.map(lambda x: x / 2, first.params))
+    checkpointer.save(halved, {"next_index": 1}, wait=True)
+    found = checkpointer.restore("1", state_shape(parts)).state
+    chex.assert_trees_all_equal(found.params, halved.params)
+    checkpointer.close()
+
+
+def test_behind_an_error_a_failing_save_is_only_told(tmp_path, small, caplog):
+    _, state = small
+
+    def fail():
+        raise OSError("no space")
+
+    for error, expected in (
+        (RuntimeError("the cause"), "the cause"),
+        (None, "saving to .* failed: no space"),
+    ):
+        checkpointer = Checkpointer(tmp_path)
+        checkpointer.save(state, {"next_index": 0}, wait=True)
+        checkpointer._manager.close()
+        checkpointer._manager.wait_until_finished = fail
+        with pytest.raises(RuntimeError, match=expected), checkpointer:
+            if error is not None:
+                raise error
+    assert "no space" in caplog.text
+
+
+def test_a_lost_process_is_not_taken_for_a_full_disk(tmp_path):
+    checkpointer = Checkpointer(tmp_path)
+
+    def lose():
+        try:
+            raise jax.errors.JaxRuntimeError("UNAVAILABLE: Task 1 is gone")
+        except jax.errors.JaxRuntimeError as error:
+            raise ValueError("the barrier failed") from error
+
+    checkpointer._manager.close()
+    checkpointer._manager.wait_until_finished = lose
+    with pytest.raises(jax.errors.JaxRuntimeError, match="Task 1 is gone"):
+        checkpointer.close()
 
 
 def test_saves_leave_nothing_in_memory(tmp_path, small):

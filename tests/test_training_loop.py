@@ -1,7 +1,7 @@
 """The loop: resuming, stopping, refusing, and what it writes."""
 
+import contextlib
 import json
-import logging
 import os
 import signal
 import time
@@ -62,7 +62,7 @@ def go(
     reporter = report.Report(directory, start, steps, cfg.train.batch_size)
     layout = Layout(cfg.train.batch_size, cfg.train.group_size, 1)
     parallel = Parallel("pmap", layout, 1)
-    try:
+    with contextlib.closing(reporter), checkpointer:
         return loop.train(
             loop.LoopConfig(steps, log_every, eval_every=3, checkpoint_every=3),
             parts.step,
@@ -76,9 +76,6 @@ def go(
             place=parallel.place,
             recount=recount,
         )
-    finally:
-        reporter.close()
-        checkpointer.close()
 
 
 def read_metrics(directory):
@@ -112,26 +109,57 @@ def test_a_stop_request_saves_and_the_run_goes_on(tmp_path):
     chex.assert_trees_all_equal(stopped, whole)
 
 
+@pytest.mark.parametrize("how", ["stops before", "killed behind its line", "fails"])
+def test_an_evaluation_that_is_ended_or_left_out_is_made_up_for(tmp_path, how):
+    cfg = tiny.config("method=supervised")
+
+    def stop(step):
+        if how == "stops before" and step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def evaluate(state):
+        if how == "fails" and int(state.step) == 6:
+            raise OSError("no such image")
+        return score(state)
+
+    def rank(self, step, figure):
+        if how == "killed behind its line" and step == 3:
+            raise KeyboardInterrupt
+        ranked(self, step, figure)
+
+    ranked = Checkpointer.rank
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Checkpointer, "rank", rank)
+        with pytest.raises((loop.Interrupted, KeyboardInterrupt, OSError)):
+            go(cfg, tmp_path / "ended", 6, stop, evaluate)
+    go(cfg, tmp_path / "ended", 6)
+    lines = [line for line in read_metrics(tmp_path / "ended") if "val/miou" in line]
+    assert [(line["step"], line["val/miou"]) for line in lines] == [(3, 0.3), (6, 0.6)]
+    for step in (3, 6):
+        text = tmp_path / "ended" / "checkpoints" / str(step) / "metrics" / "metrics"
+        assert json.loads(text.read_text()) == {"score": step / 10}
+
+
 def test_a_stop_where_statistics_are_recounted_changes_nothing(tmp_path):
     cfg = tiny.config("method=supervised")
     calls = []
 
-    def halve(state):
+    def count(state):
         calls.append(1)
-        return state.replace(
-            batch_stats=jax.tree.map(lambda x: x / 2, state.batch_stats)
-        )
+        filled = jax.tree.map(lambda x: 0 * x + 1 / len(x), state.batch_stats)
+        return state.replace(batch_stats=filled)
 
     def stop(step):
         if step == 2:
             os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.raises(loop.Interrupted, match="SIGTERM at step 3"):
-        go(cfg, tmp_path / "stopped", 6, stop, recount=halve)
-    stopped = go(cfg, tmp_path / "stopped", 6, recount=halve)
-    whole = go(cfg, tmp_path / "whole", 6, recount=halve)
+        go(cfg, tmp_path / "stopped", 6, stop, recount=count)
+    stopped = go(cfg, tmp_path / "stopped", 6, recount=count)
+    whole = go(cfg, tmp_path / "whole", 6, recount=count)
     chex.assert_trees_all_equal(stopped, whole)
-    assert len(calls) == 4  # before the evaluations at 3 and 6, twice
+    # Before the evaluations at 3 and 6; where it stopped, the one at 3 is made up for.
+    assert len(calls) == 5
 
 
 @pytest.mark.parametrize("failing", ["evaluate", "recount"])
@@ -219,63 +247,14 @@ def test_a_rhythm_of_no_step_is_refused(field):
 def test_a_number_that_is_not_finite_stops_with_step_term_and_ids(tmp_path):
     cfg = tiny.config("method=supervised", optimizer__lr=1e30)
     with pytest.raises(loop.NonFiniteError) as caught:
-        go(cfg, tmp_path, 10)
+        go(cfg, tmp_path, 10, log_every=100)
     message = str(caught.value)
     assert "is not finite" in message and "id" in message
     saved = Checkpointer(tmp_path / "checkpoints")
     state = saved.restore("last", state_shape(tiny.setup(cfg))).state
     saved.close()
     assert f"saved (step {int(state.step)})" in message
+    # The steps before it, whose line was not due, are told all the same.
+    assert read_metrics(tmp_path)[-1]["step"] == int(state.step) >= 1
     for leaf in jax.tree.leaves(state.batch_stats):
         assert np.isfinite(leaf).all()
-
-
-def test_a_step_that_compiled_makes_no_speed(tmp_path):
-    made = report.Report(tmp_path, 0, 10, images=4)
-    made.restart_clock(untimed=1)
-    for step in (1, 2):
-        made.add({"loss": 1.0, "lr": 0.1})
-        made.flush(step)
-    made.close()
-    first, second = read_metrics(tmp_path)
-    assert "train/images_per_second" not in first
-    assert second["train/images_per_second"] > 0
-
-
-def test_metrics_are_json_and_resume_drops_later_lines(tmp_path, caplog):
-    first = report.Report(tmp_path, 0, 10, images=4)
-    for step in (1, 2, 3):
-        first.add({"loss": float(step), "lr": 0.1})
-        first.flush(step)
-    first.write(3, {"val/miou": float("nan")})
-    first.close()
-    with (tmp_path / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 4, "tr')  # cut short by a kill
-    second = report.Report(tmp_path, 2, 10, images=4)
-    with caplog.at_level(logging.INFO):
-        second.add({"loss": 1.0, "lr": 0.1})
-        second.flush(3)
-    second.close()
-    lines = read_metrics(tmp_path)
-    assert [line["step"] for line in lines] == [1, 2, 3]
-    assert lines[-1]["train/loss"] == 1.0
-
-
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="of Linux")
-def test_a_full_disk_names_the_file_and_loses_no_line_before(tmp_path):
-    def begin(start):
-        return report.Report(tmp_path, start, steps=5, images=4)
-
-    reporter = begin(0)
-    reporter.write(1, {"train/loss": 2.0})
-    written = reporter._file
-    message = r"metrics\.jsonl: step 2 .* No space .* same command again"
-    with written, open("/dev/full", "a") as full:
-        reporter._file = full
-        with pytest.raises(OSError, match=message):
-            reporter.write(2, {"train/loss": 1.0})
-        reporter.close()
-    again = begin(1)
-    again.write(2, {"train/loss": 1.0})
-    again.close()
-    assert [line["step"] for line in read_metrics(tmp_path)] == [1, 2]

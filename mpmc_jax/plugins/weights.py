@@ -104,7 +104,9 @@ def _at_pixels(
         jnp.zeros(label_bhw.shape, value_bhwc.dtype),
         (jnp.arange(classes), jnp.moveaxis(value_bhwc, -1, 0)),
     )
-    return chosen_bhw, labelled_pixels(label_bhw, classes)
+    labelled_bhw = labelled_pixels(label_bhw, classes)
+    # With more than 255 classes the void label numbers one of them.
+    return jnp.where(labelled_bhw, chosen_bhw, 0), labelled_bhw
 
 
 def _known(what: str, value: str, valid: tuple[str, ...]) -> None:

@@ -10,8 +10,6 @@ import contextlib
 import dataclasses
 import json
 import logging
-import os
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
-from mpmc_jax.training import quiet
+from mpmc_jax.training import damage, quiet, together
 from mpmc_jax.training.integrity import (
     CheckpointError,
     check_fit,
@@ -29,11 +27,13 @@ from mpmc_jax.training.integrity import (
     describe,
 )
 from mpmc_jax.training.state import TrainState, to_host
+from mpmc_jax.training.workdir import replace_text
 
 _LOG = logging.getLogger(__name__)
 
 FORMAT_VERSION = 3
 SCORE = "score"
+_UNRANKED = -1.0  # below every score
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,15 +74,17 @@ class Checkpointer:
             raise CheckpointError(f"train.keep={keep}: at least 1 checkpoint is kept")
         if not read_only:
             self._check_writable()
-            self._set_aside_unreadable()
+            if together.is_first():
+                damage.set_aside_unreadable(self._directory)
+            together.meet("unreadable checkpoints are set aside")
         elif not directory.is_dir():
             raise CheckpointError(f"{directory} holds no checkpoint: it does not exist")
         try:
             self._manager = self._open()
         except ValueError as error:
             raise CheckpointError(
-                f"{directory} cannot be opened ({_first_line(error)}); `launch.train` "
-                "on this run sets damaged checkpoints aside"
+                f"{directory} cannot be opened ({damage.first_line(error)}); "
+                "`launch.train` on this run sets damaged checkpoints aside"
             ) from error
 
     def _check_writable(self) -> None:
@@ -99,7 +101,7 @@ class Checkpointer:
 
     def _open(self) -> ocp.CheckpointManager:
         def metric(metrics: dict[str, float]) -> float:
-            return metrics.get(SCORE, -1.0)
+            return metrics.get(SCORE, _UNRANKED)
 
         policy = checkpoint_managers.AnyPreservationPolicy(
             [
@@ -120,70 +122,63 @@ class Checkpointer:
         with quiet.no_warnings():  # Orbax warns that reading does not write.
             return ocp.CheckpointManager(self._directory, options=options)
 
-    def _set_aside_unreadable(self) -> None:
-        """A truncated metrics file would keep the manager from opening at all."""
-        for step in self._directory.iterdir():
-            metrics = step / "metrics" / "metrics"
-            if not (step.name.isdigit() and metrics.exists()):
-                continue
-            try:
-                json.loads(metrics.read_text())
-            except ValueError:
-                self._set_aside(step, "its metrics are damaged")
-
-    def _set_aside(self, folder: Path, why: str) -> None:
-        target = folder.with_name(f"damaged-{folder.name}")
-        number = 1
-        while target.exists():
-            number += 1
-            target = folder.with_name(f"damaged-{folder.name}-{number}")
-        folder.rename(target)
-        _LOG.warning("checkpoint %s: %s; moved to %s", folder, why, target.name)
-
     def save(
-        self,
-        state: TrainState,
-        data_state: dict[str, Any],
-        score: float | None,
-        *,
-        wait: bool = False,
+        self, state: TrainState, data_state: dict[str, Any], *, wait: bool = False
     ) -> None:
-        """Saves in the background; of a step that is saved already, only a score.
+        """Saves in the background, without a score; what is saved already stays.
 
         Args:
           state: one copy of the state, on the host or a device.
           data_state: the data iterator's position at this step.
-          score: of the evaluation at this step; None ranks below every evaluation.
           wait: return only when it is on disk.
 
         Raises:
           CheckpointError: this save failed, or the one before.
         """
         arrays = to_host(state)
-        step = int(arrays.step)
-        if step in self._manager.all_steps():
-            with self._writing():
+        step, check = int(arrays.step), checksum(arrays)
+        with self._writing():
+            if step in self._manager.all_steps():
                 self._manager.wait_until_finished()
-                if score is None:
+                if self._meta(step)["checksum"] == check:
                     return
                 self._manager.delete(step)
-        meta = {
-            "format_version": FORMAT_VERSION,
-            "data_state": data_state,
-            "leaves": describe(arrays),
-            "checksum": checksum(arrays),
-        }
-        with self._writing():
+            meta = {
+                "format_version": FORMAT_VERSION,
+                "data_state": data_state,
+                "leaves": describe(arrays),
+                "checksum": check,
+            }
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
                     state=ocp.args.StandardSave(arrays), meta=ocp.args.JsonSave(meta)
                 ),
-                metrics={SCORE: -1.0 if score is None else score},
+                metrics={SCORE: _UNRANKED},
                 force=True,
             )
             if wait:
                 self._manager.wait_until_finished()
+
+    def rank(self, step: int, score: float | None) -> None:
+        """Notes the score of a saved step, by which the best is chosen and kept.
+
+        The best one before stays until the next save.
+
+        Args:
+          step: one that is saved, or being saved.
+          score: of its evaluation, process 0's; None ranks below all.
+
+        Raises:
+          CheckpointError: that save failed, or the score cannot be written.
+        """
+        with self._writing():
+            self._manager.wait_until_finished()
+            if together.is_first() and score is not None:
+                metrics = damage.metrics_file(self._directory / str(step))
+                replace_text(metrics, json.dumps({SCORE: score}))
+            together.meet("a checkpoint is ranked")
+            self._manager.reload()
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
@@ -191,8 +186,10 @@ class Checkpointer:
         try:
             yield
         except Exception as error:  # TensorStore's are ValueErrors
+            if (lost := damage.of_another_process(error)) is not None:
+                raise lost  # noqa: B904  it lies below this error already
             raise CheckpointError(
-                f"saving to {self._directory} failed: {_reason(error)}; the "
+                f"saving to {self._directory} failed: {damage.reason(error)}; the "
                 "checkpoints there are intact: free space or mend permissions, then "
                 "run the same command again"
             ) from error
@@ -207,14 +204,20 @@ class Checkpointer:
             do not fit `like`, or no intact one among several.
         """
         for step in sorted(self._manager.all_steps(), reverse=True):
+            restored, why = None, "another process could not read it"
             try:
-                return self._restore(step, like)
+                restored = self._restore(step, like)
             except CheckpointError:
                 raise
             except Exception as error:  # any damage must not end the run
-                self._manager.close()
-                self._set_aside(self._directory / str(step), _first_line(error))
-                self._manager = self._open()
+                why = damage.first_line(error)
+            if together.all_agree(restored is not None):
+                return restored
+            self._manager.close()
+            if together.is_first():
+                damage.set_aside(self._directory / str(step), why)
+            together.meet("a damaged checkpoint is set aside")
+            self._manager = self._open()
         if any(self._directory.glob("damaged-*")):
             raise CheckpointError(
                 f"no checkpoint in {self._directory} can be read; those set aside as "
@@ -248,14 +251,12 @@ class Checkpointer:
         except Exception as error:
             raise CheckpointError(
                 f"checkpoint {self._directory / str(step)} is damaged: "
-                f"{_first_line(error)}; use --checkpoint=STEP with another of "
+                f"{damage.first_line(error)}; use --checkpoint=STEP with another of "
                 f"{[other for other in steps if other != step] or 'none'}"
             ) from error
 
     def _restore(self, step: int, like: TrainState) -> Restored:
-        meta = self._manager.restore(
-            step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())
-        )["meta"]
+        meta = self._meta(step)
         if meta.get("format_version") != FORMAT_VERSION:
             raise CheckpointError(
                 f"{self._directory / str(step)} has format version "
@@ -271,6 +272,23 @@ class Checkpointer:
             raise ValueError("its checksum differs: bytes changed on disk")
         return Restored(state, meta["data_state"], step)
 
+    def _meta(self, step: int) -> dict[str, Any]:
+        return self._manager.restore(
+            step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())
+        )["meta"]
+
+    def __enter__(self) -> "Checkpointer":
+        return self
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        """Closes; behind an error, what fails then is only told: it is no cause."""
+        try:
+            self.close()
+        except Exception as failed:
+            if error is None:
+                raise
+            _LOG.error("%s", failed)
+
     def close(self) -> None:
         """Waits for the save under way.
 
@@ -280,13 +298,3 @@ class Checkpointer:
         with self._writing():
             self._manager.wait_until_finished()
             self._manager.close()
-
-
-def _first_line(error: Exception) -> str:
-    text = (str(error).splitlines() or [type(error).__name__])[0]
-    return text if len(text) <= 100 else f"{text[:100]} ..."
-
-
-def _reason(error: Exception) -> str:
-    number = re.search(r"os_error_code='(\d+)'", str(error))
-    return os.strerror(int(number[1])) if number else _first_line(error)

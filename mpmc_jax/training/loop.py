@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from mpmc_jax.methods.base import Method
+from mpmc_jax.training import together
 from mpmc_jax.training.checkpoint import Checkpointer
 from mpmc_jax.training.config import LAG, StepConfig
 from mpmc_jax.training.parallel import Parallel
@@ -92,7 +93,8 @@ def train(
       evaluate: numbers of one copy of the state, `config.metric` among them.
       names: the ids of a batch's records, for messages.
       place: puts a batch on the devices.
-      recount: makes the replicated state with which an evaluation and the run go on.
+      recount: makes the replicated state with which an evaluation and the run go on;
+        of a state that it made, the same one.
 
     Raises:
       NonFiniteError: the update was refused; the state before it is saved.
@@ -105,8 +107,7 @@ def train(
     run.request_first(state)
     run.state = parallel.replicate(state)
     with run.stop as stop:
-        if start >= config.steps:
-            run.make_up(start)
+        run.make_up(start)
         for step in range(start, config.steps):
             batch = run.next_batch(step, start)
             begin, is_first = time.monotonic(), programs.lack(step)
@@ -119,7 +120,7 @@ def train(
             run.pending.add(step, parallel.start_reading(metrics), batch)
             done = step + 1
             # Several processes stop behind the same step: the first that tells all.
-            at_once = _is_alone() and bool(stop.requested)
+            at_once = together.is_alone() and bool(stop.requested)
             # A phase is saved and its lines are written before the next one compiles.
             change = programs.change(done)
             turn = at_once or change or _turn(config, done)
@@ -128,7 +129,7 @@ def train(
             if turn or leaving:
                 # Whoever asks for a stop gives no time for an evaluation.
                 evaluating = _is_due(config, done) and not leaving
-                run.keep(done, evaluating=evaluating, wait=change)
+                run.keep(done, evaluating=evaluating, wait=change or leaving)
             if leaving:
                 raise _interrupted(stop.requested or "another process", done)
     return parallel.fetch(run.state)
@@ -139,11 +140,6 @@ def _interrupted(by: str, step: int) -> Interrupted:
         f"stopped by {by} at step {step}, which is saved; the same command goes on "
         "from there"
     )
-
-
-def _is_alone() -> bool:
-    """Whether one process may save by itself: several do together, or not at all."""
-    return jax.process_count() == 1
 
 
 def _turn(config: LoopConfig, done: int) -> bool:
@@ -189,7 +185,7 @@ class _Run:
             return next(self.data)
         except Exception:
             self.read(step, 0)
-            if step > start and _is_alone():
+            if step > start and together.is_alone():
                 self.keep_state()
             raise
 
@@ -220,52 +216,69 @@ class _Run:
             self.data.request(wanted, np.asarray(metrics.requests))
 
     def make_up(self, start: int) -> None:
-        """Of a run that is finished: its last evaluation, if a stop ended it."""
-        _LOG.info("finished already: step %d of %d", start, self.config.steps)
-        if not self.report.has(start, self.config.metric):
+        """Of a state that was saved but not evaluated: the evaluation that is due."""
+        if start >= self.config.steps:
+            _LOG.info("finished already: step %d of %d", start, self.config.steps)
+        if start == 0 or not _is_due(self.config, start):
+            return
+        self.stop.has_progress = True
+        scores = self.report.recorded(start, self.config.metric)
+        if together.as_first_says(not scores):
             self.keep(start, evaluating=True)
+        else:
+            self.checkpointer.rank(start, scores[0] if scores else None)
 
     def keep(self, done: int, *, evaluating: bool, wait: bool = False) -> None:
-        """Evaluates if asked to, and saves whatever comes of it."""
+        """Saves, then evaluates if asked to, which may fail or be ended."""
         self.read(done, 0)
-        score = None
-        try:
-            # When leaving too: a run that goes on must equal one never stopped.
-            if self.recount is not None and _is_due(self.config, done):
+        # When leaving too: a run that goes on must equal one never stopped.
+        if self.recount is not None and _is_due(self.config, done):
+            try:
                 self.state = self.recount(self.state)
-            if evaluating:
-                score = self.score(done, self.parallel.fetch(self.state))
-        except Exception as error:
-            if _is_alone():
-                self.keep_state()
-            if isinstance(error, Broken):
-                raise _interrupted(self.stop.requested, done) from error
-            raise
+            except Exception:
+                if together.is_alone():
+                    self.keep_state()
+                raise
         state = self.parallel.fetch(self.state)
-        self.checkpointer.save(state, self.data.get_state(), score, wait=wait)
+        self.report.sync(done)
+        # What signals do ends with the loop; so must the last save.
+        wait = wait or done == self.config.steps
+        self.checkpointer.save(state, self.data.get_state(), wait=wait)
+        if evaluating:
+            self.score(done, state)
         self.report.restart_clock()
 
-    def score(self, done: int, state: TrainState) -> float | None:
-        """Evaluates and reports; the figure that checkpoints rank by, if it is one."""
-        begin = time.monotonic()
-        with self.stop.breaks() if _is_alone() else contextlib.nullcontext():
-            numbers = self.evaluate(state)
+    def score(self, done: int, state: TrainState) -> None:
+        """Evaluates and reports, and ranks the checkpoint if there is a figure.
+
+        Raises:
+          Interrupted: a signal ended it; the same command makes up for it.
+        """
+        begin, alone = time.monotonic(), together.is_alone()
+        try:
+            with self.stop.breaks() if alone else contextlib.nullcontext():
+                numbers = self.evaluate(state)
+        except Broken as broken:
+            raise _interrupted(self.stop.requested, done) from broken
         self.report.write(done, numbers)
         metric = self.config.metric
         took = duration(time.monotonic() - begin)
         _LOG.info("step %d  %s %.4f  (%s)", done, metric, numbers[metric], took)
-        return numbers[metric] if math.isfinite(numbers[metric]) else None
+        score = numbers[metric] if math.isfinite(numbers[metric]) else None
+        self.checkpointer.rank(done, score)
 
     def keep_state(self) -> int:
         """Saves the last good state, out of turn; returns its step."""
         one = self.parallel.fetch(self.state)
         step = int(one.step)
-        self.checkpointer.save(one, {"next_index": step}, None)
+        self.report.sync(step)
+        self.checkpointer.save(one, {"next_index": step}, wait=True)
         return step
 
     def stop_refused(self, refused: RefusedError) -> NoReturn:
         """Saves the state before the refused step and says what happened."""
         saved, step = self.keep_state(), refused.step
+        self.report.flush(saved)
         terms, index = refused.metrics.finite_names, int(refused.metrics.refused)
         if index == len(terms):
             raise RuntimeError(

@@ -5,18 +5,20 @@ import importlib.metadata
 import json
 import logging
 import math
+import os
 import platform
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import tqdm
-from tensorboardX import SummaryWriter
 
+from mpmc_jax.training import together
+from mpmc_jax.training.events import Events
 from mpmc_jax.training.workdir import replace_text
 
 _LOG = logging.getLogger(__name__)
@@ -42,7 +44,10 @@ def manifest(seed: int, data: dict[str, Any]) -> dict[str, Any]:
 
 
 def revision() -> str:
-    """The git revision of this code, with "-dirty" where files differ from it."""
+    """The git revision of this code, with "-dirty" where files differ from it.
+
+    Where the code was copied without its history, what $MPMC_REVISION says.
+    """
     try:
         return subprocess.run(
             ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
@@ -52,7 +57,7 @@ def revision() -> str:
             check=True,
         ).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
-        return "unknown"
+        return os.environ.get("MPMC_REVISION", "unknown")
 
 
 class _BarHandler(logging.StreamHandler):
@@ -90,7 +95,7 @@ class Report:
     """
 
     def __init__(self, workdir: Path, start: int, steps: int, images: int) -> None:
-        self._active = jax.process_index() == 0
+        self._active = together.is_first()
         self._steps = steps
         self._images = images
         self._sums: dict[str, float] = {}
@@ -101,9 +106,7 @@ class Report:
             return
         _drop_after(self._path, start)
         self._file = self._path.open("a")
-        self._tensorboard = SummaryWriter(
-            str(workdir / "tensorboard"), purge_step=start + 1
-        )
+        self._events = Events(workdir / "tensorboard", start)
         self._bar = tqdm.tqdm(
             total=steps,
             initial=start,
@@ -112,10 +115,12 @@ class Report:
             dynamic_ncols=True,
         )
 
-    def has(self, step: int, name: str) -> bool:
-        """Whether metrics.jsonl has a number of that name at that step."""
+    def recorded(self, step: int, name: str) -> list[float | None]:
+        """What metrics.jsonl has of that name at that step; read by process 0."""
+        if not self._active:
+            return []
         lines = map(json.loads, self._path.read_text().splitlines())
-        return any(line["step"] == step and name in line for line in lines)
+        return [line[name] for line in lines if line["step"] == step and name in line]
 
     def add(self, values: Mapping[str, Any]) -> None:
         """Counts one step's numbers towards the next line."""
@@ -169,17 +174,33 @@ class Report:
             return
         # JSON has no NaN; null says that there was no number.
         shown = {k: v if math.isfinite(v) else None for k, v in values.items()}
-        try:
+        with self._writing(step):
             self._file.write(json.dumps({"step": step, **shown}) + "\n")
             self._file.flush()
+            self._events.write(step, values)
+
+    def sync(self, step: int) -> None:
+        """Puts all lines on disk, so that none is missing of a checkpoint's steps.
+
+        Raises:
+          OSError: see `write`.
+        """
+        if not self._active:
+            return
+        with self._writing(step):
+            os.fsync(self._file.fileno())
+            self._events.flush()
+
+    @contextlib.contextmanager
+    def _writing(self, step: int) -> Iterator[None]:
+        try:
+            yield
         except OSError as error:
             raise OSError(
-                f"{self._path}: step {step} could not be written: {error.strerror}; "
-                "what the newest checkpoint holds is kept: free space, then run the "
-                "same command again"
+                f"{self._path} or tensorboard/ beside it: step {step} could not be "
+                f"written: {error.strerror}; what the newest checkpoint holds is kept: "
+                "free space, then run the same command again"
             ) from error
-        for name, value in values.items():
-            self._tensorboard.add_scalar(name, value, step)
 
     def _say(self, text: str) -> None:
         if not self._active:
@@ -193,10 +214,10 @@ class Report:
         """Ends the files and the bar."""
         if self._active:
             self._bar.close()
-            # Both write what is left; a disk that is full was complained of before.
-            for file in (self._file, self._tensorboard):
-                with contextlib.suppress(OSError):
-                    file.close()
+            self._events.close()
+            # It writes what is left; a disk that is full was complained of before.
+            with contextlib.suppress(OSError):
+                self._file.close()
 
 
 def duration(seconds: float) -> str:

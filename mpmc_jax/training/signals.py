@@ -23,11 +23,11 @@ class Broken(Exception):
 class StopRequest:
     """Turns SIGTERM and SIGINT into a request that the loop sees between steps.
 
-    The second one acts at once; so does the first in a part that it `breaks`, for an
-    evaluation may take long. Unless `has_progress` is set there is nothing to save and
-    the first one ends the process, with 128 and its number. Python's handlers wait for
-    the compilation of a step, which takes minutes on a CPU; a thread that reads what
-    the C handler writes does not.
+    The second one ends the process at once, whichever it is; the first acts at once in
+    a part that it `breaks`, for an evaluation may take long. Unless `has_progress` is
+    set there is nothing to save and the first one ends the process, with 128 and its
+    number. Python's handlers wait for the compilation of a step, which takes minutes
+    on a CPU; a thread that reads what the C handler writes does not.
     """
 
     def __init__(self) -> None:
@@ -46,18 +46,24 @@ class StopRequest:
         return self
 
     def _watch(self) -> None:
+        came = 0
         while received := self._incoming.recv(1):
-            if received[0] in _NUMBERS and not self.has_progress:
-                name = signal.Signals(received[0]).name
-                line = f"{name} while the step compiles: nothing is left to save"
-                print(line, file=sys.stderr, flush=True)
-                os._exit(128 + received[0])
+            if received[0] not in _NUMBERS:
+                continue
+            came += 1
+            if came == 1 and self.has_progress:
+                continue  # the loop's
+            why = "while the step compiles: nothing is left to save"
+            if came > 1:
+                why = "again: ended at once; what the newest checkpoint holds is kept"
+            name = signal.Signals(received[0]).name
+            print(f"{name} {why}", file=sys.stderr, flush=True)
+            os._exit(128 + received[0])
         self._incoming.close()
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         del frame
-        self.requested = signal.Signals(number).name
-        signal.signal(number, self._previous[number])
+        self.requested = self.requested or signal.Signals(number).name
         if self._breaks:
             raise Broken
         if self.has_progress:

@@ -1,0 +1,35 @@
+"""What the processes of one run do together; of a single process, nothing."""
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+
+def is_alone() -> bool:
+    """Whether one process may save by itself: several do together, or not at all."""
+    return jax.process_count() == 1
+
+
+def is_first() -> bool:
+    """Whether this is the process that writes what all share."""
+    return jax.process_index() == 0
+
+
+def meet(name: str) -> None:
+    """Waits until every process has come to the place of this name."""
+    if not is_alone():
+        multihost_utils.sync_global_devices(name)
+
+
+def all_agree(flag: bool) -> bool:
+    """Whether every process says so; the same answer for each of them."""
+    if is_alone():
+        return flag
+    return bool(multihost_utils.process_allgather(np.asarray(flag)).all())
+
+
+def as_first_says(flag: bool) -> bool:
+    """Process 0's word, for every process: files may reach others later."""
+    if is_alone():
+        return flag
+    return bool(multihost_utils.broadcast_one_to_all(np.asarray(flag)))

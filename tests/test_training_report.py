@@ -1,0 +1,104 @@
+"""What a run writes of its numbers: metrics.jsonl and TensorBoard's event files."""
+
+import json
+import logging
+import resource
+import struct
+
+import pytest
+from tensorboardX.proto.event_pb2 import Event
+
+from mpmc_jax.training import report
+
+
+def read_metrics(directory):
+    text = (directory / "metrics.jsonl").read_text()
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_a_step_that_compiled_makes_no_speed(tmp_path):
+    made = report.Report(tmp_path, 0, 10, images=4)
+    made.restart_clock(untimed=1)
+    for step in (1, 2):
+        made.add({"loss": 1.0, "lr": 0.1})
+        made.flush(step)
+    made.close()
+    first, second = read_metrics(tmp_path)
+    assert "train/images_per_second" not in first
+    assert second["train/images_per_second"] > 0
+
+
+def test_metrics_are_json_and_resume_drops_later_lines(tmp_path, caplog):
+    first = report.Report(tmp_path, 0, 10, images=4)
+    for step in (1, 2, 3):
+        first.add({"loss": float(step), "lr": 0.1})
+        first.flush(step)
+    first.write(3, {"val/miou": float("nan")})
+    first.close()
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 4, "tr')  # cut short by a kill
+    second = report.Report(tmp_path, 2, 10, images=4)
+    with caplog.at_level(logging.INFO):
+        second.add({"loss": 1.0, "lr": 0.1})
+        second.flush(3)
+    second.close()
+    lines = read_metrics(tmp_path)
+    assert [line["step"] for line in lines] == [1, 2, 3]
+    assert lines[-1]["train/loss"] == 1.0
+
+
+@pytest.mark.parametrize(("names", "limit"), [(1, 1500), (100, 9000)])
+def test_a_full_disk_names_the_file_and_loses_no_line_before(tmp_path, names, limit):
+    """Of one number a line metrics.jsonl is full first, of many TensorBoard's file."""
+    values = {f"{i}": 2.0 for i in range(names)}
+
+    def begin(start):
+        return report.Report(tmp_path, start, steps=5, images=4)
+
+    reporter = begin(0)
+    reporter.write(1, values)
+    reporter.sync(1)
+    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, unlimited[1]))
+    try:
+        message = r"metrics\.jsonl .*: step 2 .* File too large.* same command again"
+        with pytest.raises(OSError, match=message):
+            for _ in range(2000):
+                reporter.write(2, values)
+        reporter.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+    lines = (tmp_path / "metrics.jsonl").stat().st_size
+    assert (lines > limit - 30) == (names == 1)
+    again = begin(1)
+    again.write(2, values)
+    again.close()
+    assert [line["step"] for line in read_metrics(tmp_path)] == [1, 2]
+
+
+def test_events_are_what_tensorboard_reads(tmp_path):
+    for start in (0, 2):
+        made = report.Report(tmp_path, start, steps=5, images=4)
+        made.write(start + 1, {"train/loss": 0.5 + start})
+        made.close()
+    found = {}
+    for path in sorted((tmp_path / "tensorboard").iterdir()):
+        assert path.name.startswith("events.out.tfevents.")
+        for record in tf_records(path):
+            event = Event.FromString(record)
+            if event.HasField("session_log"):
+                found = {k: v for k, v in found.items() if k < event.step}
+            for value in event.summary.value:
+                assert value.tag == "train/loss"
+                found[event.step] = value.simple_value
+    assert found == {1: 0.5, 3: 2.5}
+
+
+def tf_records(path):
+    """The records of a TFRecord file: length, its checksum, bytes, their checksum."""
+    content, records = path.read_bytes(), []
+    while content:
+        (length,) = struct.unpack("<Q", content[:8])
+        records.append(content[12 : 12 + length])
+        content = content[16 + length :]
+    return records
