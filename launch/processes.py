@@ -89,6 +89,8 @@ def ending_together() -> Iterator[None]:
             )
             jax.distributed.shutdown()  # does not come back from a lost one
         elif isinstance(error, SystemExit):
+            if isinstance(error.code, int):
+                os._exit(error.code)
             print(f"{name}: {error.code}", file=sys.stderr, flush=True)
         else:
             traceback.print_exception(error)

@@ -9,8 +9,10 @@
 #   bash launch/tpu_pod.sh --name=NAME --zone=ZONE --delete [--dry_run]
 #
 # Needs gcloud, logged in. Workers share the directory of the run, on a file system such as
-# Filestore (of a bucket, renames are not atomic): --setup is run on each of them, and on
-# those of a TPU made anew, as in --setup='sudo mount 10.0.0.2:/share /mnt/shared'.
+# Filestore (of a bucket, renames are not atomic): --setup is run on each of them before
+# every start, so it must bear being run again:
+#   --setup='mountpoint -q /mnt/shared || { sudo mkdir -p /mnt/shared &&
+#            sudo mount 10.0.0.2:/share /mnt/shared; }'
 # --dry_run prints every command and runs none. A TPU costs money until it is deleted:
 # --delete ends that, and nothing else here does.
 set -euo pipefail
@@ -60,10 +62,16 @@ if [ -z "$version" ]; then
   esac
 fi
 
-# ACTIVE, SUSPENDED, ..., or nothing where there is no such resource.
+folder=$(mktemp -d)
+trap 'rm -rf "$folder"' EXIT
+
+# ACTIVE, SUSPENDED, ...; ABSENT where there is no such resource, SILENT where gcloud does
+# not say.
 state() {
-  "${tpus[@]}" queued-resources describe "$name" "${where[@]}" \
-    --format='value(state.state)' 2>/dev/null || true
+  if ! "${tpus[@]}" queued-resources describe "$name" "${where[@]}" \
+    --format='value(state.state)' 2>"$folder/said"; then
+    if grep -q NOT_FOUND "$folder/said"; then echo ABSENT; else echo SILENT; fi
+  fi
 }
 
 # Seconds between two looks at the TPU, and looks before an answer is taken as it is.
@@ -71,7 +79,7 @@ pause=${MPMC_POD_PAUSE:-30} patience=10
 
 # Leaves with the TPU there, made anew if it was taken away.
 acquire() {
-  local found='' made='' silent=0
+  local found=ABSENT made='' silent=0
   while true; do
     if [ -z "$dry_run" ]; then
       found=$(state)
@@ -86,22 +94,23 @@ acquire() {
         made=
         continue
         ;;
-      '')
-        if [ -z "$made" ]; then
+      ABSENT | SILENT)
+        if [ "$found$made" = ABSENT ]; then
           run "${tpus[@]}" queued-resources create "$name" --node-id="$name" "${where[@]}" \
             --accelerator-type="$type" --runtime-version="$version" ${spot[@]+"${spot[@]}"}
           made=yes
         fi
         silent=$((silent + 1))
         if [ "$silent" -gt "$patience" ]; then
-          fail "nothing is heard of $name; gcloud compute tpus queued-resources list"
+          fail "nothing is heard of $name: $(cat "$folder/said")"
         fi
         ;;
+      *) silent=0 ;;
     esac
     if [ -n "$dry_run" ]; then
       return
     fi
-    echo "waiting for $name: ${found:-asked for}"
+    echo "waiting for $name: $found"
     sleep "$pause"
   done
 }
@@ -110,9 +119,10 @@ acquire() {
 taken_away() {
   local look
   for ((look = 0; look < patience; look++)); do
-    if [ "$(state)" != ACTIVE ]; then
-      return 0
-    fi
+    case $(state) in
+      ACTIVE | SILENT) ;;
+      *) return 0 ;;
+    esac
     sleep "$pause"
   done
   return 1
@@ -122,8 +132,6 @@ on_all() {
   run "${tpus[@]}" tpu-vm ssh "$name" "${where[@]}" --worker=all --command="$1"
 }
 
-folder=$(mktemp -d)
-trap 'rm -rf "$folder"' EXIT
 archive=$folder/mpmc_jax.tar.gz
 if [ -n "$(git status --porcelain)" ]; then
   echo "warning: what is not committed is not copied:" >&2
@@ -154,7 +162,7 @@ while true; do
     fi
     ended="the program ended with status $status; see run.log on the workers"
   else
-    ended="the files could not be copied and installed"
+    ended="the files could not be copied and installed, or --setup failed"
   fi
   # After 75 (stopped by a signal, with all saved) the same TPU will do as well.
   if ! taken_away && [ "$status" -ne 75 ]; then

@@ -151,7 +151,14 @@ next() {
 }
 cd "$(dirname "$0")"
 case "$*" in
-  *describe*) next states ;;
+  *describe*)
+    found=$(next states)
+    case $found in
+      ABSENT) echo "ERROR: NOT_FOUND: no pod" >&2; exit 1 ;;
+      SILENT) echo "ERROR: no network" >&2; exit 1 ;;
+    esac
+    echo "$found"
+    ;;
   *launch.train*) echo program >>calls; exit "$(next statuses)" ;;
   *ssh*) echo "ssh ${*: -1}" >>calls ;;
   *) echo "$3 $4" >>calls ;;
@@ -164,26 +171,30 @@ esac
     [
         # Taken away while it runs, which is said late; then told to stop.
         (
-            ["", "WAITING", "ACTIVE", "ACTIVE", "SUSPENDED", "SUSPENDED", "", "ACTIVE"],
+            "ABSENT WAITING ACTIVE ACTIVE SILENT SUSPENDED SUSPENDED ABSENT ACTIVE",
             [255, 75, 0],
             ["create", "program", "delete", "create", "program", "program"],
             "",
         ),
         # Taken away before it has begun.
         (
-            ["", "PROVISIONING", "SUSPENDED", "", "ACTIVE"],
+            "ABSENT PROVISIONING SILENT SUSPENDED ABSENT ACTIVE",
             [0],
             ["create", "delete", "create", "program"],
             "",
         ),
-        (["ACTIVE"], [1], ["program"], "the program ended with status 1"),
-        (["", "FAILED"], [0], ["create"], "the TPU pod was refused"),
-        ([""], [0], ["create"], "nothing is heard of pod"),
+        ("ACTIVE", [1], ["program"], "the program ended with status 1"),
+        # Where the launcher loses the network, the TPU is not taken for gone.
+        ("ACTIVE SILENT", [255], ["program"], "the program ended with status 255"),
+        ("ABSENT FAILED", [0], ["create"], "the TPU pod was refused"),
+        ("ABSENT", [0], ["create"], "nothing is heard of pod: ERROR: NOT_FOUND"),
+        ("SILENT", [0], [], "nothing is heard of pod: ERROR: no network"),
     ],
 )
 def test_a_pod_is_made_again(tmp_path, states, statuses, calls, error):
     _program(tmp_path / "gcloud", GCLOUD)
-    (tmp_path / "states").write_text("".join(f"{state}\n" for state in states))
+    (tmp_path / "calls").touch()
+    (tmp_path / "states").write_text(states.replace(" ", "\n") + "\n")
     (tmp_path / "statuses").write_text("".join(f"{status}\n" for status in statuses))
     done = subprocess.run(
         ["bash", "launch/tpu_pod.sh", "--name=pod", "--zone=z", "--type=v6e-16"]

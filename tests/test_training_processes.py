@@ -17,6 +17,7 @@ from x64 import call_x64
 from xla import device_flags
 
 from mpmc_jax.evaluation.evaluator import Evaluator
+from mpmc_jax.training import together
 from mpmc_jax.training.checkpoint import Checkpointer
 
 STEPS = 5
@@ -47,10 +48,14 @@ def _confusion(method: str, state) -> np.ndarray:
 
 def write(method: str, target: str) -> None:
     """Runs on all devices of all processes; each writes what it then holds."""
+    index, count = jax.process_index(), jax.process_count()
+    assert together.from_first(7 + index) == 7
+    assert together.all_agree(True) and together.all_agree(index < count)
+    assert together.all_agree(index == 0) == (count == 1)
     state, values = _wide_run(method, 0, steps=STEPS)
     leaves = jax.tree.leaves((state, values, _confusion(method, state)))
     arrays = {f"{i:05}": np.asarray(leaf) for i, leaf in enumerate(leaves)}
-    np.savez(f"{target}_{jax.process_index()}.npz", **arrays)
+    np.savez(f"{target}_{index}.npz", **arrays)
 
 
 def _start(method, target, address, count, index):
@@ -106,7 +111,7 @@ def restored_difference(directory: str) -> dict[str, float]:
     for devices in (4, 2, 8):
         state, _ = _wide_run("unimatch", devices, steps=2, state=state)
         checkpointer = Checkpointer(pathlib.Path(directory) / str(devices))
-        checkpointer.save(state, {}, None, wait=True)
+        checkpointer.save(state, {}, wait=True)
         like = jax.eval_shape(lambda x: x, state)
         restored = checkpointer.restore_latest(like)
         checkpointer.close()

@@ -1,4 +1,4 @@
-"""Saving and restoring a run with Orbax, safe against damage.
+"""Saving and restoring a run with Orbax, safe against files.
 
 A checkpoint is the state's arrays plus a JSON item with the format version, the data
 iterator's position and a checksum. Orbax restores flipped bytes without a word, and
@@ -8,6 +8,7 @@ steps are tried newest first, and a damaged one is set aside, not deleted.
 
 import contextlib
 import dataclasses
+import functools
 import json
 import logging
 from collections.abc import Iterator
@@ -19,7 +20,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
-from mpmc_jax.training import damage, quiet, together
+from mpmc_jax.training import checkpoint_files as files
+from mpmc_jax.training import quiet, together
 from mpmc_jax.training.integrity import (
     CheckpointError,
     check_fit,
@@ -73,9 +75,9 @@ class Checkpointer:
         if keep < 1:
             raise CheckpointError(f"train.keep={keep}: at least 1 checkpoint is kept")
         if not read_only:
-            self._check_writable()
+            files.check_writable(self._directory)
             if together.is_first():
-                damage.set_aside_unreadable(self._directory)
+                files.set_aside_unreadable(self._directory)
             together.meet("unreadable checkpoints are set aside")
         elif not directory.is_dir():
             raise CheckpointError(f"{directory} holds no checkpoint: it does not exist")
@@ -83,20 +85,8 @@ class Checkpointer:
             self._manager = self._open()
         except ValueError as error:
             raise CheckpointError(
-                f"{directory} cannot be opened ({damage.first_line(error)}); "
+                f"{directory} cannot be opened ({files.first_line(error)}); "
                 "`launch.train` on this run sets damaged checkpoints aside"
-            ) from error
-
-    def _check_writable(self) -> None:
-        try:
-            self._directory.mkdir(parents=True, exist_ok=True)
-            probe = self._directory / f".writable-{jax.process_index()}"
-            probe.touch()
-            probe.unlink()
-        except OSError as error:
-            raise CheckpointError(
-                f"cannot write checkpoints to {self._directory}: {error.strerror}; "
-                "choose another --workdir or mend its permissions"
             ) from error
 
     def _open(self) -> ocp.CheckpointManager:
@@ -136,19 +126,17 @@ class Checkpointer:
           CheckpointError: this save failed, or the one before.
         """
         arrays = to_host(state)
-        step, check = int(arrays.step), checksum(arrays)
+        step = int(arrays.step)
+        if step in self._manager.all_steps():
+            self.wait()
+            return
+        meta = {
+            "format_version": FORMAT_VERSION,
+            "data_state": data_state,
+            "leaves": describe(arrays),
+            "checksum": checksum(arrays),
+        }
         with self._writing():
-            if step in self._manager.all_steps():
-                self._manager.wait_until_finished()
-                if self._meta(step)["checksum"] == check:
-                    return
-                self._manager.delete(step)
-            meta = {
-                "format_version": FORMAT_VERSION,
-                "data_state": data_state,
-                "leaves": describe(arrays),
-                "checksum": check,
-            }
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
@@ -157,8 +145,17 @@ class Checkpointer:
                 metrics={SCORE: _UNRANKED},
                 force=True,
             )
-            if wait:
-                self._manager.wait_until_finished()
+        if wait:
+            self.wait()
+
+    def wait(self) -> None:
+        """Returns when what is being saved is on disk.
+
+        Raises:
+          CheckpointError: it could not be written.
+        """
+        with self._writing():
+            self._manager.wait_until_finished()
 
     def rank(self, step: int, score: float | None) -> None:
         """Notes the score of a saved step, by which the best is chosen and kept.
@@ -172,10 +169,10 @@ class Checkpointer:
         Raises:
           CheckpointError: that save failed, or the score cannot be written.
         """
+        self.wait()
         with self._writing():
-            self._manager.wait_until_finished()
             if together.is_first() and score is not None:
-                metrics = damage.metrics_file(self._directory / str(step))
+                metrics = files.metrics_file(self._directory / str(step))
                 replace_text(metrics, json.dumps({SCORE: score}))
             together.meet("a checkpoint is ranked")
             self._manager.reload()
@@ -186,10 +183,10 @@ class Checkpointer:
         try:
             yield
         except Exception as error:  # TensorStore's are ValueErrors
-            if (lost := damage.of_another_process(error)) is not None:
+            if (lost := files.of_another_process(error)) is not None:
                 raise lost  # noqa: B904  it lies below this error already
             raise CheckpointError(
-                f"saving to {self._directory} failed: {damage.reason(error)}; the "
+                f"saving to {self._directory} failed: {files.reason(error)}; the "
                 "checkpoints there are intact: free space or mend permissions, then "
                 "run the same command again"
             ) from error
@@ -203,19 +200,21 @@ class Checkpointer:
           CheckpointError: a checkpoint of another format version, one whose arrays
             do not fit `like`, or no intact one among several.
         """
-        for step in sorted(self._manager.all_steps(), reverse=True):
+        # Files may reach other processes later.
+        newest = functools.partial(max, default=-1)
+        while (step := together.from_first(newest(self._manager.all_steps()))) >= 0:
             restored, why = None, "another process could not read it"
             try:
                 restored = self._restore(step, like)
             except CheckpointError:
                 raise
             except Exception as error:  # any damage must not end the run
-                why = damage.first_line(error)
+                why = files.first_line(error)
             if together.all_agree(restored is not None):
                 return restored
             self._manager.close()
             if together.is_first():
-                damage.set_aside(self._directory / str(step), why)
+                files.set_aside(self._directory / str(step), why)
             together.meet("a damaged checkpoint is set aside")
             self._manager = self._open()
         if any(self._directory.glob("damaged-*")):
@@ -239,7 +238,8 @@ class Checkpointer:
             step = self._manager.best_step()
         else:
             step = int(which) if which.isdigit() else None
-        if step is None or step not in steps:
+        step = together.from_first(step if step in steps else -1)
+        if step < 0:
             raise CheckpointError(
                 f"{self._directory} holds no checkpoint {which!r}; steps there: "
                 f"{steps or 'none'}; choose last, best or one of these"
@@ -251,31 +251,25 @@ class Checkpointer:
         except Exception as error:
             raise CheckpointError(
                 f"checkpoint {self._directory / str(step)} is damaged: "
-                f"{damage.first_line(error)}; use --checkpoint=STEP with another of "
+                f"{files.first_line(error)}; use --checkpoint=STEP with another of "
                 f"{[other for other in steps if other != step] or 'none'}"
             ) from error
 
     def _restore(self, step: int, like: TrainState) -> Restored:
-        meta = self._meta(step)
+        folder = self._directory / str(step)
+        meta = files.read(folder, meta=ocp.args.JsonRestore())["meta"]
         if meta.get("format_version") != FORMAT_VERSION:
             raise CheckpointError(
-                f"{self._directory / str(step)} has format version "
-                f"{meta.get('format_version')}, this program reads {FORMAT_VERSION}; "
-                "continue with the release that wrote it, or start a new --workdir"
+                f"{folder} has format version {meta.get('format_version')}, this "
+                f"program reads {FORMAT_VERSION}; continue with the release that "
+                "wrote it, or start a new --workdir"
             )
-        check_fit(self._directory / str(step), meta["leaves"], describe(like))
+        check_fit(folder, meta["leaves"], describe(like))
         target = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), like)
-        state = self._manager.restore(
-            step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target))
-        )["state"]
+        state = files.read(folder, state=ocp.args.StandardRestore(target))["state"]
         if checksum(state) != meta["checksum"]:
             raise ValueError("its checksum differs: bytes changed on disk")
         return Restored(state, meta["data_state"], step)
-
-    def _meta(self, step: int) -> dict[str, Any]:
-        return self._manager.restore(
-            step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())
-        )["meta"]
 
     def __enter__(self) -> "Checkpointer":
         return self

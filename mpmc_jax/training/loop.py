@@ -3,12 +3,12 @@
 It never waits for the step it has just started: numbers are read `LAG` steps later.
 """
 
-import contextlib
 import dataclasses
 import logging
 import math
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any, NoReturn, Protocol
 
 import jax
@@ -45,7 +45,6 @@ class DataIterator(Protocol):
 
     def request(self, step: int, images: np.ndarray) -> None:
         """Asks for the partner images of a later step."""
-        ...
 
     def get_state(self) -> dict[str, Any]:
         """The position after the last batch handed out."""
@@ -53,7 +52,6 @@ class DataIterator(Protocol):
 
     def close(self) -> None:
         """Ends the reading threads."""
-        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,8 +91,7 @@ def train(
       evaluate: numbers of one copy of the state, `config.metric` among them.
       names: the ids of a batch's records, for messages.
       place: puts a batch on the devices.
-      recount: makes the replicated state with which an evaluation and the run go on;
-        of a state that it made, the same one.
+      recount: makes the replicated state with which an evaluation and the run go on.
 
     Raises:
       NonFiniteError: the update was refused; the state before it is saved.
@@ -107,7 +104,7 @@ def train(
     run.request_first(state)
     run.state = parallel.replicate(state)
     with run.stop as stop:
-        run.make_up(start)
+        run.make_up(state)
         for step in range(start, config.steps):
             batch = run.next_batch(step, start)
             begin, is_first = time.monotonic(), programs.lack(step)
@@ -215,18 +212,21 @@ class _Run:
         if metrics.requests is not None and wanted < self.config.steps:
             self.data.request(wanted, np.asarray(metrics.requests))
 
-    def make_up(self, start: int) -> None:
+    def make_up(self, state: TrainState) -> None:
         """Of a state that was saved but not evaluated: the evaluation that is due."""
+        start = int(state.step)
         if start >= self.config.steps:
             _LOG.info("finished already: step %d of %d", start, self.config.steps)
         if start == 0 or not _is_due(self.config, start):
             return
         self.stop.has_progress = True
         scores = self.report.recorded(start, self.config.metric)
-        if together.as_first_says(not scores):
-            self.keep(start, evaluating=True)
+        if together.from_first(not scores):
+            self.score(start, state)
         else:
             self.checkpointer.rank(start, scores[0] if scores else None)
+        if self.stop.requested and together.is_alone():
+            raise _interrupted(self.stop.requested, start)
 
     def keep(self, done: int, *, evaluating: bool, wait: bool = False) -> None:
         """Saves, then evaluates if asked to, which may fail or be ended."""
@@ -241,8 +241,7 @@ class _Run:
                 raise
         state = self.parallel.fetch(self.state)
         self.report.sync(done)
-        # What signals do ends with the loop; so must the last save.
-        wait = wait or done == self.config.steps
+        wait |= done == self.config.steps  # what signals do ends with the loop
         self.checkpointer.save(state, self.data.get_state(), wait=wait)
         if evaluating:
             self.score(done, state)
@@ -254,18 +253,19 @@ class _Run:
         Raises:
           Interrupted: a signal ended it; the same command makes up for it.
         """
-        begin, alone = time.monotonic(), together.is_alone()
+        begin = time.monotonic()
         try:
-            with self.stop.breaks() if alone else contextlib.nullcontext():
+            with self.stop.breaks() if together.is_alone() else nullcontext():
                 numbers = self.evaluate(state)
         except Broken as broken:
+            self.checkpointer.wait()
             raise _interrupted(self.stop.requested, done) from broken
         self.report.write(done, numbers)
-        metric = self.config.metric
+        self.report.sync(done)
+        metric, score = self.config.metric, numbers[self.config.metric]
         took = duration(time.monotonic() - begin)
-        _LOG.info("step %d  %s %.4f  (%s)", done, metric, numbers[metric], took)
-        score = numbers[metric] if math.isfinite(numbers[metric]) else None
-        self.checkpointer.rank(done, score)
+        _LOG.info("step %d  %s %.4f  (%s)", done, metric, score, took)
+        self.checkpointer.rank(done, score if math.isfinite(score) else None)
 
     def keep_state(self) -> int:
         """Saves the last good state, out of turn; returns its step."""

@@ -28,8 +28,8 @@ def all_agree(flag: bool) -> bool:
     return bool(multihost_utils.process_allgather(np.asarray(flag)).all())
 
 
-def as_first_says(flag: bool) -> bool:
-    """Process 0's word, for every process: files may reach others later."""
+def from_first(number: int) -> int:
+    """Process 0's number, for every process."""
     if is_alone():
-        return flag
-    return bool(multihost_utils.broadcast_one_to_all(np.asarray(flag)))
+        return number
+    return int(multihost_utils.broadcast_one_to_all(np.int32(number)))

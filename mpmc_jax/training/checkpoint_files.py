@@ -1,12 +1,17 @@
-"""Damaged checkpoints are moved away; what a failed save or restore was about."""
+"""The files of checkpoints: read, moved away where damaged, or not written, and why."""
 
 import json
 import logging
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 import jax
+import orbax.checkpoint as ocp
+
+from mpmc_jax.training import together
+from mpmc_jax.training.integrity import CheckpointError
 
 _LOG = logging.getLogger(__name__)
 
@@ -39,8 +44,38 @@ def set_aside_unreadable(directory: Path) -> None:
             set_aside(step, "its metrics are damaged")
 
 
+def check_writable(directory: Path) -> None:
+    """Makes the directory if it is not there.
+
+    Raises:
+      CheckpointError: it cannot be made or written.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        probe = directory / f".writable-{jax.process_index()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise CheckpointError(
+            f"cannot write checkpoints to {directory}: {error.strerror}; choose "
+            "another --workdir or mend its permissions"
+        ) from error
+
+
+def read(folder: Path, **items: ocp.args.CheckpointArgs) -> Any:
+    """Items of a step's folder; whatever it raises, other processes do not wait."""
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=None, active_processes={jax.process_index()}
+    )
+    handler = ocp.CompositeCheckpointHandler()
+    with ocp.Checkpointer(handler, multiprocessing_options=alone) as reader:
+        return reader.restore(folder, args=ocp.args.Composite(**items))
+
+
 def of_another_process(error: BaseException | None) -> BaseException | None:
-    """What JAX raised below an error: no disk fails so, but a process that is gone."""
+    """What JAX raised below an error of several processes: one of them is gone."""
+    if together.is_alone():
+        return None
     while error is not None and not isinstance(error, jax.errors.JaxRuntimeError):
         error = error.__cause__ or error.__context__
     return error
