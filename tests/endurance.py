@@ -161,6 +161,7 @@ def stops(place: Path, steps: int, times: int, draw: random.Random) -> dict:
         "saved_steps": said,
         "last_checkpoint_is_equal": last(workdir, steps) == last(other, steps),
         "train_lines_are_equal": numbers(workdir, "train/") == numbers(other, "train/"),
+        "val_lines_are_equal": numbers(workdir, "val/") == numbers(other, "val/"),
     }
 
 
