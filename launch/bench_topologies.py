@@ -4,7 +4,8 @@ python -m launch.bench_topologies [--results=results/bench/tpu_compile.jsonl]
 
 One JSON line of `launch.bench --what=compile` a program, appended as soon as it is
 there; programs that the file has are left out, so that an interrupted run goes on. A
-program takes 4 to 10 minutes and 9 to 13 GB of memory. libtpu must be installed.
+program takes 10 to 75 minutes on two cores and 5 to 13 GB of memory. libtpu must be
+installed.
 """
 
 import json
@@ -52,15 +53,14 @@ METHODS = [
     Program("v5e:4x4", "mean_teacher", 2, 2),
     Program("v5e:4x4", "ael", 2, 2),
     Program("v5e:4x4", "u2pl", 2, 2),
-    # Last: it had not ended after 40 minutes beside other programs.
     Program("v5e:4x4", "augseg", 2, 2),
 ]
 # Where the search for UniMatch's largest batch begins: topology, remat, images a chip.
 SEARCHES = [
-    ("v5e:2x4", False, 1),
-    ("v5e:2x4", True, 2),
-    ("v6e:4x4", False, 3),
-    ("v6e:4x4", True, 5),
+    ("v5e:2x4", False, 2),
+    ("v5e:2x4", True, 4),
+    ("v6e:4x4", False, 5),
+    ("v6e:4x4", True, 10),
 ]
 MOST_PROGRAMS = 3
 
