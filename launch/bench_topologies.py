@@ -60,7 +60,7 @@ SEARCHES = [
     ("v5e:2x4", False, 2),
     ("v5e:2x4", True, 4),
     ("v6e:4x4", False, 5),
-    ("v6e:4x4", True, 10),
+    ("v6e:4x4", True, 8),
 ]
 MOST_PROGRAMS = 3
 

@@ -33,7 +33,7 @@ def patch_targets(
 ) -> tuple[Array, Array]:
     """Which classes occur in every patch (the y of eq. 3).
 
-    Classes are packed as bits of uint32 words, so that one windowed "or" an axis
+    Classes are packed as bits of uint32 words, so that a windowed "or" an axis
     replaces a max-pooling of C maps: about 1000 times faster, and exact.
 
     Args:
@@ -73,19 +73,30 @@ def patch_valid(
 def _any_in_window(
     word_bhw: Array, field: ReceptiveField, size: tuple[int, int] | None
 ) -> Array:
-    """Bitwise or over every patch, rows first (they cut the work by the stride)."""
+    """Bitwise or over every patch, rows first (they cut the work by the stride).
+
+    By doubling: what holds the "or" of n pixels from each on, beside itself n further,
+    holds that of 2n. A reduce_window with this function ends libtpu's compiler for
+    eight images on a TPU v6e ("Reduction Function not modeled").
+    """
     if size is None:
         _, height, width = word_bhw.shape
         size = tap_size((height, width), field)
     for axis, count in zip((1, 2), size, strict=True):
-        window, strides, padding = [1, 1, 1], [1, 1, 1], [(0, 0)] * 3
-        window[axis], strides[axis] = field.size, field.stride
         reach = (count - 1) * field.stride + field.size
         # Negative where a stride leaves the last pixels unseen.
         after = reach - field.padding - word_bhw.shape[axis]
-        padding[axis] = (field.padding, after)
-        word_bhw = jax.lax.reduce_window(
-            word_bhw, np.uint32(0), jax.lax.bitwise_or, window, strides, padding
+        padding = [(0, 0, 0)] * 3
+        padding[axis] = (field.padding, after, 0)
+        word_bhw = jax.lax.pad(word_bhw, np.uint32(0), padding)
+        held = 1
+        while held < field.size:
+            step = min(held, field.size - held)
+            near = jax.lax.slice_in_dim(word_bhw, 0, -step, axis=axis)
+            word_bhw = near | jax.lax.slice_in_dim(word_bhw, step, None, axis=axis)
+            held += step
+        word_bhw = jax.lax.slice_in_dim(
+            word_bhw, 0, None, stride=field.stride, axis=axis
         )
     return word_bhw
 
