@@ -1,10 +1,15 @@
 # Sourced by the launchers: says or runs commands, and ends with one line.
 
-# Prints a command as one could type it, and runs it unless $dry_run is set.
-run() {
+# Prints a command as one could type it.
+show() {
   printf '+'
   printf ' %q' "$@"
   printf '\n'
+}
+
+# Shows a command, and runs it unless $dry_run is set.
+run() {
+  show "$@"
   if [ -z "${dry_run-}" ]; then
     "$@"
   fi
@@ -13,9 +18,7 @@ run() {
 # As `run`, in the shell's own place: signals then reach the command, and its status is
 # the shell's.
 become() {
-  printf '+'
-  printf ' %q' "$@"
-  printf '\n'
+  show "$@"
   if [ -z "${dry_run-}" ]; then
     exec "$@"
   fi

@@ -1,5 +1,6 @@
 """Programs run as a user runs them, on a network that trains in seconds."""
 
+import json
 import os
 import signal
 import socket
@@ -66,3 +67,9 @@ def free_address():
     with socket.socket() as free:
         free.bind(("localhost", 0))
         return f"localhost:{free.getsockname()[1]}"
+
+
+def read_metrics(workdir):
+    """The lines of a run's metrics.jsonl."""
+    text = (workdir / "metrics.jsonl").read_text()
+    return [json.loads(line) for line in text.splitlines()]

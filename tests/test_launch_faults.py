@@ -1,6 +1,5 @@
 """Faults of the README's table, injected into programs as a user runs them."""
 
-import json
 import os
 import shutil
 import signal
@@ -9,7 +8,7 @@ import time
 
 import pytest
 from data_sets import prepare_synthetic
-from programs import CONFIG, SMALL, free_address, start, wait_for
+from programs import CONFIG, SMALL, free_address, read_metrics, start, wait_for
 
 from launch import processes
 
@@ -37,8 +36,7 @@ def _finish(process, status):
 
 
 def _steps(workdir):
-    text = (workdir / "metrics.jsonl").read_text()
-    lines = map(json.loads, text.splitlines())
+    lines = read_metrics(workdir)
     return [line["step"] for line in lines if "train/loss" in line]
 
 

@@ -9,15 +9,19 @@ import sys
 import numpy as np
 import pytest
 from data_sets import prepare_synthetic
-from programs import CONFIG, ENVIRONMENT, ROOT, SMALL, free_address, run, start
+from programs import (
+    CONFIG,
+    ENVIRONMENT,
+    ROOT,
+    SMALL,
+    free_address,
+    read_metrics,
+    run,
+    start,
+)
 from xla import device_flags
 
 from launch import processes
-
-
-def _metrics(workdir):
-    lines = (workdir / "metrics.jsonl").read_text().splitlines()
-    return [json.loads(line) for line in lines]
 
 
 @pytest.mark.full
@@ -37,7 +41,7 @@ def test_two_processes_train_as_one(tmp_path):
     alone = start("launch.train", *command, workdir, XLA_FLAGS=device_flags(2))
     output, _ = alone.communicate(timeout=600)
     assert alone.returncode == 0, output[-4000:]
-    found, expected = _metrics(tmp_path / "two"), _metrics(tmp_path / "one")
+    found, expected = read_metrics(tmp_path / "two"), read_metrics(tmp_path / "one")
     assert [line["step"] for line in found] == [line["step"] for line in expected]
     for one, other in zip(found, expected, strict=True):
         for name in ("train/loss", "train/grad_norm", "val/miou"):
@@ -76,7 +80,7 @@ def _go_on_behind_a_damaged_checkpoint(workdir, command, expected):
     outputs = _pair("launch.train", *command, f"--workdir={workdir}")
     assert "moved to damaged-6" in outputs[0] and "moved to" not in outputs[1]
     assert "going on from step 4" in outputs[0]
-    found = [line["step"] for line in _metrics(workdir)]
+    found = [line["step"] for line in read_metrics(workdir)]
     assert found == [line["step"] for line in expected]
 
 

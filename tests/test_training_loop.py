@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 import tiny
+from programs import read_metrics
 
 from mpmc_jax.training import loop, report
 from mpmc_jax.training.build import init_state, state_shape
@@ -76,11 +77,6 @@ def go(
             place=parallel.place,
             recount=recount,
         )
-
-
-def read_metrics(directory):
-    text = (directory / "metrics.jsonl").read_text()
-    return [json.loads(line) for line in text.splitlines()]
 
 
 def test_going_on_from_a_checkpoint_equals_never_having_stopped(tmp_path):

@@ -1,19 +1,14 @@
 """What a run writes of its numbers: metrics.jsonl and TensorBoard's event files."""
 
-import json
 import logging
 import resource
 import struct
 
 import pytest
+from programs import read_metrics
 from tensorboardX.proto.event_pb2 import Event
 
 from mpmc_jax.training import report
-
-
-def read_metrics(directory):
-    text = (directory / "metrics.jsonl").read_text()
-    return [json.loads(line) for line in text.splitlines()]
 
 
 def test_a_step_that_compiled_makes_no_speed(tmp_path):

@@ -8,7 +8,6 @@ steps are tried newest first, and a damaged one is set aside, not deleted.
 
 import contextlib
 import dataclasses
-import functools
 import json
 import logging
 from collections.abc import Iterator
@@ -200,9 +199,7 @@ class Checkpointer:
           CheckpointError: a checkpoint of another format version, one whose arrays
             do not fit `like`, or no intact one among several.
         """
-        # Files may reach other processes later.
-        newest = functools.partial(max, default=-1)
-        while (step := together.from_first(newest(self._manager.all_steps()))) >= 0:
+        while (step := self._newest()) >= 0:
             restored, why = None, "another process could not read it"
             try:
                 restored = self._restore(step, like)
@@ -224,6 +221,10 @@ class Checkpointer:
                 "with a new --workdir"
             )
         return None
+
+    def _newest(self) -> int:
+        """Process 0's, for files may reach others later; -1 where there is none."""
+        return together.from_first(max(self._manager.all_steps(), default=-1))
 
     def restore(self, which: str, like: TrainState) -> Restored:
         """A chosen checkpoint: "last", "best" or a step.

@@ -11,7 +11,7 @@ from tensorboardX import summary
 from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore
 from tensorboardX.record_writer import RecordWriter
 
-# Seconds for which numbers may lie in memory.
+# Seconds between two flushes, while numbers come.
 _FLUSH_EVERY = 60
 
 

@@ -271,6 +271,7 @@ class _Run:
         """Saves the last good state, out of turn; returns its step."""
         one = self.parallel.fetch(self.state)
         step = int(one.step)
+        self.report.flush(step)
         self.report.sync(step)
         self.checkpointer.save(one, {"next_index": step}, wait=True)
         return step
@@ -278,7 +279,6 @@ class _Run:
     def stop_refused(self, refused: RefusedError) -> NoReturn:
         """Saves the state before the refused step and says what happened."""
         saved, step = self.keep_state(), refused.step
-        self.report.flush(saved)
         terms, index = refused.metrics.finite_names, int(refused.metrics.refused)
         if index == len(terms):
             raise RuntimeError(
