@@ -21,7 +21,7 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
     config.train.batch_size = 2
     config.train.group_size = 2
     config.train.devices = 1
-    config.train.steps = 200
+    config.train.steps = 150
     config.train.eval_every = 50
     config.train.checkpoint_every = 50
     return presets.apply(config, argument)

@@ -26,14 +26,15 @@ def main(arguments: list[str] | None = None) -> None:
             info = open_dataset(args.data_dir, args.dataset)
             report = prepared.check(info)
             names = info.facts.class_names
-            print(prepared.summary(info))
+            summary = prepared.summary(info)
         else:
             source = cli.read_source(args)
             report = check.check_source(source)
             names = source.class_names
-            print(check.summary(source))
-        if names:
-            print(report.table(names))
+            summary = check.summary(source)
+        # Where no mask could be read, nothing but the problems is worth a line.
+        if report.images.any() or not report.problems:
+            print(f"{summary}\n{report.table(names)}")
         if report.problems:
             raise ValueError(check.failure(report))
     print("No problem found.")

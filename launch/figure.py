@@ -53,6 +53,10 @@ def main(arguments: list[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     cli.settle()
     with cli.user_errors():
+        if args.images < 1:
+            raise ValueError(f"--images={args.images}: at least 1 is needed")
+        if Path(args.output).suffix.lower() != ".png":
+            raise ValueError(f"--output={args.output}: name a .png")
         run = runs.open_run(args.workdir, args.checkpoint)
         figure = panel(rows(run, args.images), CAPTIONS)
         Path(args.output).parent.mkdir(parents=True, exist_ok=True)

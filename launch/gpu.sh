@@ -9,14 +9,16 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch/shell.sh
 
+answer_help "$@"
 dry_run=
 if [ "${1-}" = --dry_run ]; then
   dry_run=yes
   shift
 fi
 if [ $# -eq 0 ]; then
-  usage launch/gpu.sh
+  usage
 fi
+[[ $1 == launch.* ]] || fail "$1: a program is needed, launch.train or another launch.*"
 
 if [ -z "$dry_run" ]; then
   if ! command -v nvidia-smi >/dev/null || ! nvidia-smi --list-gpus | grep -q .; then

@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import functools
 import os
+import re
 import signal
 import sys
 import traceback
@@ -40,13 +41,19 @@ def join(*, found: bool, coordinator: str, count: int, index: int) -> None:
       count, index: with it, how many there are and which this one is.
 
     Raises:
-      ValueError: one of the three is missing or out of range.
+      ValueError: one of the three is missing or out of range, or JAX finds nothing.
     """
     by_hand = bool(coordinator) or count > 0 or index >= 0
-    if by_hand and not (coordinator and 0 <= index < count):
+    address = re.fullmatch(r".+:\d+", coordinator)
+    if by_hand and not (address and 0 <= index < count):
         raise ValueError(
             f"--coordinator={coordinator} --processes={count} --process={index}: all "
             "three are needed, HOST:PORT of process 0, their number and 0 to number - 1"
+        )
+    if by_hand and found:
+        raise ValueError(
+            "--distributed and --coordinator: give one; the first is for TPU pods, "
+            "where JAX finds the others"
         )
     initialize = functools.partial(
         jax.distributed.initialize,
@@ -54,9 +61,16 @@ def join(*, found: bool, coordinator: str, count: int, index: int) -> None:
         shutdown_timeout_seconds=HEARTBEAT_SECONDS,
     )
     if by_hand:
+        print(f"waiting for {count} processes at {coordinator}", flush=True)
         initialize(coordinator, count, index)
     elif found or int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
-        initialize()
+        try:
+            initialize()
+        except ValueError as error:
+            raise ValueError(
+                f"no other processes are found here ({error}); tell them by hand: "
+                "--coordinator=HOST:PORT --processes=NUMBER --process=0, 1, ..."
+            ) from error
     else:
         return
     # JAX's preemption service, which Orbax asks for, swallows SIGTERM; before the

@@ -4,6 +4,8 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
+source launch/shell.sh
+answer_help "$@"
 workdir=${1:-runs/quickstart}
 target=0.40
 

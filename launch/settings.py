@@ -35,6 +35,8 @@ _POSITIVE = (
     "data.scale_min",
     "data.scale_max",
     "model.width",
+    "train.batch_size",
+    "train.group_size",
     "u2pl.temperature",
 )
 

@@ -30,9 +30,27 @@ fail() {
 }
 
 # The comment at a script's head is its help.
+show_help() {
+  sed -n '2,/^[^#]/s/^# \{0,1\}//p' "launch/${0##*/}"
+}
+
 usage() {
-  sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$1" >&2
+  show_help >&2
   exit 2
+}
+
+# Answers --help, wherever it stands before the program; the arguments are the script's.
+answer_help() {
+  while [ $# -gt 0 ] && [ "$1" != -- ]; do
+    case $1 in
+      launch.*) return ;;
+      -h | --help)
+        show_help
+        exit 0
+        ;;
+    esac
+    shift
+  done
 }
 
 # Only these know of other processes; another program would do all of it in each.

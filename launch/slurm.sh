@@ -12,23 +12,27 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch/shell.sh
 
+answer_help "$@"
 nodes=1 gpus=1 dry_run='' options=()
 while [ $# -gt 0 ] && [ "$1" != -- ]; do
   case $1 in
     --nodes=*) nodes=${1#*=} ;;
     --gpus_per_node=*) gpus=${1#*=} ;;
     --dry_run) dry_run=yes ;;
+    --nodes | -N* | -n | --ntasks* | --gpus* | -G* | --gres*)
+      fail "$1: say --nodes=NUMBER and --gpus_per_node=NUMBER, from which the rest follows"
+      ;;
     *) options+=("$1") ;;
   esac
   shift
 done
 if [ $# -lt 2 ]; then
-  usage launch/slurm.sh
+  usage
 fi
 shift
 check_program "$1"
 for number in "$nodes" "$gpus"; do
-  [[ $number =~ ^[1-9][0-9]*$ ]] || fail "--nodes=$nodes --gpus_per_node=$gpus: whole numbers"
+  [[ $number =~ ^[1-9][0-9]*$ ]] || fail "--nodes=$nodes --gpus_per_node=$gpus: whole numbers from 1 on"
 done
 if [ -z "$dry_run" ] && ! command -v sbatch >/dev/null; then
   fail "sbatch is not on this machine; log in to the cluster, or say --dry_run"
@@ -36,7 +40,7 @@ fi
 
 python=${MPMC_VENV:-.venv}/bin/python
 if [ -z "$dry_run" ] && [ ! -x "$python" ]; then
-  fail "$python does not exist; make the environment first (README, Installation)"
+  fail "$python does not exist; make the environment first (README, Two commands)"
 fi
 
 # 75 is what a program leaves with after a signal: it has saved, and may go on. srun

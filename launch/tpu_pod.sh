@@ -19,6 +19,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch/shell.sh
 
+answer_help "$@"
 name='' zone='' type='' version='' setup='' project=() spot=() delete='' dry_run=''
 while [ $# -gt 0 ] && [ "$1" != -- ]; do
   case $1 in
@@ -36,7 +37,7 @@ while [ $# -gt 0 ] && [ "$1" != -- ]; do
   shift
 done
 if [ -z "$name" ] || [ -z "$zone" ]; then
-  usage launch/tpu_pod.sh
+  usage
 fi
 if [ -z "$dry_run" ] && ! command -v gcloud >/dev/null; then
   fail "gcloud is not on this machine; install the Google Cloud CLI, or say --dry_run"
@@ -49,7 +50,7 @@ if [ -n "$delete" ]; then
   exit
 fi
 if [ -z "$type" ] || [ $# -lt 2 ]; then
-  usage launch/tpu_pod.sh
+  usage
 fi
 shift
 check_program "$1"
@@ -111,6 +112,7 @@ acquire() {
       return
     fi
     echo "waiting for $name: $found"
+    if [ "$found" = SILENT ]; then cat "$folder/said"; fi
     sleep "$pause"
   done
 }

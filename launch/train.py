@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import functools
 import logging
+import re
 import sys
 import zlib
 from collections.abc import Callable
@@ -63,6 +64,7 @@ _PROCESS = flags.DEFINE_integer("process", -1, "and which this one is.")
 
 
 # What a mistyped number is told, instead of Python's own words.
+_TRUTH = "True or False is needed, not"
 _WHOLE, _NUMBER = "a whole number is needed, not", "a number is needed, not"
 
 
@@ -244,16 +246,22 @@ def parse_flags(argv: list[str]) -> list[str]:
         ]
         if not missing:
             _ = _CONFIG.value.format_version  # fails if the file could not be read
-    except (flags.Error, ValueError, OSError) as error:
+    except (flags.Error, ValueError, OSError, AttributeError) as error:
         # ml_collections wraps what a configuration file raised; its reason is last.
         reason = str(error).strip().splitlines()[-1].strip()
         reason = reason.removeprefix("ValueError: ").removeprefix("[Errno 2] ")
         reason = reason.replace("invalid literal for int() with base 10:", _WHOLE)
         reason = reason.replace("could not convert string to float:", _NUMBER)
+        reason = re.sub(r"\('Non-boolean.*, ('.*')\)", rf"{_TRUTH} \1", reason)
         shared = ("__init__", "base", "presets")
         files = sorted(Path("configs").glob("*.py"))
         files = [str(path) for path in files if path.stem not in shared]
-        there = f"; there are {files}" if "No such file" in reason else ""
+        if isinstance(error, AttributeError):
+            if "get_config" not in reason:
+                raise  # a mistake within the file: its place is wanted
+            reason = "--config names a file without get_config"
+        nothing = "No such file" in reason or "get_config" in reason
+        there = f"; there are {files}" if nothing else ""
         sys.exit(f"error: {reason}{there}")
     if missing:
         sys.exit(f"error: --{missing[0]} is needed; --help says more")

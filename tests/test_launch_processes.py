@@ -107,11 +107,25 @@ def _evaluate_together(workdir):
         {"coordinator": "a:1", "count": 2, "index": 2},
         {"coordinator": "", "count": 2, "index": 0},
         {"coordinator": "a:1", "count": 0, "index": -1},
+        {"coordinator": "a", "count": 2, "index": 0},
+        {"coordinator": "a:b", "count": 2, "index": 0},
     ],
 )
 def test_half_told_is_an_error(given):
     with pytest.raises(ValueError, match="all three are needed"):
         processes.join(found=False, **given)
+
+
+def test_told_and_to_be_found_is_an_error():
+    with pytest.raises(ValueError, match="--distributed and --coordinator: give one"):
+        processes.join(found=True, coordinator="a:1", count=2, index=0)
+
+
+def test_where_jax_finds_nothing_it_is_said_what_to_tell():
+    output = run("launch.evaluate", "--workdir=w", "--distributed", fails=True)
+    (line,) = output.splitlines()
+    assert line.startswith("error: no other processes are found here")
+    assert "--coordinator=HOST:PORT" in line
 
 
 def test_one_process_joins_nothing(monkeypatch):

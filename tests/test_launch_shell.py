@@ -209,6 +209,8 @@ def test_a_pod_is_made_again(tmp_path, states, statuses, calls, error):
     )
     assert done.returncode == (2 if error else 0), done.stdout + done.stderr
     assert error in done.stderr
+    if states.startswith("SILENT"):
+        assert "waiting for pod: SILENT\nERROR: no network" in done.stdout
     made = (tmp_path / "calls").read_text().splitlines()
     queued = [call.removeprefix("queued-resources ") for call in made]
     assert [call for call in queued if call in ("create", "delete", "program")] == calls
@@ -231,6 +233,9 @@ def test_a_pod_is_made_again(tmp_path, states, statuses, calls, error):
             ["launch/slurm.sh", "--", "launch.predict"],
             "launch.train and launch.evaluate",
         ),
+        (["launch/gpu.sh", "--dry-run", *PROGRAM], "--dry-run: a program is needed"),
+        (["launch/slurm.sh", "--gpus-per-node=4", "--", *PROGRAM], "say --nodes="),
+        (["launch/slurm.sh", "--nodes", "2", "--", *PROGRAM], "say --nodes=NUMBER"),
         (["launch/gpu.sh"], "bash launch/gpu.sh"),
         (["launch/slurm.sh"], "bash launch/slurm.sh"),
         (["launch/tpu_pod.sh", "--name=a"], "bash launch/tpu_pod.sh"),
@@ -246,3 +251,10 @@ def test_what_cannot_run_is_said_in_a_line(arguments, message, tmp_path):
     done = _bash(*arguments, path=tmp_path)
     assert done.returncode == 2
     assert message in done.stderr
+
+
+@pytest.mark.parametrize("name", ["gpu", "slurm", "tpu_pod", "quickstart"])
+def test_help_is_no_failure(name):
+    done = _bash(f"launch/{name}.sh", "--help")
+    assert done.returncode == 0 and not done.stderr
+    assert f"bash launch/{name}.sh" in done.stdout

@@ -84,6 +84,14 @@ def test_statistics_are_counted_from_the_runs_own_images(tmp_path):
         (["--config=configs/camvid.py"], "error: --workdir is needed; --help"),
         (["--config=configs/camvid.py", "--workdir=w", "x"], "arguments ['x']"),
         (["--confg=x"], "Did you mean: config"),
+        (
+            ["--config=configs/base.py", "--workdir=w"],
+            "error: --config names a file without get_config; there are ['configs/ac",
+        ),
+        (
+            ["--config=configs/camvid.py", "--workdir=w", "--config.data.flip=maybe"],
+            "data.flip=maybe: True or False is needed, not 'maybe'",
+        ),
     ],
 )
 def test_a_command_line_that_lacks_something_ends_in_one_line(arguments, message):

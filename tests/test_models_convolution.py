@@ -1,5 +1,7 @@
 """The CPU's own gradient of a kernel against XLA's, and that it stays on CPUs."""
 
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -85,3 +87,18 @@ def test_accelerators_get_the_program_they_had(platform):
     assert lowered(convolve) != lowered(xla), "the CPU's form is XLA's: nothing tested"
     with compiled_for(platform):
         assert lowered(convolve) == lowered(xla)
+
+
+def test_what_was_traced_for_the_cpu_is_not_met_again():
+    x, kernel = inputs(3, 6, 5)
+    # As networks have it: a part that is jitted, and traced once.
+    part = jax.jit(functools.partial(convolve, stride=1, dilation=1, padding=1))
+
+    def products():
+        loss = jax.grad(lambda kernel: jnp.sum(part(x, kernel) ** 2))
+        return jax.jit(loss).lower(kernel).as_text().count("dot_general")
+
+    on_cpu = products()
+    with compiled_for("tpu"):
+        assert products() == 0
+    assert products() == on_cpu > 0

@@ -2,6 +2,7 @@
 
 import gc
 import json
+import os
 import sys
 
 import chex
@@ -112,7 +113,18 @@ def test_saves_leave_nothing_in_memory(tmp_path, small):
     assert blocks(21) - before < 8 * len(jax.tree.leaves(state))
 
 
-@pytest.mark.parametrize("damage", ["array", "missing", "flipped", "metrics", "state"])
+# A few bytes of a checkpoint's metadata, and what they turn into.
+METADATA = {
+    "position": ('"next_index": 2', '"next_index": 3'),
+    "version": ("format_version", "format_vXXXXon"),
+    "names": ("float32[", "float16["),
+}
+
+
+@pytest.mark.parametrize(
+    "damage",
+    ["array", "missing", "flipped", "metrics", "state", "position", "version", "names"],
+)
 def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_it_used(
     tmp_path, small, damage
 ):
@@ -133,6 +145,11 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_it_used(
         data.write_bytes(content)
     elif damage == "metrics":
         (step / "metrics" / "metrics").write_text("{")
+    elif damage in METADATA:
+        meta = step / "meta" / "metadata"
+        before, after = METADATA[damage]
+        assert before in meta.read_text()
+        meta.write_text(meta.read_text().replace(before, after))
     else:
         (step / "state").rename(tmp_path / "elsewhere")
     checkpointer = Checkpointer(tmp_path)
@@ -141,6 +158,9 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_it_used(
     assert restored.step == 1
     chex.assert_trees_all_equal(restored.state.params, state.params)
     assert (tmp_path / "damaged-2").is_dir()
+    os.rename(tmp_path / "1", tmp_path / "damaged-1")
+    with pytest.raises(CheckpointError, match=r"as damaged: \['damaged-1', 'damaged-2"):
+        Checkpointer(tmp_path, read_only=True).restore("best", state_shape(parts))
 
 
 def test_another_format_version_is_refused(tmp_path, small, monkeypatch):

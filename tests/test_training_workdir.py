@@ -46,6 +46,7 @@ def test_how_a_run_is_done_may_change(tmp_path):
         ("optimizer__lr", -1.0, "optimizer.lr=-1.0 must not be negative"),
         ("mpmc__alpha", -1.0, "mpmc.alpha=-1.0 must not be negative"),
         ("model__width", 0, "model.width=0 must be positive"),
+        ("train__group_size", 0, "train.group_size=0 must be positive"),
         ("seed", -1, "seed=-1 must not be negative"),
         ("optimizer__lr", float("nan"), "optimizer.lr=nan must not be negative"),
     ],

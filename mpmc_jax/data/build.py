@@ -57,11 +57,15 @@ def read_source(name: str, directory: str, classes: tuple[str, ...] = ()) -> Sou
     """Describes the data set `name` that lies in `directory`.
 
     Raises:
-      ValueError: unknown name; the text lists the valid ones.
+      ValueError: unknown name (the text lists the valid ones), or a folder for what
+        has none.
       FileNotFoundError: the folder is missing or empty.
     """
     _known(name)
-    if name != "synthetic":
+    if name == "synthetic":
+        if directory:
+            raise ValueError(f"--source={directory}: synthetic is made, it has none")
+    else:
         folder_path = pathlib.Path(directory)
         if not directory:
             raise FileNotFoundError(

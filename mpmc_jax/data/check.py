@@ -62,7 +62,7 @@ class Report:
             )
         void = [key for key, classes in self.present.items() if not classes]
         if void:
-            rows.append(f"note: nothing but void in the masks of {shorten(void)}")
+            rows.append(f"note: none of the classes in the masks of {shorten(void)}")
         return "\n".join(rows)
 
 

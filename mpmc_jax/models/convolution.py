@@ -25,6 +25,9 @@ Array = jax.Array
 # products. A dense one never is: XLA's convolution is then the faster, however small.
 _WORTH = 0.75
 
+# Networks repeat themselves: what has a shape for the second time is not traced again.
+_cached = functools.partial(jax.jit, static_argnums=0)
+
 _platform: contextvars.ContextVar[str] = contextvars.ContextVar("platform")
 
 
@@ -32,10 +35,12 @@ _platform: contextvars.ContextVar[str] = contextvars.ContextVar("platform")
 def compiled_for(platform: str) -> Iterator[None]:
     """What is traced within is for this platform, not for JAX's default one."""
     token = _platform.set(platform)
+    jax.clear_caches()  # What was traced for another one must not be met again.
     try:
         yield
     finally:
         _platform.reset(token)
+        jax.clear_caches()
 
 
 class _Geometry(NamedTuple):
@@ -81,11 +86,13 @@ def _convolution(geometry: _Geometry, x_bhwi: Array, kernel_kkio: Array) -> Arra
     )
 
 
+@_cached
 def _on_cpu(geometry: _Geometry, x_bhwi: Array, kernel_kkio: Array) -> Array:
     size = kernel_kkio.shape[0]
     _, height, width, _ = x_bhwi.shape
     rows, columns = _spans(geometry, size, height), _spans(geometry, size, width)
-    sparse = geometry.dilation > 1 and _used(rows) * _used(columns) < _WORTH
+    used = _used(rows) * _used(columns)
+    sparse = geometry.dilation > 1 and 0 < used < _WORTH
     if size == 1 or sparse:
         return _sum_of_taps(rows, columns, x_bhwi, kernel_kkio)
     return _with_tap_gradient(geometry, x_bhwi, kernel_kkio)
@@ -116,28 +123,37 @@ def _used(spans: list[_Span]) -> float:
 def _sum_of_taps(
     rows: list[_Span], columns: list[_Span], x_bhwi: Array, kernel_kkio: Array
 ) -> Array:
-    none = (0, 0, 0)
-    parts = []
-    for row, taps_kio in zip(rows, kernel_kkio, strict=True):
-        for column, tap_io in zip(columns, taps_kio, strict=True):
-            seen_bhwi = x_bhwi[:, row.inputs, column.inputs]
-            # Of two axes: XLA writes the weight's gradient out at half the rate where
-            # a product has four.
-            part_no = seen_bhwi.reshape(-1, seen_bhwi.shape[-1]) @ tap_io
-            part_bhwo = part_no.reshape(*seen_bhwi.shape[:-1], tap_io.shape[-1])
-            zero = jnp.zeros((), part_bhwo.dtype)
-            border = (none, row.border, column.border, none)
-            parts.append(lax.pad(part_bhwo, zero, border))
+    # On small features the outer taps of a high rate meet padding alone.
+    parts = [
+        _product_of_tap(row, column, x_bhwi, kernel_kkio[i, j])
+        for i, row in enumerate(rows)
+        for j, column in enumerate(columns)
+        if row.outputs and column.outputs
+    ]
     return functools.reduce(jnp.add, parts)
+
+
+def _product_of_tap(row: _Span, column: _Span, x_bhwi: Array, tap_io: Array) -> Array:
+    """(b,h',w',o): zero where the tap meets padding."""
+    seen_bhwi = x_bhwi[:, row.inputs, column.inputs]
+    # Of two axes: XLA writes the weight's gradient out at half the rate where a
+    # product has four.
+    part_no = seen_bhwi.reshape(-1, seen_bhwi.shape[-1]) @ tap_io
+    part_bhwo = part_no.reshape(*seen_bhwi.shape[:-1], tap_io.shape[-1])
+    none = (0, 0, 0)
+    border = (none, row.border, column.border, none)
+    return lax.pad(part_bhwo, jnp.zeros((), part_bhwo.dtype), border)
 
 
 _with_tap_gradient = jax.custom_vjp(_convolution, nondiff_argnums=(0,))
 
 
+@_cached
 def _forward(geometry, x_bhwi, kernel_kkio):
     return _convolution(geometry, x_bhwi, kernel_kkio), (x_bhwi, kernel_kkio)
 
 
+@_cached
 def _backward(geometry, residuals, dy_bhwo):
     x_bhwi, kernel_kkio = residuals
     of_input = functools.partial(_convolution, geometry, kernel_kkio=kernel_kkio)

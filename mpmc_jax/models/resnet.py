@@ -202,10 +202,13 @@ class ResNet(nn.Module):
             )(x_bhwd, train=train)
         x_bhwd = max_pool(x_bhwd, ceil=self.spec.ceil_pool)
 
+        # Argument 2 is `train`, counted with self. Blocks that are alike are traced
+        # once, but for variables: their keys would be others.
         block_cls = ResidualBlock
+        if not self.is_initializing():
+            block_cls = nn.jit(block_cls, static_argnums=(2,))
         if self.remat:
-            # Argument 2 is `train`, counted with self.
-            block_cls = nn.remat(ResidualBlock, static_argnums=(2,))
+            block_cls = nn.remat(block_cls, static_argnums=(2,))
         taps = {}
         for layer, blocks in zip(LAYERS, self.spec.blocks, strict=True):
             for i, block in enumerate(blocks):

@@ -60,10 +60,10 @@ def read(path: pathlib.Path, state: str = "") -> WeightFile:
       WeightsError: what is wrong with the file.
       FileNotFoundError: there is none.
     """
-    if path.suffix not in SUFFIXES:
-        raise WeightsError(f"{path}: weights are read from {', '.join(SUFFIXES)}")
-    if not path.is_file():
+    if not path.exists():
         raise FileNotFoundError(f"{path}: no such file of weights")
+    if path.suffix not in SUFFIXES or not path.is_file():
+        raise WeightsError(f"{path}: weights are read from {', '.join(SUFFIXES)}")
     metadata, name, others = {}, "", ()
     if path.suffix == ".safetensors":
         arrays, metadata = _read_safetensors(path)

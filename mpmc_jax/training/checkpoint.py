@@ -129,12 +129,14 @@ class Checkpointer:
         if step in self._manager.all_steps():
             self.wait()
             return
-        meta = {
-            "format_version": FORMAT_VERSION,
-            "data_state": data_state,
-            "leaves": describe(arrays),
-            "checksum": checksum(arrays),
-        }
+        meta = files.sealed(
+            {
+                "format_version": FORMAT_VERSION,
+                "data_state": data_state,
+                "leaves": describe(arrays),
+                "checksum": checksum(arrays),
+            }
+        )
         with self._writing():
             self._manager.save(
                 step,
@@ -241,9 +243,11 @@ class Checkpointer:
             step = int(which) if which.isdigit() else None
         step = together.from_first(step if step in steps else -1)
         if step < 0:
+            damaged = sorted(path.name for path in self._directory.glob("damaged-*"))
+            aside = f"; set aside as damaged: {damaged}" if damaged else ""
             raise CheckpointError(
                 f"{self._directory} holds no checkpoint {which!r}; steps there: "
-                f"{steps or 'none'}; choose last, best or one of these"
+                f"{steps or 'none'}{aside}; choose last, best or a step that is there"
             )
         try:
             return self._restore(step, like)
@@ -258,12 +262,12 @@ class Checkpointer:
 
     def _restore(self, step: int, like: TrainState) -> Restored:
         folder = self._directory / str(step)
-        meta = files.read(folder, meta=ocp.args.JsonRestore())["meta"]
-        if meta.get("format_version") != FORMAT_VERSION:
+        meta = files.read_meta(folder)
+        if (version := meta["format_version"]) != FORMAT_VERSION:
             raise CheckpointError(
-                f"{folder} has format version {meta.get('format_version')}, this "
-                f"program reads {FORMAT_VERSION}; continue with the release that "
-                "wrote it, or start a new --workdir"
+                f"{folder} has format version {version}, this program reads "
+                f"{FORMAT_VERSION}; continue with the release that wrote it, or start "
+                "a new --workdir"
             )
         check_fit(folder, meta["leaves"], describe(like))
         target = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), like)

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import re
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from mpmc_jax.training import together
 from mpmc_jax.training.integrity import CheckpointError
 
 _LOG = logging.getLogger(__name__)
+
+_SEAL = "meta_checksum"
 
 
 def metrics_file(step: Path) -> Path:
@@ -29,7 +32,7 @@ def set_aside(folder: Path, why: str) -> None:
         number += 1
         target = folder.with_name(f"damaged-{folder.name}-{number}")
     folder.rename(target)
-    _LOG.warning("checkpoint %s: %s; moved to %s", folder, why, target.name)
+    _LOG.warning("checkpoint %s is damaged (%s); moved to %s", folder, why, target.name)
 
 
 def set_aside_unreadable(directory: Path) -> None:
@@ -41,7 +44,7 @@ def set_aside_unreadable(directory: Path) -> None:
         try:
             json.loads(metrics.read_text())
         except ValueError:
-            set_aside(step, "its metrics are damaged")
+            set_aside(step, "its metrics are no JSON")
 
 
 def check_writable(directory: Path) -> None:
@@ -70,6 +73,29 @@ def read(folder: Path, **items: ocp.args.CheckpointArgs) -> Any:
     handler = ocp.CompositeCheckpointHandler()
     with ocp.Checkpointer(handler, multiprocessing_options=alone) as reader:
         return reader.restore(folder, args=ocp.args.Composite(**items))
+
+
+def sealed(meta: dict[str, Any]) -> dict[str, Any]:
+    """A checkpoint's metadata with its own checksum, for `read_meta`."""
+    return {**meta, _SEAL: _checksum(meta)}
+
+
+def read_meta(folder: Path) -> dict[str, Any]:
+    """The metadata of a step's folder.
+
+    Raises:
+      ValueError: it is not what was written.
+    """
+    meta = read(folder, meta=ocp.args.JsonRestore())["meta"]
+    # Checkpoints of format 3 had none at first.
+    seal = meta.pop(_SEAL, None)
+    if "format_version" not in meta or seal not in (None, _checksum(meta)):
+        raise ValueError("its metadata changed on disk")
+    return meta
+
+
+def _checksum(meta: dict[str, Any]) -> int:
+    return zlib.crc32(json.dumps(meta, sort_keys=True).encode())
 
 
 def of_another_process(error: BaseException | None) -> BaseException | None:

@@ -78,8 +78,9 @@ def claim(workdir: Path, config: ml_collections.ConfigDict) -> None:
         workdir.mkdir(parents=True, exist_ok=True)
         write_json(path, wanted)
     except OSError as error:
+        reason = "it is a file" if workdir.is_file() else error.strerror
         raise WorkdirError(
-            f"cannot write to --workdir={workdir}: {error.strerror}; choose "
+            f"cannot write to --workdir={workdir}: {reason}; choose "
             "another or mend its permissions"
         ) from error
 
