@@ -15,7 +15,7 @@ from test_evaluation_volumes import NAMES, evaluate_bands, predicted
 from variables import random_variables
 
 from configs import acdc, base, cityscapes, folder, presets, voc
-from launch import check_data, convert_weights, evaluate, prepare_data
+from launch import check_data, convert_weights, evaluate, prepare_data, runs
 from launch.train import train
 from mpmc_jax.data.build import build_eval
 from mpmc_jax.evaluation.volumes import FIGURES, score_volume
@@ -208,13 +208,17 @@ def test_a_folder_of_grey_images(tmp_path, capsys):
 
 def test_the_sample_of_real_voc(tmp_path, capsys):
     prepare("voc", real("voc_sample"), tmp_path / "data")
-    for split in ("10", "full"):
-        config = voc.get_config(f"method=augseg,mpmc=paper,split={split}")
-        run = tmp_path / split
-        two_steps(config, tmp_path / "data", run, tiny.CROP)
-        written = scored(run)
-        assert (written["num_images"], written["pad_to"]) == (40, 0)
-        assert np.sum(written["confusion"]) > 40 * 50_000
+    few, full = (
+        voc.get_config(f"method=augseg,mpmc=paper,split={split}")
+        for split in ("10", "full")
+    )
+    few.data.data_dir, few.data.allow_absent_classes = str(tmp_path / "data"), True
+    _, pipeline, _ = runs.prepare(few)
+    assert (pipeline.num_labeled, pipeline.num_unlabeled) == (10, 50)
+    two_steps(full, tmp_path / "data", tmp_path / "run", tiny.CROP)
+    written = scored(tmp_path / "run")
+    assert (written["num_images"], written["pad_to"]) == (40, 0)
+    assert np.sum(written["confusion"]) > 40 * 50_000
 
 
 def test_real_acdc_by_volume_equals_numpy(tmp_path, capsys):

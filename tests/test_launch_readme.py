@@ -44,7 +44,7 @@ def test_every_command_of_the_readme_runs(tmp_path):
 
 @pytest.mark.full
 def test_the_quick_start_reaches_its_mark(tmp_path):
-    """About ten minutes; it asserts val/miou and the patch classifier itself."""
+    """About eight minutes; it asserts val/miou and the patch classifier itself."""
     environment = ENVIRONMENT | {"XLA_FLAGS": "", "MPMC_VENV": sys.prefix}
     done = subprocess.run(
         ["bash", "launch/quickstart.sh", str(tmp_path / "run")],

@@ -183,10 +183,9 @@ def test_two_steps_agree_in_float64(devices):
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("devices", [1, 2])
-def test_two_steps_agree_in_float32(devices):
+def test_two_steps_agree_in_float32():
     with jax.default_matmul_precision("highest"):
-        worst = all_errors(np.float32, devices)
+        worst = all_errors(np.float32, 1)
     print(json.dumps(worst))
     assert worst["losses_0"] < 1e-5
     assert worst["losses_1"] < 1e-3

@@ -84,9 +84,8 @@ def test_a_silent_plugin_moves_nothing(method):
     "method", ["mean_teacher", "unimatch", "augseg", "u2pl", "ael"]
 )
 def test_devices_and_mappings_agree(method):
-    # The mapping is no method's business: two see both, one of them with a memory.
-    both = ("pmap", "shard_map")
-    kinds = both if method in ("mean_teacher", "u2pl") else both[:1]
+    # The mapping is no method's business: one sees both.
+    kinds = ("pmap", "shard_map")[: 2 if method == "mean_teacher" else 1]
     changes = U2PL if method == "u2pl" else {}
     found = _x64(f"mapping_difference({method!r}, {kinds!r}, **{changes})")
     assert set(found) == {
