@@ -104,6 +104,7 @@ def test_compiled_for_this_machine():
 )
 def test_compiled_for_absent_tpus(monkeypatch):
     monkeypatch.setitem(ENVIRONMENT, "ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    monkeypatch.setitem(ENVIRONMENT, "XLA_FLAGS", "")  # libtpu ends at those of CPUs
     small = ("--what=compile", "--topology=v5e:2x2", "--batch_size=8", "--crop=33")
     found = _bench(*small, *SUPERVISED)
     assert found["chip"] == "TPU v5 lite" and found["chips"] == 4

@@ -214,7 +214,7 @@ def test_the_sample_of_real_voc(tmp_path, capsys):
     )
     few.data.data_dir, few.data.allow_absent_classes = str(tmp_path / "data"), True
     _, pipeline, _ = runs.prepare(few)
-    assert (pipeline.num_labeled, pipeline.num_unlabeled) == (10, 50)
+    assert (pipeline.num_labeled, pipeline.num_unlabeled) == (10, 110)
     two_steps(full, tmp_path / "data", tmp_path / "run", tiny.CROP)
     written = scored(tmp_path / "run")
     assert (written["num_images"], written["pad_to"]) == (40, 0)
