@@ -80,6 +80,8 @@ prepare_synthetic(sys.argv[1], train=40, val=2)
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_a_run_that_is_stopped_leaves_no_data_set(how, tmp_path):
+    # A shell's background jobs ignore Ctrl-C, and what they start would as well.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     command = [sys.executable, "-c", _KILLED, str(tmp_path)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as child:
         try:
