@@ -8,7 +8,7 @@ import ml_collections
 from configs import base
 from mpmc_jax.training import workdir
 
-# Numbers whose sign nothing else looks at.
+# Numbers whose sign nothing else looks at, or not before it divides by them.
 _NOT_NEGATIVE = (
     "seed",
     "data.split_seed",

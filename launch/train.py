@@ -63,7 +63,7 @@ _PROCESSES = flags.DEFINE_integer("processes", 0, "how many there are,")
 _PROCESS = flags.DEFINE_integer("process", -1, "and which this one is.")
 
 
-# What a mistyped number is told, instead of Python's own words.
+# What a mistyped value is told, instead of Python's own words.
 _TRUTH = "True or False is needed, not"
 _WHOLE, _NUMBER = "a whole number is needed, not", "a number is needed, not"
 
@@ -253,13 +253,13 @@ def parse_flags(argv: list[str]) -> list[str]:
         reason = reason.replace("invalid literal for int() with base 10:", _WHOLE)
         reason = reason.replace("could not convert string to float:", _NUMBER)
         reason = re.sub(r"\('Non-boolean.*, ('.*')\)", rf"{_TRUTH} \1", reason)
-        shared = ("__init__", "base", "presets")
-        files = sorted(Path("configs").glob("*.py"))
-        files = [str(path) for path in files if path.stem not in shared]
         if isinstance(error, AttributeError):
             if "get_config" not in reason:
                 raise  # a mistake within the file: its place is wanted
             reason = "--config names a file without get_config"
+        shared = ("__init__", "base", "presets")
+        files = sorted(Path("configs").glob("*.py"))
+        files = [str(path) for path in files if path.stem not in shared]
         nothing = "No such file" in reason or "get_config" in reason
         there = f"; there are {files}" if nothing else ""
         sys.exit(f"error: {reason}{there}")

@@ -116,14 +116,14 @@ def test_saves_leave_nothing_in_memory(tmp_path, small):
 # A few bytes of a checkpoint's metadata, and what they turn into.
 METADATA = {
     "position": ('"next_index": 2', '"next_index": 3'),
-    "version": ("format_version", "format_vXXXXon"),
-    "names": ("float32[", "float16["),
+    "version": ("format_version", "format_vers1on"),
+    "type": ("float32[", "float16["),
 }
 
 
 @pytest.mark.parametrize(
     "damage",
-    ["array", "missing", "flipped", "metrics", "state", "position", "version", "names"],
+    ["array", "missing", "flipped", "metrics", "state", "position", "version", "type"],
 )
 def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_it_used(
     tmp_path, small, damage

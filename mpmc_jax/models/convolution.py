@@ -19,14 +19,13 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from mpmc_jax.models.tracing import traced_once
+
 Array = jax.Array
 
 # A dilated kernel is taken tap by tap where that spares more than a quarter of its
 # products. A dense one never is: XLA's convolution is then the faster, however small.
 _WORTH = 0.75
-
-# Networks repeat themselves: what has a shape for the second time is not traced again.
-_cached = functools.partial(jax.jit, static_argnums=0)
 
 _platform: contextvars.ContextVar[str] = contextvars.ContextVar("platform")
 
@@ -86,7 +85,7 @@ def _convolution(geometry: _Geometry, x_bhwi: Array, kernel_kkio: Array) -> Arra
     )
 
 
-@_cached
+@traced_once
 def _on_cpu(geometry: _Geometry, x_bhwi: Array, kernel_kkio: Array) -> Array:
     size = kernel_kkio.shape[0]
     _, height, width, _ = x_bhwi.shape
@@ -148,12 +147,12 @@ def _product_of_tap(row: _Span, column: _Span, x_bhwi: Array, tap_io: Array) -> 
 _with_tap_gradient = jax.custom_vjp(_convolution, nondiff_argnums=(0,))
 
 
-@_cached
+@traced_once
 def _forward(geometry, x_bhwi, kernel_kkio):
     return _convolution(geometry, x_bhwi, kernel_kkio), (x_bhwi, kernel_kkio)
 
 
-@_cached
+@traced_once
 def _backward(geometry, residuals, dy_bhwo):
     x_bhwi, kernel_kkio = residuals
     of_input = functools.partial(_convolution, geometry, kernel_kkio=kernel_kkio)

@@ -5,12 +5,13 @@ going back, two of which are zero or known; the formula of the paper (Ioffe and 
 2015) needs two. Norms are bound by memory, and a third of a step's programs are theirs.
 """
 
-import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+
+from mpmc_jax.models.tracing import traced_once
 
 Array = jax.Array
 
@@ -45,11 +46,7 @@ def normalize_by_batch(
     return out
 
 
-# Networks repeat themselves: what has a shape for the second time is not traced again.
-_cached = functools.partial(jax.jit, static_argnums=0)
-
-
-@_cached
+@traced_once
 def _by_batch(axis_name, x_bhwc, scale_c, bias_c):
     wide_bhwc = at_least_float32(x_bhwc)
     mean_c = _mean(jnp.mean(wide_bhwc, axis=(0, 1, 2)), axis_name)
@@ -61,13 +58,13 @@ def _by_batch(axis_name, x_bhwc, scale_c, bias_c):
 _with_gradient = jax.custom_vjp(_by_batch, nondiff_argnums=(0,))
 
 
-@_cached
+@traced_once
 def _forward(axis_name, x_bhwc, scale_c, bias_c):
     out = _by_batch(axis_name, x_bhwc, scale_c, bias_c)
     return out, (x_bhwc, scale_c, *out[1:])
 
 
-@_cached
+@traced_once
 def _backward(axis_name, residuals, cotangents):
     x_bhwc, scale_c, mean_c, var_c = residuals
     dy_bhwc = at_least_float32(cotangents[0])
