@@ -45,27 +45,30 @@ def bench_compile(config: ml_collections.ConfigDict, topology: str) -> dict[str,
     with compiled_for(devices[0].platform):
         lowered = lower_step(config, list(devices))
     traced = time.perf_counter()
-    figures = _figures(lowered)
+    compiled, refused = _compile(lowered)
+    seconds = time.perf_counter() - traced
     return {
         "chip": devices[0].device_kind,
         "chips": len(devices),
         "images_a_chip": config.train.batch_size // len(devices),
-        **figures,
+        **({"refused": refused} if compiled is None else _figures(compiled)),
         "trace_seconds": traced - begin,
-        "compile_seconds": time.perf_counter() - traced,
+        "compile_seconds": seconds,
     }
 
 
-def _figures(lowered: Any) -> dict[str, Any]:
-    """Of the program; of one that the memory is too small for, what it `refused`."""
+def _compile(lowered: Any) -> tuple[Any, str]:
+    """The program; None and why where the memory is too small for it."""
     try:
-        compiled = lowered.compile()
+        return lowered.compile(), ""
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         needed = _NEEDED.search(str(error))
-        said = needed.group() if needed else str(error).splitlines()[0]
-        return {"refused": said}
+        return None, needed.group() if needed else str(error).splitlines()[0]
+
+
+def _figures(compiled: Any) -> dict[str, Any]:
     return {
         **program_figures(compiled),
         "collectives": collectives(compiled.as_text()),

@@ -11,12 +11,13 @@ ROOT = pathlib.Path(__file__).parent.parent
 PACKAGE = "mpmc_jax"
 
 # Part of the package -> parts that it may import. The plug-ins know no method.
-BELOW_METHODS = {"types", "pixels", "losses", "models", "data"}
+BELOW_METHODS = {"types", "pixels", "devices", "losses", "models", "data"}
 ALLOWED = {
     "pixels": set(),
     "types": set(),
+    "devices": set(),
     "losses": {"types"},
-    "models": {"types", "pixels"},
+    "models": {"types", "pixels", "devices"},
     "data": {"types", "pixels"},
     "methods": BELOW_METHODS,
     "plugins": BELOW_METHODS,

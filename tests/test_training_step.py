@@ -68,21 +68,25 @@ def test_an_average_for_evaluation_only_changes_nothing_else():
     assert tiny.difference(kept.ema_params, kept.params) > 1e-6
 
 
-def test_the_teacher_alone_computes_in_its_dtype(unimatch):
-    cfg = tiny.config(
-        "method=unimatch,mpmc=recommended", model__teacher_dtype="bfloat16"
-    )
-    parts = tiny.setup(cfg)
-    assert parts.step.teachers["student"].dtype == "bfloat16"
-    assert parts.step.modules["student"].dtype == "float32"
-    state, metrics = tiny.run(cfg, 1)
-    assert {x.dtype.name for x in jax.tree.leaves(state.params)} == {"float32"}
-    exact = unimatch[2][0].values
-    # The supervised term has no teacher; MPMC's target is the teacher's.
-    assert metrics[0].values["loss_supervised"] == exact["loss_supervised"]
-    rounded = metrics[0].values["loss_patch_unlabeled"]
-    assert rounded != exact["loss_patch_unlabeled"]
-    np.testing.assert_allclose(rounded, exact["loss_patch_unlabeled"], rtol=1e-2)
+def test_the_teacher_alone_computes_in_its_dtype():
+    values = {}
+    for dtype in ("", "bfloat16"):
+        cfg = tiny.config(
+            "method=unimatch,mpmc=recommended",
+            model__teacher_dtype=dtype,
+            method__threshold=0.0,
+        )
+        parts = tiny.setup(cfg)
+        assert parts.step.teachers["student"].dtype == (dtype or "float32")
+        assert parts.step.modules["student"].dtype == "float32"
+        state, metrics = tiny.run(cfg, 1)
+        assert {x.dtype.name for x in jax.tree.leaves(state.params)} == {"float32"}
+        values[dtype] = metrics[0].values
+    exact, rounded = values[""], values["bfloat16"]
+    # The supervised term has no teacher; some of its nearly even votes turn elsewhere.
+    assert rounded["loss_supervised"] == exact["loss_supervised"]
+    assert rounded["loss_s2"] != exact["loss_s2"]
+    np.testing.assert_allclose(rounded["loss_s2"], exact["loss_s2"], rtol=1e-2)
 
 
 def test_a_step_that_is_not_finite_is_refused_and_so_are_those_after_it():

@@ -11,6 +11,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from mpmc_jax import devices
 from mpmc_jax.methods import (
     ael_confidence,
     ael_memory,
@@ -216,7 +217,7 @@ class AEL(base.Method):
             for x in (first, second)
         ]
         seen = inputs.seen.replace(present=jnp.stack(present, axis=1))
-        seen = base.over_devices(seen, self.axis_name)
+        seen = devices.gathered(seen, self.axis_name)
         state = ael_memory.remember(state, seen, inputs.slot)
         return targets, {"student": teacher.batch_stats}, state
 
@@ -285,7 +286,7 @@ class AEL(base.Method):
         )
         group = inputs.seen.group
         moved = ael_confidence.moved(state.confidence[group], measured)
-        groups, values = base.over_devices((group, moved), self.axis_name)
+        groups, values = devices.gathered((group, moved), self.axis_name)
         values = values.astype(state.confidence.dtype)
         confidence = state.confidence.at[groups].set(values)
         return moved, state.replace(confidence=confidence)

@@ -163,13 +163,6 @@ def in_groups(tree: T, group_size: int) -> T:
     return jax.tree.map(lambda x: x.reshape((-1, group_size) + x.shape[1:]), tree)
 
 
-def over_devices(tree: T, axis_name: str | None) -> T:
-    """Arrays (n,...) -> those of all devices one after the other, in their order."""
-    if axis_name is None:
-        return tree
-    return jax.lax.all_gather(tree, axis_name, tiled=True)
-
-
 def take(taps: dict[str, Array], start: int, stop: int) -> dict[str, Array]:
     """The examples start..stop of every tap."""
     return {name: tap[start:stop] for name, tap in taps.items()}

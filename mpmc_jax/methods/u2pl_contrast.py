@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from mpmc_jax import devices
 from mpmc_jax.losses import contrastive
 from mpmc_jax.losses.contrastive import Bank, Draws, Rings
 from mpmc_jax.losses.sampling import nth_true
@@ -264,11 +265,11 @@ class PixelContrast:
         """
         number, choice = groups
         # Devices of several processes do not hold the groups in their order.
-        order = jnp.argsort(base.over_devices(number, self.axis_name))
+        order = jnp.argsort(devices.gathered(number, self.axis_name))
 
         def joined(part: Array) -> Array:
             """(g,n,...) -> (all groups * n,...)."""
-            everywhere = base.over_devices(part, self.axis_name)[order]
+            everywhere = devices.gathered(part, self.axis_name)[order]
             return everywhere.reshape((-1,) + part.shape[2:])
 
         if not self.form.spread:

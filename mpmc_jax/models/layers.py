@@ -10,9 +10,9 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jax import lax
 from jax.nn import initializers
 
+from mpmc_jax import devices
 from mpmc_jax.models.convolution import convolve
 from mpmc_jax.models.normalization import normalize, normalize_by_batch, per_channel
 
@@ -98,8 +98,7 @@ class BatchNorm(nn.Module):
             axis_name, x_bhwc, scale, bias
         )
         if not self.is_initializing():
-            devices = 1 if axis_name is None else lax.axis_size(axis_name)
-            count = devices * (x_bhwc.size // shape[0])
+            count = devices.count(axis_name) * (x_bhwc.size // shape[0])
             unbiased = batch_var * (count / max(count - 1, 1))
             mean.value = _towards(mean.value, batch_mean)
             var.value = _towards(var.value, unbiased)

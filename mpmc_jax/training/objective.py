@@ -11,7 +11,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from mpmc_jax import losses
+from mpmc_jax import devices, losses
 from mpmc_jax.types import Array, Outputs, Supervised, View
 
 
@@ -32,9 +32,10 @@ class Totals:
 
     def sum(self, x: Array) -> Array:
         """Sum over devices; its gradient is that of this device's share."""
-        if self.axis_name is None:
+        if devices.count(self.axis_name) == 1:
             return x
-        return x + jax.lax.stop_gradient(jax.lax.psum(x, self.axis_name) - x)
+        total = devices.total(x, self.axis_name)
+        return x + jax.lax.stop_gradient(total - x)
 
     def mean(self, name: str, x: Array) -> Array:
         """This micro-batch's share of the mean over the whole batch."""

@@ -13,6 +13,7 @@ import numpy as np
 import optax
 from flax import struct
 
+from mpmc_jax import devices
 from mpmc_jax.methods.keys import Keys
 from mpmc_jax.training import gradient, objective
 from mpmc_jax.training.config import StepConfig
@@ -153,9 +154,7 @@ def _counts(
     else:
         stacked = jax.lax.map(local, parts)
         counts = jax.tree.map(lambda x: x.sum(0), stacked)
-    if config.axis_name is None:
-        return counts
-    return jax.lax.psum(counts, config.axis_name)
+    return devices.total(counts, config.axis_name)
 
 
 def _update(
@@ -165,9 +164,8 @@ def _update(
     values: dict[str, Array],
     order: Order,
 ) -> tuple[TrainState, Metrics]:
-    grads, asked = carry.grads, order.stop.astype(jnp.float32)
-    if config.axis_name is not None:
-        grads, asked = jax.lax.psum((grads, asked), config.axis_name)
+    asked = order.stop.astype(jnp.float32)
+    grads, asked = devices.total((carry.grads, asked), config.axis_name)
     updates, opt_state = config.optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     ema_params, ema_stats = _average(config, state, carry, params)
