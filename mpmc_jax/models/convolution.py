@@ -168,13 +168,14 @@ def _kernel_gradient(
 ) -> Array:
     """(k,k,i,o): the products of shifted inputs with dy, for a row of taps at once.
 
-    A product a tap is no faster, and takes half as long again to compile.
+    A product a tap is no faster, and takes half as long again to compile. A row's
+    shifted inputs are `size` times the input; XLA would make those of all rows and
+    layers on the way forward, where the inputs are at hand, and hold them until dy
+    is: two fifths of a step's memory. So each waits for what was computed before it.
     """
     stride, dilation, padding = geometry
     _, height, width, features = dy_bhwo.shape
     channels = x_bhwi.shape[-1]
-    border = (padding, padding)
-    x_bhwi = jnp.pad(x_bhwi, ((0, 0), border, border, (0, 0)))
     dy_no = dy_bhwo.reshape(-1, features)
 
     def seen(axis: int, tap: int, outputs: int, of_bhwi: Array) -> Array:
@@ -182,10 +183,28 @@ def _kernel_gradient(
         end = begin + (outputs - 1) * stride + 1
         return lax.slice_in_dim(of_bhwi, begin, end, stride, axis)
 
-    row_bhwki = jnp.stack([seen(2, tap, width, x_bhwi) for tap in range(size)], axis=3)
-
-    def of_row(tap: int) -> Array:
-        seen_nki = seen(1, tap, height, row_bhwki).reshape(-1, size * channels)
+    def of_row(tap: int, before: Array) -> Array:
+        padded_bhwi = _padded(x_bhwi, padding, _zero_after(before))
+        row_bhwi = seen(1, tap, height, padded_bhwi)
+        shifted = [seen(2, column, width, row_bhwi) for column in range(size)]
+        seen_nki = jnp.stack(shifted, axis=3).reshape(-1, size * channels)
         return (seen_nki.T @ dy_no).reshape(size, channels, features)
 
-    return jnp.stack([of_row(tap) for tap in range(size)])
+    rows, before = [], dy_bhwo
+    for tap in range(size):
+        before = of_row(tap, before)
+        rows.append(before)
+    return jnp.stack(rows)
+
+
+def _zero_after(array: Array) -> Array:
+    """0, or NaN where `array` begins with one; XLA cannot know it before `array`.
+
+    An optimization_barrier is gone before XLA for CPUs puts instructions in order.
+    """
+    return jnp.minimum(jnp.abs(array.ravel()[0]), 0)
+
+
+def _padded(x_bhwi: Array, padding: int, value: Array) -> Array:
+    border = (padding, padding, 0)
+    return lax.pad(x_bhwi, value, ((0, 0, 0), border, border, (0, 0, 0)))
