@@ -5,7 +5,7 @@ python -m launch.bench --what=step [--method=unimatch] [--mpmc=recommended] \
     [--profile=DIR] [--peer=torch,torch_best]
 python -m launch.bench --what=methods ...  every method's step in turns, as ratios
 python -m launch.bench --what=mpmc ...    pooling, targets and weights beside the step
-python -m launch.bench --what=scaling ...  batches, crops and devices
+python -m launch.bench --what=scaling ...  batches and crops, or --devices=8
 python -m launch.bench --what=fits ...    memory at growing batches, compiled only
 python -m launch.bench --what=compile [--topology=v5e:4x4] ...  not run; for a TPU
 python -m launch.bench --what=data [--images=200 --largest=500]    or 2048

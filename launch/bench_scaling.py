@@ -14,44 +14,53 @@ from launch.measuring import spread
 def bench_scaling(config: ml_collections.ConfigDict, repeats: int) -> dict[str, Any]:
     """Steps of 1, 2 and 4 times the batch; of 1, 3/2 and 2 times the crop; in turns.
 
-    With several devices also of one beside all of them, at an equal global batch.
+    With several devices instead of one beside all of them, at an equal global batch.
 
     Args:
       config: of the run; its batch and crop are the smallest, its devices those of the
-        comparison. All else runs on one.
+        comparison.
       repeats: turns that are timed; one before them warms up.
 
     Returns:
       Median seconds by batch and by crop, and the largest share by which one is off
-      the line through its fixed cost, over images and over pixels; with several
-      devices their time over one's (least, median, most), and their FLOPs.
+      the line through its fixed cost, over images and over pixels. With several
+      devices one's seconds, theirs over one's (least, median, most), and their FLOPs.
 
     Raises:
       ValueError: the batch does not divide over the devices.
     """
+    devices = config.train.devices or len(jax.devices())
+    if devices > 1:
+        return _over_devices(config, devices, repeats)
     batch, crop = config.train.batch_size, config.data.crop
     batches = [batch, 2 * batch, 4 * batch]
     crops = [crop, (3 * crop - 1) // 2, 2 * crop - 1]
-    devices = config.train.devices or len(jax.devices())
-    # The first is the base of all three comparisons: compiled and timed once.
+    # The first is the base of both comparisons: compiled and timed once.
     changes = [
         {},
         *({"batch_size": each} for each in batches[1:]),
         *({"crop": side} for side in crops[1:]),
-        *([{"devices": devices}] if devices > 1 else []),
     ]
-    times, flops = _in_turns([_with(config, **change) for change in changes], repeats)
+    times, _ = _in_turns([_with(config, **change) for change in changes], repeats)
     median = np.median(times, axis=1)
     by_batch, by_crop = median[[0, 1, 2]], median[[0, 3, 4]]
-    found = {}
-    if devices > 1:
-        found["devices_over_one"] = spread(np.divide(times[5], times[0]).tolist())
-        found["devices_flops_over_one"] = devices * flops[5] / flops[0]
-    return found | {
+    return {
         "seconds_by_batch": dict(zip(batches, by_batch.tolist(), strict=True)),
         "batches_off_the_line": off_the_line(batches, by_batch),
         "seconds_by_crop": dict(zip(crops, by_crop.tolist(), strict=True)),
         "crops_off_the_line": off_the_line(np.square(crops), by_crop),
+    }
+
+
+def _over_devices(
+    config: ml_collections.ConfigDict, devices: int, repeats: int
+) -> dict[str, Any]:
+    counts = (1, devices)
+    times, flops = _in_turns([_with(config, devices=n) for n in counts], repeats)
+    return {
+        "one_device_seconds": float(np.median(times[0])),
+        "devices_over_one": spread(np.divide(times[1], times[0]).tolist()),
+        "devices_flops_over_one": devices * flops[1] / flops[0],
     }
 
 

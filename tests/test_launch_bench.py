@@ -158,14 +158,19 @@ class _Growing:
 
 def test_growth_with_batch_crop_and_devices(monkeypatch, capsys):
     monkeypatch.setattr(bench_scaling, "TimedStep", _Growing)
-    bench.main(["--what=scaling", "--devices=4", "--batch_size=4", "--crop=101"])
+    scaling = ["--what=scaling", "--batch_size=4", "--crop=101"]
+    bench.main(scaling)
     found = json.loads(capsys.readouterr().out)
     assert found["seconds_by_batch"].keys() == {"4", "8", "16"}
     assert found["seconds_by_crop"].keys() == {"101", "151", "201"}
     assert found["batches_off_the_line"] < 1e-9
     assert found["crops_off_the_line"] < 1e-9
+
+    bench.main([*scaling, "--devices=4"])
+    found = json.loads(capsys.readouterr().out)
     assert found["devices_flops_over_one"] == 1
     one, four = 1 + 4 * 1.0201, 1 + 1.0201
+    assert found["one_device_seconds"] == pytest.approx(one)
     assert found["devices_over_one"] == pytest.approx([four / one] * 3)
 
 
