@@ -162,7 +162,9 @@ def test_encoding_until_nowhere_names_the_layers():
 
 def test_bfloat16_computes_narrow_and_keeps_wide():
     config = ModelConfig(backbone="resnet18", width=8, num_classes=5, dtype="bfloat16")
-    module, variables, images = setup(config)
+    module, variables, _ = setup(config)
+    # Batch norm of the pooled branch sees one value an image: of two it keeps the sign.
+    images = jax.random.normal(KEY, (8, 33, 40, 3))
     exact, _ = train(build_segmenter(TINY), variables, images)
 
     def loss(params):
@@ -179,7 +181,7 @@ def test_bfloat16_computes_narrow_and_keeps_wide():
         assert leaf.dtype == jnp.float32
         assert np.isfinite(leaf).all()
     error = np.abs(prediction.logits - exact.logits).mean() / np.std(exact.logits)
-    assert 0 < error < 0.1
+    assert 0 < error < 0.05
 
 
 def rematerialisation_errors() -> dict[str, float]:

@@ -28,7 +28,7 @@ class Events:
 
     def __init__(self, directory: Path, start: int) -> None:
         directory.mkdir(parents=True, exist_ok=True)
-        name = f"events.out.tfevents.{time.time():.3f}.{socket.gethostname()}"
+        name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}"
         self._writer = RecordWriter(str(directory / name))
         self._flushed = time.monotonic()
         self._put(file_version="brain.Event:2")
