@@ -28,6 +28,6 @@ def mean(tree: T, axis_name: str | None) -> T:
 
 def gathered(tree: T, axis_name: str | None) -> T:
     """Arrays (n,...) -> those of all devices one after the other, in their order."""
-    if axis_name is None or count(axis_name) == 1:
+    if count(axis_name) == 1:
         return tree
     return lax.all_gather(tree, axis_name, tiled=True)

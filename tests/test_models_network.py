@@ -29,8 +29,8 @@ TINY = ModelConfig(backbone="resnet18", width=8, num_classes=5)
 TINY_BOTTLENECK = ModelConfig(variant="augseg", width=4, num_classes=3)
 
 
-def setup(config=TINY, size=(33, 40)):
-    images = jax.random.normal(KEY, (2, *size, config.in_channels))
+def setup(config=TINY, size=(33, 40), count=2):
+    images = jax.random.normal(KEY, (count, *size, config.in_channels))
     return build_segmenter(config), random_variables(config), images
 
 
@@ -162,9 +162,7 @@ def test_encoding_until_nowhere_names_the_layers():
 
 def test_bfloat16_computes_narrow_and_keeps_wide():
     config = ModelConfig(backbone="resnet18", width=8, num_classes=5, dtype="bfloat16")
-    module, variables, _ = setup(config)
-    # Batch norm of the pooled branch sees one value an image: of two it keeps the sign.
-    images = jax.random.normal(KEY, (8, 33, 40, 3))
+    module, variables, images = setup(config, count=8)  # of 2 pooled ones: their sign
     exact, _ = train(build_segmenter(TINY), variables, images)
 
     def loss(params):
