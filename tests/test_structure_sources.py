@@ -13,7 +13,8 @@ FOLDERS = ("mpmc_jax", "launch", "configs", "tests")
 SOURCES = sorted(path for name in FOLDERS for path in (ROOT / name).rglob("*.py"))
 PROGRAMS = [p for p in SOURCES if p.relative_to(ROOT).parts[0] in FOLDERS[:2]]
 
-MAX_FILE_LINES = 300
+# A topic that reads better whole may be this long; 300 is the habit.
+MAX_FILE_LINES = 500
 MAX_FUNCTION_LINES = 60
 # Files that are tables of data, whatever their length.
 TABLES = {"configs/presets.py"}
