@@ -188,15 +188,19 @@ def parse(argument: str) -> dict[str, str]:
     Raises:
       ValueError: a key that is not one of ours, or a part without "="; lists them.
     """
-    values = {}
+    values: dict[str, str] = {}
+    last = ""
     for part in filter(None, argument.split(",")):
         key, found, value = part.partition("=")
-        if not found or key not in _KEYS:
+        if found and key in _KEYS:
+            values[key], last = value, key
+        elif last == "lists":  # a comma in a folder's name
+            values[last] += f",{part}"
+        else:
             raise ValueError(
                 f"{part!r} in the config argument: expected KEY=VALUE with KEY one of "
                 f"{list(_KEYS)}"
             )
-        values[key] = value
     return values
 
 

@@ -19,7 +19,6 @@ those of different machines or runs may not.
 """
 
 import argparse
-import json
 from typing import Any
 
 import ml_collections
@@ -35,6 +34,7 @@ from launch.bench_mpmc import bench_mpmc
 from launch.bench_peer import bench_peers, check_peers
 from launch.bench_scaling import bench_scaling
 from launch.bench_step import bench_step
+from mpmc_jax.atomic_write import to_json
 from mpmc_jax.training import report
 
 
@@ -44,7 +44,7 @@ def configuration(args: argparse.Namespace, method: str) -> ml_collections.Confi
     config.data.name = args.dataset
     argument = f"method={method},mpmc={args.mpmc},backbone={args.backbone}"
     presets.apply(config, argument)
-    config.data.data_dir = args.data_dir
+    config.data.data_dir = str(cli.as_path("--data_dir", args.data_dir))
     config.data.crop = args.crop
     config.model.dtype = args.dtype
     config.train.batch_size = args.batch_size
@@ -136,7 +136,8 @@ def _measure(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
     elif peers:
         found = bench_peers(config, args.steps, peers)
     else:
-        found = bench_step(config, args.steps, args.profile)
+        profile = cli.as_path("--profile", args.profile) if args.profile else None
+        found = bench_step(config, args.steps, profile)
     return {args.method: found}
 
 
@@ -151,7 +152,7 @@ def main(arguments: list[str] | None = None) -> None:
     manifest = report.manifest(base.get_base().seed, data)
     for name, figures in found.items():
         line = {**vars(args), "method": name, **figures, "manifest": manifest}
-        print(json.dumps(line))
+        print(to_json(line))
 
 
 if __name__ == "__main__":

@@ -121,7 +121,7 @@ class TimedStep:
 
 
 def bench_step(
-    config: ml_collections.ConfigDict, repeats: int, profile: str = ""
+    config: ml_collections.ConfigDict, repeats: int, profile: pathlib.Path | None = None
 ) -> dict[str, Any]:
     """images/s (labelled and unlabelled), FLOPs, bytes, memory and compile times.
 
@@ -150,5 +150,5 @@ def bench_step(
         "share_of_matmul": cold["flops"] / seconds / ceiling,
     }
     if profile:
-        found["operations"] = timed.profile(pathlib.Path(profile))
+        found["operations"] = timed.profile(profile)
     return found

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from launch import cli
+from mpmc_jax.atomic_write import write_text
 
 RESULTS = "results/bench/tpu_compile.jsonl"
 
@@ -99,8 +100,8 @@ def compile_once(results: Path, program: Program) -> dict[str, Any]:
         )
         if run.returncode:
             raise ValueError(f"{program} was not compiled; what is done is kept")
-        with results.open("a") as file:
-            file.write(run.stdout)
+        before = results.read_text() if results.exists() else ""
+        write_text(results, before + run.stdout)
         line = json.loads(run.stdout)
     print(f"{program}: {line.get('refused', 'fits')}", flush=True)
     return line
@@ -119,13 +120,14 @@ def search(results: Path, topology: str, remat: bool, begin: int) -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Entry point; user errors end with one line and status 1."""
     parser = cli.parser("bench_topologies", __doc__)
-    parser.add_argument("--results", type=Path, default=Path(RESULTS))
+    parser.add_argument("--results", default=RESULTS)
     args = parser.parse_args(arguments)
     with cli.user_errors():
+        results = cli.as_path("--results", args.results)
         for program in METHODS:
-            compile_once(args.results, program)
+            compile_once(results, program)
         for topology, remat, begin in SEARCHES:
-            search(args.results, topology, remat, begin)
+            search(results, topology, remat, begin)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,8 @@ def main(arguments: list[str] | None = None) -> None:
         if args.data_dir and args.source:
             raise ValueError("--source and --data_dir: give one, what is to be checked")
         if args.data_dir:
-            info = open_dataset(args.data_dir, args.dataset)
+            data_dir = cli.as_path("--data_dir", args.data_dir)
+            info = open_dataset(str(data_dir), args.dataset)
             report = prepared.check(info)
             names = info.facts.class_names
             summary = prepared.summary(info)

@@ -4,10 +4,11 @@ import argparse
 import contextlib
 import ctypes
 import os
-import pathlib
+import re
 import signal
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import jax
 
@@ -31,6 +32,27 @@ _SMALLER = (
 
 # glibc's malloc.h: no trimming, no mapping of single blocks, one arena.
 _KEPT = {-1: -1, -4: 0, -8: 1}
+
+
+def as_path(name: str, text: str) -> Path:
+    """The path that an argument names; "~" at its beginning is the home directory.
+
+    Args:
+      name: the argument, such as "--workdir", for messages.
+      text: its value.
+
+    Raises:
+      ValueError: the value is empty, or a URL such as gs://bucket/data.
+    """
+    if not text:
+        raise ValueError(f"{name}= is empty; give a path")
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text):
+        raise ValueError(
+            f"{name}={text} is a URL, and only paths are read and written; mount it as "
+            "a folder (gcsfuse, s3fs, rclone mount), or copy the files to a disk"
+        )
+    # Unlike Path.expanduser it leaves "~name" of no user alone.
+    return Path(os.path.expanduser(text))
 
 
 def parser(verb: str, description: str | None) -> argparse.ArgumentParser:
@@ -77,10 +99,12 @@ def read_source(args: argparse.Namespace) -> Source:
     """The source that the arguments name.
 
     Raises:
+      ValueError: see `as_path`.
       FileNotFoundError: its folder is missing or empty.
     """
     names = tuple(filter(None, args.classes.split(",")))
-    return build.read_source(args.dataset, args.source, names)
+    source = str(as_path("--source", args.source)) if args.source else ""
+    return build.read_source(args.dataset, source, names)
 
 
 @contextlib.contextmanager
@@ -134,6 +158,6 @@ def keep_compiled_programs() -> None:
     XDG_CACHE_HOME or ~/.cache.
     """
     if jax.config.jax_compilation_cache_dir is None:  # pyright: ignore
-        caches = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
-        cache = pathlib.Path(caches, "mpmc_jax")
+        caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        cache = Path(caches, "mpmc_jax")
         jax.config.update("jax_compilation_cache_dir", str(cache))

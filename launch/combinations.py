@@ -15,7 +15,6 @@ import itertools
 import json
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -24,6 +23,7 @@ import numpy as np
 
 from configs import base, presets
 from launch import cli, runs
+from mpmc_jax.atomic_write import to_json, write_text
 from mpmc_jax.data.build import build_train
 from mpmc_jax.training import report
 from mpmc_jax.training.build import Setup, build_parallel, build_setup, init_state
@@ -208,15 +208,17 @@ def main(arguments: list[str] | None = None) -> None:
     """Entry point; user errors end with one line and status 1."""
     parser = cli.parser("combinations", __doc__)
     parser.add_argument("--data_dir", default="data", help="holds CamVid, prepared")
-    parser.add_argument("--output", required=True, type=Path)
+    parser.add_argument("--output", required=True)
     parser.add_argument(
         "--method", nargs="+", choices=presets.METHODS, default=list(presets.METHODS)
     )
     args: argparse.Namespace = parser.parse_args(arguments)
-    jax.config.update("jax_num_cpu_devices", DEVICES)
-    path = args.output / "results.jsonl"
     with cli.user_errors():
-        args.output.mkdir(parents=True, exist_ok=True)
+        output = cli.as_path("--output", args.output)
+        data_dir = str(cli.as_path("--data_dir", args.data_dir))
+        jax.config.update("jax_num_cpu_devices", DEVICES)
+        output.mkdir(parents=True, exist_ok=True)
+        path = output / "results.jsonl"
         text = path.read_text() if path.exists() else ""
         lines = [json.loads(line) for line in text.splitlines()]
         now = report.revision()
@@ -225,12 +227,12 @@ def main(arguments: list[str] | None = None) -> None:
         for method, mpmc in itertools.product(args.method, MPMC):
             if (method, mpmc) in done:
                 continue
-            lines.append(combination(method, mpmc, args.data_dir))
+            lines.append(combination(method, mpmc, data_dir))
             # A process may map only so much memory, and programs take their share.
             jax.clear_caches()
-            path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+            write_text(path, "".join(to_json(line) + "\n" for line in lines))
             print(table(lines[-1:]).splitlines()[-1], flush=True)
-        (args.output / "table.md").write_text(table(lines))
+        write_text(output / "table.md", table(lines))
         if bounds := [text for line in lines for text in missed(line)]:
             raise ValueError("; ".join(bounds))
 

@@ -7,11 +7,11 @@ metrics.jsonl, evaluations and trust figures, under OUTPUT/<run>.
 """
 
 import importlib.util
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 from launch import cli
+from mpmc_jax.atomic_write import write_bytes, write_text
 from mpmc_jax.training.workdir import read_manifest
 
 KEPT = ("config.json", "manifest.json", "metrics.jsonl", "eval_*.json", "trust_*.json")
@@ -42,7 +42,7 @@ def compare(runs: Sequence[Path], output: Path) -> str:
     output.mkdir(parents=True, exist_ok=True)
     written = {name for run in lines.values() for line in run for name in line}
     score = next((name for name in SCORES if name in written), SCORES[-1])
-    curves.draw(lines, (score, LOSS), output / "curves.png")
+    write_bytes(output / "curves.png", curves.draw(lines, (score, LOSS)))
     table = curves.table(lines, score)
     partial = [
         name
@@ -51,12 +51,12 @@ def compare(runs: Sequence[Path], output: Path) -> str:
     ]
     if partial:
         table += f"\nOn a partial data set: {', '.join(partial)}\n"
-    (output / "table.md").write_text(table)
+    write_text(output / "table.md", table)
     for name, directory in directories.items():
         (output / name).mkdir(exist_ok=True)
         for pattern in KEPT:
             for path in directory.glob(pattern):
-                shutil.copy(path, output / name / path.name)
+                write_bytes(output / name / path.name, path.read_bytes())
     return table
 
 
@@ -64,10 +64,11 @@ def main(arguments: list[str] | None = None) -> None:
     """Entry point; user errors end with one line and status 1."""
     parser = cli.parser("compare", __doc__)
     parser.add_argument("--output", required=True, help="folder for the results")
-    parser.add_argument("runs", nargs="+", type=Path, help="directories of runs")
+    parser.add_argument("runs", nargs="+", help="directories of runs")
     args = parser.parse_args(arguments)
     with cli.user_errors():
-        print(compare(args.runs, Path(args.output)))
+        runs = [cli.as_path("RUN", run) for run in args.runs]
+        print(compare(runs, cli.as_path("--output", args.output)))
 
 
 if __name__ == "__main__":

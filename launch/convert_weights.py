@@ -29,7 +29,7 @@ def of_run(workdir: pathlib.Path, checkpoint: str) -> Weights:
     Raises:
       WorkdirError, CheckpointError, FileNotFoundError: see `runs.open_run`.
     """
-    run = runs.open_run(str(workdir), checkpoint)
+    run = runs.open_run(workdir, checkpoint)
     variables = jax.tree.map(np.asarray, run.variables)
     origin = {
         "file": workdir.name,
@@ -48,7 +48,7 @@ def read(args: argparse.Namespace) -> Weights:
     Raises:
       ValueError, FileNotFoundError: what is wrong with it.
     """
-    path = pathlib.Path(args.input)
+    path = cli.as_path("--input", args.input)
     if path.is_dir():
         if args.state:
             raise ValueError(f"--state={args.state} is for a .pth; {path} is a run")
@@ -86,7 +86,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     args = parser.parse_args(arguments)
     with cli.user_errors():
-        output = pathlib.Path(args.output)
+        output = cli.as_path("--output", args.output)
         if output.suffix != ".safetensors":
             raise ValueError(f"--output={output}: name a .safetensors file")
         found = read(args)

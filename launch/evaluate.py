@@ -16,13 +16,13 @@ that was asked for before the ending.
 """
 
 import argparse
-import json
 import pathlib
 
 import jax
 import ml_collections
 
 from launch import cli, pretrained, processes, runs
+from mpmc_jax.atomic_write import write_json
 from mpmc_jax.evaluation.evaluator import EvalResult
 from mpmc_jax.evaluation.protocols import PROTOCOLS
 from mpmc_jax.evaluation.table import format_table
@@ -110,12 +110,13 @@ def open_what(args: argparse.Namespace) -> tuple[runs.Run, pathlib.Path, str]:
     if bool(args.workdir) == bool(args.weights):
         raise ValueError("give --workdir=DIR, or --weights=FILE and --dataset=NAME")
     if args.workdir:
-        run = runs.open_run(args.workdir, args.checkpoint)
-        return run, pathlib.Path(args.workdir), args.checkpoint
+        workdir = cli.as_path("--workdir", args.workdir)
+        return runs.open_run(workdir, args.checkpoint), workdir, args.checkpoint
     if not args.dataset:
         raise ValueError("--weights needs --dataset=NAME, one that is prepared")
-    run = pretrained.open_weights(args.weights, args.dataset, args.data_dir, args.crop)
-    path = pathlib.Path(args.weights)
+    path = cli.as_path("--weights", args.weights)
+    data_dir = str(cli.as_path("--data_dir", args.data_dir))
+    run = pretrained.open_weights(path, args.dataset, data_dir, args.crop)
     return run, path.parent, path.stem
 
 
@@ -153,8 +154,7 @@ def main(arguments: list[str] | None = None) -> None:
     print(format_table(result, run.facts.class_names))
     name = "_".join(filter(None, ("eval", args.split, title, args.protocol)))
     path = folder / f"{name}.json"
-    written = record(run, args.split, title, result)
-    path.write_text(json.dumps(written, indent=2) + "\n")
+    write_json(path, record(run, args.split, title, result))
     print(f"written to {path}")
 
 

@@ -7,13 +7,18 @@ the grey runs from the image's least to its largest value, so only images' own p
 compare.
 """
 
-from pathlib import Path
-
 import jax.numpy as jnp
 import numpy as np
 
 from launch import cli, runs
-from mpmc_jax.evaluation.pictures import colorize, displayable, heat_map, panel
+from mpmc_jax.atomic_write import write_bytes
+from mpmc_jax.evaluation.pictures import (
+    as_png,
+    colorize,
+    displayable,
+    heat_map,
+    panel,
+)
 
 CAPTIONS = ("image", "truth", "prediction", "lambda_s of the prediction")
 
@@ -55,14 +60,15 @@ def main(arguments: list[str] | None = None) -> None:
     with cli.user_errors():
         if args.images < 1:
             raise ValueError(f"--images={args.images}: at least 1 is needed")
-        if Path(args.output).suffix.lower() != ".png":
-            raise ValueError(f"--output={args.output}: name a .png")
-        run = runs.open_run(args.workdir, args.checkpoint)
+        output = cli.as_path("--output", args.output)
+        if output.suffix.lower() != ".png":
+            raise ValueError(f"--output={output}: name a .png")
+        run = runs.open_run(cli.as_path("--workdir", args.workdir), args.checkpoint)
         figure = panel(rows(run, args.images), CAPTIONS)
-        Path(args.output).parent.mkdir(parents=True, exist_ok=True)
-        figure.save(args.output)
-    mark = ", of a partial data set" if run.facts.partial else ""
-    print(f"figure: {args.output}{mark}")
+        output.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(output, as_png(figure))
+        mark = ", of a partial data set" if run.facts.partial else ""
+        print(f"figure: {output}{mark}")
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ def find_images(inputs: Sequence[str]) -> list[pathlib.Path]:
         other.
     """
     files = []
-    for path in map(pathlib.Path, inputs):
+    for path in (cli.as_path("--input", each) for each in inputs):
         if not path.exists():
             raise FileNotFoundError(f"--input={path} does not exist")
         files += _images_in(path) if path.is_dir() else [path]
@@ -89,13 +89,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--output", required=True, help="folder for the results")
     args = parser.parse_args(arguments)
     cli.settle()
-    output = pathlib.Path(args.output)
     with cli.user_errors():
+        output = cli.as_path("--output", args.output)
+        workdir = cli.as_path("--workdir", args.workdir)
         files = find_images(args.input.split(","))
         if output.is_file():
             raise ValueError(f"--output={output} is a file; name a folder")
         output.mkdir(parents=True, exist_ok=True)
-        run = runs.open_run(args.workdir, args.checkpoint)
+        run = runs.open_run(workdir, args.checkpoint)
         problems = predict(run, files, output)
     mark = ", by a run on a partial data set" if run.facts.partial else ""
     done = len(files) - len(problems)

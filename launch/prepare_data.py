@@ -7,7 +7,6 @@ interrupted at any time and called again.
 """
 
 import dataclasses
-from pathlib import Path
 
 from launch import cli
 from mpmc_jax.data import build, check
@@ -51,9 +50,10 @@ def main(arguments: list[str] | None = None) -> None:
     )
     args = parser.parse_args(arguments)
     with cli.user_errors():
-        if Path(args.data_dir).is_file():
-            raise ValueError(f"--data_dir={args.data_dir} is a file; name a folder")
-        print(prepare(cli.read_source(args), args.data_dir))
+        data_dir = cli.as_path("--data_dir", args.data_dir)
+        if data_dir.is_file():
+            raise ValueError(f"--data_dir={data_dir} is a file; name a folder")
+        print(prepare(cli.read_source(args), str(data_dir)))
 
 
 if __name__ == "__main__":

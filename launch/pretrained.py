@@ -65,13 +65,13 @@ def read(
     return start.variables, told
 
 
-def open_weights(name: str, dataset: str, data_dir: str, crop: int = 0) -> Run:
+def open_weights(path: pathlib.Path, dataset: str, data_dir: str, crop: int = 0) -> Run:
     """A whole network of a file, as a run without a plug-in that took no step.
 
     Its configuration is what the network's authors published for the data set.
 
     Args:
-      name: of the file.
+      path: of the file.
       dataset, data_dir: what it is to be evaluated on.
       crop: pixels of the windows; 0 leaves the published.
 
@@ -79,10 +79,10 @@ def open_weights(name: str, dataset: str, data_dir: str, crop: int = 0) -> Run:
       WeightsError, FileNotFoundError, ValueError: weights that are not there, are an
         encoder alone, or of another data set's classes or channels; no such data set.
     """
-    weights = weights_lib.load(pathlib.Path(name))
+    weights = weights_lib.load(path)
     if not weights.whole:
         raise weights_lib.WeightsError(
-            f"{name} holds an encoder, which tells no classes apart; begin a run with "
+            f"{path} holds an encoder, which tells no classes apart; begin a run with "
             "it: launch.train --config.model.pretrained"
         )
     config = base.get_base()
@@ -98,7 +98,7 @@ def open_weights(name: str, dataset: str, data_dir: str, crop: int = 0) -> Run:
     ):
         if given != there:
             raise weights_lib.WeightsError(
-                f"{name} is of a network for {given} {what}, and {dataset} has {there}"
+                f"{path} is of a network for {given} {what}, and {dataset} has {there}"
             )
     return Run(
         config=config,

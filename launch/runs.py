@@ -209,7 +209,7 @@ def probe_builder(
     return build
 
 
-def open_run(workdir: str, checkpoint: str = "best") -> Run:
+def open_run(workdir: Path, checkpoint: str = "best") -> Run:
     """Reads a run back.
 
     Args:
@@ -219,17 +219,16 @@ def open_run(workdir: str, checkpoint: str = "best") -> Run:
     Raises:
       WorkdirError, CheckpointError, FileNotFoundError: what is missing, and the mend.
     """
-    path = Path(workdir)
-    config = workdir_lib.load(path, base.get_base())
+    config = workdir_lib.load(workdir, base.get_base())
     jax.config.update("jax_default_matmul_precision", config.matmul_precision)
-    manifest = workdir_lib.read_manifest(path)
+    manifest = workdir_lib.read_manifest(workdir)
     facts = DatasetFacts.read(manifest["data"])
     model, method = base_for(config, facts, manifest["data"]["unlabeled"])
     setup = build_setup(
         config, model, method, steps_per_epoch=manifest["steps_per_epoch"]
     )
     like = state_shape(setup)
-    checkpointer = Checkpointer(path / workdir_lib.CHECKPOINTS, read_only=True)
+    checkpointer = Checkpointer(workdir / workdir_lib.CHECKPOINTS, read_only=True)
     try:
         restored = checkpointer.restore(checkpoint, like)
     finally:

@@ -6,6 +6,7 @@ import sys
 import ml_collections
 
 from configs import base
+from launch import cli
 from mpmc_jax.training import workdir
 
 # Numbers whose sign nothing else looks at, or not before it divides by them.
@@ -39,6 +40,23 @@ _POSITIVE = (
     "train.group_size",
     "u2pl.temperature",
 )
+
+
+_PATHS = ("data_dir", "labeled_ids", "unlabeled_ids")
+
+
+def expand_paths(config: ml_collections.ConfigDict) -> None:
+    """Makes paths of the settings that name files.
+
+    Raises:
+      ValueError: see `cli.as_path`.
+    """
+    for key in _PATHS:
+        if text := config.data[key]:
+            config.data[key] = str(cli.as_path(f"--config.data.{key}", text))
+    if text := config.model.pretrained:
+        path = cli.as_path("--config.model.pretrained", text)
+        config.model.pretrained = str(path)
 
 
 def check_keys(arguments: list[str]) -> None:

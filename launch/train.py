@@ -283,7 +283,8 @@ def main(argv: list[str]) -> None:
             count=_PROCESSES.value,
             index=_PROCESS.value,
         )
-        train(_CONFIG.value, Path(_WORKDIR.value))
+        settings.expand_paths(_CONFIG.value)
+        train(_CONFIG.value, cli.as_path("--workdir", _WORKDIR.value))
 
 
 if __name__ == "__main__":

@@ -6,8 +6,6 @@ Predicts the run's unlabelled training images and opens their labels, which trai
 never does, for this analysis alone. Writes WORKDIR/trust_<checkpoint>.json.
 """
 
-import json
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -15,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from launch import cli, runs
+from mpmc_jax.atomic_write import to_json, write_json
 from mpmc_jax.data.build import build_split
 from mpmc_jax.types import IGNORE_LABEL, Array
 
@@ -63,14 +62,14 @@ def main(arguments: list[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     cli.settle()
     with cli.user_errors():
-        run = runs.open_run(args.workdir, args.checkpoint)
+        workdir = cli.as_path("--workdir", args.workdir)
+        run = runs.open_run(workdir, args.checkpoint)
         found = measure(run)
-    record = {"step": run.step, **found, "manifest": run.manifest}
-    path = Path(args.workdir, f"trust_{args.checkpoint}.json")
-    path.write_text(json.dumps(record, indent=2) + "\n")
-    print(json.dumps(found, indent=2))
-    mark = ", on a partial data set" if run.facts.partial else ""
-    print(f"written to {path}{mark}")
+        path = workdir / f"trust_{args.checkpoint}.json"
+        write_json(path, {"step": run.step, **found, "manifest": run.manifest})
+        print(to_json(found, indent=2))
+        mark = ", on a partial data set" if run.facts.partial else ""
+        print(f"written to {path}{mark}")
 
 
 if __name__ == "__main__":

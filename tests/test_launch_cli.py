@@ -3,12 +3,28 @@
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import pytest
 from programs import ENVIRONMENT, ROOT
 
-from launch import cli
+from configs import synthetic
+from launch import (
+    bench,
+    bench_topologies,
+    check_data,
+    cli,
+    combinations,
+    compare,
+    convert_weights,
+    evaluate,
+    figure,
+    predict,
+    prepare_data,
+    settings,
+    trust,
+)
 
 # Twice the same 50 MB, as a step's temporaries: prints the second round's page faults.
 ROUNDS = """
@@ -72,3 +88,61 @@ def test_a_reader_that_has_enough_is_no_error():
         process.stdout.close()
         assert process.stderr.read() == ""
     assert process.returncode == 128 + signal.SIGPIPE
+
+
+def test_the_home_is_meant_by_a_tilde(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    assert cli.as_path("--workdir", "~/runs") == Path("/home/me/runs")
+    assert cli.as_path("--workdir", "a~b/c,d") == Path("a~b/c,d")
+    assert cli.as_path("--workdir", "~nobody-of-that-name/x").parts[0].startswith("~")
+
+
+def test_settings_that_name_files_mean_the_home_too(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    config = synthetic.get_config("lists=~/lists,split=7")
+    config.data.data_dir = "~/data"
+    settings.expand_paths(config)
+    assert config.data.data_dir == "/home/me/data"
+    assert config.data.labeled_ids == "/home/me/lists/7/labeled.txt"
+    assert config.data.unlabeled_ids == "/home/me/lists/7/unlabeled.txt"
+    assert config.model.pretrained == ""
+    config.model.pretrained = "gs://bucket/resnet.safetensors"
+    with pytest.raises(ValueError, match=r"--config\.model\.pretrained=gs://.* mount"):
+        settings.expand_paths(config)
+
+
+@pytest.mark.parametrize(
+    ("program", "arguments"),
+    [
+        (check_data, ["--dataset=folder", "--source=URL"]),
+        (check_data, ["--dataset=folder", "--data_dir=URL"]),
+        (prepare_data, ["--dataset=folder", "--source=URL"]),
+        (prepare_data, ["--dataset=synthetic", "--data_dir=URL"]),
+        (evaluate, ["--workdir=URL"]),
+        (evaluate, ["--weights=URL", "--dataset=voc"]),
+        (evaluate, ["--weights=x", "--dataset=voc", "--data_dir=URL"]),
+        (predict, ["--workdir=URL", "--input=.", "--output=x"]),
+        (predict, ["--workdir=x", "--input=URL", "--output=x"]),
+        (predict, ["--workdir=x", "--input=.", "--output=URL"]),
+        (figure, ["--workdir=URL", "--output=x.png"]),
+        (figure, ["--workdir=x", "--output=URL"]),
+        (trust, ["--workdir=URL"]),
+        (compare, ["--output=URL", "x"]),
+        (compare, ["--output=x", "URL"]),
+        (convert_weights, ["--input=URL", "--output=x.safetensors"]),
+        (convert_weights, ["--input=x", "--output=URL"]),
+        (bench, ["--data_dir=URL"]),
+        (bench, ["--profile=URL"]),
+        (combinations, ["--output=URL"]),
+        (bench_topologies, ["--results=URL"]),
+    ],
+)
+def test_no_path_may_be_a_url(program, arguments, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    url = "s3://bucket/x.png"
+    with pytest.raises(SystemExit) as stopped:
+        program.main([argument.replace("URL", url) for argument in arguments])
+    message = str(stopped.value.code)
+    assert message.startswith("error: ") and f"={url} is a URL" in message
+    assert "mount it" in message and len(message.splitlines()) == 1
+    assert not list(tmp_path.iterdir())

@@ -13,16 +13,17 @@ PACKAGE = "mpmc_jax"
 # Part of the package -> parts that it may import. The plug-ins know no method.
 BELOW_METHODS = {"types", "pixels", "devices", "losses", "models", "data"}
 ALLOWED = {
+    "atomic_write": set(),
     "pixels": set(),
     "types": set(),
     "devices": set(),
     "losses": {"types"},
-    "models": {"types", "pixels", "devices"},
-    "data": {"types", "pixels"},
+    "models": {"types", "pixels", "devices", "atomic_write"},
+    "data": {"types", "pixels", "atomic_write"},
     "methods": BELOW_METHODS,
     "plugins": BELOW_METHODS,
-    "training": BELOW_METHODS | {"methods", "plugins"},
-    "evaluation": {"types", "pixels", "models"},
+    "training": BELOW_METHODS | {"methods", "plugins", "atomic_write"},
+    "evaluation": {"types", "pixels", "models", "atomic_write"},
     "analysis": {"types"},
 }
 OUTSIDE = ("configs", "launch", "tests")

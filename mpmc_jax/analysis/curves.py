@@ -1,5 +1,6 @@
 """Learning curves and a table of several runs, from their files alone."""
 
+import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,11 +23,9 @@ def series(lines: Sequence[Mapping[str, float]], name: str) -> list[tuple[int, f
 
 
 def draw(
-    runs: Mapping[str, Sequence[Mapping[str, float]]],
-    names: Sequence[str],
-    output: Path,
-) -> None:
-    """One panel a number, one line a run, as a PNG.
+    runs: Mapping[str, Sequence[Mapping[str, float]]], names: Sequence[str]
+) -> bytes:
+    """One panel a number, one line a run: the bytes of a PNG file.
 
     Raises:
       ValueError: no run has one of the numbers.
@@ -44,8 +43,10 @@ def draw(
         axis.grid(alpha=0.3)
         axis.legend()
     figure.tight_layout()
-    figure.savefig(output, dpi=110)
+    stream = io.BytesIO()
+    figure.savefig(stream, dpi=110)
     plt.close(figure)
+    return stream.getvalue()
 
 
 def table(

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from mpmc_jax.atomic_write import write_text
 from mpmc_jax.data import lists
 from mpmc_jax.data.lists import shorten
 
@@ -28,7 +29,7 @@ class Split:
         folder.mkdir(parents=True, exist_ok=True)
         for name in ("labeled", "unlabeled"):
             ids = getattr(self, name)
-            (folder / f"{name}.txt").write_text("".join(f"{key}\n" for key in ids))
+            write_text(folder / f"{name}.txt", "".join(f"{key}\n" for key in ids))
 
 
 def count_labeled(split: str, available: int) -> int:

@@ -1,11 +1,13 @@
 """Predictions as pictures: index map, colours, overlay, and panels side by side."""
 
+import io
 import pathlib
 from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from mpmc_jax.atomic_write import write_bytes
 from mpmc_jax.pixels import PixelFormat
 
 Palette = Sequence[tuple[int, int, int]]
@@ -44,6 +46,13 @@ def heat_map(values: np.ndarray) -> np.ndarray:
     return np.round(255 * unit).astype(np.uint8)[..., None]
 
 
+def as_png(picture: Image.Image) -> bytes:
+    """The bytes of a PNG file."""
+    stream = io.BytesIO()
+    picture.save(stream, "PNG")
+    return stream.getvalue()
+
+
 def write_prediction(
     stem: pathlib.Path, index: np.ndarray, image: np.ndarray, palette: Palette
 ) -> list[pathlib.Path]:
@@ -71,7 +80,7 @@ def write_prediction(
     paths = []
     for kind, picture in pictures.items():
         paths.append(stem.with_name(f"{stem.name}_{kind}.png"))
-        picture.save(paths[-1])
+        write_bytes(paths[-1], as_png(picture))
     return paths
 
 

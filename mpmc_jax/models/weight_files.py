@@ -19,6 +19,8 @@ import numpy as np
 import safetensors
 from safetensors import numpy as safetensors_numpy
 
+from mpmc_jax.atomic_write import write_bytes
+
 SUFFIXES = (".safetensors", ".npz", ".pth", ".pt")
 # What checkpoints call their networks, the published figures' first: AugSeg's and
 # U2PL's are the teacher's, and AEL's model_state is its teacher already.
@@ -92,10 +94,7 @@ def write(
     if path.suffix != ".safetensors":
         raise WeightsError(f"{path}: weights are written as .safetensors")
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    # `save_file` would keep the file from everybody else on the machine.
-    part.write_bytes(safetensors_numpy.save(dict(arrays), metadata=metadata))
-    part.replace(path)
+    write_bytes(path, safetensors_numpy.save(dict(arrays), metadata=metadata))
 
 
 def checksum(path: pathlib.Path) -> str:

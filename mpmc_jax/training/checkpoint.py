@@ -19,6 +19,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
+from mpmc_jax.atomic_write import write_text
 from mpmc_jax.training import checkpoint_files as files
 from mpmc_jax.training import quiet, together
 from mpmc_jax.training.integrity import (
@@ -28,7 +29,6 @@ from mpmc_jax.training.integrity import (
     describe,
 )
 from mpmc_jax.training.state import TrainState, to_host
-from mpmc_jax.training.workdir import replace_text
 
 _LOG = logging.getLogger(__name__)
 
@@ -174,7 +174,7 @@ class Checkpointer:
         with self._writing():
             if together.is_first() and score is not None:
                 metrics = files.metrics_file(self._directory / str(step))
-                replace_text(metrics, json.dumps({SCORE: score}))
+                write_text(metrics, json.dumps({SCORE: score}))
             together.meet("a checkpoint is ranked")
             self._manager.reload()
 

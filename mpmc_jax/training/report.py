@@ -4,7 +4,6 @@ import contextlib
 import importlib.metadata
 import json
 import logging
-import math
 import os
 import platform
 import subprocess
@@ -17,9 +16,9 @@ from typing import Any
 import jax
 import tqdm
 
+from mpmc_jax.atomic_write import to_json, write_text
 from mpmc_jax.training import together
 from mpmc_jax.training.events import Events
-from mpmc_jax.training.workdir import replace_text
 
 _LOG = logging.getLogger(__name__)
 
@@ -172,10 +171,8 @@ class Report:
         """
         if not self._active:
             return
-        # JSON has no NaN; null says that there was no number.
-        shown = {k: v if math.isfinite(v) else None for k, v in values.items()}
         with self._writing(step):
-            self._file.write(json.dumps({"step": step, **shown}) + "\n")
+            self._file.write(to_json({"step": step, **values}) + "\n")
             self._file.flush()
             self._events.write(step, values)
 
@@ -237,4 +234,4 @@ def _drop_after(path: Path, step: int) -> None:
                 kept.append(line)
         except ValueError:
             break  # a line that a kill cut short; nothing follows it
-    replace_text(path, "".join(line + "\n" for line in kept))
+    write_text(path, "".join(line + "\n" for line in kept))

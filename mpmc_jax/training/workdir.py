@@ -7,6 +7,7 @@ from typing import Any
 
 import ml_collections
 
+from mpmc_jax.atomic_write import write_json
 from mpmc_jax.training.integrity import differences
 
 _LOG = logging.getLogger(__name__)
@@ -118,18 +119,6 @@ def read_manifest(workdir: Path) -> dict[str, Any]:
     if not path.exists():
         raise WorkdirError(f"{workdir} holds no run: there is no {MANIFEST} in it")
     return _read(path)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes the whole file or none of it."""
-    replace_text(path, json.dumps(value, indent=2) + "\n")
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Writes the whole file or none of it, whenever the process may be killed."""
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(text)
-    part.replace(path)
 
 
 def _check_same(
