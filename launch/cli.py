@@ -13,6 +13,7 @@ from pathlib import Path
 import jax
 
 from mpmc_jax.data import build
+from mpmc_jax.data.lists import printable
 from mpmc_jax.data.source import Source
 from mpmc_jax.training.integrity import CheckpointError
 from mpmc_jax.training.loop import Interrupted, NonFiniteError
@@ -117,7 +118,8 @@ def user_errors() -> Iterator[None]:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + signal.SIGPIPE)
     except _USER_ERRORS as error:
-        sys.exit(f"error: {error}")
+        lines = printable(error, keep="\n")
+        sys.exit(f"error: {lines}")
     except Interrupted as stop:
         print(stop, file=sys.stderr)
         sys.exit(STOPPED)

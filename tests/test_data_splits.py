@@ -132,3 +132,37 @@ def test_list_errors_name_what_is_wrong(tmp_path):
     (tmp_path / "bytes.txt").write_bytes(np.arange(256, dtype=np.uint8).tobytes())
     with pytest.raises(ValueError, match="not a text file"):
         splits.read_split(IDS, _present(), str(tmp_path / "bytes.txt"), "")
+
+
+def test_lists_of_any_editor(tmp_path):
+    path = tmp_path / "val.txt"
+    for content in (
+        b"\xef\xbb\xbfim0\r\nim1\r\n",
+        b"im0\rim1",
+        "im0\r\nim1\r\n".encode("utf-16"),
+        b"\n  im0  \n\nim1",
+    ):
+        path.write_bytes(content)
+        assert lists.read_lines(path) == ["im0", "im1"]
+    # A character at which str.splitlines would split belongs to the name.
+    path.write_text("a\x85b\u2028c", encoding="utf-8")
+    assert lists.read_lines(path) == ["a\x85b\u2028c"]
+    path.write_bytes(b"\xb5\xda1")
+    with pytest.raises(ValueError, match=r"val\.txt: not a text file in UTF-8.*save"):
+        lists.read_lines(path)
+
+
+def test_names_match_in_either_form_of_unicode():
+    composed, decomposed = "caf\u00e9", "cafe\u0301"
+    assert lists.composed(decomposed) == composed
+    for line in (composed, decomposed, f"images/{decomposed}.png m.png"):
+        assert lists.resolve(line, {composed}) == composed
+
+
+def test_what_a_terminal_would_obey_is_escaped():
+    assert lists.printable("a\x1b[31m\nb\u202e", keep="\n") == "a\\x1b[31m\nb\\u202e"
+    assert lists.printable("\udcb5\udcda1.png") == "\\xb5\\xda1.png"
+    assert lists.printable("\u56fe \u00e9 \\n") == "\u56fe \u00e9 \\n"
+    assert lists.shorten(["a\rb", "c\x07"]) == "a\\rb, c\\x07"
+    assert lists.has_control("a\nb") and lists.has_control("\udcb5")
+    assert not lists.has_control("caf\u00e9 \u3000 1")

@@ -14,9 +14,9 @@ from mpmc_jax.data.source import Sample, Source
 from mpmc_jax.pixels import PixelFormat
 from mpmc_jax.types import IGNORE_LABEL
 
-# Of one sample: problems, (256,) label counts if it has a mask, digest, and moments of
-# the image where they are asked for.
-Outcome = tuple[list[str], np.ndarray | None, bytes, statistics.Moments | None]
+# Of one sample: problems, (256,) label counts if it has a mask, digest, moments of the
+# image where they are asked for, and the digest of its decoded image ("" unread).
+Outcome = tuple[list[str], np.ndarray | None, bytes, statistics.Moments | None, str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +79,7 @@ def check_source(source: Source) -> Report:
     present = {}
     digests = {}
     for sample, outcome in zip(samples, outcomes, strict=True):
-        found, counts, digest, of_image = outcome
+        found, counts, digest, of_image, _ = outcome
         problems += found
         digests[sample.id] = digest
         if of_image is not None and sample.id in trained:
@@ -121,24 +121,27 @@ def _check_sample(sample: Sample, source: Source) -> Outcome:
     problems = []
     size = moments = None
     image = mask = b""
+    looks = ""
     try:
         image = source_lib.read_original(sample.image)
         content = source_lib.as_encoded(sample.image, image)
         pixels_hwc = images.decode_array(content, source.pixels)
         size = pixels_hwc.shape[1::-1]
+        looks = _pixel_digest(pixels_hwc)
         if source.measure:
             moments = statistics.moments(pixels_hwc)
     except (UnreadableImage, OSError) as error:
         problems.append(f"{sample.name('image')}: {error}")
     if sample.mask is None:
-        return problems, None, _digest(image, mask), moments
+        return problems, None, _digest(image, mask), moments, looks
     name = sample.name("mask")
     try:
         mask = source_lib.read_original(sample.mask)
         content = source_lib.as_encoded(sample.mask, mask)
         label_hw = images.decode_mask(content, source.colors)
     except (UnreadableImage, OSError) as error:
-        return [*problems, f"{name}: {error}"], None, _digest(image, mask), moments
+        problems.append(f"{name}: {error}")
+        return problems, None, _digest(image, mask), moments, looks
     mask_size = label_hw.shape[::-1]
     if size is not None and size != mask_size:
         problems.append(
@@ -148,12 +151,19 @@ def _check_sample(sample: Sample, source: Source) -> Outcome:
         )
     counts = np.bincount(label_hw.ravel(), minlength=256)
     problems += _check_values(name, content, counts, source)
-    return problems, counts, _digest(image, mask), moments
+    return problems, counts, _digest(image, mask), moments, looks
 
 
 def _digest(image: bytes, mask: bytes) -> bytes:
     """`Sample.digest`, of what was read already."""
     return b"".join(hashlib.sha256(part).digest() for part in (image, mask))
+
+
+def _pixel_digest(pixels_hwc: np.ndarray) -> str:
+    """SHA-256 of an image's size and values, however its file encodes them."""
+    digest = hashlib.sha256(repr(pixels_hwc.shape).encode())
+    digest.update(np.ascontiguousarray(pixels_hwc).data)
+    return digest.hexdigest()
 
 
 def _check_values(

@@ -3,15 +3,27 @@
     JPEGImages/2007_000032.jpg SegmentationClass/2007_000032.png     image and mask
     2007_000032                                                     bare id
 
-Blank lines, a missing final newline and Windows line ends are all legal.
+Blank lines, a missing final newline, a byte order mark and the line ends of any system
+are all legal. Names are compared in Unicode's composed form (NFC), because file systems
+and archives store accents in either form.
 """
 
+import codecs
 import pathlib
+import re
+import unicodedata
 from collections.abc import Collection, Hashable
 from typing import TypeVar
 
 # Endings of what `images` reads.
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".npy")
+
+# Unicode categories: control characters, line and paragraph separators, and the lone
+# surrogates by which Python shows bytes of a name that are not UTF-8.
+_CONTROL = ("Cc", "Cs", "Zl", "Zp")
+# Formatting characters (direction of writing) change how the rest of a line looks.
+_ESCAPED = (*_CONTROL, "Cf")
+_BYTE_ORDER_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 T = TypeVar("T", bound=Hashable)
 
@@ -21,15 +33,52 @@ def read_lines(path: pathlib.Path) -> list[str]:
 
     Raises:
       FileNotFoundError: there is no such file.
-      ValueError: the file is not text.
+      ValueError: the file is neither UTF-8 nor UTF-16 with a byte order mark.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        content = path.read_bytes()
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: no such id list") from None
+    encoding = "utf-16" if content.startswith(_BYTE_ORDER_MARKS) else "utf-8-sig"
+    try:
+        text = content.decode(encoding)
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not a text file ({error})") from error
-    return [line.strip() for line in text.splitlines() if line.strip()]
+        raise ValueError(
+            f"{path}: not a text file in UTF-8 ({error}); save it as UTF-8"
+        ) from error
+    lines = (line.strip() for line in re.split("\r\n|\r|\n", text))
+    return [line for line in lines if line]
+
+
+def composed(name: str) -> str:
+    """A name in Unicode's composed form (NFC), in which ids are kept."""
+    return unicodedata.normalize("NFC", name)
+
+
+def has_control(name: str) -> bool:
+    """Whether a name holds line ends, control characters or bytes beyond UTF-8."""
+    return any(unicodedata.category(char) in _CONTROL for char in name)
+
+
+def printable(text: object, keep: str = "") -> str:
+    """A text in which characters that a terminal would obey are written as escapes.
+
+    Args:
+      text: anything with a string form.
+      keep: characters that stay as they are, such as a line end.
+    """
+    return "".join(
+        char
+        if char in keep or unicodedata.category(char) not in _ESCAPED
+        else _escape(char)
+        for char in str(text)
+    )
+
+
+def _escape(char: str) -> str:
+    if "\udc80" <= char <= "\udcff":
+        return f"\\x{ord(char) - 0xDC00:02x}"
+    return char.encode("unicode_escape").decode()
 
 
 def strip_suffix(name: str) -> str:
@@ -41,11 +90,12 @@ def strip_suffix(name: str) -> str:
 
 
 def resolve(line: str, known: Collection[str]) -> str | None:
-    """The id in `known` that a line of either format means, or None.
+    """The id in `known` (composed names) that a line of either format means, or None.
 
     A path matches by its whole, then without its leading folders one by one, so that
     lists relative to another root fit. A line that is an id is that id, blanks and all.
     """
+    line = composed(line)
     for text in (line, line.split()[0]):
         parts = pathlib.PurePosixPath(strip_suffix(text)).parts
         for start in range(len(parts)):
@@ -67,7 +117,7 @@ def repeated(items: list[T]) -> list[T]:
 
 
 def shorten(items: list, limit: int = 5) -> str:
-    """A list for an error message: the first few, then how many more."""
-    text = ", ".join(map(str, items[:limit]))
+    """A list for a message: the first few as `printable`, then how many more."""
+    text = ", ".join(map(printable, items[:limit]))
     rest = len(items) - limit
     return text if rest <= 0 else f"{text} and {rest} more"
