@@ -23,7 +23,7 @@ from mpmc_jax.training.state import TrainState
 TERMS = {"loss": "loss", "loss_supervised": "loss_x", "loss_s1": "loss_s1"} | {
     "loss_s2": "loss_s2",
     "loss_fp": "loss_fp",
-    "confident": "confident",
+    "confident_weak": "confident",
 }
 
 

@@ -96,3 +96,53 @@ def test_nothing_to_divide_by_gives_zero_and_finite_gradients():
 
     value, gradient = jax.value_and_grad(loss)(jnp.ones(3))
     assert value == 0 and np.isfinite(gradient).all()
+
+
+def _shares(views, refined=None):
+    refined = views if refined is None else refined
+    found = objective.view_metrics(views, refined, scale=0.5, alpha=0.25)
+    return {k: (float(a), float(b)) for k, (a, b) in found.items()}
+
+
+@pytest.mark.parametrize("loss", ["ce", "dice"])
+def test_the_weight_of_the_unlabeled_loss_is_what_multiplies_it(loss):
+    """Scale, alpha and coefficients, times lambda's mean where it does not cancel."""
+    weight = np.random.default_rng(3).random((B, S, S)) < 0.4
+    one = _view().replace(weight=jnp.asarray(weight, jnp.float32), loss=loss)
+    views = (one, one.replace(coefficient=3.0, weight=1 - one.weight))
+    known = one.replace(unlabelled=False)
+    valid = np.asarray(one.region.valid)
+    pixels = 2 * valid.sum()
+    plain = _shares((*views, known))
+    assert plain["confident"] == (valid.sum(), pixels)
+    np.testing.assert_allclose(np.divide(*plain["unlabeled_weight"]), 0.5, rtol=1e-6)
+    factors = np.random.default_rng(4).random((2, B, S, S))
+    refined = tuple(
+        view.replace(weight=view.weight * factor)
+        for view, factor in zip(views, factors, strict=True)
+    )
+    a, b = weight & valid, ~weight & valid
+    mean = (factors[0][a].sum() + 3 * factors[1][b].sum()) / (a.sum() + 3 * b.sum())
+    found = _shares((*views, known), (*refined, known))
+    expected = 0.5 * (mean if loss == "ce" else 1.0)
+    np.testing.assert_allclose(
+        np.divide(*found["unlabeled_weight"]), expected, rtol=1e-5
+    )
+    # The objective itself, with the same loss everywhere, grows by that factor.
+    flat = [view.replace(logits=jnp.zeros_like(view.logits)) for view in refined]
+    if loss == "ce":
+        counts = {"unlabeled": jnp.asarray(valid.sum())}
+        totals = objective.Totals(None, counts)
+        summed = sum(v.coefficient * objective.view_loss(v, totals) for v in flat)
+        share = (a.sum() + 3 * b.sum()) / valid.sum()
+        np.testing.assert_allclose(
+            0.125 * summed, expected / 4 * share * np.log(C), rtol=1e-5
+        )
+
+
+def test_without_a_confident_pixel_no_weight_is_counted():
+    view = _view().replace(weight=jnp.zeros((B, S, S)))
+    found = _shares((view,))
+    assert found["confident"][0] == 0 < found["confident"][1]
+    assert found["unlabeled_weight"] == (0, 0)
+    assert _shares(()) == {}

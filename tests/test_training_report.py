@@ -1,6 +1,7 @@
 """What a run writes of its numbers: metrics.jsonl and TensorBoard's event files."""
 
 import logging
+import math
 import resource
 import struct
 
@@ -21,6 +22,20 @@ def test_a_step_that_compiled_makes_no_speed(tmp_path):
     first, second = read_metrics(tmp_path)
     assert "train/images_per_second" not in first
     assert second["train/images_per_second"] > 0
+
+
+def test_a_mean_counts_the_steps_that_had_a_number(tmp_path):
+    made = report.Report(tmp_path, 0, 10, images=4)
+    weights = [math.nan, 0.2, 0.4, math.nan]
+    for step, weight in enumerate(weights, start=1):
+        made.add({"loss": float(step), "unlabeled_weight": weight, "lr": 0.1})
+        if step in (3, 4):
+            made.flush(step)
+    made.close()
+    first, second = read_metrics(tmp_path)
+    assert first["train/loss"] == 2 and second["train/loss"] == 4
+    assert first["train/unlabeled_weight"] == pytest.approx(0.3)
+    assert "train/unlabeled_weight" not in second
 
 
 def test_metrics_are_json_and_resume_drops_later_lines(tmp_path, caplog):

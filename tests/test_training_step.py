@@ -1,5 +1,6 @@
 """The step: what it updates, what it refuses, how often it compiles."""
 
+import dataclasses
 import types
 
 import chex
@@ -11,6 +12,7 @@ import pytest
 import tiny
 
 from mpmc_jax.methods.keys import stream_key
+from mpmc_jax.plugins.base import Identity
 from mpmc_jax.training.build import state_shape
 from mpmc_jax.training.optimizer import Schedule, build_optimizer
 from mpmc_jax.training.parallel import Layout, Parallel
@@ -20,7 +22,7 @@ from mpmc_jax.training.step import _average, make_keys, make_order, make_step
 
 @pytest.fixture(scope="module")
 def unimatch():
-    cfg = tiny.config("method=unimatch,mpmc=recommended")
+    cfg = tiny.config("method=unimatch,mpmc=recommended", method__threshold=0.4)
     return cfg, *tiny.run(cfg, 3)
 
 
@@ -28,12 +30,45 @@ def test_losses_are_finite_and_named(unimatch):
     _, state, metrics = unimatch
     names = {"loss", "loss_supervised", "loss_s1", "loss_s2", "loss_fp", "confident"}
     names |= {"loss_patch_labeled", "loss_patch_unlabeled", "lambda_mean"}
+    names |= {"confident_weak"}
     names |= {"patch_hamming", "grad_norm", "lr", "unlabeled_weight"}
     for values in metrics:
         assert names == set(values.values)
         assert all(np.isfinite(v) for v in values.values.values())
         assert values.refused == -1
+        assert 0 < values.values["confident"] < 1
+        # The method's 1/2, alpha = 1/4, the coefficients 1 + 1 + 2, lambda's mean 1.
+        np.testing.assert_allclose(values.values["unlabeled_weight"], 0.5, rtol=1e-6)
     assert int(state.step) == 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Probe(Identity):
+    """A plug-in with two metrics: the mean row of class 1's pixels, and nothing."""
+
+    def losses(self, variables, supervised, *args, **kwargs):
+        hit = supervised.label == 1
+        row = jnp.arange(hit.shape[1])[None, :, None]
+        zero = jnp.zeros((), jnp.int32)
+        pair = (jnp.sum(jnp.where(hit, row, 0)), jnp.sum(hit))
+        return {}, {"row": pair, "nothing": (zero, zero)}, {}
+
+
+def test_a_mean_is_over_all_that_devices_and_micro_batches_counted():
+    """Not the mean of their means; NaN where nothing was counted."""
+    cfg = tiny.config("method=supervised", train__accumulation=2)
+
+    def probed(parts):
+        step = dataclasses.replace(parts.step, plugin=Probe())
+        return dataclasses.replace(parts, step=step)
+
+    _, metrics = tiny.run(cfg, 1, devices=2, change=probed)
+    hit = tiny.batch(0, cfg, tiny.setup(cfg).method).labeled.label == 1
+    rows = np.nonzero(hit)[1]
+    np.testing.assert_allclose(metrics[0].values["row"], rows.mean(), rtol=1e-6)
+    means = [np.nonzero(half)[1].mean() for half in np.split(hit, 2)]
+    assert abs(np.mean(means) - rows.mean()) > 0.01
+    assert np.isnan(metrics[0].values["nothing"])
 
 
 def test_every_parameter_moves(unimatch):

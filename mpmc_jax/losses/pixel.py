@@ -11,7 +11,7 @@ from mpmc_jax.losses.reduction import (
     identity,
     masked_mean,
 )
-from mpmc_jax.types import IGNORE_LABEL, Array
+from mpmc_jax.types import IGNORE_LABEL, Array, View
 
 
 def labelled_pixels(
@@ -20,6 +20,15 @@ def labelled_pixels(
     """Pixels that carry a class, (b,h,w) bool: neither `ignore_label` nor >= c."""
     in_range = (label_bhw >= 0) & (label_bhw < num_classes)
     return in_range & (label_bhw != ignore_label)
+
+
+def confident_pixels(view: View) -> Array:
+    """Pixels of a view whose pseudo-label counts in its loss, (b,h,w) bool.
+
+    They lie in the view's region, carry a class and have a positive weight.
+    """
+    known_bhw = labelled_pixels(view.target, view.logits.shape[-1])
+    return (view.weight > 0) & view.region.valid & known_bhw
 
 
 def pixel_cross_entropy(

@@ -262,7 +262,6 @@ class AEL(base.Method):
             )
 
         metrics = {
-            "confident": base.share(targets.label[1] != IGNORE_LABEL),
             "object_found": base.share(targets.found),
             "class_confidence": (confidence.sum(), jnp.asarray(confidence.size)),
         }

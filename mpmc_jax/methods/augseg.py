@@ -184,7 +184,6 @@ class AugSeg(base.Method):
             coefficient=4.0,
         )
         metrics = {
-            "confident": base.share(confident),
             "injected": base.share(targets.truth),
         }
         return Outputs(supervised, (view,), {"student": student}, state, metrics)

@@ -121,8 +121,7 @@ class MeanTeacher(base.Method):
             name="unlabeled",
             coefficient=4.0,
         )
-        metrics = {"confident": base.share(confident)}
-        return Outputs(supervised, (view,), {"student": student}, state, metrics)
+        return Outputs(supervised, (view,), {"student": student}, state)
 
     def average(self, step: Array, steps_per_epoch: int) -> tuple[Array, Array]:
         del steps_per_epoch

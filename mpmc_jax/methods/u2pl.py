@@ -248,10 +248,7 @@ class U2PL(base.Method):
             coefficient=4.0,
         )
         contrast = self.contrast.term(both, inputs.draws, targets.anchoring, state)
-        metrics = {
-            "kept": base.share(targets.weight > 0),
-            "bank": (jnp.sum(state.size), jnp.asarray(len(state.keys))),
-        }
+        metrics = {"bank": (jnp.sum(state.size), jnp.asarray(len(state.keys)))}
         return Outputs(
             base.supervised_part(labeled, inputs.label, inputs.labeled_real),
             (view,),

@@ -167,7 +167,8 @@ class UniMatch(base.Method):
         views = self._views(
             inputs, (confidence, label), targets, perturbed, strong, teachers["student"]
         )
-        metrics = {"confident": base.share(confidence >= self.threshold)}
+        # As published: of all pixels of the weak view, padding included.
+        metrics = {"confident_weak": base.share(confidence >= self.threshold)}
         return Outputs(supervised, views, {"student": student}, state, metrics)
 
     def _weak_pass(

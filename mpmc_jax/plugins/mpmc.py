@@ -17,7 +17,7 @@ from mpmc_jax.losses.multilabel import (
     patch_asymmetric_focal,
     patch_binary_cross_entropy,
 )
-from mpmc_jax.losses.pixel import labelled_pixels
+from mpmc_jax.losses.pixel import confident_pixels
 from mpmc_jax.losses.reduction import GlobalSum, identity, ratio
 from mpmc_jax.models.patch_classifier import PatchClassifier
 from mpmc_jax.models.pooling import multi_scale_pool as multi_scale_pool
@@ -155,9 +155,7 @@ class MPMC:
         active: Array | None,
         total: GlobalSum,
     ) -> tuple[View, PatchTeaching]:
-        classed_bhw = labelled_pixels(view.target, self.num_classes)
-        # The pixels whose loss counts: over these lambda_s has its mean.
-        confident_bhw = (view.weight > 0) & view.region.valid & classed_bhw
+        confident_bhw = confident_pixels(view)
         lambda_bhw, gamma_bhwc = adaptive_weights(
             logits_bhwc,
             view.target,
@@ -266,7 +264,7 @@ class MPMC:
             patches += jnp.sum(valid_bhw, dtype=jnp.int32)
         share = jnp.sum(jnp.stack(parts))
         if active is not None:
-            share = jnp.where(active, share, 0)
+            share, patches = (jnp.where(active, x, 0) for x in (share, patches))
         taught = [targets[view.name] for view in views]
         all_patches = sum(counts[_patches(view.name)] for view in views)
         metrics = {

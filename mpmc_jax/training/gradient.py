@@ -17,6 +17,19 @@ from mpmc_jax.training.state import PLUGIN, TrainState
 from mpmc_jax.types import Array, Network, Outputs, PyTree
 
 
+class Values(struct.PyTreeNode):
+    """The numbers of a micro-batch; those of several add up, field by field.
+
+    Attributes:
+      terms: the loss and its terms: this part's share of the whole batch's, the same
+        on every device.
+      means: name -> (sum, count) of this device.
+    """
+
+    terms: dict[str, Array]
+    means: dict[str, tuple[Array, Array]]
+
+
 class Carry(struct.PyTreeNode):
     """What moves from micro-batch to micro-batch."""
 
@@ -56,13 +69,8 @@ def micro_batch(
     carry: Carry,
     inputs: PyTree,
     totals: objective.Totals,
-) -> tuple[Carry, dict[str, Array]]:
-    """Adds one micro-batch's gradient to the carry.
-
-    Returns:
-      The carry, and the values of all terms and metrics: this part's share of the
-      whole batch's, the same on every device.
-    """
+) -> tuple[Carry, Values]:
+    """Adds one micro-batch's gradient to the carry; also returns its numbers."""
     method = config.method
     teachers = _teachers(config, state, carry)
     targets, moved, method_state = jax.lax.stop_gradient(
@@ -100,8 +108,8 @@ def _objective(
     params: PyTree,
     outputs: Outputs,
     totals: objective.Totals,
-) -> tuple[Array, dict[str, Array], PyTree]:
-    """Total loss, all values by name, and the plug-in's moved statistics."""
+) -> tuple[Array, Values, PyTree]:
+    """Total loss, all numbers by name, and the plug-in's moved statistics."""
     plugin = config.plugin
     active = None
     if plugin.warmup_epochs:
@@ -131,15 +139,14 @@ def _objective(
         scale=config.method.scale,
         alpha=plugin.alpha,
     )
-    values = {"loss": loss, **{f"loss_{k}": v for k, v in terms_of_method.items()}}
-    return loss, values | _shares(outputs.metrics | metrics, totals), head_stats
-
-
-def _shares(
-    pairs: dict[str, tuple[Array, Array]], totals: objective.Totals
-) -> dict[str, Array]:
-    """(sum, count) of each metric -> its mean over devices, for the micro-batch."""
-    return {
-        name: totals.local_mean(jnp.asarray(value, float), jnp.asarray(count))
-        for name, (value, count) in pairs.items()
-    }
+    metrics = metrics | objective.view_metrics(
+        outputs.views, views, scale=config.method.scale, alpha=plugin.alpha
+    )
+    values = Values(
+        terms={"loss": loss, **{f"loss_{k}": v for k, v in terms_of_method.items()}},
+        means={
+            name: (jnp.asarray(value, float), jnp.asarray(count, float))
+            for name, (value, count) in (outputs.metrics | metrics).items()
+        },
+    )
+    return loss, values, head_stats

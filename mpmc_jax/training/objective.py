@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from mpmc_jax import devices, losses
+from mpmc_jax.losses.pixel import confident_pixels
 from mpmc_jax.types import Array, Outputs, Supervised, View
 
 
@@ -155,3 +156,52 @@ def combine(
         terms[name] = totals.local_mean(term.total, term.count)
         loss = loss + term.weight * terms[name]
     return scale * loss, terms
+
+
+def view_metrics(
+    before: tuple[View, ...],
+    after: tuple[View, ...],
+    *,
+    scale: float,
+    alpha: float,
+) -> dict[str, tuple[Array, Array]]:
+    """How many pixels teach and how much, as (sum, count) of this device.
+
+    Only views of unlabeled images are looked at (AEL's labeled view is not).
+
+    `confident`: the share of the pixels by which the views' losses divide that carry
+    a pseudo-label of positive weight.
+
+    `unlabeled_weight`: the factor of the mean unlabeled loss in the objective,
+
+        scale * alpha * sum_v coefficient_v * m
+        m = sum_v coefficient_v sum w' / sum_v coefficient_v sum w
+
+    with w the method's weights of the confident pixels of view v and w' those after
+    the plug-in. m is 1 without a plug-in; MPMC makes it the mean of lambda_s. A Dice
+    loss divides by its weights, so that their mean cancels: there w' is w. Without a
+    confident pixel nothing is counted.
+
+    Args:
+      before: the views as the method made them.
+      after: the same views as the plug-in refined them.
+      scale, alpha: as in `combine`.
+    """
+    pairs = [pair for pair in zip(before, after, strict=True) if pair[0].unlabelled]
+    if not pairs:
+        return {}
+    confident = pixels = jnp.zeros((), jnp.int32)
+    method_sum = refined_sum = jnp.zeros(())
+    coefficients = 0.0
+    for view, refined in pairs:
+        mask = confident_pixels(view)
+        confident += jnp.sum(mask, dtype=jnp.int32)
+        pixels += jnp.sum(view.region.valid, dtype=jnp.int32)
+        final = view if view.loss == "dice" else refined
+        method_sum += view.coefficient * jnp.sum(view.weight, where=mask, dtype=float)
+        refined_sum += view.coefficient * jnp.sum(final.weight, where=mask, dtype=float)
+        coefficients += view.coefficient
+    return {
+        "confident": (confident, pixels),
+        "unlabeled_weight": (scale * alpha * coefficients * refined_sum, method_sum),
+    }

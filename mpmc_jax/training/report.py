@@ -4,6 +4,7 @@ import contextlib
 import importlib.metadata
 import json
 import logging
+import math
 import os
 import platform
 import subprocess
@@ -97,8 +98,8 @@ class Report:
         self._active = together.is_first()
         self._steps = steps
         self._images = images
-        self._sums: dict[str, float] = {}
-        self._count = 0
+        # name -> sum and number of steps since the last line
+        self._means: dict[str, tuple[float, int]] = {}
         self.restart_clock()
         self._path = workdir / "metrics.jsonl"
         if not self._active:
@@ -122,20 +123,27 @@ class Report:
         return [line[name] for line in lines if line["step"] == step and name in line]
 
     def add(self, values: Mapping[str, Any]) -> None:
-        """Counts one step's numbers towards the next line."""
+        """Counts one step's numbers towards the next line.
+
+        NaN says that the step had nothing to take the mean of; it counts no step.
+        """
         for name, value in values.items():
-            self._sums[name] = self._sums.get(name, 0.0) + float(value)
-        self._count += 1
+            if not math.isnan(value):
+                summed, steps = self._means.get(name, (0.0, 0))
+                self._means[name] = (summed + float(value), steps + 1)
         self._timed += 1
         if self._active:
             self._bar.update()
 
     def flush(self, step: int) -> None:
-        """Writes the means since the last line, with images/s and the time left."""
-        if not self._count:
+        """Writes the means since the last line, with images/s and the time left.
+
+        A name for which no step had a number is left out.
+        """
+        if not self._means:
             return
         seconds = time.monotonic() - self._since
-        values = {f"train/{k}": v / self._count for k, v in self._sums.items()}
+        values = {f"train/{k}": v / steps for k, (v, steps) in self._means.items()}
         speed = ""
         if self._timed > 0:
             per_step = seconds / self._timed
@@ -151,7 +159,7 @@ class Report:
         self._say(
             f"step {step}/{self._steps}  {losses}  lr {values['train/lr']:.2e}{speed}"
         )
-        self._sums, self._count = {}, 0
+        self._means = {}
         self.restart_clock()
 
     def restart_clock(self, untimed: int = 0) -> None:

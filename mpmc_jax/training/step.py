@@ -17,7 +17,7 @@ from mpmc_jax import devices
 from mpmc_jax.methods.keys import Keys
 from mpmc_jax.training import gradient, objective
 from mpmc_jax.training.config import StepConfig
-from mpmc_jax.training.gradient import Carry
+from mpmc_jax.training.gradient import Carry, Values
 from mpmc_jax.training.state import TrainState
 from mpmc_jax.types import Array, Batch, PyTree
 
@@ -43,7 +43,7 @@ class Metrics(struct.PyTreeNode):
     """What a step reports; the same on every device.
 
     Attributes:
-      values: name -> scalar.
+      values: name -> scalar; NaN for a mean over nothing, which `Report` leaves out.
       refused: () int32, -1 if the update was made; else the index, in the order of
         `finite_names`, of the first number that was not finite, or their count if
         the batch was not the one the state waits for.
@@ -105,7 +105,7 @@ def apply(
         method_state=state.method_state,
     )
 
-    def one_part(carry: Carry, part: PyTree) -> tuple[Carry, dict[str, Array]]:
+    def one_part(carry: Carry, part: PyTree) -> tuple[Carry, Values]:
         return gradient.micro_batch(config, state, carry, augment(part), totals)
 
     if config.micro_batches == 1:
@@ -161,11 +161,13 @@ def _update(
     config: StepConfig,
     state: TrainState,
     carry: Carry,
-    values: dict[str, Array],
+    values: Values,
     order: Order,
 ) -> tuple[TrainState, Metrics]:
     asked = order.stop.astype(jnp.float32)
-    grads, asked = devices.total((carry.grads, asked), config.axis_name)
+    grads, asked, means = devices.total(
+        (carry.grads, asked, values.means), config.axis_name
+    )
     updates, opt_state = config.optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     ema_params, ema_stats = _average(config, state, carry, params)
@@ -180,26 +182,30 @@ def _update(
         key=state.key,
     )
     # The terms before their sum: the first that is broken is named.
-    checked = {k: v for k, v in values.items() if k.startswith("loss_")}
-    checked |= {"loss": values["loss"], "grad_norm": optax.tree.norm(grads)}
+    sums = {name: summed for name, (summed, _) in means.items()}
+    checked = {k: v for k, v in (values.terms | sums).items() if k.startswith("loss_")}
+    checked |= {"loss": values.terms["loss"], "grad_norm": optax.tree.norm(grads)}
     broken = ~jnp.isfinite(jnp.stack([checked[k].astype(jnp.float32) for k in checked]))
     late = order.step != state.step
     refused = jnp.where(
         broken.any(), jnp.argmax(broken), jnp.where(late, len(checked), -1)
     )
     kept = jax.tree.map(lambda new, old: jnp.where(refused < 0, new, old), moved, state)
-    values = values | {
+    shown = values.terms | {
         "grad_norm": checked["grad_norm"],
         "lr": config.schedule(state.step),
     }
-    if "lambda_mean" in values:
-        # What alpha comes to after lambda_s.
-        values["unlabeled_weight"] = config.plugin.alpha * values["lambda_mean"]
+    shown |= {name: _mean(*pair) for name, pair in means.items()}
     delay, requests = config.method.delay, None
     if delay:
         requests = config.method.requested(kept.method_state, state.step + delay)
     refused = refused.astype(jnp.int32)
-    return kept, Metrics(values, refused, asked > 0, requests, tuple(checked))
+    return kept, Metrics(shown, refused, asked > 0, requests, tuple(checked))
+
+
+def _mean(summed: Array, count: Array) -> Array:
+    """The quotient; NaN where nothing was counted."""
+    return jnp.where(count > 0, summed / jnp.where(count > 0, count, 1), jnp.nan)
 
 
 def _average(
