@@ -1,5 +1,6 @@
-"""What U2PL's and AEL's `augment` draw: schedules, frequencies, who shares what."""
+"""What `augment` draws: keys, schedules, frequencies, who shares what."""
 
+import dataclasses
 import types
 
 import jax
@@ -10,6 +11,8 @@ import tiny
 from ael_oracle import METHOD as AEL
 
 from mpmc_jax.methods import ael_memory
+from mpmc_jax.methods.build import METHODS
+from mpmc_jax.methods.keys import Keys
 from mpmc_jax.training.parallel import Layout
 from mpmc_jax.training.step import make_keys
 
@@ -144,3 +147,59 @@ def test_aels_bytes_are_of_what_was_seen_and_of_the_survival_fields():
         "train.batch_size": seen,
         "data.crop": 4 * 2 * AEL.num_classes * 1000,
     }
+
+
+class Noted(Keys):
+    """Keys that note every stream asked for, with its kind."""
+
+    asked: list = []
+
+    def shared(self, name):
+        self.asked.append(("shared", name))
+        return super().shared(name)
+
+    def examples(self, name):
+        self.asked.append(("examples", name))
+        return super().examples(name)
+
+    def groups(self, name):
+        self.asked.append(("groups", name))
+        return super().groups(name)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_no_two_streams_of_a_method_share_a_key(name, monkeypatch):
+    """Neither of records, groups and steps, nor at the next step."""
+    cfg = tiny.config(f"method={name}")
+    method = tiny.setup(cfg).method
+    batch = tiny.batch(0, cfg, method)
+    groups = cfg.train.batch_size // cfg.train.group_size
+    monkeypatch.setattr(Noted, "asked", [])
+
+    def keys(step):
+        return Noted(
+            root=jax.random.key(cfg.seed),
+            step=jnp.asarray(step),
+            record=jnp.arange(cfg.train.batch_size),
+            group=jnp.arange(groups),
+            progress=jnp.zeros(()),
+        )
+
+    for epoch in (0, 1):  # of a warm-up, and after it
+        phase = dataclasses.replace(method, noisy=True).phase(epoch)
+        state = phase.init(jax.random.key(0))
+        first = len(Noted.asked)
+        jax.eval_shape(
+            lambda batch, p=phase, s=state: p.augment(batch, s, keys(0)), batch
+        )
+        asked = Noted.asked[first:]
+        assert asked and len(set(asked)) == len(asked)
+        drawn = []
+        for step in (0, 1):
+            for kind, stream in asked:
+                found = getattr(keys(step), kind)(stream)
+                if kind == "shared":  # what is drawn for a place in the group
+                    found = jax.random.split(found, cfg.train.batch_size)
+                drawn.append(jax.random.key_data(found).reshape(-1, 2))
+        drawn = np.concatenate(drawn)
+        assert len(np.unique(drawn, axis=0)) == len(drawn)

@@ -156,7 +156,9 @@ def test_every_ablation_leaves_out_its_part_alone(inputs):
 
 def test_warm_up_trains_on_labels_alone(inputs):
     _, _, views = inputs
-    refined, _, terms, _, _ = run(PLUGIN, inputs, active=jnp.asarray(False))
+    refined, _, terms, metrics, _ = run(PLUGIN, inputs, active=jnp.asarray(False))
+    # Nothing is counted of a term that does not act.
+    assert metrics["loss_patch_unlabeled"] == (0, 0)
     for view, before in zip(refined, views, strict=True):
         np.testing.assert_array_equal(view.weight, before.weight)
     _, _, later, _, _ = run(PLUGIN, inputs)

@@ -166,7 +166,7 @@ def test_a_group_draws_the_same_whatever_the_devices(devices):
     np.testing.assert_array_equal(members, members[:, :1].repeat(2, 1))
     assert sorted(members[:, 0]) == [0, 1, 2, 3]
     root = jax.random.fold_in(
-        stream_key(jax.random.wrap_key_data(state.key), "coin"), 0
+        stream_key(jax.random.wrap_key_data(state.key), "group/coin"), 0
     )
     expected = [
         jax.random.key_data(jax.random.fold_in(root, group)) for group in members[:, 0]

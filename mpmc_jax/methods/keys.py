@@ -13,6 +13,8 @@ class Keys:
 
     A stream is a name; an example's key depends on (seed, name, step, record) and a
     group's on (seed, name, step, group), so no draw depends on the device count.
+    Streams of examples, of groups and of whole steps are named apart: of one name,
+    record 0 and group 0 have different keys.
 
     Attributes:
       root: the run's key.
@@ -31,19 +33,22 @@ class Keys:
 
     def shared(self, name: str) -> Array:
         """() key, the same for all examples of the step."""
-        return jax.random.fold_in(stream_key(self.root, name), self.step)
+        return self._of_step(f"step/{name}")
 
-    def _fold(self, name: str, identities: Array) -> Array:
-        base = self.shared(name)
+    def _of_step(self, stream: str) -> Array:
+        return jax.random.fold_in(stream_key(self.root, stream), self.step)
+
+    def _fold(self, stream: str, identities: Array) -> Array:
+        base = self._of_step(stream)
         return jax.vmap(lambda i: jax.random.fold_in(base, i))(identities)
 
     def examples(self, name: str) -> Array:
         """(b,) keys, one an example."""
-        return self._fold(name, self.record)
+        return self._fold(f"record/{name}", self.record)
 
     def groups(self, name: str) -> Array:
         """(g,) keys, one a group."""
-        return self._fold(name, self.group)
+        return self._fold(f"group/{name}", self.group)
 
 
 def stream_key(root: Array, name: str) -> Array:
