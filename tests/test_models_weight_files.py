@@ -1,6 +1,7 @@
 """Files of weights are data: damage and malice are named, and nothing is executed."""
 
 import contextlib
+import io
 import json
 import pickle
 import pickletools
@@ -11,8 +12,9 @@ import zipfile
 import jax
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
-from mpmc_jax.models import weight_files, weights
+from mpmc_jax.models import weight_files, weight_formats, weights
 from mpmc_jax.models.weight_files import WeightsError
 from tests.published import NETWORKS, as_published, save, weights_of
 
@@ -36,7 +38,7 @@ def test_a_pickle_in_an_npz_is_never_loaded(tmp_path):
     array = np.empty((), object)
     array[()] = _Bomb(proof)
     np.savez(tmp_path / "w.npz", **{"conv1.weight": array})
-    with pytest.raises(WeightsError, match="w.npz.*allow_pickle"):
+    with pytest.raises(WeightsError, match="w.npz.*holds object, and weights are num"):
         weights.load(tmp_path / "w.npz")
     with zipfile.ZipFile(tmp_path / "v.npz", "w") as archive:
         archive.writestr("conv1.weight.npy", pickle.dumps(_Bomb(proof)))
@@ -48,9 +50,13 @@ def test_a_pickle_in_an_npz_is_never_loaded(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("w.npz", b"PK", "no readable .npz"),
-        ("w.npz", b"", "no readable .npz"),
-        ("w.safetensors", b"", "no readable safetensors"),
+        ("w.npz", b"PK\3\4 and no end", "its end is missing, 15 bytes are there"),
+        ("w.npz", b"\x93NUMPY\1\0", "no readable .npz file: File is not a zip file$"),
+        ("w.pth", b"PK\3\4 and no end", "its end is missing, 15 bytes are there"),
+        ("w.npz", b"", "is empty .0 bytes.; download it again"),
+        ("w.pth", b"", "is empty .0 bytes.; download it again"),
+        ("w.safetensors", b"", "is empty .0 bytes.; download it again"),
+        ("w.safetensors", b"\x08\0\0", "it has 3 bytes and claims a header of 8"),
         ("w.safetensors", (2**62).to_bytes(8, "little") + b"{}", "no readable safeten"),
         ("w.h5", b"", "weights are read from .safetensors"),
     ],
@@ -61,6 +67,205 @@ def test_damaged_files_are_named(name, content, message, tmp_path):
         weights.load(tmp_path / name)
     with pytest.raises(FileNotFoundError, match="nothing.npz"):
         weights.load(tmp_path / "nothing.npz")
+
+
+_PAGES = {
+    "web page": b"\xef\xbb\xbf\n <!DOCTYPE html>\n<html>cannot scan this file</html>",
+    "in GBK": "<HTML><p>\u4e0b\u8f7d</p>".encode("gbk"),
+    "XML": b'<?xml version="1.0"?><Error><Code>NoSuchKey</Code></Error>',
+    "JSON": b'{"error": "Repository not found"}',
+    "Git LFS": b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\n",
+    "text": b"404: Not Found",
+}
+
+
+@pytest.mark.parametrize("suffix", weight_files.SUFFIXES)
+@pytest.mark.parametrize("kind", _PAGES)
+def test_what_a_server_sent_instead_is_told(kind, suffix, tmp_path):
+    path = tmp_path / f"resnet50{suffix}"
+    path.write_bytes(_PAGES[kind])
+    with pytest.raises(WeightsError) as told:
+        weights.load(path)
+    (line,) = str(told.value).splitlines()
+    name = "web page" if kind == "in GBK" else kind
+    assert (
+        line.startswith(f"{path}: is ") and name in line and ", not weights: " in line
+    )
+    mend = "run `git lfs pull`" if kind == "Git LFS" else "download the file itself"
+    assert line.endswith(mend)
+    assert not any(
+        advice in line for advice in ("allow_pickle", "weights_only", "trust")
+    )
+
+
+def _safetensors(path, entries, data=b"", metadata=None):
+    """A file with a header as given, whatever its arrays are."""
+    header = {
+        key: dict(zip(("dtype", "shape", "data_offsets"), entry, strict=True))
+        for key, entry in entries.items()
+    }
+    if metadata is not None:
+        header["__metadata__"] = metadata
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        (("F8_E4M3", [4], [0, 4]), "'a' is of type 'F8_E4M3', and weights are read"),
+        (("F4", [8], [0, 4]), "'a' is of type 'F4'"),
+        ((["F32"], [1], [0, 4]), r"'a' is of type \['F32'\]"),
+        (("F32", [40_000_000_000], [0, 4]), "not what bytes .0, 4. hold"),
+        (("F32", [2**62, 2**62], [0, 4]), "not what bytes .0, 4. hold"),
+        (("F32", [-1], [0, 4]), r"has shape \[-1\]"),
+        (("F32", [True], [0, 4]), r"has shape \[True\]"),
+        (("F32", [1], [4, 8]), "overlap or leave gaps"),
+        (("F32", [1], [4, 0]), "not what bytes"),
+        (("F32", [1], "04"), "has data_offsets '04'"),
+        (("F32", [1], []), "has 1 axes and offsets"),
+        (("F32", [2**35], [0, 2**37]), "its arrays take 137438953472 bytes and 4 are"),
+        (("F32", [2], [0, 8]), "take 8 bytes and 4 are there; it is cut short"),
+    ],
+)
+def test_headers_that_lie_are_refused_before_room_is_made(entry, message, tmp_path):
+    path = _safetensors(tmp_path / "w.safetensors", {"a": entry}, bytes(4))
+    with pytest.raises(WeightsError, match=f"w.safetensors: .*{message}"):
+        weight_files.read(path)
+
+
+@pytest.mark.parametrize("metadata", [None, {"a": 1}, {"a": None}, [1], "x", {"a": {}}])
+def test_metadata_is_text_or_refused(metadata, tmp_path):
+    entries = {"a": ("F32", [1], [0, 4])}
+    path = _safetensors(tmp_path / "w.safetensors", entries, bytes(4), metadata)
+    if metadata is None:
+        assert weight_files.read(path).metadata == {}
+        return
+    with pytest.raises(WeightsError, match="its metadata is not text by name"):
+        weight_files.read(path)
+
+
+def test_a_header_is_never_larger_than_its_limit(tmp_path):
+    path = tmp_path / "w.safetensors"
+    with path.open("wb") as file:  # All holes: it takes no room on the disk.
+        file.write((2**34).to_bytes(8, "little"))
+        file.truncate(2**35)
+    with pytest.raises(WeightsError, match="claims a header of 17179869184"):
+        weight_files.read(path)
+    for content in (b"[" * 100_000, b"[]", b"\xff\xfe", b"{"):
+        path.write_bytes(len(content).to_bytes(8, "little") + content)
+        with pytest.raises(WeightsError, match="its header is no JSON object"):
+            weight_files.read(path)
+
+
+def test_bfloat16_is_read(tmp_path):
+    values = np.array([1.5, -2.0, 0.0], np.float32)
+    content = (values.view(np.uint32) >> 16).astype(np.uint16).tobytes()
+    entries = {"b": ("I64", [], [6, 14]), "a": ("BF16", [3], [0, 6])}
+    path = _safetensors(
+        tmp_path / "w.safetensors", entries, content + (7).to_bytes(8, "little")
+    )
+    found = weight_files.read(path).arrays
+    np.testing.assert_array_equal(found["a"], values)
+    assert found["a"].dtype == np.float32 and found["b"] == 7
+
+
+def _npz(path, shape, dtype="<f4", data=b"\0" * 4):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        header = io.BytesIO()
+        np.lib.format.write_array_header_1_0(
+            header, {"shape": shape, "fortran_order": False, "descr": dtype}
+        )
+        with archive.open("conv1.weight.npy", "w", force_zip64=True) as file:
+            file.write(header.getvalue())
+            file.write(data)
+    return path
+
+
+def test_arrays_of_an_npz_are_as_large_as_they_claim(tmp_path):
+    path = _npz(tmp_path / "w.npz", (40_000_000_000,))
+    with pytest.raises(WeightsError, match=r"claims shape \(40000000000,\) of float32"):
+        weight_files.read(path)
+    assert weight_files.read(_npz(path, (1,))).arrays["conv1.weight"] == 0
+    big = np.asfortranarray(np.arange(6, dtype=">f8").reshape(2, 3))
+    np.savez_compressed(path, a=big, b=np.zeros((0, 3)))
+    found = weight_files.read(path).arrays
+    np.testing.assert_array_equal(found["a"], big)
+    assert found["a"].dtype == np.float64 and found["b"].shape == (0, 3)
+    for dtype, kind in (("<c8", "complex64"), ("<U3", "<U3"), ("<M8[s]", "datetime64")):
+        _npz(path, (1,), dtype, bytes(np.dtype(dtype).itemsize))
+        with pytest.raises(WeightsError, match=f"holds {kind}.*, and weights are numb"):
+            weight_files.read(path)
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".pth"])
+def test_archives_that_would_unpack_to_more_than_weights_are_refused(
+    suffix, tmp_path, monkeypatch
+):
+    path = tmp_path / f"w{suffix}"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data/0", bytes(10**6))
+    assert path.stat().st_size < 10**4
+    monkeypatch.setattr(weight_formats, "_MOST_BYTES", 10**6 - 1)
+    with pytest.raises(WeightsError, match=r"claims arrays of 0.001 GB; weights of at"):
+        weight_files.read(path)
+    monkeypatch.setattr(weight_formats, "_MOST_BYTES", 10**7)
+    monkeypatch.setattr(weight_formats.memory, "available", lambda: 10**5)
+    with pytest.raises(WeightsError, match="holds 0.001 GB, and 0.0001 GB of memory"):
+        weight_files.read(path)
+
+
+def test_a_torchscript_program_is_no_weights(tmp_path):
+    with zipfile.ZipFile(tmp_path / "w.pt", "w") as archive:
+        archive.writestr("w/constants.pkl", b"")
+    with pytest.raises(WeightsError, match=r"w.pt: holds a TorchScript program; save"):
+        weight_files.read(tmp_path / "w.pt")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e39])
+@pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
+def test_weights_that_are_not_finite_are_refused_by_name(value, suffix, tmp_path):
+    arrays = {"a": np.ones(3), "b": np.array([1, value, value]), "n": np.arange(2)}
+    path = tmp_path / f"w{suffix}"
+    np.savez(path, **arrays) if suffix == ".npz" else save_file(arrays, path)
+    with pytest.raises(
+        WeightsError, match=rf"w{suffix}: 2 of the 3 numbers of 'b' are not finite"
+    ):
+        weight_files.read(path)
+
+
+def test_numbers_that_are_not_finite_are_not_written(tmp_path):
+    model = NETWORKS["unimatch"]
+    found = weights_of(model)
+    kernel = found.variables["params"]["decoder"]["classifier"]["kernel"].copy()
+    kernel.flat[1] = np.nan
+    found.variables["params"]["decoder"]["classifier"]["kernel"] = kernel
+    with pytest.raises(WeightsError, match=r"1 of .* 'params/decoder/classifier/kern"):
+        weights.save(tmp_path / "w.safetensors", found)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_negative_variance_is_refused(tmp_path):
+    arrays, _ = as_published(NETWORKS["unimatch"], counters=False)
+    key = "backbone.layer1.0.bn1.running_var"
+    arrays[key] = arrays[key] * 0 - 1
+    with pytest.raises(WeightsError, match="variance .*backbone/layer1_0.* is -1.0"):
+        weights.load(save(tmp_path / "w.safetensors", arrays))
+
+
+def test_memory_that_ends_while_a_file_is_read_is_one_line(tmp_path, monkeypatch):
+    path = tmp_path / "w.npz"
+    np.savez(path, a=np.zeros(3))
+
+    def full(*args):
+        raise MemoryError
+
+    monkeypatch.setattr(weight_formats, "_read_npy", full)
+    with pytest.raises(
+        WeightsError, match="w.npz: its arrays do not fit into this pro"
+    ):
+        weight_files.read(path)
 
 
 def test_an_empty_file_holds_nothing(tmp_path):
@@ -77,6 +282,14 @@ def test_an_empty_file_holds_nothing(tmp_path):
         ({"model": "__import__('os').system('true')"}, "'model' is no JSON object"),
         ({"model": '{"name": "unet"}'}, "metadata's model has"),
         ({"model": ("width", "4")}, "width='4'"),
+        ({"model": ("width", True)}, "width=True"),
+        ({"model": ("width", None)}, "width=None"),
+        ({"model": ("width", 4 * 10**30)}, "of another shape"),
+        ({"model": ("width", 0)}, "must be >= 1"),
+        ({"model": "[" * 100_000}, "'model' is no JSON object"),
+        ({"model": "null"}, "'model' is no JSON object"),
+        ({"origin": "[]"}, "'origin' is no JSON object"),
+        ({"whole": "null"}, "'whole' is neither true nor false"),
         ({"model": ("width", 8)}, "of another shape"),
         ({"model": ("backbone", "resnet9")}, "valid are"),
     ],
@@ -118,6 +331,12 @@ class _Tensor:
     def numpy(self):
         return self._array
 
+    def numel(self):
+        return self._array.size
+
+    def element_size(self):
+        return self._array.itemsize
+
 
 def _fake_torch(monkeypatch, content, version="2.6.0+cpu"):
     calls = []
@@ -144,7 +363,7 @@ def test_pytorch_is_asked_for_weights_only(monkeypatch, tmp_path):
     config = NETWORKS["unimatch"]
     arrays, variables = as_published(config)
     path = tmp_path / "best.pth"
-    path.write_bytes(b"as PyTorch wrote it")
+    path.write_bytes(b"\x80\2 as PyTorch wrote it")
     calls = _fake_torch(
         monkeypatch, {"model": _tensors(arrays), "epoch": 3, "optimizer": {"state": {}}}
     )
@@ -173,11 +392,13 @@ def test_a_pytorch_that_can_be_tricked_is_not_used(version, monkeypatch, tmp_pat
         ("Weights only load failed. Re-run with\nlong", "Weights only load failed$"),
         ("x\nWeightsUnpickler: GLOBAL posix.mkdir was not", "asks for posix.mkdir, wh"),
         ("", "UnpicklingError$"),
+        ("Cannot use ``weights_only=True`` with it", "in it: UnpicklingError$"),
+        ("set allow_pickle=True if you trust it", "in it: UnpicklingError$"),
     ],
 )
 def test_what_pytorch_refuses_is_one_line(told, message, monkeypatch, tmp_path):
     path = tmp_path / "best.pth"
-    path.write_bytes(b"")
+    path.write_bytes(b"\x80\2")
     _fake_torch(monkeypatch, pickle.UnpicklingError(told))
     with pytest.raises(WeightsError, match=f"best.pth: .*{message}"):
         weights.load(path)
@@ -209,12 +430,21 @@ def test_scores_that_numpy_pickled_are_allowed_and_no_more(score, core):
     assert len(allowed) == 8
 
 
+def test_a_tensor_of_few_numbers_that_claims_many_is_refused(monkeypatch, tmp_path):
+    path = tmp_path / "w.pth"
+    path.write_bytes(b"\x80\2")
+    wide = np.broadcast_to(np.float32(1), (200_000, 200_000))
+    _fake_torch(monkeypatch, {"conv1.weight": _Tensor(wide)})
+    with pytest.raises(WeightsError, match="w.pth: claims arrays of 160 GB"):
+        weight_files.read(path)
+
+
 def test_teachers_come_first_and_others_by_name(monkeypatch, tmp_path):
     config = NETWORKS["u2pl"]
     arrays, variables = as_published(config)
     other = {key: value + 1 for key, value in arrays.items()}
     path = tmp_path / "ckpt.pth"
-    path.write_bytes(b"")
+    path.write_bytes(b"\x80\2")
     states = {"model_state": _tensors(other), "teacher_state": _tensors(arrays)}
     _fake_torch(monkeypatch, states)
     assert_equal(weights.load(path).variables, variables)

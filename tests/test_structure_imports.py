@@ -11,19 +11,20 @@ ROOT = pathlib.Path(__file__).parent.parent
 PACKAGE = "mpmc_jax"
 
 # Part of the package -> parts that it may import. The plug-ins know no method.
-BELOW_METHODS = {"types", "pixels", "devices", "losses", "models", "data"}
+BELOW_METHODS = {"types", "pixels", "devices", "memory", "losses", "models", "data"}
 ALLOWED = {
     "atomic_write": set(),
     "pixels": set(),
     "types": set(),
     "devices": set(),
+    "memory": set(),
     "losses": {"types"},
-    "models": {"types", "pixels", "devices", "atomic_write"},
-    "data": {"types", "pixels", "atomic_write"},
+    "models": {"types", "pixels", "devices", "memory", "atomic_write"},
+    "data": {"types", "pixels", "memory", "atomic_write"},
     "methods": BELOW_METHODS,
     "plugins": BELOW_METHODS,
     "training": BELOW_METHODS | {"methods", "plugins", "atomic_write"},
-    "evaluation": {"types", "pixels", "models", "atomic_write"},
+    "evaluation": {"types", "pixels", "memory", "models", "atomic_write"},
     "analysis": {"types"},
 }
 OUTSIDE = ("configs", "launch", "tests")

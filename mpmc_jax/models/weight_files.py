@@ -11,25 +11,22 @@ import importlib
 import json
 import pathlib
 import re
-import zipfile
 from collections.abc import Mapping
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
-import safetensors
 from safetensors import numpy as safetensors_numpy
 
 from mpmc_jax.atomic_write import write_bytes
+from mpmc_jax.models import weight_formats
+from mpmc_jax.models.weight_formats import WeightsError
 
 SUFFIXES = (".safetensors", ".npz", ".pth", ".pt")
 # What checkpoints call their networks, the published figures' first: AugSeg's and
 # U2PL's are the teacher's, and AEL's model_state is its teacher already.
 _STATES = ("teacher_state", "model_ema", "model_state", "state_dict", "model")
 _TORCH = (2, 6)
-
-
-class WeightsError(ValueError):
-    """A file of weights that cannot be used; the message has the mend."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,20 +63,28 @@ def read(path: pathlib.Path, state: str = "") -> WeightFile:
         raise FileNotFoundError(f"{path}: no such file of weights")
     if path.suffix not in SUFFIXES or not path.is_file():
         raise WeightsError(f"{path}: weights are read from {', '.join(SUFFIXES)}")
+    weight_formats.check_download(path)
     metadata, name, others = {}, "", ()
-    if path.suffix == ".safetensors":
-        arrays, metadata = _read_safetensors(path)
-    elif path.suffix == ".npz":
-        arrays = _read_npz(path)
-    else:
-        name, others, arrays = _read_torch(path, state)
+    try:
+        if path.suffix == ".safetensors":
+            arrays, metadata = weight_formats.read_safetensors(path)
+        elif path.suffix == ".npz":
+            arrays = weight_formats.read_npz(path)
+        else:
+            name, others, arrays = _read_torch(path, state)
+        arrays = {key: _at_least_float32(value) for key, value in arrays.items()}
+        check_finite(path, arrays)
+    except MemoryError:
+        raise WeightsError(
+            f"{path}: its arrays do not fit into this process's memory; free some, or "
+            "raise the process's limit (ulimit -v)"
+        ) from None
     if state and state != name:
         raise WeightsError(
             f"{path}: holds one network, so --state={state} is of no use"
         )
     if not arrays:
         raise WeightsError(f"{path}: holds no array")
-    arrays = {key: _at_least_float32(value) for key, value in arrays.items()}
     return WeightFile(arrays, metadata, checksum(path), name, others)
 
 
@@ -88,13 +93,39 @@ def write(
 ) -> None:
     """Writes a .safetensors file, whole or not at all.
 
+    Equal arrays and metadata give equal bytes.
+
     Raises:
-      WeightsError: another suffix.
+      WeightsError: another suffix, or a number that is not finite.
     """
     if path.suffix != ".safetensors":
         raise WeightsError(f"{path}: weights are written as .safetensors")
+    check_finite(path, arrays)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_bytes(path, safetensors_numpy.save(dict(arrays), metadata=metadata))
+    content = safetensors_numpy.save(dict(arrays), metadata=metadata)
+    write_bytes(path, weight_formats.sort_header(content))
+
+
+def check_finite(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Raises WeightsError, which names the array, if a number is not finite.
+
+    Numbers beyond float32's range count as well: a network would make them infinite.
+    """
+    most = np.finfo(np.float32).max
+    broken = {}
+    for key, value in arrays.items():
+        if value.dtype.kind == "f":
+            count = value.size - np.count_nonzero(np.abs(value) <= most)
+            broken |= {key: count} if count else {}
+    if broken:
+        key, count = next(iter(broken.items()))
+        more = (
+            f", and some of {len(broken) - 1} other arrays" if len(broken) > 1 else ""
+        )
+        raise WeightsError(
+            f"{path}: {count} of the {arrays[key].size} numbers of {key!r}{more} are "
+            "not finite; use another file, such as an earlier checkpoint"
+        )
 
 
 def checksum(path: pathlib.Path) -> str:
@@ -111,7 +142,7 @@ def parse(metadata: Mapping[str, str], name: str) -> dict[str, Any]:
     """
     try:
         value = json.loads(metadata[name])
-    except (KeyError, ValueError):
+    except (KeyError, ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
         raise WeightsError(f"the metadata's {name!r} is no JSON object")
@@ -119,44 +150,25 @@ def parse(metadata: Mapping[str, str], name: str) -> dict[str, Any]:
 
 
 def _at_least_float32(value: np.ndarray) -> np.ndarray:
-    is_half = value.dtype.kind == "f" and value.dtype.itemsize < 4
+    is_half = jnp.issubdtype(value.dtype, jnp.floating) and value.dtype.itemsize < 4
     return value.astype(np.float32) if is_half else value
-
-
-def _read_safetensors(
-    path: pathlib.Path,
-) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    try:
-        with safetensors.safe_open(path, framework="numpy") as file:
-            metadata = file.metadata() or {}
-            return {key: file.get_tensor(key) for key in file.keys()}, metadata  # noqa: SIM118
-    except (safetensors.SafetensorError, TypeError, ValueError, OSError) as error:
-        raise WeightsError(f"{path}: no readable safetensors file: {error}") from error
-
-
-def _read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {key: file[key] for key in file.files}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile, AttributeError) as error:
-        raise WeightsError(f"{path}: no readable .npz file: {error}") from error
-    other = [key for key, value in arrays.items() if not isinstance(value, np.ndarray)]
-    if other:
-        raise WeightsError(f"{path}: {other[0]} in it is no array")
-    return arrays
 
 
 def _read_torch(
     path: pathlib.Path, state: str
 ) -> tuple[str, tuple[str, ...], dict[str, np.ndarray]]:
     """Name of the chosen network, those of the others, and its arrays."""
+    _check_archive(path)
     torch = _import_torch(path)
     try:
         with torch.serialization.safe_globals(_scalars()):
             content = torch.load(path, map_location="cpu", weights_only=True)
+    except MemoryError:
+        raise
     except Exception as error:  # PyTorch raises what its unpickler meets.
+        reason = weight_formats.reason_of(error)
         raise WeightsError(
-            f"{path}: PyTorch finds no plain weights in it: {_reason(error)}"
+            f"{path}: PyTorch finds no plain weights in it: {reason}"
         ) from error
     states = _find_states(torch, content)
     if not states:
@@ -167,8 +179,31 @@ def _read_torch(
     name = state or next(iter([*known, *states]))
     if name not in states:
         raise WeightsError(f"{path}: no {name!r} in it; there are {', '.join(states)}")
-    arrays = {key: _to_numpy(torch, value) for key, value in states.pop(name).items()}
+    tensors = states.pop(name)
+    # A tensor of strides 0 shows few numbers as many.
+    claimed = sum(each.numel() * each.element_size() for each in tensors.values())
+    weight_formats.check_bytes(path, claimed)
+    arrays = {key: _to_numpy(torch, value) for key, value in tensors.items()}
     return name, tuple(states), arrays
+
+
+def _check_archive(path: pathlib.Path) -> None:
+    """Raises WeightsError for archives that are cut, too large or programs.
+
+    Files of PyTorch before 1.6 are no archives, and left to PyTorch.
+    """
+    with path.open("rb") as file:
+        if file.read(2) != b"PK":
+            return
+    with weight_formats.open_archive(path) as archive:
+        claimed = sum(each.file_size for each in archive.infolist())
+        weight_formats.check_bytes(path, claimed)
+        names = {pathlib.PurePosixPath(name).name for name in archive.namelist()}
+    if "constants.pkl" in names:
+        raise WeightsError(
+            f"{path}: holds a TorchScript program; save its state_dict() as "
+            ".safetensors"
+        )
 
 
 def _scalars() -> list[Any]:
@@ -222,12 +257,3 @@ def _find_states(torch: Any, content: Any) -> dict[str, Mapping[str, Any]]:
 def _to_numpy(torch: Any, tensor: Any) -> np.ndarray:
     tensor = tensor.detach().cpu()
     return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
-
-
-def _reason(error: Exception) -> str:
-    """What PyTorch found, without its advice to load the file all the same."""
-    asked = re.search(r"GLOBAL ([\w.]+)", str(error))
-    if asked:
-        return f"it asks for {asked[1]}, which is no data"
-    line = str(error).strip().partition("\n")[0] or type(error).__name__
-    return line.partition(". ")[0]

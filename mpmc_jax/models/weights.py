@@ -97,10 +97,13 @@ def load(path: pathlib.Path, state: str = "") -> Weights:
         origin["state"] = file.state
     try:
         if file.metadata.get("format") == _FORMAT:
-            return _own(file, origin)
-        return _published(file.arrays, origin)
+            found = _own(file, origin)
+        else:
+            found = _published(file.arrays, origin)
+        _check_variances(found.variables)
     except ValueError as error:
         raise WeightsError(f"{path}: {error}") from error
+    return found
 
 
 def save(path: pathlib.Path, weights: Weights) -> None:
@@ -187,6 +190,17 @@ def _check_same(weights: Weights, model: ModelConfig) -> None:
         )
 
 
+def _check_variances(variables: PyTree) -> None:
+    """Raises WeightsError for a running variance below 0, whose root is NaN."""
+    for path, leaf in traverse_util.flatten_dict(variables["batch_stats"]).items():
+        least = np.asarray(leaf).min()
+        if path[-1] == "var" and least < 0:
+            raise WeightsError(
+                f"batch norm's variance {'/'.join(path[:-1])} is {least}, and none is "
+                "negative; the file is damaged"
+            )
+
+
 def _published(arrays: dict[str, np.ndarray], origin: dict[str, str]) -> Weights:
     """From PyTorch's keys."""
     model, whole = detect({key: value.shape for key, value in arrays.items()})
@@ -213,7 +227,9 @@ def _own(file: weight_files.WeightFile, origin: dict[str, str]) -> Weights:
         if type(value) is not type(getattr(example, name)):
             raise WeightsError(f"the metadata's model has {name}={value!r}")
     model = ModelConfig(**described)
-    whole = file.metadata.get("whole") == "true"
+    whole = {"true": True, "false": False}.get(file.metadata.get("whole", ""))
+    if whole is None:
+        raise WeightsError("the metadata's 'whole' is neither true nor false")
     wanted = {
         "/".join(path): leaf.shape
         for path, leaf in variable_shapes(model).items()
