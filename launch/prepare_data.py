@@ -7,6 +7,7 @@ interrupted at any time and called again.
 """
 
 import dataclasses
+from collections.abc import Mapping
 
 from launch import cli
 from mpmc_jax.data import build, check
@@ -23,22 +24,34 @@ def prepare(source: Source, data_dir: str) -> str:
       OSError: it cannot be read or written.
     """
     if build.is_prepared(data_dir, source.name):
-        info = open_dataset(data_dir, source.name)
-        directory = info.directory
-        if build.has_changed(source, data_dir):
-            raise ValueError(
-                f"{directory} was made from other data: the source HAS CHANGED since, "
-                "or is another. Remove that folder and run again, or give another "
-                "--data_dir"
-            )
-        mark = " It is partial." if info.facts.partial else ""
-        return f"Already prepared in {directory}; the source has not changed.{mark}"
+        return _compare(source, data_dir)
     report = check.check_source(source)
     if report.problems:
         raise ValueError(check.failure(report))
     source = dataclasses.replace(source, pixels=report.measured)
-    directory = build.prepare(source, report.present, data_dir, report.digests)
-    return f"{check.summary(source)}\nPrepared in {directory}"
+    try:
+        directory = build.prepare(
+            source, report.present, data_dir, report.digests, report.warnings
+        )
+    except FileExistsError:  # by another run, since it was first asked
+        return _compare(source, data_dir, report.digests)
+    lines = [check.summary(source), *report.remarks(), f"Prepared in {directory}"]
+    return "\n".join(lines)
+
+
+def _compare(
+    source: Source, data_dir: str, digests: Mapping[str, bytes] | None = None
+) -> str:
+    """What to tell of a data set that is prepared; raises as `prepare`."""
+    info = open_dataset(data_dir, source.name)
+    if build.has_changed(source, data_dir, digests):
+        raise ValueError(
+            f"{info.directory} was made from other data: the source HAS CHANGED since, "
+            "or is another. Remove that folder and run again, or give another "
+            "--data_dir"
+        )
+    mark = " It is partial." if info.facts.partial else ""
+    return f"Already prepared in {info.directory}; the source has not changed.{mark}"
 
 
 def main(arguments: list[str] | None = None) -> None:

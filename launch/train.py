@@ -145,6 +145,8 @@ def announce(
         rhythm.steps,
         len(parallel.devices),
     )
+    for warning in pipeline.warnings:
+        _LOG.warning("%s", warning)
     if pipeline.unused:
         _LOG.warning(
             "%d labelled images stay unused: the method's authors take no more of them "

@@ -72,6 +72,21 @@ def test_the_lists_say_what_is_validated(tmp_path):
     assert set(source.expected) == {"train"} and not source.problems
 
 
+def test_lists_under_the_names_of_ssl4mis_and_hidden_files(tmp_path):
+    trees.make_acdc_h5(tmp_path)
+    expected = acdc.read_source(tmp_path)
+    for name in ("train_slices", "val"):
+        (tmp_path / "splits" / f"{name}.txt").rename(tmp_path / f"{name}.list")
+    for path in ("data/._patient003_frame01.h5", "data/slices/._x.h5"):
+        (tmp_path / path).write_bytes(b"\0\5\26\7")
+    source = acdc.read_source(tmp_path)
+    assert source.problems == ()
+    assert [s.id for s in source.splits["train"]] == [
+        s.id for s in expected.splits["train"]
+    ]
+    assert len(source.splits["val"]) == len(expected.splits["val"]) == 8
+
+
 def test_crops_as_unimatch_makes_them(tmp_path, capsys):
     trees.make_acdc_h5(tmp_path / "src")
     prepare(tmp_path / "src", tmp_path / "data")

@@ -47,6 +47,18 @@ def test_voc_files_that_were_not_extracted(voc):
     assert len(problems("voc", voc)) == 3
 
 
+def test_hidden_files_beside_published_ones(voc, city):
+    for path in ("JPEGImages/._2007_000032.jpg", "SegmentationClass/._x.png"):
+        (tree(voc) / path).write_bytes(b"\0\5\26\7")
+    assert problems("voc", voc) == ()
+    for folder, end in (("leftImg8bit", "leftImg8bit"), ("gtFine", "gtFine_labelIds")):
+        for name in (".ipynb_checkpoints/aachen_1", "aachen/._aachen_1"):
+            path = city / folder / "train" / f"{name}_{end}.png"
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(b"\0\5\26\7")
+    assert problems("cityscapes", city) == ()
+
+
 def test_voc_truncated_files(voc):
     image = tree(voc) / "JPEGImages" / "2007_000039.jpg"
     image.write_bytes(image.read_bytes()[:-400])

@@ -36,7 +36,7 @@ def test_command_line(folder, tmp_path, capsys):
     out = capsys.readouterr().out
     assert "No problem found." in out
     assert "(void)" in out
-    assert "note: no mask holds" not in out
+    assert "no training mask holds" not in out
     # In a program of its own, to see that TFDS keeps quiet.
     command = (sys.executable, "-m", "launch.prepare_data", *named)
     command += (f"--data_dir={data_dir}",)
@@ -47,7 +47,7 @@ def test_command_line(folder, tmp_path, capsys):
         "folder/train: 11 images, 11 with mask",
         "folder/val: 1 images, 1 with mask",
         "3 classes, RGB: a, b, c",
-        f"note: {folder}: no val.txt; 1 labelled images are held out for validation: "
+        f"note: {folder}: no val.txt; 1 labeled images are held out for validation: "
         f"{info.ids['val'][0]}",
         f"Prepared in {info.directory}",
     ]
@@ -86,7 +86,7 @@ def test_class_names_by_hand_and_labelled_images_in_no_list(folder, capsys):
     check_data.main([*named, "--classes=a,b,c"])
     out = capsys.readouterr().out
     assert "3 classes, RGB: a, b, c" in out
-    assert "8 labelled images stand in neither train.txt nor val.txt" in out
+    assert "8 images of images/ are in none of train.txt and are not used" in out
     without = _fails(capsys, check_data, *named)
     assert "no class names" in without
 
@@ -109,4 +109,6 @@ def test_a_class_without_pixels_is_noted(folder, capsys):
     classes = folder / "classes.json"
     classes.write_text('{"classes": ["a", "b", "c", "never"]}')
     check_data.main(["--dataset=folder", f"--source={folder}"])
-    assert "note: no mask holds never; training asks for" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "note: folder: no training mask holds never; launch.train refuses" in out
+    assert "--config.data.allow_absent_classes=True" in out

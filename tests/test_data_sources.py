@@ -170,7 +170,7 @@ def test_zero_labelled_images(folder):
     (folder / "val.txt").write_text("im00")
     (folder / "train.txt").write_text("\n")
     (problem,) = _problems(folder)
-    assert "no labelled image in split 'train'" in problem
+    assert "no labeled image in split 'train'" in problem
 
 
 def test_missing_and_empty_folders(tmp_path):
@@ -206,6 +206,54 @@ def test_camvid_lists(tmp_path):
         "share i0",
     ):
         assert message in problems
+
+
+def _write_camvid(root, rows):
+    """Noise and masks of sky (0) with void (11) for each (split, folder, stem)."""
+    rng = np.random.default_rng(0)
+    lines = {"train": [], "val": []}
+    for split, folder, stem in rows:
+        image = rng.integers(0, 256, (4, 5, 3), dtype=np.uint8)
+        label = np.zeros((4, 5), np.uint8)
+        label[0] = 11
+        for part, array in (("", image), ("annot", label)):
+            write_image(root / f"{folder}{part}" / f"{stem}.png", array)
+        lines[split].append((f"{folder}/{stem}.png", f"{folder}annot/{stem}.png"))
+    return lines
+
+
+def test_camvid_as_segnet_publishes_it(tmp_path):
+    rows = [("train", "train", "a"), ("train", "train", "b"), ("val", "val", "c")]
+    lines = _write_camvid(tmp_path, rows)
+    for split, pairs in lines.items():
+        text = "\n".join(f"/SegNet/CamVid/{i} /SegNet/CamVid/{m}" for i, m in pairs)
+        (tmp_path / f"{split}.txt").write_text(text)
+    data = build.read_source("camvid", str(tmp_path))
+    report = check.check_source(data)
+    assert report.problems == ()
+    assert [s.id for s in data.splits["train"]] == ["a", "b"]
+    assert report.pixels[[0, 11, 255]].tolist() == [45, 0, 15]
+    assert f"/SegNet/CamVid/val/c.png is taken as {tmp_path}/val/c.png" in data.notes[1]
+    # An absent file is named as the list means it.
+    (tmp_path / "train" / "a.png").unlink()
+    (problem,) = build.read_source("camvid", str(tmp_path)).problems
+    assert problem.endswith(f"train.txt: names absent files: {tmp_path}/train/a.png")
+
+
+def test_camvid_sequences_with_equal_stems_and_a_list_for_testing(tmp_path):
+    rows = [("train", "seq1", "001"), ("train", "seq2", "001"), ("val", "seq3", "001")]
+    lines = _write_camvid(tmp_path, rows)
+    lines["test"] = [lines["train"].pop()]
+    for split, pairs in lines.items():
+        text = "\n".join(" ".join(pair) for pair in pairs)
+        (tmp_path / f"{split}.txt").write_text(text)
+    data = build.read_source("camvid", str(tmp_path))
+    assert check.check_source(data).problems == ()
+    assert {split: [s.id for s in part] for split, part in data.splits.items()} == {
+        "train": ["seq1/001"],
+        "val": ["seq3/001"],
+        "test": ["seq2/001"],
+    }
 
 
 def test_real_camvid():

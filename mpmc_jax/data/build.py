@@ -2,7 +2,7 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import ml_collections
 
@@ -85,30 +85,46 @@ def prepare(
     present: dict[str, tuple[int, ...]],
     data_dir: str,
     digests: Mapping[str, bytes] | None = None,
+    warnings: Sequence[str] = (),
 ) -> pathlib.Path:
     """Writes a checked source below `data_dir`; returns the data set's folder.
 
     Args:
       source, present, data_dir: see `SegmentationBuilder`.
       digests: see `Source.fingerprint`.
+      warnings: see `DatasetInfo`.
 
     Raises:
-      OSError: see `base.write`.
+      FileExistsError, OSError: see `base.write`.
     """
     builder = BUILDERS[_known(source.name)]
     return base.write(
-        builder(source=source, present=present, data_dir=data_dir, digests=digests)
+        builder(
+            source=source,
+            present=present,
+            data_dir=data_dir,
+            digests=digests,
+            warnings=warnings,
+        )
     )
 
 
 def is_prepared(data_dir: str, name: str) -> bool:
     """Whether the data set is there in full."""
-    return (base.dataset_directory(data_dir, _known(name)) / "metadata.json").is_file()
+    return base.is_complete(base.dataset_directory(data_dir, _known(name)))
 
 
-def has_changed(source: Source, data_dir: str) -> bool:
-    """Whether the source is another than the prepared data set was made from."""
-    return source.fingerprint() != open_dataset(data_dir, source.name).facts.fingerprint
+def has_changed(
+    source: Source, data_dir: str, digests: Mapping[str, bytes] | None = None
+) -> bool:
+    """Whether the source is another than the prepared data set was made from.
+
+    Args:
+      source, data_dir: see `prepare`.
+      digests: see `Source.fingerprint`.
+    """
+    prepared = open_dataset(data_dir, source.name).facts
+    return source.fingerprint(digests) != prepared.fingerprint
 
 
 def dataset_info(config: ml_collections.ConfigDict) -> DatasetInfo:
@@ -184,6 +200,9 @@ def build_train(
       FileNotFoundError, ValueError: anything amiss with data set, split or settings.
     """
     info = dataset_info(config)
+    problems = splits.check_labels(info.facts.dataset, info.ids, info.present)
+    if problems:
+        raise ValueError("; ".join(problems))
     data = config.data
     streams = _configured(streams, data)
     crop = CropConfig(

@@ -3,13 +3,14 @@
 import collections
 import dataclasses
 import hashlib
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from mpmc_jax.data import images, statistics, work
+from mpmc_jax.data import images, splits, statistics, work
 from mpmc_jax.data import source as source_lib
 from mpmc_jax.data.deep import UnreadableImage
-from mpmc_jax.data.lists import shorten
+from mpmc_jax.data.lists import has_control, printable, shorten
 from mpmc_jax.data.source import Sample, Source
 from mpmc_jax.pixels import PixelFormat
 from mpmc_jax.types import IGNORE_LABEL
@@ -31,6 +32,8 @@ class Report:
       digests: id -> `Sample.digest`, of every sample that could be read.
       measured: how images are stored, with the figures of the training images where
         the source asks for them (`Source.measure`).
+      warnings: what spoils results, one line each; training repeats them.
+      notes: what may surprise, one line each.
     """
 
     problems: tuple[str, ...]
@@ -39,6 +42,8 @@ class Report:
     present: dict[str, tuple[int, ...]]
     digests: dict[str, bytes]
     measured: PixelFormat
+    warnings: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def table(self, class_names: tuple[str, ...]) -> str:
         """Label values with class names, pixels, shares and numbers of images."""
@@ -51,24 +56,23 @@ class Report:
         for value in values:
             count, images = int(self.pixels[value]), int(self.images[value])
             rows.append(
-                f"{value:>5}  {names.get(value, '(no such class)'):<20}{count:>14}"
-                f"{count / total:>9.2%}{images:>8}"
-            )
-        absent = [name for i, name in enumerate(class_names) if not self.pixels[i]]
-        if absent:
-            rows.append(
-                f"note: no mask holds {shorten(absent)}; training asks for "
-                "data.allow_absent_classes=True then, or for classes without them"
+                f"{value:>5}  {printable(names.get(value, '(no such class)')):<20}"
+                f"{count:>14}{count / total:>9.2%}{images:>8}"
             )
         void = [key for key, classes in self.present.items() if not classes]
         if void:
             rows.append(f"note: none of the classes in the masks of {shorten(void)}")
-        return "\n".join(rows)
+        return "\n".join(rows + self.remarks())
+
+    def remarks(self) -> list[str]:
+        """Notes and warnings as lines."""
+        notes = [f"note: {printable(note)}" for note in self.notes]
+        return notes + [f"warning: {printable(text)}" for text in self.warnings]
 
 
 def check_source(source: Source) -> Report:
     """Reads and decodes every image and mask once; collects all problems."""
-    problems = list(source.problems)
+    problems = [*source.problems, *_check_names(source)]
     samples = [sample for split in source.splits.values() for sample in split]
     trained = {sample.id for sample in source.splits.get("train", ())}
     moments: statistics.Moments | None = None
@@ -78,8 +82,9 @@ def check_source(source: Source) -> Report:
     pixels, images_with = np.zeros(256, np.int64), np.zeros(256, np.int64)
     present = {}
     digests = {}
+    looks = {}
     for sample, outcome in zip(samples, outcomes, strict=True):
-        found, counts, digest, of_image, _ = outcome
+        found, counts, digest, of_image, looks[sample.id] = outcome
         problems += found
         digests[sample.id] = digest
         if of_image is not None and sample.id in trained:
@@ -89,8 +94,11 @@ def check_source(source: Source) -> Report:
             images_with += counts > 0
             seen = np.flatnonzero(counts[: len(source.class_names)])
             present[sample.id] = tuple(map(int, seen))
+    ids = {split: [s.id for s in part] for split, part in source.splits.items()}
     if not source.problems:
-        problems += _check_splits(source)
+        # A mask that could not be read is named already; it may hold labels.
+        masks = {sample.id: (0,) for sample in samples if sample.mask is not None}
+        problems += splits.check_labels(source.name, ids, masks | present)
     if len(source.class_names) == 2 and pixels[IGNORE_LABEL] and not pixels[1]:
         problems.append(
             f"{source.name}: masks hold 0 and 255 and never 1, and 255 is void; if it "
@@ -99,22 +107,87 @@ def check_source(source: Source) -> Report:
     measured = source.pixels
     if moments is not None:
         measured = moments.describe(measured)
-    return Report(tuple(problems), pixels, images_with, present, digests, measured)
+    warnings, notes = _compare_images(source, looks)
+    notes += note_absent(source.name, ids["train"], present, source.class_names)
+    return Report(
+        tuple(problems),
+        pixels,
+        images_with,
+        present,
+        digests,
+        measured,
+        warnings=tuple(warnings),
+        notes=tuple(notes),
+    )
 
 
-def _check_splits(source: Source) -> list[str]:
+def _check_names(source: Source) -> list[str]:
+    """Complains of ids that occur twice, or that lists and terminals cannot hold."""
+    samples = [sample for part in source.splits.values() for sample in part]
+    counts = collections.Counter(sample.id for sample in samples)
+    again = [key for key, count in counts.items() if count > 1]
     problems = []
-    for split, samples in source.splits.items():
-        if not any(sample.mask is not None for sample in samples):
-            problems.append(
-                f"{source.name}: no labelled image in split {split!r}; an id list may "
-                f"be empty ({split}.txt)"
-            )
-    ids = [sample.id for samples in source.splits.values() for sample in samples]
-    again = [key for key, count in collections.Counter(ids).items() if count > 1]
-    if again:
+    if again and not source.problems:
         problems.append(f"{source.name}: ids that occur twice: {shorten(again)}")
+    strange = [sample.name("image") for sample in samples if has_control(sample.id)]
+    if strange:
+        problems.append(
+            f"{source.name}: names with line ends, control characters or bytes that "
+            f"are not UTF-8: {shorten(strange)}; rename them"
+        )
     return problems
+
+
+def _compare_images(
+    source: Source, looks: Mapping[str, str]
+) -> tuple[list[str], list[str]]:
+    """Warns of images that two splits share, notes those that one holds twice.
+
+    Args:
+      source: whose images are compared.
+      looks: id -> digest of the decoded image, "" for one that could not be read.
+    """
+    equal: dict[str, list[tuple[str, str]]] = collections.defaultdict(list)
+    for split, samples in source.splits.items():
+        for sample in samples:
+            if looks[sample.id]:
+                equal[looks[sample.id]].append((split, sample.id))
+    leaks, twins = [], []
+    for group in equal.values():
+        if len(group) > 1:
+            several = len({split for split, _ in group}) > 1
+            names = [f"{split}: {key}" if several else key for split, key in group]
+            (leaks if several else twins).append(" = ".join(names))
+    warnings, notes = [], []
+    if leaks:
+        warnings.append(
+            f"{source.name}: {len(leaks)} images are in two splits, equal in every "
+            f"pixel: {shorten(leaks)}; results on them are too good, so take them out "
+            "of one"
+        )
+    if twins:
+        notes.append(
+            f"{source.name}: {len(twins)} images occur more than once in a split, "
+            f"equal in every pixel: {shorten(twins)}"
+        )
+    return warnings, notes
+
+
+def note_absent(
+    name: str,
+    trained: Sequence[str],
+    present: Mapping[str, Sequence[int]],
+    class_names: Sequence[str],
+) -> list[str]:
+    """A note on the classes that no training mask holds, or []."""
+    absent = splits.absent_classes(trained, present, class_names)
+    if not absent:
+        return []
+    return [
+        f"{name}: no training mask holds {shorten(absent)}; launch.train refuses that: "
+        "label them, remove these classes, or pass "
+        "--config.data.allow_absent_classes=True"
+    ]
 
 
 def _check_sample(sample: Sample, source: Source) -> Outcome:
@@ -202,9 +275,9 @@ def summary(source: Source) -> str:
             f"{source.name}/{split}: {len(samples)} images, {labeled} with mask"
         )
     kind = _describe(source.pixels)
-    names = ", ".join(source.class_names)
+    names = ", ".join(map(printable, source.class_names))
     lines.append(f"{len(source.class_names)} classes, {kind}: {names}")
-    lines += [f"note: {note}" for note in source.notes]
+    lines += [f"note: {printable(note)}" for note in source.notes]
     if source.partial:
         lines.append(
             "warning: PARTIAL, the counts differ from the published ones; every result "
@@ -228,4 +301,4 @@ def failure(report: Report) -> str:
     """All problems, one a line, under a heading."""
     count = len(report.problems)
     heading = f"{count} problem{'s' if count > 1 else ''}"
-    return "\n".join([heading, *(f"  {line}" for line in report.problems)])
+    return "\n".join([heading, *(f"  {printable(line)}" for line in report.problems)])

@@ -7,6 +7,7 @@ import numpy as np
 from mpmc_jax.data import images
 from mpmc_jax.data.deep import UnreadableImage
 from mpmc_jax.data.info import DatasetInfo
+from mpmc_jax.data.splits import check_labels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +34,7 @@ class EvalSource:
         neighbours, in order.
 
     Raises:
-      ValueError: the data set has no such split, or no labelled image in it.
+      ValueError: the data set has no such split, or no labeled pixel in it.
     """
 
     def __init__(self, info: DatasetInfo, split: str):
@@ -46,10 +47,11 @@ class EvalSource:
         self._positions = [
             i for i, key in enumerate(self.info.ids[split]) if key in self.info.present
         ]
-        if not self._positions:
-            raise ValueError(
-                f"split {split!r} of {info.facts.dataset!r} has no labelled image"
-            )
+        problems = check_labels(
+            info.facts.dataset, {split: info.ids[split]}, info.present
+        )
+        if problems:
+            raise ValueError(problems[0])
         self._records = self.info.records(split)
         self._sizes: dict[int, tuple[int, int]] = {}
         self.ids = tuple(self.info.ids[split][i] for i in self._positions)

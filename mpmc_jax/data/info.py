@@ -61,6 +61,7 @@ class DatasetInfo:
       contents: split -> SHA-256 of its records, see `builders.base`.
       present: id of each labelled image -> indices of the classes in its mask.
       volumes: id -> the volume that it is a slice of, where it is one.
+      warnings: what `check` warned of when it was prepared, one line each.
     """
 
     facts: DatasetFacts
@@ -69,6 +70,7 @@ class DatasetInfo:
     present: dict[str, tuple[int, ...]]
     volumes: dict[str, str]
     contents: dict[str, str]
+    warnings: tuple[str, ...] = ()
 
     def records(self, split: str) -> Records:
         """Its records, in the order of `ids`."""
@@ -99,6 +101,7 @@ def open_dataset(data_dir: str, name: str) -> DatasetInfo:
             present={key: tuple(value) for key, value in facts["present"].items()},
             volumes=facts["volumes"],
             contents=facts["contents"],
+            warnings=tuple(facts["warnings"]),
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(

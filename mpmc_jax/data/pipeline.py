@@ -128,6 +128,7 @@ class TrainPipeline:
       repetition: passes over the labelled list an epoch.
       unused: labelled images that no epoch uses, see `orders`.
       resident: what makes crops of the batches' plans, if images live on the device.
+      warnings: what was found wrong with the data set when it was prepared.
 
     Raises:
       ValueError: the method wants unlabelled images and the split has none; see also
@@ -148,6 +149,7 @@ class TrainPipeline:
         self._records = info.records("train")
         self._sizes = config.streams.sizes(config.batch_size, config.group_size)
         order = self._order("labeled")
+        self.warnings = info.warnings
         self.steps_per_epoch, self.unused = order.steps_per_epoch, order.unused
         per_epoch = self.steps_per_epoch * config.batch_size
         self.repetition = per_epoch / self.num_labeled

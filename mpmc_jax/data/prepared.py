@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from mpmc_jax.data import images, work
+from mpmc_jax.data import images, splits, work
 from mpmc_jax.data.builders import base
-from mpmc_jax.data.check import Report
+from mpmc_jax.data.check import Report, note_absent
 from mpmc_jax.data.deep import UnreadableImage
 from mpmc_jax.data.info import DatasetInfo
 from mpmc_jax.data.lists import shorten
@@ -19,7 +19,8 @@ def check(info: DatasetInfo) -> Report:
     """Decodes every record again, and compares it with what metadata.json says.
 
     Ids and their order, counts, classes present, label values, sizes, and the SHA-256
-    of each split's contents are compared. The report has no digests.
+    of each split's contents are compared. The report has no digests; its warnings are
+    those of the check before preparation.
     """
     problems: list[str] = []
     pixels, images_with = np.zeros(256, np.int64), np.zeros(256, np.int64)
@@ -53,7 +54,20 @@ def check(info: DatasetInfo) -> Report:
         problems.append(
             f"remove {info.directory} and prepare the data set again from its source"
         )
-    return Report(tuple(problems), pixels, images_with, present, {}, info.facts.pixels)
+    name, classes = info.facts.dataset, info.facts.class_names
+    problems += splits.check_labels(name, info.ids, info.present)
+    return Report(
+        tuple(problems),
+        pixels,
+        images_with,
+        present,
+        {},
+        info.facts.pixels,
+        warnings=info.warnings,
+        notes=tuple(
+            note_absent(name, info.ids.get("train", ()), info.present, classes)
+        ),
+    )
 
 
 def _open(info: DatasetInfo, split: str, problems: list[str]) -> Sequence[dict]:

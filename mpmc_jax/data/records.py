@@ -35,6 +35,9 @@ class Records(Sequence[dict]):
         # Damage fails in C++, in TFDS or in the file system, each in its own way.
         except Exception as error:
             raise self._damaged(f"the records of {split}", error) from error
+        if len(self._source) != len(ids):
+            error = ValueError(f"{len(self._source)} records for {len(ids)} ids")
+            raise self._damaged(f"the records of {split}", error)
 
     def __len__(self) -> int:
         return len(self._source)

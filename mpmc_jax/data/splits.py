@@ -7,7 +7,7 @@ occurs among the labelled images. Without a mask an image can only be unlabelled
 import dataclasses
 import math
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -100,6 +100,45 @@ def draw_split(
     )
 
 
+def check_labels(
+    name: str,
+    ids: Mapping[str, Sequence[str]],
+    present: Mapping[str, Sequence[int]],
+) -> list[str]:
+    """Complains of splits in which nothing is labeled, one line each.
+
+    Args:
+      name: of the data set.
+      ids: split -> its images.
+      present: see `draw_split`.
+    """
+    problems = []
+    for split, keys in ids.items():
+        masks = [key for key in keys if key in present]
+        if not masks:
+            problems.append(
+                f"{name}: no labeled image in split {split!r}; an id list may be empty "
+                f"({split}.txt)"
+            )
+        elif not any(present[key] for key in masks):
+            problems.append(
+                f"{name}: no labeled pixel in split {split!r}: the masks of "
+                f"{shorten(masks)} are void throughout; label them, or name other "
+                f"images in {split}.txt"
+            )
+    return problems
+
+
+def absent_classes(
+    labeled: Sequence[str],
+    present: Mapping[str, Sequence[int]],
+    names: Sequence[str],
+) -> list[str]:
+    """Names of the classes that no mask of these images holds; see `draw_split`."""
+    found = {label for key in labeled for label in present.get(key, ())}
+    return [name for label, name in enumerate(names) if label not in found]
+
+
 def check_classes(
     split: Split, present: dict[str, tuple[int, ...]], names: Sequence[str]
 ) -> None:
@@ -113,14 +152,13 @@ def check_classes(
     Raises:
       ValueError: names the classes, and the mend.
     """
-    found = {label for key in split.labeled for label in present[key]}
-    absent = [name for label, name in enumerate(names) if label not in found]
+    absent = absent_classes(split.labeled, present, names)
     if absent:
         raise ValueError(
             f"{len(absent)} of {len(names)} classes occur in none of the "
             f"{len(split.labeled)} labelled images and could not be learned: "
             f"{shorten(absent)}; label more images (data.split, data.labeled_ids), "
-            "remove these classes, or set data.allow_absent_classes=True"
+            "remove these classes, or pass --config.data.allow_absent_classes=True"
         )
 
 

@@ -11,8 +11,9 @@ or the original, which is brought to the same form:
 SOURCE is the folder of data/, data/ itself, or the folder of the patients. Lists, in it
 or in its splits/, say what is for which, as published: train_slices.txt names slices,
 val.txt and, where there is one, test.txt volumes. Without val.txt, UniMatch's
-valtest.txt is for validation. They call the two frames of a patient frame01 and
-frame02, whatever their numbers are in the original.
+valtest.txt is for validation. Where there is no .txt, SSL4MIS's own names are read, as
+train_slices.list. They call the two frames of a patient frame01 and frame02, whatever
+their numbers are in the original.
 """
 
 import collections
@@ -20,7 +21,7 @@ import pathlib
 import re
 from collections.abc import Iterable
 
-from mpmc_jax.data import lists
+from mpmc_jax.data import files, lists
 from mpmc_jax.data.builders import volumes
 from mpmc_jax.data.builders.base import SegmentationBuilder
 from mpmc_jax.data.builders.volumes import Volume
@@ -64,7 +65,10 @@ def read_source(directory: pathlib.Path) -> Source:
     )
     splits: dict[str, tuple[Sample, ...]] = {"train": (), "val": ()}
     if root is not None:
-        found = {path.stem: volumes.from_h5(path) for path in root.glob("*.h5")}
+        found = {
+            key: volumes.from_h5(path)
+            for key, path in files.by_stem(root, ".h5").items()
+        }
         splits["train"] = _files(root / "slices", train, problems)
     else:
         found = _originals(directory, problems)
@@ -103,8 +107,12 @@ def _patient(key: str) -> str:
 
 
 def _find(directory: pathlib.Path, name: str) -> pathlib.Path | None:
-    """Where a list lies."""
-    places = (directory / place / name for place in ("", "splits", "../splits"))
+    """Where a list lies, ending in .txt or .list."""
+    places = (
+        (directory / place / name).with_suffix(ending)
+        for place in ("", "splits", "../splits")
+        for ending in (".txt", ".list")
+    )
     return next((place for place in places if place.is_file()), None)
 
 
@@ -152,7 +160,7 @@ def _files(
     directory: pathlib.Path, keys: tuple[str, ...], problems: list[str]
 ) -> tuple[Sample, ...]:
     """Training slices, a file each."""
-    paths = {path.stem: path for path in directory.glob("*.h5")}
+    paths = files.by_stem(directory, ".h5")
     absent = [key for key in keys if key not in paths]
     _complain(directory, _TRAIN, keys, absent, problems)
     return tuple(

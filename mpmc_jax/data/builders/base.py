@@ -15,7 +15,7 @@ import io
 import os
 import pathlib
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -42,6 +42,7 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
       present: id of each labelled sample -> indices of the classes in its mask.
       data_dir: folder of all prepared data sets.
       digests: see `Source.fingerprint`.
+      warnings: see `DatasetInfo`.
     """
 
     VERSION = tfds.core.Version(VERSION)
@@ -53,10 +54,12 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
         present: dict[str, tuple[int, ...]],
         data_dir: str,
         digests: Mapping[str, bytes] | None = None,
+        warnings: Sequence[str] = (),
     ):
         self._source = source
         self._present = present
         self._digests = digests
+        self._warnings = list(warnings)
         self._contents: dict[str, str] = {}
         super().__init__(data_dir=data_dir, file_format="array_record")
 
@@ -75,6 +78,7 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
                 for split, samples in source.splits.items()
             },
             present=self._present,
+            warnings=self._warnings,
             volumes={
                 sample.id: sample.volume
                 for samples in source.splits.values()
@@ -159,6 +163,11 @@ def dataset_directory(data_dir: str | os.PathLike, name: str) -> pathlib.Path:
     return pathlib.Path(data_dir) / name / VERSION
 
 
+def is_complete(directory: pathlib.Path) -> bool:
+    """Whether a folder holds a whole prepared data set."""
+    return (directory / "metadata.json").is_file()
+
+
 def write(builder: SegmentationBuilder) -> pathlib.Path:
     """Prepares a data set, in one step as far as a reader can see; returns its folder.
 
@@ -166,11 +175,15 @@ def write(builder: SegmentationBuilder) -> pathlib.Path:
     next run removes it.
 
     Raises:
-      OSError: another run is preparing the same data set.
+      FileExistsError: it is prepared already, perhaps by a run that was faster.
+      BlockingIOError: another run is preparing the same data set.
+      OSError: it cannot be written.
     """
     directory = pathlib.Path(builder.data_dir)
     directory.parent.mkdir(parents=True, exist_ok=True)
     with _alone(directory.parent):
+        if is_complete(directory):
+            raise FileExistsError(f"{directory}: is prepared already")
         for left in directory.parent.glob("incomplete.*"):
             shutil.rmtree(left)
         _write_quietly(builder)

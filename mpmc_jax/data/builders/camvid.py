@@ -1,15 +1,25 @@
 """CamVid road scenes in SegNet's 11-class version (Brostow et al., 2009).
 
-SOURCE/train.txt, SOURCE/val.txt    "image label" on each line, relative paths
+    SOURCE/train.txt, val.txt    "image label" on each line
+    SOURCE/test.txt              optional, likewise
+
+Paths are relative to SOURCE. The published lists begin with /SegNet/CamVid/: leading
+folders are left out where files are found without them, as many of every path, and a
+note says so. An id is the stem of the image's file; where images in several folders
+have equal stems, all ids are paths. Label 11 is void in the published masks, and
+becomes 255.
 """
 
 import pathlib
 
-from mpmc_jax.data import lists
+import numpy as np
+
+from mpmc_jax.data import images, lists
 from mpmc_jax.data.builders.base import SegmentationBuilder
-from mpmc_jax.data.lists import shorten
-from mpmc_jax.data.source import Sample, Source
+from mpmc_jax.data.lists import composed, shorten
+from mpmc_jax.data.source import Derived, Sample, Source
 from mpmc_jax.pixels import RGB
+from mpmc_jax.types import IGNORE_LABEL
 
 CLASSES = {
     "sky": (128, 128, 128),
@@ -26,6 +36,13 @@ CLASSES = {
 }
 
 
+# What SegNet's masks hold beside the classes.
+_VOID = len(CLASSES)
+
+# Path of an image in its list, and the files of image and mask.
+Row = tuple[pathlib.PurePosixPath, pathlib.Path, pathlib.Path]
+
+
 class Camvid(SegmentationBuilder, skip_registration=True):
     """The TFDS builder named "camvid"."""
 
@@ -33,13 +50,28 @@ class Camvid(SegmentationBuilder, skip_registration=True):
 def read_source(directory: pathlib.Path) -> Source:
     """Describes the CamVid folder `directory`; what is amiss is in `.problems`."""
     problems: list[str] = []
-    splits = {
-        split: _read_list(directory, f"{split}.txt", problems)
-        for split in ("train", "val")
+    notes: list[str] = []
+    names = ["train", "val"]
+    if (directory / "test.txt").is_file():
+        names.append("test")
+    rows = {
+        split: _read_list(directory, f"{split}.txt", problems, notes) for split in names
     }
-    both = sorted({s.id for s in splits["train"]} & {s.id for s in splits["val"]})
-    if both:
-        problems.append(f"train.txt and val.txt share {shorten(both)}")
+    paths = {path for part in rows.values() for path, _, _ in part}
+    stems_differ = len({path.stem for path in paths}) == len(paths)
+    splits: dict[str, tuple[Sample, ...]] = {}
+    for split, part in rows.items():
+        samples = [
+            Sample(_id(path, short=stems_differ), image, _mask(mask))
+            for path, image, mask in part
+        ]
+        ids = [sample.id for sample in samples]
+        if again := lists.repeated(ids):
+            problems.append(f"{directory / split}.txt: repeats {shorten(again)}")
+        for other, earlier in splits.items():
+            if both := sorted({sample.id for sample in earlier} & set(ids)):
+                problems.append(f"{other}.txt and {split}.txt share {shorten(both)}")
+        splits[split] = tuple(samples)
     return Source(
         name="camvid",
         class_names=tuple(CLASSES),
@@ -47,33 +79,84 @@ def read_source(directory: pathlib.Path) -> Source:
         pixels=RGB,
         splits=splits,
         problems=tuple(problems),
+        notes=tuple(notes),
     )
 
 
+def _id(path: pathlib.PurePosixPath, *, short: bool) -> str:
+    return composed(path.stem if short else str(path.with_suffix("")))
+
+
 def _read_list(
-    directory: pathlib.Path, name: str, problems: list[str]
-) -> tuple[Sample, ...]:
+    directory: pathlib.Path, name: str, problems: list[str], notes: list[str]
+) -> list[Row]:
+    """The pairs of a list whose files are there; complains of the others."""
     path = directory / name
     try:
         lines = lists.read_lines(path)
     except (FileNotFoundError, ValueError) as error:
         problems.append(str(error))
-        return ()
+        return []
     if not lines:
         problems.append(f"{path}: empty list")
-    samples = []
+    pairs = []
     for line in lines:
         files = line.split()
-        if len(files) != 2:
+        if len(files) == 2:
+            pairs.append((pathlib.PurePosixPath(files[0]), files[1]))
+        else:
             problems.append(f"{path}: not an image and a mask: {line!r}")
-            continue
-        image, mask = (directory / file for file in files)
-        absent = [str(file) for file in (image, mask) if not file.is_file()]
-        if absent:
-            problems.append(f"{path}: names absent files: {shorten(absent)}")
-            continue
-        samples.append(Sample(pathlib.PurePosixPath(files[0]).stem, image, mask))
-    again = lists.repeated([sample.id for sample in samples])
-    if again:
-        problems.append(f"{path}: repeats {shorten(again)}")
-    return tuple(samples)
+    left_out = _leading_folders(directory, [image for image, _ in pairs])
+    if left_out:
+        notes.append(
+            f"{path}: paths begin elsewhere; {pairs[0][0]} is taken as "
+            f"{directory / _without(pairs[0][0], left_out)}, and so are the others"
+        )
+    rows, absent = [], []
+    for image, mask in pairs:
+        row = (
+            _without(image, left_out),
+            directory / _without(image, left_out),
+            directory / _without(pathlib.PurePosixPath(mask), left_out),
+        )
+        missing = [str(file) for file in row[1:] if not file.is_file()]
+        absent += missing
+        if not missing:
+            rows.append(row)
+    if absent:
+        problems.append(f"{path}: names absent files: {shorten(absent)}")
+    return rows
+
+
+def _leading_folders(
+    directory: pathlib.Path, paths: list[pathlib.PurePosixPath]
+) -> int:
+    """How many leading folders to leave out so that most paths are files."""
+    deepest = max((len(path.parts) for path in paths), default=1)
+    return max(
+        range(deepest),
+        key=lambda number: sum(
+            (directory / _without(path, number)).is_file() for path in paths
+        ),
+    )
+
+
+def _without(path: pathlib.PurePosixPath, number: int) -> pathlib.PurePosixPath:
+    """The path less its first parts; the first of an absolute one is its root."""
+    return pathlib.PurePosixPath(*path.parts[number:])
+
+
+def _mask(path: pathlib.Path) -> Derived:
+    return Derived(path, str(path), without_void_11)
+
+
+def without_void_11(content: bytes) -> bytes:
+    """SegNet's mask -> the same with void as 255; one without label 11 as it is.
+
+    Raises:
+      UnreadableImage: not a mask.
+    """
+    label_hw = images.decode_mask(content)
+    if not (label_hw == _VOID).any():
+        return content
+    return images.encode_png(np.where(label_hw == _VOID, IGNORE_LABEL, label_hw))

@@ -16,7 +16,7 @@ import pathlib
 
 import numpy as np
 
-from mpmc_jax.data import images
+from mpmc_jax.data import files, images
 from mpmc_jax.data.builders.base import SegmentationBuilder
 from mpmc_jax.data.deep import UnreadableImage
 from mpmc_jax.data.lists import shorten
@@ -109,10 +109,10 @@ def _find_images(
         return []
     found = []
     empty = []
-    for city in sorted(path for path in folder.iterdir() if path.is_dir()):
-        images = sorted(city.glob(f"*{_IMAGE_END}.png"))
-        found += images
-        if not images:
+    for city in files.visible(path for path in folder.iterdir() if path.is_dir()):
+        in_city = files.visible(city.glob(f"*{_IMAGE_END}.png"))
+        found += in_city
+        if not in_city:
             empty.append(str(city))
     if empty or not found:
         problems.append(f"{folder}: cities without images: {shorten(empty)}; {mend}")
@@ -129,8 +129,8 @@ def _complain_of_orphans(
     orphans = [
         str(path)
         for kind in _KINDS
-        for path in sorted(
-            (directory / "gtFine" / split).glob(f"*/*_gtFine_{kind}.png")
+        for path in files.visible(
+            (directory / "gtFine" / split).glob(f"[!.]*/*_gtFine_{kind}.png")
         )
         if _image_path(directory, path, kind) not in images
     ]

@@ -7,30 +7,44 @@
     SOURCE/images/          labelled images; folders inside are part of the id
     SOURCE/masks/           of images/a/b.jpg: masks/a/b.png (any image format)
     SOURCE/unlabeled/       optional: images without masks
-    SOURCE/train.txt, val.txt    optional id lists, in either format of `lists`
+    SOURCE/train.txt, val.txt, test.txt, labeled.txt, unlabeled.txt
+                            optional id lists, in either format of `lists`; images/val/,
+                            images/test/ and images/train/ do without: `folder_splits`
 
-An id is the path below images/ or unlabeled/ without the file's ending. Without val.txt
-a tenth of the labelled images (by hash of the id) is held out; without train.txt
-training takes the rest. Masks hold class indices (grey or palette PNG), or the colours
-of the palette; with "binary" 0 and 255, which become classes 0 and 1.
+An id is the path below images/ or unlabeled/ without the file's ending, in composed
+Unicode (NFC). Masks hold class indices (grey or palette PNG), or the colours of the
+palette; with "binary" 0 and 255, which become classes 0 and 1. Images that
+unlabeled.txt names, or that labeled.txt alone leaves out, need no mask, and one that is
+there is not read.
+
+Hidden files are no data, links are followed (see `files`), and a note counts whatever
+else is not read.
 
 Images are grey or RGB pictures, or all have the same number of channels (1 to 64) of
 8 or 16 bits or float32: TIFF, .npy, 16-bit grey PNG.
 """
 
 import collections
-import hashlib
 import pathlib
 
-from mpmc_jax.data import images, lists
+from mpmc_jax.data import files, images
 from mpmc_jax.data.builders import classes as classes_lib
+from mpmc_jax.data.builders import folder_splits
 from mpmc_jax.data.builders.base import SegmentationBuilder
 from mpmc_jax.data.deep import UnreadableImage
-from mpmc_jax.data.lists import IMAGE_SUFFIXES, shorten
-from mpmc_jax.data.source import Blob, Derived, Sample, Source, default_palette
+from mpmc_jax.data.lists import IMAGE_SUFFIXES, composed, shorten
+from mpmc_jax.data.source import (
+    Blob,
+    Derived,
+    Sample,
+    Source,
+    default_palette,
+    read_original,
+)
 from mpmc_jax.pixels import GREY, RGB, PixelFormat
 
-_HELD_OUT = 10
+# What SOURCE may hold; a note names everything else.
+_PARTS = ("images", "masks", "unlabeled", "classes.json")
 
 
 class Folder(SegmentationBuilder, skip_registration=True):
@@ -45,51 +59,75 @@ def read_source(directory: pathlib.Path, classes: tuple[str, ...] = ()) -> Sourc
       classes: class names; () reads them from classes.json.
     """
     problems: list[str] = []
+    notes: list[str] = []
     named = classes_lib.read(directory / "classes.json", classes, problems)
-    pictures = _find(directory / "images", problems)
-    masks = _find(directory / "masks", problems)
+    pictures = _find(directory / "images", problems, notes)
+    masks = _find(directory / "masks", problems, notes)
     bare: dict[str, pathlib.Path] = {}
     if (directory / "unlabeled").is_dir():
-        bare = _find(directory / "unlabeled", problems)
-    _compare(directory, pictures, masks, bare, problems)
-    train, val = _assign(directory, sorted(pictures), frozenset(bare), problems)
-    samples = {
-        key: Sample(key, pictures[key], _as_mask(masks.get(key), named.binary))
-        for key in pictures
-    }
-    unlabeled = [Sample(key, bare[key], None) for key in sorted(bare)]
+        bare = _find(directory / "unlabeled", problems, notes, may_be_empty=True)
+    chosen = folder_splits.assign(directory, sorted(pictures), sorted(bare), problems)
+    maskless = frozenset(chosen.unlabeled)
+    _compare(directory, pictures, masks, bare, maskless, problems)
+    everything = {**bare, **pictures}
+
+    def samples(keys: tuple[str, ...]) -> tuple[Sample, ...]:
+        return tuple(
+            Sample(key, pictures[key], _as_mask(masks.get(key), named.binary))
+            for key in keys
+        )
+
+    unlabeled = tuple(Sample(key, everything[key], None) for key in chosen.unlabeled)
+    splits = {"train": samples(chosen.labeled) + unlabeled}
+    splits |= {split: samples(keys) for split, keys in chosen.held_out.items()}
     return Source(
         name="folder",
         class_names=named.names,
         palette=named.palette or default_palette(len(named.names)),
-        pixels=_pixel_format([*pictures.values(), *bare.values()]),
+        pixels=_pixel_format(
+            [sample.image for split in splits.values() for sample in split]
+        ),
         measure=True,
-        splits={
-            "train": tuple([samples[key] for key in train] + unlabeled),
-            "val": tuple(samples[key] for key in val),
-        },
+        splits=splits,
         problems=tuple(problems),
-        notes=tuple(_notes(directory, sorted(set(pictures) - {*train, *val}), val)),
+        notes=(*chosen.notes, *notes, *_note_others(directory)),
         colors=named.colors(),
     )
 
 
-def _find(directory: pathlib.Path, problems: list[str]) -> dict[str, pathlib.Path]:
+def _find(
+    directory: pathlib.Path,
+    problems: list[str],
+    notes: list[str],
+    *,
+    may_be_empty: bool = False,
+) -> dict[str, pathlib.Path]:
     """Id -> file, for every image file at any depth."""
     if not directory.is_dir():
         problems.append(f"{directory}: no such folder")
         return {}
+    there = files.find(directory, IMAGE_SUFFIXES, problems)
+    notes += there.note(directory)
     found: dict[str, pathlib.Path] = {}
-    for path in sorted(directory.rglob("*")):
-        if path.suffix.lower() not in IMAGE_SUFFIXES or not path.is_file():
-            continue
-        key = path.relative_to(directory).with_suffix("").as_posix()
+    for path in there.read:
+        key = composed(path.relative_to(directory).with_suffix("").as_posix())
         if key in found:
             problems.append(f"{path}: {found[key].name} has the same id {key!r}")
         found[key] = path
-    if not found:
+    if not found and (there.unread or not may_be_empty):
         problems.append(f"{directory}: holds no image file {IMAGE_SUFFIXES}")
     return found
+
+
+def _note_others(directory: pathlib.Path) -> list[str]:
+    """Names what lies beside the folders and lists that are understood."""
+    understood = {*_PARTS, *(f"{name}.txt" for name in folder_splits.LISTS)}
+    others = [
+        path.name + "/" * path.is_dir()
+        for path in files.visible(directory.iterdir())
+        if path.name not in understood
+    ]
+    return [f"{directory}: not read: {shorten(others)}"] if others else []
 
 
 def _compare(
@@ -97,14 +135,19 @@ def _compare(
     images: dict[str, pathlib.Path],
     masks: dict[str, pathlib.Path],
     bare: dict[str, pathlib.Path],
+    maskless: frozenset[str],
     problems: list[str],
 ) -> None:
     """Complains of images without masks, masks without images, ids used twice."""
-    lonely = [str(images[key]) for key in sorted(images) if key not in masks]
+    lonely = [
+        str(images[key])
+        for key in sorted(images)
+        if key not in masks and key not in maskless
+    ]
     if lonely and masks:
         problems.append(
             f"{directory / 'masks'}: no mask for {shorten(lonely)}; "
-            "images without masks belong in unlabeled/"
+            "images without masks belong in unlabeled/ or unlabeled.txt"
         )
     orphans = [str(masks[key]) for key in sorted(masks) if key not in images]
     if orphans and images:
@@ -114,93 +157,18 @@ def _compare(
         problems.append(f"{directory}: in images/ and in unlabeled/: {shorten(both)}")
 
 
-def _assign(
-    directory: pathlib.Path,
-    ids: list[str],
-    bare: frozenset[str],
-    problems: list[str],
-) -> tuple[list[str], list[str]]:
-    """Labelled ids for training and for validation."""
-    train = _read_list(directory / "train.txt", ids, bare, problems)
-    val = _read_list(directory / "val.txt", ids, bare, problems)
-    pool = ids if train is None else train
-    if val is None:
-        order = sorted(pool, key=lambda key: hashlib.sha256(key.encode()).digest())
-        held_out = set(order[: max(len(order) // _HELD_OUT, 1)])
-        return (
-            [key for key in pool if key not in held_out],
-            [key for key in pool if key in held_out],
-        )
-    chosen = set(val)
-    both = sorted(chosen & set(train or ()))
-    if both:
-        problems.append(
-            f"{directory}: train.txt and val.txt share {shorten(both)}; take them out "
-            "of one"
-        )
-    return [key for key in pool if key not in chosen], val
-
-
-def _notes(directory: pathlib.Path, unused: list[str], val: list[str]) -> list[str]:
-    notes = []
-    if not (directory / "val.txt").is_file():
-        notes.append(
-            f"{directory}: no val.txt; {len(val)} labelled images are held out for "
-            f"validation: {shorten(val)}"
-        )
-    if unused:
-        notes.append(
-            f"{directory}: {len(unused)} labelled images stand in neither train.txt "
-            f"nor val.txt and are not used: {shorten(unused)}"
-        )
-    return notes
-
-
-def _read_list(
-    path: pathlib.Path, ids: list[str], bare: frozenset[str], problems: list[str]
-) -> list[str] | None:
-    """The ids that a list names, less those amiss; None where there is no list."""
-    if not path.is_file():
-        return None
-    try:
-        lines = lists.read_lines(path)
-    except ValueError as error:
-        problems.append(str(error))
-        return []
-    known = frozenset(ids)
-    found = [lists.resolve(line, known) for line in lines]
-    absent = [line for line, key in zip(lines, found, strict=True) if key is None]
-    maskless = [line for line in absent if lists.resolve(line, bare)]
-    if maskless:
-        problems.append(
-            f"{path}: names images without a mask: {shorten(maskless)}; a list names "
-            "labelled images, and all of unlabeled/ is trained on"
-        )
-    absent = [line for line in absent if line not in maskless]
-    if absent:
-        problems.append(
-            f"{path}: names absent files: {shorten(absent)}; add them, or strike them "
-            "off the list"
-        )
-    present = [key for key in found if key is not None]
-    again = lists.repeated(present)
-    if again:
-        problems.append(f"{path}: repeats {shorten(again)}")
-    return list(dict.fromkeys(present))
-
-
 def _as_mask(path: pathlib.Path | None, binary: bool) -> Blob | None:
     if path is None or not binary:
         return path
     return Derived(path, str(path), classes_lib.from_binary)
 
 
-def _pixel_format(paths: list[pathlib.Path]) -> PixelFormat:
+def _pixel_format(blobs: list[Blob]) -> PixelFormat:
     """What most images are, by their headers; GREY or RGB if all are pictures."""
     found: collections.Counter[PixelFormat] = collections.Counter()
-    for path in paths:
+    for blob in blobs:
         try:
-            header = images.read_header(path.read_bytes())
+            header = images.read_header(read_original(blob))
         except (UnreadableImage, OSError):
             continue  # `check` names it.
         found[PixelFormat(header.channels, (0.0,), (1.0,), header.dtype)] += 1

@@ -17,7 +17,7 @@ Training images are those of VOC's train list and SBD's that are not in VOC's va
 
 import pathlib
 
-from mpmc_jax.data import lists
+from mpmc_jax.data import files, lists
 from mpmc_jax.data.builders import archives
 from mpmc_jax.data.builders.base import SegmentationBuilder
 from mpmc_jax.data.images import Color
@@ -147,13 +147,14 @@ def _find_sbd(
     for place in places:
         folder = place / "SegmentationClassAug"
         if folder.is_dir():
-            return {path.stem: path for path in sorted(folder.glob("*.png"))}, folder
+            masks: dict[str, Blob] = {**files.by_stem(folder, ".png")}
+            return masks, folder
     for place in places:
         folder = place / "benchmark_RELEASE" / "dataset" / "cls"
         if folder.is_dir():
-            masks = sorted(folder.glob("*.mat"))
             return {
-                path.stem: Derived(path, str(path), archives.sbd_mask) for path in masks
+                key: Derived(path, str(path), archives.sbd_mask)
+                for key, path in files.by_stem(folder, ".mat").items()
             }, folder
     for place in places:
         archive = place / "benchmark.tgz"
@@ -208,14 +209,14 @@ def _samples(
     problems: list[str],
 ) -> tuple[Sample, ...]:
     """The listed images whose files are there; complains of the others."""
-    images = {path.stem: path for path in (root / "JPEGImages").glob("*.jpg")}
-    own = {path.stem: path for path in (root / "SegmentationClass").glob("*.png")}
+    images = files.by_stem(root / "JPEGImages", ".jpg")
+    own = files.by_stem(root / "SegmentationClass", ".png")
     masks = {**sbd, **own}
-    for part, files, folder in (
+    for part, found, folder in (
         ("image", images, "JPEGImages"),
         ("mask", masks, "SegmentationClass or SBD"),
     ):
-        absent = [key for key in ids if key not in files]
+        absent = [key for key in ids if key not in found]
         if absent:
             mend = "extract the archive again"
             if len(absent) == len(ids):

@@ -1,0 +1,214 @@
+"""Which of a user's images are for training, validation and test; see `folder`.
+
+The first rule that says something holds, for each split apart:
+
+    val, test    val.txt, test.txt; else images/val/, images/test/ (any of `_FOLDERS`)
+    train        train.txt; else images/train/ where images/val/ or images/test/ is;
+                 else every image that is in no other split
+
+Among those for training,
+
+    labeled.txt     names the images that keep their masks
+    unlabeled.txt   names those that lose theirs, and those of unlabeled/ that are used;
+                    images in neither list are then unused
+    one alone       the other holds the rest; without unlabeled.txt all of unlabeled/
+
+Without a rule for val a tenth of the labeled images is held out, by the hash of the id.
+"""
+
+import dataclasses
+import hashlib
+import itertools
+import pathlib
+from collections.abc import Collection, Mapping
+
+from mpmc_jax.data import lists
+from mpmc_jax.data.lists import shorten
+
+_HELD_OUT = 10
+# First folder below images/ -> split.
+_FOLDERS = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+    "testing": "test",
+}
+# The id lists that a folder may have beside its images.
+LISTS = ("train", "val", "test", "labeled", "unlabeled")
+
+
+@dataclasses.dataclass(frozen=True)
+class Assigned:
+    """Ids by what they are for, in order.
+
+    Attributes:
+      labeled: training images whose masks are used.
+      unlabeled: training images whose masks, if there are any, are not.
+      held_out: "val", and "test" where there is one -> ids.
+      notes: what may surprise.
+    """
+
+    labeled: tuple[str, ...]
+    unlabeled: tuple[str, ...]
+    held_out: dict[str, tuple[str, ...]]
+    notes: tuple[str, ...]
+
+
+def assign(
+    directory: pathlib.Path,
+    ids: list[str],
+    bare: list[str],
+    problems: list[str],
+) -> Assigned:
+    """Assigns every image.
+
+    Args:
+      directory: where the lists may be.
+      ids: those below images/, sorted.
+      bare: those below unlabeled/, sorted.
+      problems: what is wrong is added, one line each.
+    """
+    named, origins = _read_all(directory, ids, bare, problems)
+    _complain_of_shared(directory, named, origins, problems)
+    val, test = named.get("val"), named.get("test")
+    out = {*(val or ()), *(test or ())}
+    taken = out | set(named.get("unlabeled", ()))
+    pool = [key for key in named.get("train", ids) if key not in out]
+    labeled = named.get("labeled", [key for key in pool if key not in taken])
+    unlabeled = named.get("unlabeled")
+    if unlabeled is None:
+        rest = [] if "labeled" not in named else pool
+        unlabeled = [key for key in rest if key not in set(labeled)] + bare
+    notes = []
+    if val is None:
+        val = _hold_out(labeled)
+        labeled = [key for key in labeled if key not in set(val)]
+        notes.append(
+            f"{directory}: no val.txt; {len(val)} labeled images are held out for "
+            f"validation: {shorten(val)}"
+        )
+        if val and not labeled:
+            problems.append(
+                f"{directory}: only one labeled image for training and validation "
+                f"({shorten(val)}), and each needs its own; add another with its mask"
+            )
+    used = {*labeled, *unlabeled, *val, *out}
+    notes += _note_unused(directory, ids, bare, used, origins)
+    held_out = {"val": tuple(val)}
+    if test is not None:
+        held_out["test"] = tuple(test)
+    return Assigned(tuple(labeled), tuple(unlabeled), held_out, tuple(notes))
+
+
+def _read_all(
+    directory: pathlib.Path, ids: list[str], bare: list[str], problems: list[str]
+) -> tuple[dict[str, list[str]], dict[str, str]]:
+    """List or split -> its ids, and -> what messages call it."""
+    named: dict[str, list[str]] = {}
+    origins: dict[str, str] = {}
+    for name in LISTS:
+        path = directory / f"{name}.txt"
+        if path.is_file():
+            known = ids if name != "unlabeled" else [*ids, *bare]
+            named[name] = _read_list(path, known, bare, problems)
+            origins[name] = path.name
+    folders = _by_folder(ids)
+    if not {"val", "test"} & folders.keys():
+        folders.pop("train", None)
+    for split, keys in folders.items():
+        if split not in named:
+            named[split] = keys
+            origins[split] = f"images/{keys[0].partition('/')[0]}/"
+    return named, origins
+
+
+def _by_folder(ids: list[str]) -> dict[str, list[str]]:
+    """Split -> ids in its folder."""
+    found: dict[str, list[str]] = {}
+    for key in ids:
+        folder, _, rest = key.partition("/")
+        split = _FOLDERS.get(folder.lower()) if rest else None
+        if split is not None:
+            found.setdefault(split, []).append(key)
+    return found
+
+
+def _read_list(
+    path: pathlib.Path, ids: list[str], bare: Collection[str], problems: list[str]
+) -> list[str]:
+    """The ids that a list names, less those amiss."""
+    try:
+        lines = lists.read_lines(path)
+    except ValueError as error:
+        problems.append(str(error))
+        return []
+    known = frozenset(ids)
+    found = [lists.resolve(line, known) for line in lines]
+    absent = [line for line, key in zip(lines, found, strict=True) if key is None]
+    maskless = [line for line in absent if lists.resolve(line, frozenset(bare))]
+    if maskless:
+        problems.append(
+            f"{path}: names images without a mask: {shorten(maskless)}; a list names "
+            "labeled images; unlabeled.txt alone may name those of unlabeled/"
+        )
+    absent = [line for line in absent if line not in maskless]
+    if absent:
+        problems.append(
+            f"{path}: names absent files: {shorten(absent)}; add them, or strike them "
+            "off the list"
+        )
+    present = [key for key in found if key is not None]
+    again = lists.repeated(present)
+    if again:
+        problems.append(f"{path}: repeats {shorten(again)}")
+    return list(dict.fromkeys(present))
+
+
+def _complain_of_shared(
+    directory: pathlib.Path,
+    named: Mapping[str, list[str]],
+    origins: Mapping[str, str],
+    problems: list[str],
+) -> None:
+    """An image is for one thing; train.txt may name those of the other two as well."""
+    for one, other in itertools.combinations(named, 2):
+        both = sorted(set(named[one]) & set(named[other]))
+        if both and not (one == "train" and other in ("labeled", "unlabeled")):
+            problems.append(
+                f"{directory}: {origins[one]} and {origins[other]} share "
+                f"{shorten(both)}; take them out of one"
+            )
+    outside = sorted(set(named.get("labeled", ())) - set(named.get("train", ())))
+    if "train" in named and outside:
+        problems.append(
+            f"{directory}: labeled.txt names images that {origins['train']} lacks: "
+            f"{shorten(outside)}"
+        )
+
+
+def _hold_out(labeled: list[str]) -> list[str]:
+    """A tenth of the labeled images, chosen by hash, in their order."""
+    order = sorted(labeled, key=lambda key: hashlib.sha256(key.encode()).digest())
+    chosen = set(order[: max(len(order) // _HELD_OUT, 1)])
+    return [key for key in labeled if key in chosen]
+
+
+def _note_unused(
+    directory: pathlib.Path,
+    ids: list[str],
+    bare: list[str],
+    used: set[str],
+    origins: Mapping[str, str],
+) -> list[str]:
+    notes = []
+    for folder, keys in (("images", ids), ("unlabeled", bare)):
+        unused = [key for key in keys if key not in used]
+        if unused:
+            notes.append(
+                f"{directory}: {len(unused)} images of {folder}/ are in none of "
+                f"{shorten([*origins.values()])} and are not used: {shorten(unused)}"
+            )
+    return notes
