@@ -1,19 +1,24 @@
 """Prepared data sets: records that rotted, preparations that were stopped, progress."""
 
 import io
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 
-from launch import check_data
+from launch import check_data, prepare_data
 from mpmc_jax.data import build, check, work
+from mpmc_jax.data import prepared as prepared_lib
+from mpmc_jax.data.builders import base
 from mpmc_jax.data.info import open_dataset
+from mpmc_jax.types import Streams
 from tests import trees
-from tests.data_sets import prepare_synthetic
+from tests.data_sets import config_for, make_folder, prepare_synthetic
 
 
 @pytest.fixture
@@ -145,3 +150,109 @@ def test_progress_on_a_terminal(monkeypatch):
     assert list(work.shown(range(3), 3, "checking")) == [0, 1, 2]
     assert "checking" in stream.getvalue()
     assert "/3" in stream.getvalue()
+
+
+def _files_of(directory):
+    return {path.name: path.read_bytes() for path in sorted(directory.iterdir())}
+
+
+@pytest.mark.full
+def test_killed_at_any_time_it_ends_as_if_never_killed(tmp_path):
+    make_folder(tmp_path / "src", images=80)
+    named = ["--dataset=folder", f"--source={tmp_path / 'src'}"]
+    # The server imports once; each of its children is a program of its own.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["launch.prepare_data"])
+
+    def start(name):
+        to = f"--data_dir={tmp_path / name}"
+        child = context.Process(target=prepare_data.main, args=([*named, to],))
+        child.start()
+        return child
+
+    start("warm").join()
+    begin = time.monotonic()
+    whole = start("whole")
+    whole.join()
+    seconds = time.monotonic() - begin
+    assert whole.exitcode == 0
+    expected = _files_of(base.dataset_directory(tmp_path / "whole", "folder"))
+    delays = np.random.default_rng(0).uniform(0, seconds, 12)
+    codes = []
+    for delay in delays:
+        child = start("killed")
+        child.join(delay)
+        child.kill()
+        child.join()
+        codes.append(child.exitcode)
+        if build.is_prepared(str(tmp_path / "killed"), "folder"):
+            break
+    assert -signal.SIGKILL in codes
+    last = start("killed")
+    last.join()
+    assert last.exitcode == 0
+    directory = base.dataset_directory(tmp_path / "killed", "folder")
+    assert _files_of(directory) == expected
+    assert not list(directory.parent.glob("incomplete.*"))
+
+
+def test_two_at_once_keep_what_the_first_prepared(tmp_path, monkeypatch, capsys):
+    make_folder(tmp_path / "src")
+    other = make_folder(tmp_path / "other", images=7)
+    checked = check.check_source
+
+    def overtaken(root, *, by):
+        """Prepares `root` while another run prepares `by`, which is faster."""
+        data_dir = tmp_path / f"{by.name}_first"
+
+        def check_source(data):
+            monkeypatch.setattr(check, "check_source", checked)
+            named = ["--dataset=folder", f"--source={by}", f"--data_dir={data_dir}"]
+            prepare_data.main(named)
+            return checked(data)
+
+        monkeypatch.setattr(check, "check_source", check_source)
+        source = build.read_source("folder", str(root))
+        return prepare_data.prepare(source, str(data_dir))
+
+    text = overtaken(tmp_path / "src", by=tmp_path / "src")
+    assert text.startswith("Already prepared in")
+    with pytest.raises(ValueError, match="was made from other data"):
+        overtaken(tmp_path / "src", by=other)
+    info = open_dataset(str(tmp_path / "other_first"), "folder")
+    assert len(info.ids["train"]) == 6
+    capsys.readouterr()
+
+
+def test_training_refuses_what_checking_refuses(tmp_path):
+    """Data prepared by other means, without a labeled pixel for validation."""
+    make_folder(tmp_path / "src")
+    source = build.read_source("folder", str(tmp_path / "src"))
+    report = check.check_source(source)
+    held_out = source.splits["val"][0].id
+    present = report.present | {held_out: ()}
+    warnings = ["folder: 2 images are in two splits"]
+    build.prepare(source, present, str(tmp_path / "data"), warnings=warnings)
+    config = config_for(tmp_path / "data", "folder")
+    message = f"no labeled pixel in split 'val': the masks of {held_out} are void"
+    with pytest.raises(ValueError, match=message):
+        build.build_train(config, Streams())
+    with pytest.raises(ValueError, match=message):
+        build.build_eval(config)
+    info = open_dataset(str(tmp_path / "data"), "folder")
+    assert info.warnings == tuple(warnings)
+    found = prepared_lib.check(info)
+    assert any(message in problem for problem in found.problems)
+    assert found.warnings == tuple(warnings)
+
+
+def test_training_repeats_the_warnings_of_checking(tmp_path):
+    root = make_folder(tmp_path / "src")
+    (root / "val.txt").write_text("im00\n")
+    content = (root / "images" / "im00.png").read_bytes()
+    (root / "images" / "im01.png").write_bytes(content)
+    named = ["--dataset=folder", f"--source={root}"]
+    prepare_data.main([*named, f"--data_dir={tmp_path / 'data'}"])
+    pipeline = build.build_train(config_for(tmp_path / "data", "folder"), Streams())
+    (warning,) = pipeline.warnings
+    assert "1 images are in two splits, equal in every pixel: train: im01" in warning
