@@ -7,15 +7,20 @@ import os
 import re
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Iterator
 
 import jax
 
-from launch import cli
+from launch import cli, rendezvous
+from mpmc_jax.training.agreement import SharedError
 
 # A process that does not answer for so long is taken for dead; the others end.
 HEARTBEAT_SECONDS = 60
+
+# So long the processes of a run wait for each other at the start.
+START_SECONDS = 50
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,7 +46,8 @@ def join(*, found: bool, coordinator: str, count: int, index: int) -> None:
       count, index: with it, how many there are and which this one is.
 
     Raises:
-      ValueError: one of the three is missing or out of range, or JAX finds nothing.
+      ValueError: one of the three is missing or out of range, JAX finds nothing, or a
+        process does not come within START_SECONDS or comes twice.
     """
     by_hand = bool(coordinator) or count > 0 or index >= 0
     address = re.fullmatch(r".+:\d+", coordinator)
@@ -62,10 +68,13 @@ def join(*, found: bool, coordinator: str, count: int, index: int) -> None:
     )
     if by_hand:
         print(f"waiting for {count} processes at {coordinator}", flush=True)
-        initialize(coordinator, count, index)
+        rendezvous.wait(coordinator, count, index, START_SECONDS)
+        with _time_limit(f"process {index} of {count}"):
+            initialize(coordinator, count, index)
     elif found or int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
         try:
-            initialize()
+            with _time_limit(f"process {os.environ.get('SLURM_PROCID', 'here')}"):
+                initialize()
         except ValueError as error:
             raise ValueError(
                 f"no other processes are found here ({error}); tell them by hand: "
@@ -76,6 +85,28 @@ def join(*, found: bool, coordinator: str, count: int, index: int) -> None:
     # JAX's preemption service, which Orbax asks for, swallows SIGTERM; before the
     # loop takes it, it shall end the process.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+@contextlib.contextmanager
+def _time_limit(name: str) -> Iterator[None]:
+    """Ends this process where JAX waits in vain: it would abort minutes later."""
+
+    def end() -> None:
+        print(
+            f"error: {name} waited {START_SECONDS} s for the other processes of the "
+            "run, and not all came: look at what they say, and start all of them again",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(1)
+
+    timer = threading.Timer(START_SECONDS, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 @contextlib.contextmanager
@@ -92,6 +123,10 @@ def ending_together() -> Iterator[None]:
         if jax.process_count() == 1 or _is_planned(error):
             raise
         name = f"process {jax.process_index()} of {jax.process_count()}"
+        if isinstance(error.__context__, SharedError):
+            # All are here: an ordinary exit, in which they wait for each other.
+            print(f"{name}: {error}", file=sys.stderr, flush=True)
+            sys.exit(1)
         if isinstance(error, jax.errors.JaxRuntimeError):
             print(
                 f"error: {name} failed, or lost another one "

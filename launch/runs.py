@@ -21,6 +21,7 @@ from mpmc_jax.evaluation.protocols import Protocol, build_protocol, resize_neare
 from mpmc_jax.methods.base import Method
 from mpmc_jax.models.config import ModelConfig
 from mpmc_jax.plugins.mpmc import MPMC, adaptive_weights, patch_targets
+from mpmc_jax.training import checkpoint as checkpoint_lib
 from mpmc_jax.training import workdir as workdir_lib
 from mpmc_jax.training.build import (
     Setup,
@@ -29,7 +30,6 @@ from mpmc_jax.training.build import (
     build_setup,
     state_shape,
 )
-from mpmc_jax.training.checkpoint import Checkpointer
 from mpmc_jax.training.state import PLUGIN, TrainState
 from mpmc_jax.types import Array, Network, PyTree
 
@@ -210,7 +210,9 @@ def probe_builder(
 
 
 def open_run(workdir: Path, checkpoint: str = "best") -> Run:
-    """Reads a run back.
+    """Reads a run back, which may be under way.
+
+    What it was trained on is in the checkpoint; config.json beside it says how.
 
     Args:
       workdir: its directory.
@@ -219,20 +221,21 @@ def open_run(workdir: Path, checkpoint: str = "best") -> Run:
     Raises:
       WorkdirError, CheckpointError, FileNotFoundError: what is missing, and the mend.
     """
-    config = workdir_lib.load(workdir, base.get_base())
-    jax.config.update("jax_default_matmul_precision", config.matmul_precision)
-    manifest = workdir_lib.read_manifest(workdir)
-    facts = DatasetFacts.read(manifest["data"])
-    model, method = base_for(config, facts, manifest["data"]["unlabeled"])
-    setup = build_setup(
-        config, model, method, steps_per_epoch=manifest["steps_per_epoch"]
-    )
-    like = state_shape(setup)
-    checkpointer = Checkpointer(workdir / workdir_lib.CHECKPOINTS, read_only=True)
+    directory = workdir / workdir_lib.CHECKPOINTS
     try:
-        restored = checkpointer.restore(checkpoint, like)
-    finally:
-        checkpointer.close()
+        step = checkpoint_lib.find(directory, checkpoint)
+        run = checkpoint_lib.read_run(directory, step)
+        config = workdir_lib.load(workdir, base.get_base(), run)
+        jax.config.update("jax_default_matmul_precision", config.matmul_precision)
+        facts = DatasetFacts.read(run["data"])
+        model, method = base_for(config, facts, run["data"]["unlabeled"])
+        setup = build_setup(
+            config, model, method, steps_per_epoch=run["steps_per_epoch"]
+        )
+        restored = checkpoint_lib.read(directory, step, state_shape(setup))
+    except checkpoint_lib.CheckpointGoneError:
+        # The run goes on, and keeps another one as the best or the last.
+        return open_run(workdir, checkpoint)
     check_network(config, setup)
     which = network_to_use(config, setup, restored.state)
     network = setup.method.networks[0]
@@ -245,7 +248,7 @@ def open_run(workdir: Path, checkpoint: str = "best") -> Run:
         step=restored.step,
         network_name=which,
         probe=probe_builder(setup)(restored.state, which),
-        manifest=manifest,
+        manifest=workdir_lib.read_manifest(workdir, run),
     )
 
 

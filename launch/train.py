@@ -15,6 +15,7 @@ import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import ml_collections
@@ -27,7 +28,7 @@ from launch.batches import make_place, make_recount, names_of
 from mpmc_jax.data.build import build_eval
 from mpmc_jax.data.info import DatasetFacts
 from mpmc_jax.data.pipeline import TrainPipeline
-from mpmc_jax.training import loop, report, workdir
+from mpmc_jax.training import agreement, loop, report, run_lock, together, workdir
 from mpmc_jax.training.build import (
     Setup,
     build_parallel,
@@ -37,6 +38,7 @@ from mpmc_jax.training.build import (
     total_steps,
 )
 from mpmc_jax.training.checkpoint import Checkpointer
+from mpmc_jax.training.checkpoint_files import check_path
 from mpmc_jax.training.parallel import Parallel
 from mpmc_jax.training.state import TrainState, begin_with, to_host
 from mpmc_jax.types import PyTree
@@ -174,56 +176,59 @@ def announce(
 
 def train(config: ml_collections.ConfigDict, directory: Path) -> TrainState:
     """Trains `config` in `directory` to its last step; returns the last state."""
-    settings.check_ranges(config)
-    jax.config.update("jax_default_matmul_precision", config.matmul_precision)
-    facts, pipeline, setup = runs.prepare(config)
-    parallel = build_parallel(config)
-    check_memory(config, setup, len(parallel.devices), parallel.memory())
-    place = make_place(pipeline, parallel)
-    rhythm = loop_config(config, pipeline.steps_per_epoch)
-    announce(config, setup, pipeline, rhythm, parallel)
-    if facts.partial:
-        _LOG.warning("%s is partial: not as many images as published", facts.dataset)
-    evaluate = make_evaluate(config, setup, facts)
-    recount = make_recount(config, setup, pipeline, parallel, place)
+    with agreement.failing_together():
+        settings.check_ranges(config)
+        check_path(directory.absolute())
+        jax.config.update("jax_default_matmul_precision", config.matmul_precision)
+        facts, pipeline, setup = runs.prepare(config)
+        parallel = build_parallel(config)
+        check_memory(config, setup, len(parallel.devices), parallel.memory())
+        place = make_place(pipeline, parallel)
+        rhythm = loop_config(config, pipeline.steps_per_epoch)
+        announce(config, setup, pipeline, rhythm, parallel)
+        if facts.partial:
+            _LOG.warning(
+                "%s is partial: not as many images as published", facts.dataset
+            )
+        evaluate = make_evaluate(config, setup, facts)
+        recount = make_recount(config, setup, pipeline, parallel, place)
     beginning = functools.cache(lambda: pretrained.read(config, setup.model))
     told = {}
-    if not workdir.has_steps(directory):
+    if together.from_first(not workdir.has_steps(directory)):
         # Weights that do not fit are refused before the directory is taken.
-        told = {"pretrained": beginning()[1] or None}
-    if jax.process_index() == 0:
-        workdir.claim(directory, config)
-        _record(config, directory, facts, pipeline, told)
-    checkpointer = Checkpointer(directory / workdir.CHECKPOINTS, config.train.keep)
-    state, position = initial_state(config.seed, setup, checkpointer, beginning)
-    sizes = (config.train.batch_size, config.train.group_size)
-    images = setup.method.streams.images(*sizes)
-    reporter = report.Report(directory, int(state.step), rhythm.steps, images)
-    data = pipeline.iterator(position)
-    with contextlib.closing(data), contextlib.closing(reporter), checkpointer:
-        return loop.train(
-            rhythm,
-            setup.step,
-            parallel,
-            state,
-            data,
-            evaluate=evaluate,
-            checkpointer=checkpointer,
-            report=reporter,
-            names=functools.partial(names_of, pipeline.split),
-            place=place,
-            recount=recount,
+        with agreement.failing_together():
+            told = {"pretrained": beginning()[1] or None}
+    record = _Record(config, describe(facts, pipeline), told)
+    record.check_same()
+    with run_lock.hold(directory):
+        record.check(directory)
+        checkpointer = Checkpointer(
+            directory / workdir.CHECKPOINTS, config.train.keep, record.trained_on()
         )
+        state, position = initial_state(config.seed, setup, checkpointer, beginning)
+        record.write(directory, pipeline)
+        sizes = (config.train.batch_size, config.train.group_size)
+        images = setup.method.streams.images(*sizes)
+        reporter = report.Report(directory, int(state.step), rhythm.steps, images)
+        data = pipeline.iterator(position)
+        with contextlib.closing(data), contextlib.closing(reporter), checkpointer:
+            return loop.train(
+                rhythm,
+                setup.step,
+                parallel,
+                state,
+                data,
+                evaluate=evaluate,
+                checkpointer=checkpointer,
+                report=reporter,
+                names=functools.partial(names_of, pipeline.split),
+                place=place,
+                recount=recount,
+            )
 
 
-def _record(
-    config: ml_collections.ConfigDict,
-    directory: Path,
-    facts: DatasetFacts,
-    pipeline: TrainPipeline,
-    told: dict,
-) -> None:
-    """Writes splits/ and manifest.json, or checks that this goes on with that run."""
+def describe(facts: DatasetFacts, pipeline: TrainPipeline) -> dict[str, Any]:
+    """The data of a run, which may not change while it lasts."""
     split = pipeline.split
     data = {
         **dataclasses.asdict(facts),
@@ -231,9 +236,51 @@ def _record(
         "unlabeled": pipeline.num_unlabeled,
         "split_crc32": zlib.crc32(repr((split.labeled, split.unlabeled)).encode()),
     }
-    fixed = {"data": data, "steps_per_epoch": pipeline.steps_per_epoch}
-    workdir.record(directory, fixed, report.manifest(config.seed, data) | told)
-    split.save(directory / "splits")
+    return {"data": data, "steps_per_epoch": pipeline.steps_per_epoch}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Record:
+    """What a run is, for the other processes, its directory and its checkpoints.
+
+    Attributes:
+      config: its configuration.
+      facts: its data, see `describe`.
+      told: of the weights that it begins with.
+    """
+
+    config: ml_collections.ConfigDict
+    facts: dict[str, Any]
+    told: dict[str, Any]
+
+    def circumstances(self) -> dict[str, Any]:
+        return report.manifest(self.config.seed, self.facts["data"]) | self.told
+
+    def check_same(self) -> None:
+        """Compares this process's run with those of the others."""
+        config = workdir.flatten(self.config.to_dict())
+        for name in workdir.OF_A_PROCESS:
+            del config[name]
+        # Hosts may differ in what is below Python.
+        around = self.circumstances() | {"platform": ""}
+        around["jax_enable_x64"] = jax.config.jax_enable_x64  # pyright: ignore
+        agreement.check_same({"--config": config, **around, **self.facts})
+
+    def check(self, directory: Path) -> None:
+        """Compares it with the files of the run that is there."""
+        with agreement.failing_together():
+            if together.is_first():
+                workdir.check(directory, self.config, self.facts)
+
+    def trained_on(self) -> dict[str, Any]:
+        return workdir.trained_on(self.config, self.facts)
+
+    def write(self, directory: Path, pipeline: TrainPipeline) -> None:
+        """Writes config.json, manifest.json and splits/."""
+        with agreement.failing_together():
+            if together.is_first():
+                workdir.write(directory, self.config, self.facts, self.circumstances())
+                pipeline.split.save(directory / "splits")
 
 
 def parse_flags(argv: list[str]) -> list[str]:

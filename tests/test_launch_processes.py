@@ -1,10 +1,14 @@
 """A run of two processes, each with a device, beside one process with both."""
 
+import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -18,10 +22,11 @@ from programs import (
     read_metrics,
     run,
     start,
+    wait_for,
 )
 from xla import device_flags
 
-from launch import processes
+from launch import processes, rendezvous
 
 
 @pytest.mark.full
@@ -126,6 +131,122 @@ def test_where_jax_finds_nothing_it_is_said_what_to_tell():
     (line,) = output.splitlines()
     assert line.startswith("error: no other processes are found here")
     assert "--coordinator=HOST:PORT" in line
+
+
+def _wait_together(seconds, *started):
+    """What each (count, index) is told, all of them started at once."""
+    address, told = free_address(), {}
+
+    def wait(number, count, index):
+        try:
+            rendezvous.wait(address, count, index, seconds)
+            told[number] = ""
+        except ValueError as error:
+            told[number] = str(error)
+
+    threads = [
+        threading.Thread(target=wait, args=(number, *each))
+        for number, each in enumerate(started)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return [told[number] for number in range(len(started))]
+
+
+def test_processes_wait_for_each_other():
+    assert _wait_together(30, (3, 2), (3, 0), (3, 1)) == [""] * 3
+
+
+def test_a_process_that_does_not_come_is_named_within_a_minute():
+    assert processes.START_SECONDS < 60
+    for told in _wait_together(2, (4, 0), (4, 1)):
+        assert "no sign of process 2, 3 of 4" in told
+    (told,) = _wait_together(1, (2, 1))
+    assert "process 1 of 2 does not reach process 0" in told
+
+
+def test_a_process_that_comes_twice_is_named():
+    for told in _wait_together(30, (3, 0), (3, 1), (3, 1)):
+        assert "process 1 of 3 was started twice" in told
+    zeros = _wait_together(1, (2, 0), (2, 0))
+    assert any("is another process 0 running?" in told for told in zeros)
+
+
+def test_processes_told_another_number_are_refused():
+    for told in _wait_together(30, (2, 0), (3, 1)):
+        assert "process 1 has --processes=3, 0 has 2" in told
+
+
+def test_what_else_comes_to_the_port_does_no_harm():
+    address, told = free_address(), []
+    host, port = address.split(":")
+    zero = threading.Thread(
+        target=lambda: told.append(rendezvous.wait(address, 2, 0, 30))
+    )
+    zero.start()
+    for content in (b"GET / HTTP/1.1\n", b"[]\n", b'{"process": "x"}\n', b""):
+        for _ in range(100):
+            with contextlib.suppress(OSError):
+                with socket.create_connection((host, int(port))) as connection:
+                    connection.sendall(content)
+                break
+            time.sleep(0.1)
+    rendezvous.wait(address, 2, 1, 30)
+    zero.join()
+    assert told == [None]
+
+
+JOIN = (
+    "import sys\n"
+    "from launch import processes\n"
+    "address, count, index, processes.START_SECONDS = sys.argv[1], *map(int, "
+    "sys.argv[2:])\n"
+    "processes.join(found=False, coordinator=address, count=count, index=index)\n"
+    "print('joined', flush=True)\n"
+    "sys.stdin.read()\n"
+)
+
+
+def _join(address, count, index, seconds=50):
+    """A process that joins a run, and stays until its input ends."""
+    return subprocess.Popen(
+        [sys.executable, "-c", JOIN, address, str(count), str(index), str(seconds)],
+        cwd=ROOT,
+        env=ENVIRONMENT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def test_a_run_under_way_is_left_alone_by_a_process_too_many():
+    """JAX's own service would end the run."""
+    address = free_address()
+    pair = [_join(address, 2, index) for index in (0, 1)]
+    for process in pair:
+        wait_for(process, "joined")
+    with pytest.raises(ValueError, match="a run that is under way"):
+        rendezvous.wait(address, 2, 1, 30)
+    with pytest.raises(ValueError, match="is another process 0 running"):
+        rendezvous.wait(address, 2, 0, 30)
+    for process in pair:
+        process.stdin.close()
+    for process in pair:
+        assert process.wait(timeout=120) == 0, process.stdout.read()
+        process.stdout.close()
+
+
+def test_where_jax_waits_in_vain_there_is_one_line(monkeypatch, capsys):
+    ended = threading.Event()
+    monkeypatch.setattr(processes, "START_SECONDS", 0.1)
+    monkeypatch.setattr(processes.os, "_exit", lambda status: ended.set())
+    with processes._time_limit("process 1 of 2"):
+        assert ended.wait(10)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: process 1 of 2 waited 0.1 s for the other")
 
 
 def test_one_process_joins_nothing(monkeypatch):

@@ -3,6 +3,7 @@
 import gc
 import json
 import os
+import shutil
 import sys
 
 import chex
@@ -31,9 +32,9 @@ def _save(directory, state, steps):
     checkpointer.close()
 
 
-def _refuse(directory, like, message, *, read_only=False):
+def _refuse(directory, like, message, **run):
     """Asserts that no checkpoint there may be gone on with, and why."""
-    checkpointer = Checkpointer(directory, read_only=read_only)
+    checkpointer = Checkpointer(directory, **run)
     with pytest.raises(CheckpointError, match=message):
         checkpointer.restore_latest(like)
     checkpointer.close()
@@ -42,14 +43,12 @@ def _refuse(directory, like, message, *, read_only=False):
 def test_newest_and_best_checkpoints_are_kept(tmp_path, small):
     parts, state = small
     _save(tmp_path, state, [(1, 0.1), (2, 0.9), (3, 0.3), (4, None), (5, 0.2)])
-    checkpointer = Checkpointer(tmp_path)
-    like = state_shape(parts)
-    assert checkpointer.restore("best", like).step == 2
-    assert checkpointer.restore("last", like).step == 5
-    assert checkpointer.restore("4", like).data_state == {"next_index": 4}
+    assert checkpoint.find(tmp_path, "best") == 2
+    assert checkpoint.find(tmp_path, "last") == 5
+    four = checkpoint.read(tmp_path, checkpoint.find(tmp_path, "4"), state_shape(parts))
+    assert four.data_state == {"next_index": 4} and four.step == 4
     with pytest.raises(CheckpointError, match=r"steps there: \[2, 4, 5\]"):
-        checkpointer.restore("3", like)
-    checkpointer.close()
+        checkpoint.find(tmp_path, "3")
 
 
 def test_what_is_saved_is_not_written_again(tmp_path, small):
@@ -160,7 +159,7 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_it_used(
     assert (tmp_path / "damaged-2").is_dir()
     os.rename(tmp_path / "1", tmp_path / "damaged-1")
     with pytest.raises(CheckpointError, match=r"as damaged: \['damaged-1', 'damaged-2"):
-        Checkpointer(tmp_path, read_only=True).restore("best", state_shape(parts))
+        checkpoint.find(tmp_path, "best")
 
 
 def test_another_format_version_is_refused(tmp_path, small, monkeypatch):
@@ -184,8 +183,9 @@ def test_a_checkpoint_of_another_network_is_refused_and_left_alone(tmp_path, sma
         like.replace(params=wider),
         like.replace(method_state={"x": like.step}),
     ):
-        for program in (False, True):
-            _refuse(tmp_path, other, "of another network", read_only=program)
+        _refuse(tmp_path, other, "of another network")
+        with pytest.raises(CheckpointError, match="of another network"):
+            checkpoint.read(tmp_path, 1, other)
     checkpointer = Checkpointer(tmp_path)
     assert checkpointer.restore_latest(like).step == 1
     checkpointer.close()
@@ -201,16 +201,90 @@ def test_a_run_whose_checkpoints_are_all_damaged_does_not_start_again(tmp_path, 
 def test_reading_changes_nothing(tmp_path, small):
     parts, state = small
     with pytest.raises(CheckpointError, match="does not exist"):
-        Checkpointer(tmp_path / "absent", read_only=True)
+        checkpoint.find(tmp_path / "absent", "best")
     _save(tmp_path, state, [(1, 0.1), (2, 0.2), (3, 0.3)])
     unfinished = tmp_path / "4.orbax-checkpoint-tmp" / "metrics"
     unfinished.mkdir(parents=True)
     (unfinished / "metrics").write_text("{")
     before = sorted(tmp_path.rglob("*"))
-    checkpointer = Checkpointer(tmp_path, read_only=True)
-    assert checkpointer.restore("last", state_shape(parts)).step == 3
-    checkpointer.close()
+    assert checkpoint.find(tmp_path, "last") == 3
+    assert checkpoint.read(tmp_path, 3, state_shape(parts)).step == 3
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_what_a_killed_run_was_saving_or_deleting_is_removed(tmp_path, small):
+    parts, state = small
+    _save(tmp_path, state, [(1, 0.1), (2, 0.2), (3, 0.3)])
+    assert checkpoint_files.steps(tmp_path) == [2, 3]
+    # Half deleted, and half saved.
+    (tmp_path / "deleted" / "1").mkdir()
+    (tmp_path / "deleted" / "1" / "rest").write_text("of it")
+    (tmp_path / "4.orbax-checkpoint-tmp" / "metrics").mkdir(parents=True)
+    _save(tmp_path, state, [(4, 0.4)])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["3", "4", "deleted"]
+    assert not list((tmp_path / "deleted").iterdir())
+
+
+def test_a_checkpoint_that_is_deleted_while_it_is_read_is_not_called_damaged(
+    tmp_path, small, monkeypatch
+):
+    parts, state = small
+    _save(tmp_path, state, [(1, 0.1), (2, 0.2)])
+    read = checkpoint_files.read
+
+    def delete_and_read(folder, **items):
+        shutil.rmtree(folder)
+        return read(folder, **items)
+
+    monkeypatch.setattr(checkpoint_files, "read", delete_and_read)
+    with pytest.raises(checkpoint.CheckpointGoneError, match=r"another of \[2\]"):
+        checkpoint.read(tmp_path, 1, state_shape(parts))
+
+
+def test_the_first_save_is_read_back(tmp_path, small, monkeypatch):
+    _, state = small
+    read = checkpoint_files.read
+    checkpointer = Checkpointer(tmp_path)
+    with monkeypatch.context() as patch:
+
+        def fail(folder, **items):
+            raise ValueError("no such array")
+
+        patch.setattr(checkpoint_files, "read", fail)
+        with pytest.raises(CheckpointError, match="cannot be read back .no such array"):
+            checkpointer.save(state, {"next_index": 0})
+    checkpointer.close()
+    calls = []
+    monkeypatch.setattr(
+        checkpoint_files,
+        "read",
+        lambda folder, **items: [calls.append(folder.name), read(folder, **items)][1],
+    )
+    _save(tmp_path, state, [(1, 0.1), (2, 0.2)])
+    assert set(calls) == {"1"}
+
+
+@pytest.mark.parametrize("name", ["run[1]", "run*", "what?"])
+def test_a_path_that_orbax_takes_for_a_pattern_is_refused(tmp_path, name):
+    with pytest.raises(CheckpointError, match=r"any of the characters \* \? \["):
+        Checkpointer(tmp_path / name)
+    assert not (tmp_path / name).exists()
+
+
+def test_a_checkpoint_says_what_it_was_trained_on(tmp_path, small):
+    parts, state = small
+    like = state_shape(parts)
+    run = {"config": {"seed": 1, "eval": {"scales": (1.0,)}}, "data": {"crc": 7}}
+    checkpointer = Checkpointer(tmp_path, run=run)
+    checkpointer.save(state, {"next_index": 0}, wait=True)
+    checkpointer.close()
+    assert checkpoint.read_run(tmp_path, 0)["data"] == {"crc": 7}
+    checkpointer = Checkpointer(tmp_path, run=run)
+    assert checkpointer.restore_latest(like).step == 0
+    checkpointer.close()
+    other = {**run, "data": {"crc": 8}}
+    _refuse(tmp_path, like, "data.crc: 7 there, 8 now", run=other)
+    assert checkpoint_files.steps(tmp_path) == [0]
 
 
 def test_a_directory_that_cannot_be_written_is_refused_at_once(tmp_path):

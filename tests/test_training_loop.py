@@ -13,7 +13,7 @@ import pytest
 import tiny
 from programs import read_metrics
 
-from mpmc_jax.training import loop, report
+from mpmc_jax.training import checkpoint, loop, report
 from mpmc_jax.training.build import init_state, state_shape
 from mpmc_jax.training.checkpoint import Checkpointer
 from mpmc_jax.training.parallel import Layout, Parallel
@@ -167,9 +167,7 @@ def test_a_failing_evaluation_or_recount_loses_no_step(tmp_path, failing):
 
     with pytest.raises(OSError, match="no such image"):
         go(cfg, tmp_path, 3, **{failing: fail})
-    checkpointer = Checkpointer(tmp_path / "checkpoints", read_only=True)
-    assert checkpointer.restore("last", state_shape(tiny.setup(cfg))).step == 3
-    checkpointer.close()
+    assert checkpoint.find(tmp_path / "checkpoints", "last") == 3
 
 
 def test_a_stop_ends_an_evaluation_and_the_last_one_is_made_up_for(tmp_path):
@@ -194,11 +192,10 @@ def test_a_stop_ends_an_evaluation_and_the_last_one_is_made_up_for(tmp_path):
     state = go(cfg, tmp_path, 6)
     assert int(state.step) == 6 and saved_scores() == [3, 6]
     assert int(go(cfg, tmp_path, 6).step) == 6 and saved_scores() == [3, 6]
-    checkpointer = Checkpointer(tmp_path / "checkpoints", read_only=True)
-    like = state_shape(tiny.setup(cfg))
-    assert checkpointer.restore("best", like).step == 6
-    chex.assert_trees_all_equal(checkpointer.restore("best", like).state, state)
-    checkpointer.close()
+    saved = tmp_path / "checkpoints"
+    assert checkpoint.find(saved, "best") == 6
+    restored = checkpoint.read(saved, 6, state_shape(tiny.setup(cfg)))
+    chex.assert_trees_all_equal(restored.state, state)
 
 
 def test_what_was_trained_before_a_batch_that_cannot_be_read_is_kept(tmp_path):
@@ -246,9 +243,9 @@ def test_a_number_that_is_not_finite_stops_with_step_term_and_ids(tmp_path):
         go(cfg, tmp_path, 10, log_every=100)
     message = str(caught.value)
     assert "is not finite" in message and "id" in message
-    saved = Checkpointer(tmp_path / "checkpoints")
-    state = saved.restore("last", state_shape(tiny.setup(cfg))).state
-    saved.close()
+    saved = tmp_path / "checkpoints"
+    last = checkpoint.find(saved, "last")
+    state = checkpoint.read(saved, last, state_shape(tiny.setup(cfg))).state
     assert f"saved (step {int(state.step)})" in message
     # The steps before it, whose line was not due, are told all the same.
     assert read_metrics(tmp_path)[-1]["step"] == int(state.step) >= 1

@@ -57,6 +57,29 @@ def test_metrics_are_json_and_resume_drops_later_lines(tmp_path, caplog):
     assert lines[-1]["train/loss"] == 1.0
 
 
+def test_lines_that_are_cut_are_kept_beside_and_told(tmp_path, caplog):
+    """A damaged line costs itself alone; without checkpoints no line is lost."""
+    path, beside = tmp_path / "metrics.jsonl", tmp_path / "metrics.jsonl.cut"
+    damaged = [b'{"step": 2, "tr\n', b"\0\0\xff\n", b"[1]\n", b'{"step": null}\n']
+    whole = [b'{"step": %d, "train/loss": 1.0}\n' % step for step in (1, 2, 3, 4)]
+    path.write_bytes(b"".join([*whole[:2], *damaged, *whole[2:]]) + b'{"step": 1')
+    with caplog.at_level(logging.INFO):
+        report.Report(tmp_path, 3, 10, images=4).close()
+    assert path.read_bytes() == b"".join(whole[:3])
+    cut = b"".join([*damaged, whole[3]]) + b'{"step": 1\n'
+    assert beside.read_bytes() == cut
+    assert "1 lines of steps behind step 3" in caplog.text
+    assert "and 5 that cannot be read were moved to metrics.jsonl.cut" in caplog.text
+    # Nothing to cut: nothing is said or written.
+    caplog.clear()
+    report.Report(tmp_path, 3, 10, images=4).close()
+    assert not caplog.text and beside.read_bytes() == cut
+    # The checkpoints are gone: the run begins again.
+    report.Report(tmp_path, 0, 10, images=4).close()
+    assert path.read_bytes() == b""
+    assert beside.read_bytes() == cut + b"".join(whole[:3])
+
+
 @pytest.mark.parametrize(("names", "limit"), [(1, 1500), (100, 9000)])
 def test_a_full_disk_names_the_file_and_loses_no_line_before(tmp_path, names, limit):
     """Of one number a line metrics.jsonl is full first, of many TensorBoard's file."""

@@ -1,43 +1,139 @@
 """A run's directory: whose it is, and what may change under it."""
 
+import functools
+import json
+import random
+
 import pytest
 import tiny
 
 from launch import settings
 from mpmc_jax.training import workdir
 
+FACTS = {"data": {"fingerprint": "a"}, "steps_per_epoch": 5}
+
+
+def _claim(directory, config, facts=FACTS, **circumstances):
+    """What a run does with its directory before it trains."""
+    workdir.make(directory)
+    workdir.check(directory, config, facts)
+    workdir.write(directory, config, facts, {**circumstances, "data": facts["data"]})
+
+
+def _load(directory, config):
+    """The configuration of the run of `config`, as evaluation reads it back."""
+    run = workdir.trained_on(config, FACTS)
+    return workdir.load(directory, tiny.config("method=supervised"), run)
+
 
 def test_a_workdir_of_another_run_is_refused_with_the_difference(tmp_path):
     cfg = tiny.config("method=supervised", optimizer__lr=0.01)
     other = tiny.config("method=supervised", optimizer__lr=0.5)
     # One that saved nothing makes room.
-    workdir.claim(tmp_path, other)
-    workdir.claim(tmp_path, cfg)
+    _claim(tmp_path, other)
+    _claim(tmp_path, cfg)
     (tmp_path / "checkpoints" / "3").mkdir(parents=True)
-    workdir.claim(tmp_path, cfg)
+    _claim(tmp_path, cfg)
+    before = (tmp_path / "config.json").read_bytes()
     with pytest.raises(workdir.WorkdirError) as caught:
-        workdir.claim(tmp_path, other)
+        _claim(tmp_path, other)
     assert "optimizer.lr: 0.01 there, 0.5 now" in str(caught.value)
+    assert (tmp_path / "config.json").read_bytes() == before
+    with pytest.raises(workdir.WorkdirError, match=r"optimizer.lr: 0\.01 there, 0\.5"):
+        _load(tmp_path, other)
     other = tiny.config("method=supervised")
     with other.unlocked():
         other.format_version = 0
     with pytest.raises(workdir.WorkdirError, match="format_version 2"):
-        workdir.claim(tmp_path, other)
-    with pytest.raises(workdir.WorkdirError, match="holds no run"):
-        workdir.load(tmp_path / "nothing", cfg)
-    for text, why in (("{", "damaged"), ("[]", "damaged"), ("{}", "version None")):
-        (tmp_path / "config.json").write_text(text)
-        with pytest.raises(workdir.WorkdirError, match=why):
-            workdir.load(tmp_path, cfg)
+        _claim(tmp_path, other)
+    with pytest.raises(workdir.WorkdirError, match="format_version 0"):
+        _load(tmp_path, other)
+
+
+@pytest.mark.parametrize("text", [None, "", "{", "[]", "\0\0", '{"data": 5}'])
+def test_files_beside_checkpoints_may_be_lost_or_damaged(tmp_path, text, caplog):
+    cfg = tiny.config("method=supervised", optimizer__lr=0.01)
+    _claim(tmp_path, cfg)
+    (tmp_path / "checkpoints" / "3").mkdir(parents=True)
+    names = (
+        ["config.json", "manifest.json"] if text != '{"data": 5}' else ["manifest.json"]
+    )
+    for name in names:
+        path = tmp_path / name
+        path.unlink() if text is None else path.write_text(text)
+    assert _load(tmp_path, cfg).optimizer.lr == 0.01
+    run = workdir.trained_on(cfg, FACTS)
+    assert workdir.read_manifest(tmp_path, run)["data"] == FACTS["data"]
+    with pytest.raises(workdir.WorkdirError, match="no intact"):
+        workdir.read_manifest(tmp_path)
+    _claim(tmp_path, cfg, revision="2")
+    for name in names:
+        assert f"{name} is {'missing' if text is None else 'damaged'}" in caplog.text
+        damaged = tmp_path / f"{name}.damaged"
+        assert damaged.exists() == (text is not None)
+        assert text is None or damaged.read_text() == text
+    assert workdir.read_manifest(tmp_path)["revision"] == "2"
+    assert _load(tmp_path, cfg).optimizer.lr == 0.01
 
 
 def test_how_a_run_is_done_may_change(tmp_path):
     (tmp_path / "checkpoints" / "3").mkdir(parents=True)
-    workdir.claim(tmp_path, tiny.config("method=supervised"))
+    _claim(tmp_path, tiny.config("method=supervised"))
     other = tiny.config("method=supervised", train__devices=2, data__data_dir="moved")
-    workdir.claim(tmp_path, other)
-    base = tiny.config("method=supervised")
-    assert workdir.load(tmp_path, base).data.data_dir == "moved"
+    _claim(tmp_path, other)
+    assert _load(tmp_path, tiny.config("method=supervised")).data.data_dir == "moved"
+
+
+def _changed(value, rng):
+    """A value of another type or content."""
+    odd = [None, [], {}, "odd", -1, 2**70, 1e308, True, [value], {"odd": value}]
+    return rng.choice([each for each in odd if each != value])
+
+
+def _places(value, path=()):
+    """Every place in a JSON value but the whole."""
+    items = value.items() if isinstance(value, dict) else enumerate(value)
+    for key, each in items:
+        yield (*path, key)
+        if isinstance(each, dict | list):
+            yield from _places(each, (*path, key))
+
+
+@pytest.mark.parametrize("name", ["config.json", "manifest.json"])
+def test_a_value_typed_wrong_is_found_or_makes_no_difference(tmp_path, name):
+    """Every value in turn; what is accepted must be what the run was trained on."""
+    cfg = tiny.config("method=supervised")
+    (tmp_path / "checkpoints" / "3").mkdir(parents=True)
+    facts = {"data": {"fingerprint": "a", "labeled": 3}, "steps_per_epoch": 5}
+    _claim(tmp_path, cfg, facts, seed=0, versions={"jax": "1"})
+    _claim(tmp_path, cfg, facts, seed=0, versions={"jax": "2"})
+    run = workdir.trained_on(cfg, facts)
+    whole = json.loads((tmp_path / name).read_text())
+    rng, refused = random.Random(0), 0
+    places = list(_places(whole))
+    for place in places:
+        changed = json.loads(json.dumps(whole))
+        *above, key = place
+        at = functools.reduce(lambda tree, each: tree[each], above, changed)
+        at[key] = _changed(at[key], rng)
+        (tmp_path / name).write_text(json.dumps(changed))
+        try:
+            base = tiny.config("method=supervised")
+            found = workdir.load(tmp_path, base, run)
+            manifest = workdir.read_manifest(tmp_path, run)
+            workdir.check(tmp_path, cfg, facts)
+        except workdir.WorkdirError:
+            refused += 1
+            continue
+        assert workdir.trained_on(found, facts) == run
+        assert manifest["data"] == facts["data"]
+    # Only what decides how a run is done, or tells of it, may have been accepted.
+    circumstances = [place for place in places if place[0] in ("data", "train", "eval")]
+    if name == "config.json":
+        assert refused > len(places) - len(circumstances)
+    else:
+        assert refused >= 3
+    workdir.write(tmp_path, cfg, facts, {})
 
 
 @pytest.mark.parametrize(
@@ -58,12 +154,17 @@ def test_numbers_that_make_no_sense_are_refused(key, value, message):
 
 
 def test_a_run_keeps_its_data_and_lists_its_parts(tmp_path):
+    cfg = tiny.config("method=supervised")
     (tmp_path / "checkpoints" / "3").mkdir(parents=True)
-    workdir.record(tmp_path, {"data": {"fingerprint": "a"}}, {"revision": "1"})
-    workdir.record(tmp_path, {"data": {"fingerprint": "a"}}, {"revision": "2"})
+    _claim(tmp_path, cfg, revision="1")
+    _claim(tmp_path, cfg, revision="2")
     found = workdir.read_manifest(tmp_path)
     assert found["revision"] == "1"
     assert found["resumed"] == [{"revision": "2"}]
+    other = {**FACTS, "data": {"fingerprint": "b"}}
     with pytest.raises(workdir.WorkdirError, match="data.fingerprint: 'a' there, 'b'"):
-        workdir.record(tmp_path, {"data": {"fingerprint": "b"}}, {"revision": "3"})
+        _claim(tmp_path, cfg, other, revision="3")
     assert workdir.read_manifest(tmp_path) == found
+    run = workdir.trained_on(cfg, other)
+    with pytest.raises(workdir.WorkdirError, match="data.fingerprint: 'a' there, 'b'"):
+        workdir.read_manifest(tmp_path, run)

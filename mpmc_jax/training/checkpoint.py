@@ -1,16 +1,18 @@
 """Saving and restoring a run with Orbax, safe against files.
 
-A checkpoint is the state's arrays plus a JSON item with the format version, the data
-iterator's position and a checksum. Orbax restores flipped bytes without a word, and
-cannot open a directory with a truncated metrics file; so every restore is checked,
-steps are tried newest first, and a damaged one is set aside, not deleted.
+A checkpoint is the state's arrays plus a JSON item with the format version, what the
+run is trained on, the data iterator's position and a checksum. Orbax restores flipped
+bytes without a word, and cannot open a directory with a truncated metrics file; so
+every restore is checked, steps are tried newest first, and a damaged one is set aside,
+not deleted. The first save of a program is read back, as paths and file systems differ
+in what they keep.
 """
 
 import contextlib
 import dataclasses
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,20 +22,21 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
 from mpmc_jax.atomic_write import write_text
+from mpmc_jax.training import agreement, quiet, together
 from mpmc_jax.training import checkpoint_files as files
-from mpmc_jax.training import quiet, together
 from mpmc_jax.training.integrity import (
     CheckpointError,
     check_fit,
     checksum,
     describe,
+    differences,
 )
 from mpmc_jax.training.state import TrainState, to_host
+from mpmc_jax.training.workdir import flatten
 
 _LOG = logging.getLogger(__name__)
 
-FORMAT_VERSION = 3
-SCORE = "score"
+FORMAT_VERSION = 4
 _UNRANKED = -1.0  # below every score
 
 
@@ -52,45 +55,144 @@ class Restored:
     step: int
 
 
+class CheckpointGoneError(CheckpointError):
+    """The run under way deleted the checkpoint while it was read."""
+
+
+def find(directory: Path, which: str) -> int:
+    """The step of a chosen checkpoint; changes nothing there.
+
+    Args:
+      directory: a run's checkpoints; the run may be under way.
+      which: "last", "best" or a step.
+
+    Raises:
+      CheckpointError: there is none; lists what there is.
+    """
+    if not directory.is_dir():
+        raise CheckpointError(f"{directory} holds no checkpoint: it does not exist")
+    steps = files.steps(directory)
+    step = -1
+    if which == "last":
+        step = max(steps, default=-1)
+    elif which == "best":
+        scores = {number: files.score(directory / str(number)) for number in steps}
+        ranked = [(s, number) for number, s in scores.items() if s is not None]
+        step = max(ranked, default=(_UNRANKED, -1))[1]
+    elif which.isdecimal() and int(which) in steps:
+        step = int(which)
+    step = together.from_first(step)
+    if step < 0:
+        damaged = sorted(path.name for path in directory.glob("damaged-*"))
+        aside = f"; set aside as damaged: {damaged}" if damaged else ""
+        raise CheckpointError(
+            f"{directory} holds no checkpoint {which!r}; steps there: "
+            f"{steps or 'none'}{aside}; choose last, best or a step that is there"
+        )
+    return step
+
+
+def read_run(directory: Path, step: int) -> dict[str, Any]:
+    """What the run was trained on, as `Checkpointer` was given it.
+
+    Raises:
+      CheckpointError: the checkpoint is damaged or of another format version.
+      CheckpointGoneError: it was deleted meanwhile.
+    """
+    with _reading(directory, step):
+        return _read_meta(directory / str(step))["run"]
+
+
+def read(directory: Path, step: int, like: TrainState) -> Restored:
+    """Reads a checkpoint; changes nothing there.
+
+    Args:
+      directory: a run's checkpoints.
+      step: one that is there.
+      like: shapes and types of the state.
+
+    Raises:
+      CheckpointError: the checkpoint is damaged, of another format version, or its
+        arrays do not fit `like`.
+      CheckpointGoneError: it was deleted meanwhile.
+    """
+    with _reading(directory, step):
+        return _restore(directory / str(step), like)
+
+
+@contextlib.contextmanager
+def _reading(directory: Path, step: int) -> Iterator[None]:
+    folder = directory / str(step)
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except Exception as error:  # any damage
+        others = [other for other in files.steps(directory) if other != step]
+        if not folder.exists():
+            raise CheckpointGoneError(
+                f"{folder} was deleted while it was read; use another of {others}"
+            ) from error
+        raise CheckpointError(
+            f"checkpoint {folder} is damaged: {files.first_line(error)}; use "
+            f"--checkpoint=STEP with another of {others or 'none'}"
+        ) from error
+
+
+def _read_meta(folder: Path) -> dict[str, Any]:
+    meta = files.read_meta(folder)
+    if (version := meta["format_version"]) != FORMAT_VERSION:
+        raise CheckpointError(
+            f"{folder} has format version {version}, this program reads "
+            f"{FORMAT_VERSION}; continue with the release that wrote it, or start "
+            "a new --workdir"
+        )
+    return meta
+
+
+def _restore(folder: Path, like: TrainState) -> Restored:
+    meta = _read_meta(folder)
+    check_fit(folder, meta["leaves"], describe(like))
+    target = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), like)
+    state = files.read(folder, state=ocp.args.StandardRestore(target))["state"]
+    if checksum(state) != meta["checksum"]:
+        raise ValueError("its checksum differs: bytes changed on disk")
+    return Restored(state, meta["data_state"], int(folder.name))
+
+
 class Checkpointer:
     """Keeps the newest `keep` checkpoints of a run and the best by its score.
 
     Args:
       directory: theirs alone.
       keep: how many of the newest, at least 1.
-      read_only: change nothing there, so that a run under way may be looked at.
+      run: what the run is trained on, for JSON; every checkpoint carries it.
 
     Raises:
-      CheckpointError: the directory cannot be written, or is not there to be read.
+      CheckpointError: the directory cannot be written, or Orbax cannot use its path.
     """
 
     def __init__(
-        self, directory: Path, keep: int = 2, *, read_only: bool = False
+        self, directory: Path, keep: int = 2, run: Mapping[str, Any] | None = None
     ) -> None:
         quiet.silence_failures()
         self._directory = directory.absolute()
         self._keep = keep
-        self._read_only = read_only
+        self._run = json.loads(json.dumps(run or {}))
+        self._read_back = False
         if keep < 1:
             raise CheckpointError(f"train.keep={keep}: at least 1 checkpoint is kept")
-        if not read_only:
+        with agreement.failing_together():
+            files.check_path(self._directory)
             files.check_writable(self._directory)
             if together.is_first():
                 files.set_aside_unreadable(self._directory)
-            together.meet("unreadable checkpoints are set aside")
-        elif not directory.is_dir():
-            raise CheckpointError(f"{directory} holds no checkpoint: it does not exist")
-        try:
-            self._manager = self._open()
-        except ValueError as error:
-            raise CheckpointError(
-                f"{directory} cannot be opened ({files.first_line(error)}); "
-                "`launch.train` on this run sets damaged checkpoints aside"
-            ) from error
+                files.remove_rest(self._directory)
+        self._manager = self._open()
 
     def _open(self) -> ocp.CheckpointManager:
         def metric(metrics: dict[str, float]) -> float:
-            return metrics.get(SCORE, _UNRANKED)
+            return metrics.get(files.SCORE, _UNRANKED)
 
         policy = checkpoint_managers.AnyPreservationPolicy(
             [
@@ -103,13 +205,10 @@ class Checkpointer:
             best_fn=metric,
             best_mode="max",
             create=False,
-            read_only=self._read_only,
-            save_interval_steps=0 if self._read_only else 1,
+            save_interval_steps=1,
+            todelete_subdir=files.DELETED,
         )
-        if not self._read_only:
-            return ocp.CheckpointManager(self._directory, options=options)
-        with quiet.no_warnings():  # Orbax warns that reading does not write.
-            return ocp.CheckpointManager(self._directory, options=options)
+        return ocp.CheckpointManager(self._directory, options=options)
 
     def save(
         self, state: TrainState, data_state: dict[str, Any], *, wait: bool = False
@@ -126,12 +225,15 @@ class Checkpointer:
         """
         arrays = to_host(state)
         step = int(arrays.step)
+        if together.is_first():
+            files.remove_deleted(self._directory)
         if step in self._manager.all_steps():
             self.wait()
             return
         meta = files.sealed(
             {
                 "format_version": FORMAT_VERSION,
+                "run": self._run,
                 "data_state": data_state,
                 "leaves": describe(arrays),
                 "checksum": checksum(arrays),
@@ -143,11 +245,33 @@ class Checkpointer:
                 args=ocp.args.Composite(
                     state=ocp.args.StandardSave(arrays), meta=ocp.args.JsonSave(meta)
                 ),
-                metrics={SCORE: _UNRANKED},
+                metrics={files.SCORE: _UNRANKED},
                 force=True,
             )
-        if wait:
+        if wait or not self._read_back:
             self.wait()
+        if not self._read_back:
+            self._check_saved(step, arrays)
+
+    def _check_saved(self, step: int, arrays: TrainState) -> None:
+        """Reads the first save back: a run must not learn at its restart.
+
+        Raises:
+          CheckpointError: it cannot be read.
+        """
+        folder, why = self._directory / str(step), ""
+        if together.is_first():
+            try:
+                _restore(folder, arrays)
+            except Exception as error:  # whatever it is, the save is worth nothing
+                why = files.first_line(error)
+        if not together.all_agree(not why):
+            raise CheckpointError(
+                f"{folder} was saved, but it cannot be read back "
+                f"({why or 'by process 0'}): use a --workdir of another name, or on "
+                "another file system"
+            )
+        self._read_back = True
 
     def wait(self) -> None:
         """Returns when what is being saved is on disk.
@@ -174,7 +298,7 @@ class Checkpointer:
         with self._writing():
             if together.is_first() and score is not None:
                 metrics = files.metrics_file(self._directory / str(step))
-                write_text(metrics, json.dumps({SCORE: score}))
+                write_text(metrics, json.dumps({files.SCORE: score}))
             together.meet("a checkpoint is ranked")
             self._manager.reload()
 
@@ -198,22 +322,25 @@ class Checkpointer:
         Damaged ones on the way are set aside.
 
         Raises:
-          CheckpointError: a checkpoint of another format version, one whose arrays
-            do not fit `like`, or no intact one among several.
+          CheckpointError: a checkpoint of another format version or run, one whose
+            arrays do not fit `like`, or no intact one among several.
         """
         while (step := self._newest()) >= 0:
+            folder = self._directory / str(step)
             restored, why = None, "another process could not read it"
-            try:
-                restored = self._restore(step, like)
-            except CheckpointError:
-                raise
-            except Exception as error:  # any damage must not end the run
-                why = files.first_line(error)
+            with agreement.failing_together():
+                try:
+                    self._check_run(folder)
+                    restored = _restore(folder, like)
+                except CheckpointError:
+                    raise
+                except Exception as error:  # any damage must not end the run
+                    why = files.first_line(error)
             if together.all_agree(restored is not None):
                 return restored
             self._manager.close()
             if together.is_first():
-                files.set_aside(self._directory / str(step), why)
+                files.set_aside(folder, why)
             together.meet("a damaged checkpoint is set aside")
             self._manager = self._open()
         if any(self._directory.glob("damaged-*")):
@@ -228,53 +355,14 @@ class Checkpointer:
         """Process 0's, for files may reach others later; -1 where there is none."""
         return together.from_first(max(self._manager.all_steps(), default=-1))
 
-    def restore(self, which: str, like: TrainState) -> Restored:
-        """A chosen checkpoint: "last", "best" or a step.
-
-        Raises:
-          CheckpointError: there is none, or it is damaged; lists what there is.
-        """
-        steps = sorted(self._manager.all_steps())
-        if which == "last":
-            step = self._manager.latest_step()
-        elif which == "best":
-            step = self._manager.best_step()
-        else:
-            step = int(which) if which.isdigit() else None
-        step = together.from_first(step if step in steps else -1)
-        if step < 0:
-            damaged = sorted(path.name for path in self._directory.glob("damaged-*"))
-            aside = f"; set aside as damaged: {damaged}" if damaged else ""
+    def _check_run(self, folder: Path) -> None:
+        found = flatten(_read_meta(folder)["run"])
+        if lines := differences(found, flatten(self._run)):
             raise CheckpointError(
-                f"{self._directory} holds no checkpoint {which!r}; steps there: "
-                f"{steps or 'none'}{aside}; choose last, best or a step that is there"
+                f"{folder} is of a run with other settings or data:\n"
+                + "\n".join(lines)
+                + "\nUse a new --workdir, or the same to go on with that run."
             )
-        try:
-            return self._restore(step, like)
-        except CheckpointError:
-            raise
-        except Exception as error:
-            raise CheckpointError(
-                f"checkpoint {self._directory / str(step)} is damaged: "
-                f"{files.first_line(error)}; use --checkpoint=STEP with another of "
-                f"{[other for other in steps if other != step] or 'none'}"
-            ) from error
-
-    def _restore(self, step: int, like: TrainState) -> Restored:
-        folder = self._directory / str(step)
-        meta = files.read_meta(folder)
-        if (version := meta["format_version"]) != FORMAT_VERSION:
-            raise CheckpointError(
-                f"{folder} has format version {version}, this program reads "
-                f"{FORMAT_VERSION}; continue with the release that wrote it, or start "
-                "a new --workdir"
-            )
-        check_fit(folder, meta["leaves"], describe(like))
-        target = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), like)
-        state = files.read(folder, state=ocp.args.StandardRestore(target))["state"]
-        if checksum(state) != meta["checksum"]:
-            raise ValueError("its checksum differs: bytes changed on disk")
-        return Restored(state, meta["data_state"], step)
 
     def __enter__(self) -> "Checkpointer":
         return self
@@ -297,3 +385,5 @@ class Checkpointer:
         with self._writing():
             self._manager.wait_until_finished()
             self._manager.close()
+            if together.is_first():
+                files.remove_deleted(self._directory)

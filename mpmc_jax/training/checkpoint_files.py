@@ -1,9 +1,11 @@
 """The files of checkpoints: read, moved away where damaged, or not written, and why."""
 
+import glob
 import json
 import logging
 import os
 import re
+import shutil
 import zlib
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,23 @@ from mpmc_jax.training.integrity import CheckpointError
 
 _LOG = logging.getLogger(__name__)
 
+SCORE = "score"
+
+# Where Orbax moves a step that is not kept: readers meet it whole, or not at all.
+DELETED = "deleted"
+
 _SEAL = "meta_checksum"
+# The format of which not all checkpoints have that seal.
+_UNSEALED = 3
+
+
+def steps(directory: Path) -> list[int]:
+    """The steps that are saved there, in order; not the one being saved."""
+    return sorted(int(path.name) for path in directory.iterdir() if _is_step(path))
+
+
+def _is_step(path: Path) -> bool:
+    return path.name.isdecimal() and path.is_dir()
 
 
 def metrics_file(step: Path) -> Path:
@@ -35,16 +53,66 @@ def set_aside(folder: Path, why: str) -> None:
     _LOG.warning("checkpoint %s is damaged (%s); moved to %s", folder, why, target.name)
 
 
+def score(step: Path) -> float | None:
+    """The score in a step's folder; None where a run just deleted the folder.
+
+    Raises:
+      CheckpointError: the file of the score is damaged or missing.
+    """
+    path = metrics_file(step)
+    try:
+        return _read_score(path)
+    except (ValueError, OSError) as error:
+        if not step.exists():
+            return None
+        raise CheckpointError(
+            f"{path} is damaged ({first_line(error)}): use --checkpoint=last or "
+            "--checkpoint=STEP; `launch.train` on this run sets the checkpoint aside"
+        ) from error
+
+
+def _read_score(path: Path) -> float:
+    found = json.loads(path.read_bytes())
+    number = found.get(SCORE) if isinstance(found, dict) else None
+    if not isinstance(number, int | float) or isinstance(number, bool):
+        raise ValueError("it holds no score")
+    return number
+
+
 def set_aside_unreadable(directory: Path) -> None:
-    """A truncated metrics file would keep Orbax's manager from opening at all."""
-    for step in directory.iterdir():
-        metrics = metrics_file(step)
-        if not (step.name.isdigit() and metrics.exists()):
-            continue
+    """Sets steps with damaged metrics aside: Orbax's manager would not open at all."""
+    for step in filter(_is_step, list(directory.iterdir())):
         try:
-            json.loads(metrics.read_text())
-        except ValueError:
-            set_aside(step, "its metrics are no JSON")
+            _read_score(metrics_file(step))
+        except (ValueError, OSError) as error:
+            set_aside(step, f"its metrics: {first_line(error)}")
+
+
+def remove_rest(directory: Path) -> None:
+    """Removes what a killed run was saving or deleting."""
+    for path in directory.glob("*.orbax-checkpoint-tmp*"):
+        shutil.rmtree(path, ignore_errors=True)
+    remove_deleted(directory)
+
+
+def remove_deleted(directory: Path) -> None:
+    """Frees the room of the steps that are not kept."""
+    folder = directory / DELETED
+    for path in list(folder.iterdir()) if folder.is_dir() else []:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def check_path(directory: Path) -> None:
+    """Refuses a path that Orbax takes for a pattern: it could not read its own files.
+
+    Raises:
+      CheckpointError: the path has one of the characters * ? [.
+    """
+    if glob.has_magic(str(directory)):
+        raise CheckpointError(
+            f"{directory}: checkpoints cannot be read from a path with any of the "
+            "characters * ? [; choose another --workdir"
+        )
 
 
 def check_writable(directory: Path) -> None:
@@ -87,9 +155,11 @@ def read_meta(folder: Path) -> dict[str, Any]:
       ValueError: it is not what was written.
     """
     meta = read(folder, meta=ocp.args.JsonRestore())["meta"]
-    # Checkpoints of format 3 had none at first.
+    if not isinstance(meta, dict):
+        raise ValueError("its metadata are no JSON object")
     seal = meta.pop(_SEAL, None)
-    if "format_version" not in meta or seal not in (None, _checksum(meta)):
+    unsealed = seal is None and meta.get("format_version") == _UNSEALED
+    if not unsealed and seal != _checksum(meta):
         raise ValueError("its metadata changed on disk")
     return meta
 

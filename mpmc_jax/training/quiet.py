@@ -1,22 +1,8 @@
 """Keeps what Orbax says to its developers from a run's users."""
 
-import contextlib
 import logging
 import sys
-from collections.abc import Iterator
 from typing import Any
-
-
-@contextlib.contextmanager
-def no_warnings() -> Iterator[None]:
-    """Orbax logs errors only."""
-    orbax = logging.getLogger("absl")
-    level = orbax.level
-    orbax.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        orbax.setLevel(level)
 
 
 def silence_failures() -> None:

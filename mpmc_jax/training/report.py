@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import tqdm
 
-from mpmc_jax.atomic_write import to_json, write_text
+from mpmc_jax.atomic_write import to_json, write_bytes
 from mpmc_jax.training import together
 from mpmc_jax.training.events import Events
 
@@ -85,7 +85,8 @@ class Report:
     """Writes a run's numbers as they come; only process 0 writes.
 
     `metrics.jsonl` gets one object a line with `step` and flat names. On resume the
-    lines after the restored step are dropped, so that no step stands there twice.
+    lines after the restored step, and those that cannot be read, are moved to
+    `metrics.jsonl.cut`, so that no step stands there twice and nothing is lost.
 
     Args:
       workdir: the run's directory.
@@ -233,13 +234,41 @@ def duration(seconds: float) -> str:
 
 
 def _drop_after(path: Path, step: int) -> None:
+    """Leaves the readable lines up to a step; the others are kept in a file beside."""
     if not path.exists():
         return
-    kept = []
-    for line in path.read_text().splitlines():
-        try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line)
-        except ValueError:
-            break  # a line that a kill cut short; nothing follows it
-    write_text(path, "".join(line + "\n" for line in kept))
+    kept, cut, damaged = [], [], 0
+    for line in path.read_bytes().splitlines(keepends=True):
+        at = _step_of(line)
+        if at is not None and at <= step:
+            kept.append(line)
+        else:
+            cut.append(line if line.endswith(b"\n") else line + b"\n")
+            damaged += at is None
+    if not cut:
+        return
+    beside = path.with_name(f"{path.name}.cut")
+    with beside.open("ab") as file:
+        file.writelines(cut)
+        file.flush()
+        os.fsync(file.fileno())
+    write_bytes(path, b"".join(kept))
+    _LOG.info(
+        "%s: %d lines of steps behind step %d, from which the run goes on, and %d that "
+        "cannot be read were moved to %s",
+        path,
+        len(cut) - damaged,
+        step,
+        damaged,
+        beside.name,
+    )
+
+
+def _step_of(line: bytes) -> int | None:
+    """The step of a line of metrics.jsonl, or None if it cannot be read."""
+    try:
+        found = json.loads(line) if line.endswith(b"\n") else None
+    except (ValueError, RecursionError):
+        return None
+    step = found.get("step") if isinstance(found, dict) else None
+    return step if isinstance(step, int) and not isinstance(step, bool) else None

@@ -33,3 +33,18 @@ def from_first(number: int) -> int:
     if is_alone():
         return number
     return int(multihost_utils.broadcast_one_to_all(np.int32(number)))
+
+
+def gather_text(text: str) -> list[str]:
+    """The text of every process, in order of their indices."""
+    if is_alone():
+        return [text]
+    content = np.frombuffer(text.encode(), np.uint8)
+    lengths = multihost_utils.process_allgather(np.asarray(content.size, np.int32))
+    padded = np.zeros(int(lengths.max()), np.uint8)
+    padded[: content.size] = content
+    rows = multihost_utils.process_allgather(padded)
+    return [
+        row[:length].tobytes().decode()
+        for row, length in zip(np.asarray(rows), lengths, strict=True)
+    ]

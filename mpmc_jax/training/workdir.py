@@ -30,6 +30,8 @@ _CIRCUMSTANCES = (
     "train.keep",
     "eval.batch_size",
 )
+# Of these, what may differ between the processes of one run.
+OF_A_PROCESS = ("data.data_dir", "data.threads", "data.prefetch")
 
 
 class WorkdirError(RuntimeError):
@@ -56,69 +58,131 @@ def has_steps(workdir: Path) -> bool:
     )
 
 
-def claim(workdir: Path, config: ml_collections.ConfigDict) -> None:
-    """Writes config.json; where a run has saved steps, checks that it is this one.
+def trained_on(
+    config: ml_collections.ConfigDict, facts: dict[str, Any]
+) -> dict[str, Any]:
+    """What may not change between the parts of a run; its checkpoints carry it.
 
-    How a run is done may change: devices, threads, rhythms, where the data lie.
+    Args:
+      config: the run's configuration; what only decides how it is done is left out.
+      facts: "data" and "steps_per_epoch".
+    """
+    fixed = json.loads(json.dumps(config.to_dict()))
+    for name in _CIRCUMSTANCES:
+        section, _, key = name.partition(".")
+        del fixed[section][key]
+    return {"config": fixed, **json.loads(json.dumps(facts))}
+
+
+def make(workdir: Path) -> None:
+    """Makes the directory if it is not there.
 
     Raises:
-      WorkdirError: another configuration or format version; lists the differences.
+      WorkdirError: it cannot be made.
     """
-    path = workdir / CONFIG
-    wanted = json.loads(json.dumps(config.to_dict()))
-    if path.exists() and has_steps(workdir):
-        found = _read(path)
-        _check_version(path, found, wanted["format_version"])
-        there, now = flatten(found), flatten(wanted)
-        for name in _CIRCUMSTANCES:
-            before, after = there.pop(name, None), now.pop(name, None)
-            if before != after:
-                _LOG.info("%s is %r from here on, not %r", name, after, before)
-        _check_same(path, there, now, "the same settings")
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        write_json(path, wanted)
     except OSError as error:
-        reason = "it is a file" if workdir.is_file() else error.strerror
-        raise WorkdirError(
-            f"cannot write to --workdir={workdir}: {reason}; choose "
-            "another or mend its permissions"
-        ) from error
+        raise _unwritable(workdir, error) from error
 
 
-def record(workdir: Path, facts: dict[str, Any], circumstances: dict[str, Any]) -> None:
-    """Writes manifest.json; where a run has saved, checks it and adds to "resumed".
+def check(
+    workdir: Path, config: ml_collections.ConfigDict, facts: dict[str, Any]
+) -> None:
+    """Where a run has saved steps, checks that it is this one; writes nothing.
+
+    How a run is done may change: devices, threads, rhythms, where the data lie. A file
+    that is missing or damaged is told and left out: the checkpoint says the same.
+
+    Raises:
+      WorkdirError: another configuration, other data or another format version; lists
+        the differences.
+    """
+    if not has_steps(workdir):
+        return
+    run = trained_on(config, facts)
+    path = workdir / CONFIG
+    if (found := _read_beside(path)) is not None:
+        _check_version(path, found, config.format_version)
+        there, now = flatten(found), flatten(config.to_dict())
+        for name in _CIRCUMSTANCES:
+            before, after = there.pop(name, None), now[name]
+            if before != after:
+                _LOG.info("%s is %r from here on, not %r", name, after, before)
+        _check_same(path, there, flatten(run["config"]), "the same settings")
+    path = workdir / MANIFEST
+    if (found := _read_beside(path)) is not None:
+        there = {name: found.get(name) for name in facts}
+        now = {name: run[name] for name in facts}
+        _check_same(path, there, now, "the same data")
+
+
+def write(
+    workdir: Path,
+    config: ml_collections.ConfigDict,
+    facts: dict[str, Any],
+    circumstances: dict[str, Any],
+) -> None:
+    """Writes config.json and manifest.json of a run that begins or goes on.
+
+    The manifest of a run that has saved steps keeps its beginning, and "resumed" gets
+    an entry. A damaged file is kept beside the new one.
 
     Args:
       workdir: the run's directory.
-      facts: what may not change between the parts of a run, such as its data.
+      config: its configuration.
+      facts: what may not change between the parts of a run, see `trained_on`.
       circumstances: what may: versions, devices, revision.
 
     Raises:
-      WorkdirError: the facts differ; lists the differences.
+      WorkdirError: the directory cannot be written.
     """
-    path = workdir / MANIFEST
-    if not path.exists() or not has_steps(workdir):
-        write_json(path, {**circumstances, **facts, "resumed": []})
-        return
-    found = _read(path)
-    there = {name: found.get(name) for name in facts}
-    _check_same(path, there, json.loads(json.dumps(facts)), "the same data")
-    changed = {k: v for k, v in circumstances.items() if k not in facts}
-    found["resumed"] = [*found.get("resumed", []), changed]
-    write_json(path, found)
+    found = _read_beside(workdir / MANIFEST) if has_steps(workdir) else None
+    manifest = {**circumstances, **facts, "resumed": []}
+    if found is not None:
+        changed = {k: v for k, v in circumstances.items() if k not in facts}
+        manifest = {**found, "resumed": [*found["resumed"], changed]}
+    try:
+        for name, value in ((CONFIG, config.to_dict()), (MANIFEST, manifest)):
+            path = workdir / name
+            if path.exists() and _read_beside(path) is None:
+                path.replace(path.with_name(f"{name}.damaged"))
+            write_json(path, value)
+    except OSError as error:
+        raise _unwritable(workdir, error) from error
 
 
-def read_manifest(workdir: Path) -> dict[str, Any]:
-    """What `record` wrote.
+def _unwritable(workdir: Path, error: OSError) -> WorkdirError:
+    reason = "it is a file" if workdir.is_file() else error.strerror
+    return WorkdirError(
+        f"cannot write to --workdir={workdir}: {reason}; choose "
+        "another or mend its permissions"
+    )
+
+
+def read_manifest(workdir: Path, run: dict[str, Any] | None = None) -> dict[str, Any]:
+    """What `write` wrote of a run's data and circumstances.
+
+    Args:
+      workdir: the run's directory.
+      run: what its checkpoint was trained on, see `trained_on`; stands in for a
+        manifest that is missing or damaged.
 
     Raises:
-      WorkdirError: there is none, or it is damaged.
+      WorkdirError: there is none, or it is of another run than the checkpoint.
     """
     path = workdir / MANIFEST
-    if not path.exists():
-        raise WorkdirError(f"{workdir} holds no run: there is no {MANIFEST} in it")
-    return _read(path)
+    found = _read_beside(path)
+    if run is None:
+        if found is None:
+            raise WorkdirError(f"{workdir} holds no run: there is no intact {path}")
+        return found
+    facts = {name: value for name, value in run.items() if name != "config"}
+    if found is None:
+        return facts
+    there = {name: found.get(name) for name in facts}
+    _check_same(path, there, facts, "remove that file")
+    return found
 
 
 def _check_same(
@@ -133,38 +197,63 @@ def _check_same(
         )
 
 
-def load(workdir: Path, base: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+def load(
+    workdir: Path, base: ml_collections.ConfigDict, run: dict[str, Any]
+) -> ml_collections.ConfigDict:
     """The configuration of an existing run.
 
     Args:
-      workdir: the run's directory.
+      workdir: the run's directory; its config.json says how the run was done. Where
+        that is missing, the defaults stand in for it.
       base: a configuration with every key, which gives the types.
+      run: what its checkpoint was trained on, see `trained_on`.
 
     Raises:
-      WorkdirError: no run there, another format version, or unknown keys.
+      WorkdirError: another format version, unknown keys, or a config.json of another
+        run than the checkpoint.
     """
     path = workdir / CONFIG
-    if not path.exists():
-        raise WorkdirError(f"{workdir} holds no run: there is no {CONFIG} in it")
-    found = _read(path)
-    _check_version(path, found, base.format_version)
-    unknown = sorted(flatten(found).keys() ^ flatten(base.to_dict()).keys())
+    _check_version(workdir / CHECKPOINTS, run["config"], base.format_version)
+    known = flatten(base.to_dict())
+    unknown = sorted(flatten(run["config"]).keys() ^ (known.keys() - _CIRCUMSTANCES))
     if unknown:
-        raise WorkdirError(f"{path}: unknown or missing keys {unknown}")
-    base.update(found)
+        raise WorkdirError(f"{workdir}: unknown or missing keys {unknown}")
+    base.update(run["config"])
+    if (found := _read_beside(path)) is None:
+        return base
+    flat = flatten(found)
+    done = {name: flat.pop(name) for name in _CIRCUMSTANCES if name in flat}
+    _check_same(path, flat, flatten(run["config"]), "remove that file")
+    for name, value in done.items():
+        if type(value) is not type(known[name]):
+            raise WorkdirError(
+                f"{path} is damaged: {name} is {value!r}, as for instance "
+                f"{known[name]!r} is needed; mend it, or remove that file"
+            )
+    base.update_from_flattened_dict(done)
     return base
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read_beside(path: Path) -> dict[str, Any] | None:
+    """The object of a file beside checkpoints; None, and a warning, without one."""
     try:
-        found = json.loads(path.read_text())
-    except ValueError as error:
-        raise WorkdirError(
-            f"{path} is damaged ({error}); restore it or use a new --workdir"
-        ) from error
-    if not isinstance(found, dict):
-        raise WorkdirError(f"{path} is damaged: no JSON object; use a new --workdir")
-    return found
+        found = json.loads(path.read_bytes())
+        if not isinstance(found, dict):
+            raise ValueError("no JSON object")
+        if path.name == MANIFEST and not (
+            isinstance(found.get("data"), dict)
+            and isinstance(found.get("resumed"), list)
+        ):
+            raise ValueError("no data or no list of resumed parts")
+    except FileNotFoundError:
+        _LOG.warning("%s is missing: what checkpoints say is taken instead", path)
+    except (ValueError, RecursionError) as error:
+        _LOG.warning(
+            "%s is damaged (%s): what checkpoints say is taken instead", path, error
+        )
+    else:
+        return found
+    return None
 
 
 def _check_version(path: Path, found: dict[str, Any], version: int) -> None:

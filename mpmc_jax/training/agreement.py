@@ -1,0 +1,68 @@
+"""What the processes of one run must have in common, compared before the first step."""
+
+import contextlib
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from mpmc_jax.training import together
+from mpmc_jax.training.integrity import CheckpointError
+from mpmc_jax.training.workdir import WorkdirError, flatten
+
+
+class SharedError(ValueError):
+    """An error that every process of the run raises at the same place."""
+
+
+@contextlib.contextmanager
+def failing_together() -> Iterator[None]:
+    """Makes every process fail where one of them does.
+
+    The block must not wait for other processes.
+
+    Raises:
+      SharedError: another process failed; says which and why.
+    """
+    failed = None
+    try:
+        yield
+    except (ValueError, OSError, CheckpointError, WorkdirError) as error:
+        if together.is_alone():
+            raise
+        failed = error
+    if together.is_alone():
+        return
+    messages = together.gather_text(str(failed) if failed else "")
+    if failed is not None:
+        raise SharedError(str(failed)) from failed
+    for index, message in enumerate(messages):
+        if message:
+            raise SharedError(f"process {index} failed: {message}")
+
+
+def check_same(facts: Mapping[str, Any]) -> None:
+    """Compares what processes are about to compute; nothing to do for one process.
+
+    Args:
+      facts: settings, data and versions, for JSON; nested names are joined by dots.
+
+    Raises:
+      SharedError: they differ between processes; names the differences.
+    """
+    if together.is_alone():
+        return
+    mine = json.dumps(flatten(dict(facts)), default=str)
+    first, *others = map(json.loads, together.gather_text(mine))
+    lines = [
+        f"  {name}: {first.get(name, 'absent')!r} in process 0, "
+        f"{other.get(name, 'absent')!r} in process {index}"
+        for index, other in enumerate(others, start=1)
+        for name in sorted(first.keys() | other.keys())
+        if first.get(name) != other.get(name)
+    ]
+    if lines:
+        raise SharedError(
+            "the processes of this run differ:\n"
+            + "\n".join(lines)
+            + "\nStart all of them with the same command, data and code."
+        )
