@@ -17,7 +17,7 @@ from mpmc_jax.models.build import tap_channels
 from mpmc_jax.models.layers import ConvSpec
 from mpmc_jax.models.patch_classifier import PROJECTION
 from mpmc_jax.models.pooling import average_pool
-from mpmc_jax.plugins.mpmc import MPMC, adaptive_weights, patch_targets
+from mpmc_jax.plugins.mpmc import MPMC, patch_targets
 from mpmc_jax.training.build import Setup, state_shape
 from mpmc_jax.training.state import TrainState
 from mpmc_jax.training.step import make_keys
@@ -102,9 +102,7 @@ def _parts(
         return pull(out)[0]
 
     def weights(z: Array, pseudo: Array) -> tuple[Array, Array]:
-        return adaptive_weights(
-            z, pseudo, confidence=plugin.confidence, scale=plugin.lambda_scale
-        )
+        return plugin.weigh(z, pseudo)
 
     targets = functools.partial(
         patch_targets,

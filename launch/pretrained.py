@@ -12,6 +12,7 @@ from mpmc_jax.data.build import dataset_info
 from mpmc_jax.models import weights as weights_lib
 from mpmc_jax.models.build import build_segmenter
 from mpmc_jax.models.config import ModelConfig
+from mpmc_jax.plugins.base import Identity
 from mpmc_jax.types import PyTree
 
 _LOG = logging.getLogger("mpmc_jax.pretrained")
@@ -108,6 +109,7 @@ def open_weights(path: pathlib.Path, dataset: str, data_dir: str, crop: int = 0)
         variables=weights.variables,
         step=0,
         network_name=weights.origin["file"],
+        plugin=Identity(),
         probe=None,
         manifest={"pretrained": weights.origin},
     )

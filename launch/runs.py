@@ -20,7 +20,8 @@ from mpmc_jax.evaluation.predict import network_input, predict_classes
 from mpmc_jax.evaluation.protocols import Protocol, build_protocol, resize_nearest
 from mpmc_jax.methods.base import Method
 from mpmc_jax.models.config import ModelConfig
-from mpmc_jax.plugins.mpmc import MPMC, adaptive_weights, patch_targets
+from mpmc_jax.plugins.base import Plugin
+from mpmc_jax.plugins.mpmc import MPMC, patch_targets
 from mpmc_jax.training import checkpoint as checkpoint_lib
 from mpmc_jax.training import workdir as workdir_lib
 from mpmc_jax.training.build import (
@@ -30,7 +31,8 @@ from mpmc_jax.training.build import (
     build_setup,
     state_shape,
 )
-from mpmc_jax.training.state import PLUGIN, TrainState
+from mpmc_jax.training.gradient import teaching
+from mpmc_jax.training.state import TrainState, select
 from mpmc_jax.types import Array, Network, PyTree
 
 _LOG = logging.getLogger("mpmc_jax.runs")
@@ -48,7 +50,8 @@ class Run:
       variables: {"params", "batch_stats"} of the network to use.
       step: the checkpoint's step.
       network_name: "teacher" or "student".
-      probe: its patch classifier, or None without MPMC.
+      plugin: its plug-in.
+      probe: its patch classifier as training uses it, or None without MPMC.
       manifest: what the run wrote of its circumstances.
     """
 
@@ -59,6 +62,7 @@ class Run:
     variables: PyTree
     step: int
     network_name: str
+    plugin: Plugin
     probe: PatchProbe | None
     manifest: dict[str, Any]
 
@@ -167,44 +171,32 @@ def network_to_use(
     return setup.method.phase(last // setup.step.steps_per_epoch).evaluated
 
 
-def select(state: TrainState, which: str, network: str) -> dict[str, PyTree]:
-    """{"params", "batch_stats"} of one network of the state."""
-    if which == "teacher":
-        params, stats = state.ema_params, state.ema_batch_stats
-    else:
-        params, stats = state.params, state.batch_stats
-    return {"params": params[network], "batch_stats": stats[network]}
+def probe_builder(setup: Setup) -> Callable[[TrainState], PatchProbe | None]:
+    """State -> its patch classifier as it weighs pseudo-labels in training (D24).
 
-
-def probe_builder(
-    setup: Setup,
-) -> Callable[[TrainState, str], PatchProbe | None]:
-    """(state, "student" or "teacher") -> the patch classifier to evaluate beside it.
-
+    So it is the teacher's, with its network and head, whatever network is evaluated.
     The returned probes share one function, so that they share compiled programs.
     """
     plugin = setup.plugin
     if not isinstance(plugin, MPMC):
-        return lambda state, which: None
+        return lambda state: None
     network = setup.method.networks[0]
-    module = setup.step.modules[network]
-    head = plugin.classifier()
+    module = setup.step.teachers[network]
 
     def apply(variables: PyTree, images: Array, labels: Array):
-        tap = Network(module, **variables["network"]).taps(images, plugin.tap)
-        logits: Any = head.apply(variables["head"], tap, train=False)
-        _, rows, columns, _ = tap.shape
+        teacher = Network(module, **variables["network"])
+        logits = plugin.teacher_logits(teacher, variables["head"], images)
+        _, rows, columns, _ = logits.shape
         targets, valid = patch_targets(
             labels, plugin.num_classes, plugin.field, size=(rows, columns)
         )
         return logits, targets, valid
 
-    def build(state: TrainState, which: str) -> PatchProbe:
-        variables = {
-            "network": select(state, which, network),
-            "head": select(state, which, PLUGIN),
-        }
-        return PatchProbe(variables=variables, apply=apply)
+    def build(state: TrainState) -> PatchProbe:
+        teachers, head = teaching(setup.step, state)
+        teacher = teachers[network]
+        variables = {"params": teacher.params, "batch_stats": teacher.batch_stats}
+        return PatchProbe({"network": variables, "head": head}, apply)
 
     return build
 
@@ -244,10 +236,11 @@ def open_run(workdir: Path, checkpoint: str = "best") -> Run:
         facts=facts,
         model=model,
         module=setup.step.modules[network],
-        variables=select(restored.state, which, network),
+        variables=select(restored.state, network, averaged=which == "teacher"),
         step=restored.step,
         network_name=which,
-        probe=probe_builder(setup)(restored.state, which),
+        plugin=setup.plugin,
+        probe=probe_builder(setup)(restored.state),
         manifest=workdir_lib.read_manifest(workdir, run),
     )
 
@@ -272,14 +265,17 @@ def open_split(run: Run, split: str) -> EvalSource:
 def trust_function(run: Run) -> Callable[[Array, Array], tuple[Array, Array]]:
     """(images (b,h,w,c), labels (b,h,w)) -> the run's classes and their lambda_s.
 
-    lambda_s weighs each prediction as it would as a pseudo-label (eq. 5), unscaled.
+    lambda_s weighs each prediction as training would weigh it as a pseudo-label (eq.
+    5), but for the division by a batch's mean (`mpmc.lambda_scale=mean`).
 
     Raises:
       ValueError: the run has no patch classifier.
     """
-    if run.probe is None:
+    probe, plugin = run.probe, run.plugin
+    if probe is None or not isinstance(plugin, MPMC):
         raise ValueError("this run has no patch classifier (mpmc=off): no lambda_s")
-    probe, confidence = run.probe, run.config.mpmc.confidence
+    if plugin.lambda_scale == "mean":
+        plugin = dataclasses.replace(plugin, lambda_scale="none")
     protocol = make_protocol(run.config)
 
     @jax.jit
@@ -290,9 +286,7 @@ def trust_function(run: Run) -> Callable[[Array, Array], tuple[Array, Array]]:
         seen, targets = protocol.probed(normalised, labels)
         pseudo = predict_classes(run.module, variables, seen)
         logits, _, _ = probe.apply(head, seen, targets)
-        weight, _ = adaptive_weights(
-            logits, pseudo, confidence=confidence, scale="none"
-        )
+        weight, _ = plugin.weigh(logits, pseudo)
         size = labels.shape[1:]
         return resize_nearest(pseudo, size), resize_nearest(weight, size)
 

@@ -40,7 +40,7 @@ from mpmc_jax.training.build import (
 from mpmc_jax.training.checkpoint import Checkpointer
 from mpmc_jax.training.checkpoint_files import check_path
 from mpmc_jax.training.parallel import Parallel
-from mpmc_jax.training.state import TrainState, begin_with, to_host
+from mpmc_jax.training.state import TrainState, begin_with, select, to_host
 from mpmc_jax.types import PyTree
 
 _LOG = logging.getLogger("mpmc_jax.train")
@@ -101,8 +101,8 @@ def make_evaluate(
 
     def evaluate(state: TrainState) -> dict[str, float]:
         which = runs.network_to_use(config, setup, state)
-        variables = runs.select(state, which, network)
-        result = evaluator.run(variables, source, probe(state, which))
+        variables = select(state, network, averaged=which == "teacher")
+        result = evaluator.run(variables, source, probe(state))
         scalars = result.scalars(facts.class_names)
         scalars["pad_to"] = result.pad_to
         return {f"val/{name}": value for name, value in scalars.items()}

@@ -27,7 +27,15 @@ from mpmc_jax.plugins.patches import patch_targets as patch_targets
 from mpmc_jax.plugins.patches import patch_valid as patch_valid
 from mpmc_jax.plugins.teaching import PatchTeaching, split_by
 from mpmc_jax.plugins.weights import adaptive_weights as adaptive_weights
-from mpmc_jax.types import IGNORE_LABEL, Array, PyTree, Region, Supervised, View
+from mpmc_jax.types import (
+    IGNORE_LABEL,
+    Array,
+    Network,
+    PyTree,
+    Region,
+    Supervised,
+    View,
+)
 
 
 def _patches(term: str) -> str:
@@ -131,6 +139,44 @@ class MPMC:
             refined.append(view)
         return tuple(refined), targets
 
+    def teacher_logits(
+        self, teacher: Network, head: Mapping[str, PyTree], images: Array
+    ) -> Array:
+        """Patch logits as the teacher's: in evaluation mode, without gradient.
+
+        Training and analysis both come here.
+
+        Args:
+          teacher: the network whose tap the head reads.
+          head: variables of the head.
+          images: (b,H,W,c) normalized.
+
+        Returns:
+          (b,h,w,C).
+        """
+        z_bhwd = teacher.frozen().taps(images, self.tap)
+        logits_bhwc: Any = self.classifier().apply(head, z_bhwd, train=False)
+        return jax.lax.stop_gradient(logits_bhwc)
+
+    def weigh(
+        self,
+        logits: Array,
+        labels: Array,
+        *,
+        where: Array | None = None,
+        total: GlobalSum = identity,
+    ) -> tuple[Array, Array]:
+        """`adaptive_weights` with this plug-in's settings and its tap's field."""
+        return adaptive_weights(
+            logits,
+            labels,
+            confidence=self.confidence,
+            scale=self.lambda_scale,
+            field=self.field,
+            where=where,
+            total=total,
+        )
+
     def _teacher_logits(
         self, variables: Mapping[str, PyTree], views: Sequence[View]
     ) -> dict[str, Array]:
@@ -141,10 +187,8 @@ class MPMC:
         logits: dict[str, Array] = {}
         for same in by_teacher.values():
             images_bhwc = jnp.concatenate([view.image for view in same])
-            teacher = same[0].teacher.frozen()
-            z_bhwd = self._checked(teacher.taps(images_bhwc, self.tap))
-            out: Any = self.classifier().apply(variables, z_bhwd, train=False)
-            parts = split_by(jax.lax.stop_gradient(out), [v.image for v in same])
+            out = self.teacher_logits(same[0].teacher, variables, images_bhwc)
+            parts = split_by(self._checked(out), [v.image for v in same])
             logits |= {v.name: part for v, part in zip(same, parts, strict=True)}
         return logits
 
@@ -156,14 +200,8 @@ class MPMC:
         total: GlobalSum,
     ) -> tuple[View, PatchTeaching]:
         confident_bhw = confident_pixels(view)
-        lambda_bhw, gamma_bhwc = adaptive_weights(
-            logits_bhwc,
-            view.target,
-            confidence=self.confidence,
-            scale=self.lambda_scale,
-            field=self.field,
-            where=confident_bhw,
-            total=total,
+        lambda_bhw, gamma_bhwc = self.weigh(
+            logits_bhwc, view.target, where=confident_bhw, total=total
         )
         if not self.lambda_s:
             lambda_bhw = jnp.ones_like(lambda_bhw)
@@ -283,10 +321,10 @@ class MPMC:
     def _valid(self, region: Region) -> Array:
         return patch_valid(region.real, self.field, size=self.tap_size)
 
-    def _checked(self, tap_bhwd: Array) -> Array:
-        if tap_bhwd.shape[1:3] != self.tap_size:
+    def _checked(self, map_bhwd: Array) -> Array:
+        if map_bhwd.shape[1:3] != self.tap_size:
             raise ValueError(
-                f"tap {self.tap!r} is {tap_bhwd.shape[1:3]}, but the plug-in was built "
+                f"tap {self.tap!r} is {map_bhwd.shape[1:3]}, but the plug-in was built "
                 f"for {self.tap_size}; build it for the crop that is trained on"
             )
-        return tap_bhwd
+        return map_bhwd

@@ -4,16 +4,13 @@ The teacher makes targets, the student makes views, the plug-in refines them and
 its terms; the gradient of the whole objective is added to what came before.
 """
 
-from collections.abc import Mapping
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from flax import struct
 
 from mpmc_jax.training import objective
 from mpmc_jax.training.config import StepConfig
-from mpmc_jax.training.state import PLUGIN, TrainState
+from mpmc_jax.training.state import PLUGIN, TrainState, select
 from mpmc_jax.types import Array, Network, Outputs, PyTree
 
 
@@ -39,28 +36,21 @@ class Carry(struct.PyTreeNode):
     method_state: PyTree
 
 
-def _networks(
-    modules: Mapping[str, Any], params: PyTree, batch_stats: PyTree, *, train: bool
-) -> dict[str, Network]:
-    return {
-        name: Network(module, params[name], batch_stats[name], train)
-        for name, module in modules.items()
+def teaching(
+    config: StepConfig, state: TrainState
+) -> tuple[dict[str, Network], dict[str, PyTree]]:
+    """What makes targets: the frozen teachers by name, and the plug-in's head.
+
+    The average's or the student's, each as the method and the plug-in say. Analysis
+    asks here as well: its lambda is the one that training uses.
+    """
+    averaged = config.method.teacher == "average"
+    teachers = {
+        name: Network(module, **select(state, name, averaged=averaged)).frozen()
+        for name, module in config.teachers.items()
     }
-
-
-def _teachers(config: StepConfig, state: TrainState, carry: Carry):
-    if config.method.teacher == "average":
-        params, stats = state.ema_params, carry.teacher_stats
-    else:
-        params, stats = state.params, carry.batch_stats
-    networks = _networks(config.teachers, params, stats, train=False)
-    return {name: network.frozen() for name, network in networks.items()}
-
-
-def _plugin_variables(params: PyTree, batch_stats: PyTree) -> PyTree:
-    if PLUGIN not in params:
-        return {}
-    return {"params": params[PLUGIN], "batch_stats": batch_stats[PLUGIN]}
+    head = select(state, PLUGIN, averaged=config.plugin.teacher_head == "ema")
+    return teachers, jax.lax.stop_gradient(head)
 
 
 def micro_batch(
@@ -72,16 +62,23 @@ def micro_batch(
 ) -> tuple[Carry, Values]:
     """Adds one micro-batch's gradient to the carry; also returns its numbers."""
     method = config.method
-    teachers = _teachers(config, state, carry)
+    # Statistics move from part to part.
+    now = state.replace(
+        batch_stats=carry.batch_stats, ema_batch_stats=carry.teacher_stats
+    )
+    teachers, teacher_head = teaching(config, now)
     targets, moved, method_state = jax.lax.stop_gradient(
         method.prepare(teachers, inputs, carry.method_state)
     )
 
     def loss_fn(params: PyTree):
-        students = _networks(config.modules, params, carry.batch_stats, train=True)
+        students = {
+            name: Network(module, params[name], carry.batch_stats[name], train=True)
+            for name, module in config.modules.items()
+        }
         outputs = method.views(students, teachers, inputs, targets, method_state)
         loss, values, head_stats = _objective(
-            config, state, carry, params, outputs, totals
+            config, now.replace(params=params), teacher_head, outputs, totals
         )
         stats = {name: net.batch_stats for name, net in outputs.students.items()}
         if PLUGIN in params:
@@ -104,8 +101,7 @@ def micro_batch(
 def _objective(
     config: StepConfig,
     state: TrainState,
-    carry: Carry,
-    params: PyTree,
+    teacher_head: PyTree,
     outputs: Outputs,
     totals: objective.Totals,
 ) -> tuple[Array, Values, PyTree]:
@@ -114,10 +110,7 @@ def _objective(
     active = None
     if plugin.warmup_epochs:
         active = state.step >= plugin.warmup_epochs * config.steps_per_epoch
-    head = _plugin_variables(params, carry.batch_stats)
-    teacher_head = jax.lax.stop_gradient(head)
-    if plugin.teacher_head == "ema":
-        teacher_head = _plugin_variables(state.ema_params, carry.teacher_stats)
+    head = select(state, PLUGIN, averaged=False)
     views, targets = plugin.refine(
         teacher_head, outputs.views, total=totals.sum, active=active
     )

@@ -36,6 +36,20 @@ class TrainState(struct.PyTreeNode):
 PLUGIN = "plugin"
 
 
+def select(state: TrainState, name: str, *, averaged: bool) -> dict[str, PyTree]:
+    """{"params", "batch_stats"} of one network or of `PLUGIN`; {} where there is none.
+
+    Args:
+      averaged: those of the moving average instead of the student's.
+    """
+    params, stats = state.params, state.batch_stats
+    if averaged:
+        params, stats = state.ema_params, state.ema_batch_stats
+    if name not in params:
+        return {}
+    return {"params": params[name], "batch_stats": stats[name]}
+
+
 def to_host(state: TrainState) -> TrainState:
     """The state as NumPy."""
     return jax.tree.map(np.asarray, state)
