@@ -214,6 +214,10 @@ def _train() -> dict:
         # Length of the run: steps if positive, else epochs over the unlabelled list.
         "steps": 0,
         "epochs": 80,
+        # What an epoch passes over: "unlabeled", that list whatever the method (the
+        # labeled one where it is empty); "labeled", for supervised alone, as its
+        # published rows are trained: short batches are dropped.
+        "epoch_of": "unlabeled",
         # Labelled images a step, over all devices; as many unlabelled ones (ael: one
         # and its partner a group).
         "batch_size": 8,

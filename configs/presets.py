@@ -133,14 +133,21 @@ PUBLISHED = {
         },
     },
 }
+
+
+def _baseline(unimatch: dict) -> dict:
+    """Supervision as UniMatch's authors have it: twice the labeled images (D25)."""
+    return {
+        **unimatch,
+        "train.batch_size": 2 * unimatch["train.batch_size"],
+        "train.group_size": 2 * unimatch["train.group_size"],
+        "train.epoch_of": "labeled",
+    }
+
+
 for _methods in PUBLISHED.values():
     _unimatch = _methods["unimatch"]
-    # UniMatch's baseline has twice the images a GPU, as there are no others.
-    _methods["supervised"] = {
-        **_unimatch,
-        "train.batch_size": 2 * _unimatch["train.batch_size"],
-        "train.group_size": 2 * _unimatch["train.group_size"],
-    }
+    _methods["supervised"] = _baseline(_unimatch)
     # Nobody published this one: it trains as UniMatch does.
     _methods["mean_teacher"] = _unimatch
 # UniMatch's. Nobody published the others, which have its data, optimiser, schedule and
@@ -160,6 +167,7 @@ _ACDC = {
     "optimizer.lag": 1,
 }
 PUBLISHED["acdc"] = dict.fromkeys(METHODS, _ACDC) | {
+    "supervised": _baseline(_ACDC),
     "unimatch": {
         **_ACDC,
         "data.partner": "other",
@@ -178,8 +186,13 @@ PUBLISHED["acdc"] = dict.fromkeys(METHODS, _ACDC) | {
         "ael.scale": 1.0,
     },
 }
-# Where a published run of another crop differs: UniMatch's on the lists of U2PL.
-AT_CROP = {("voc", "unimatch", 513): {"train.group_size": 4}}
+# Where a published run of another crop differs: UniMatch's on the lists of U2PL, and
+# what trains as UniMatch does.
+AT_CROP = {
+    ("voc", "unimatch", 513): {"train.group_size": 4},
+    ("voc", "mean_teacher", 513): {"train.group_size": 4},
+    ("voc", "supervised", 513): {"train.group_size": 8},
+}
 
 
 def parse(argument: str) -> dict[str, str]:

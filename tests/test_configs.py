@@ -2,14 +2,18 @@
 
 import importlib
 import pathlib
+import types
 
 import numpy as np
 import pytest
 import tiny
 
 from configs import base, presets
+from mpmc_jax.data import build as data_build
+from mpmc_jax.data.splits import Split
+from mpmc_jax.methods.supervised import SupervisedOnly
 from mpmc_jax.pixels import RGB
-from mpmc_jax.training.build import build_base
+from mpmc_jax.training.build import build_base, build_schedule
 from mpmc_jax.training.parallel import Layout, Parallel
 
 FILES = sorted(
@@ -128,7 +132,34 @@ PUBLISHED = {
     ("cityscapes", "u2pl"): (769, 8, 2, 1e-2, 1, 5e-4, 200, 0.99),
     ("cityscapes", "ael"): (769, 8, 2, 1e-2, 10, 1e-4, 200, 0.99),
     ("acdc", "unimatch"): (256, 1, 12, 1e-2, 1, 1e-4, 300, 0),
+    ("acdc", "supervised"): (256, 1, 24, 1e-2, 1, 1e-4, 300, 0),
 }
+# Of UniMatch's supervised.py: labeled images (of ACDC slices), steps, and the
+# backbone's rate at the first, middle and last step.
+BASELINES = [
+    ("voc", "", 92, 400, 1.000000e-03, 5.382976e-04, 8.493232e-06),
+    ("voc", "", 183, 880, 1.000000e-03, 5.369827e-04, 4.177270e-06),
+    ("voc", "", 366, 1840, 1.000000e-03, 5.364109e-04, 2.150755e-06),
+    ("voc", "", 732, 3600, 1.000000e-03, 5.361547e-04, 1.175587e-06),
+    ("voc", "", 1464, 7280, 1.000000e-03, 5.360192e-04, 6.237474e-07),
+    ("voc", "", 662, 3280, 1.000000e-03, 5.361808e-04, 1.278323e-06),
+    ("voc", "", 1323, 6560, 1.000000e-03, 5.360338e-04, 6.850362e-07),
+    ("voc", "", 2646, 13200, 1.000000e-03, 5.359598e-04, 3.650988e-07),
+    ("voc", "", 10582, 52880, 1.000000e-03, 5.359050e-04, 1.047043e-07),
+    ("voc", ",crop=513", 366, 1760, 1.000000e-03, 5.364348e-04, 2.238544e-06),
+    ("voc", ",crop=513", 662, 3280, 1.000000e-03, 5.361808e-04, 1.278323e-06),
+    ("voc", ",crop=513", 1323, 6560, 1.000000e-03, 5.360338e-04, 6.850362e-07),
+    ("voc", ",crop=513", 2646, 13200, 1.000000e-03, 5.359598e-04, 3.650988e-07),
+    ("voc", ",crop=513", 10582, 52880, 1.000000e-03, 5.359050e-04, 1.047043e-07),
+    ("cityscapes", "", 186, 2640, 5.000000e-03, 2.681260e-03, 7.770581e-06),
+    ("cityscapes", "", 372, 5520, 5.000000e-03, 2.680307e-03, 4.000846e-06),
+    ("cityscapes", "", 744, 11040, 5.000000e-03, 2.679871e-03, 2.144000e-06),
+    ("cityscapes", "", 1488, 22320, 5.000000e-03, 2.679650e-03, 1.137817e-06),
+    ("acdc", "", 32, 300, 1.000000e-02, 5.391010e-03, 1.100317e-04),
+    ("acdc", "", 68, 600, 1.000000e-02, 5.374941e-03, 5.896453e-05),
+    ("acdc", "", 136, 1500, 1.000000e-02, 5.365298e-03, 2.584907e-05),
+]
+TRAINING_IMAGES = {"voc": 10582, "cityscapes": 2975, "acdc": 1312}
 
 
 def _preset(data_set, method):
@@ -156,6 +187,48 @@ def test_presets_are_the_published_settings(data_set, method):
     assert config.optimizer.lag == (method in ("unimatch", "supervised"))
     deeper = method in ("u2pl", "ael")
     assert config.model.backbone == ("resnet101" if deeper else "resnet50")
+
+
+@pytest.mark.parametrize(
+    ("data_set", "crop", "labeled", "steps", "first", "middle", "last"), BASELINES
+)
+def test_supervised_takes_the_published_steps_at_the_published_rates(
+    data_set, crop, labeled, steps, first, middle, last, monkeypatch
+):
+    config = base.get_base()
+    config.data.name = data_set
+    presets.apply(config, f"method=supervised{crop}")
+    ids = tuple(map(str, range(TRAINING_IMAGES[data_set])))
+    split = Split(ids[:labeled], ids[labeled:])
+    info = types.SimpleNamespace(records=lambda split: None)
+    monkeypatch.setattr(data_build, "dataset_info", lambda config: info)
+    monkeypatch.setattr(data_build, "build_split", lambda config, info: split)
+    pipeline = data_build.build_train(config, SupervisedOnly.streams)
+    schedule = build_schedule(config, pipeline.steps_per_epoch)
+    assert schedule.steps == steps
+    rates = [float(schedule(step)) for step in (0, steps // 2, steps - 1)]
+    np.testing.assert_allclose(rates, (first, middle, last), rtol=1e-5)
+    assert schedule(1) == schedule(0)  # set after the step, so that it lags by one
+    # Longer where as many steps as the other methods' are asked for.
+    if labeled < 0.2 * len(ids):
+        config.train.epoch_of = "unlabeled"
+        longer = data_build.build_train(config, SupervisedOnly.streams)
+        assert longer.steps_per_epoch > 3 * pipeline.steps_per_epoch
+
+
+@pytest.mark.parametrize("method", ["unimatch", "mean_teacher", "ael"])
+def test_epochs_over_the_labeled_list_are_for_supervised_alone(method, monkeypatch):
+    config = tiny.config(f"method={method}", train__epoch_of="labeled")
+    split = Split(("a", "b"), ("c", "d"))
+    info = types.SimpleNamespace(records=lambda split: None)
+    monkeypatch.setattr(data_build, "dataset_info", lambda config: info)
+    monkeypatch.setattr(data_build, "build_split", lambda config, info: split)
+    streams = tiny.setup(tiny.config(f"method={method}")).method.streams
+    with pytest.raises(ValueError, match="epoch_of='labeled' is for method=supervised"):
+        data_build.build_train(config, streams)
+    config.train.epoch_of = "both"
+    with pytest.raises(ValueError, match="'both' is unknown; valid: labeled, unlab"):
+        data_build.build_train(config, streams)
 
 
 @pytest.mark.parametrize("data_set", presets.PUBLISHED)

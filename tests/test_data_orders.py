@@ -71,6 +71,22 @@ def test_an_epoch_is_filled_up_from_its_beginning(kind):
     assert len({tuple(epoch) for epoch in places}) == 4
 
 
+def test_an_epoch_of_the_labeled_list_drops_what_fills_no_batch():
+    """As DistributedSampler and drop_last do on two processes of four images each."""
+    order = _order("tiled", 23, 0, batch=8, groups=2)
+    assert order.steps_per_epoch == 3  # twelve images on each, one of them again
+    places = np.array(_places(order, "labeled", 96)).reshape(4, 24)
+    for epoch in places:
+        assert set(epoch[:23]) == set(range(23)) and epoch[23] == epoch[0]
+    order = _order("tiled", 22, 0, batch=8, groups=2)
+    assert order.steps_per_epoch == 2  # eleven on each, of which three are dropped
+    places = np.array(_places(order, "labeled", 160)).reshape(10, 16)
+    for epoch in places:
+        assert len(set(epoch)) == 16
+    assert set(places.ravel()) == set(range(22))
+    assert len({tuple(epoch) for epoch in places}) == 10
+
+
 @pytest.mark.parametrize(
     "kind, labeled, unlabeled",
     # A longer labelled list is not cut when tiled, and so not paired.

@@ -195,6 +195,26 @@ def test_supervised_takes_as_many_steps(data_dir):
     assert pipeline.repetition == 9 / 4
 
 
+@pytest.mark.parametrize("processes", [1, 2])
+def test_supervised_epochs_may_be_of_the_labeled_list(data_dir, processes):
+    """Nine images in batches of four: two steps, shared by processes."""
+    config = config_for(data_dir, split="9")
+    config.train.epoch_of = "labeled"
+    streams = Streams(unlabeled=False)
+    whole = _batches(build.build_train(config, streams), 6)
+    for p in range(processes):
+        pipeline = build.build_train(
+            config, streams, process_index=p, process_count=processes
+        )
+        assert (pipeline.steps_per_epoch, pipeline.repetition) == (2, 8 / 9)
+        late = _batches(pipeline, 3, start_step=3)
+        for batch, all_rows in zip(late, whole[3:], strict=True):
+            rows = batch.labeled.record
+            _assert_equal(batch, jax.tree.map(lambda x, rows=rows: x[rows], all_rows))
+    for epoch in np.stack([b.labeled.index for b in whole]).reshape(3, 8):
+        assert len(set(epoch)) == 8
+
+
 def test_a_surplus_of_labels_is_used_over_the_epochs(data_dir):
     config = config_for(data_dir, batch_size=2, split="10")
     pipeline = build.build_train(config, Streams())

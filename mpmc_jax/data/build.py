@@ -218,6 +218,7 @@ def build_train(
         group_size=config.train.group_size,
         crop=crop,
         streams=streams,
+        epoch_of=config.train.epoch_of,
         seed=config.seed,
         threads=data.threads,
         prefetch=data.prefetch,

@@ -15,6 +15,8 @@ the unlabelled one is not cut: another part of it is used each epoch.
 
 An epoch has as many steps as the published loaders make of the unlabelled list: each
 process takes every W-th image, the list filled up from its beginning, in whole batches.
+The loaders of a supervised baseline do the same with the labelled list alone
+(`unlabeled` 0): no image comes twice but to fill the list up.
 """
 
 import dataclasses
@@ -35,7 +37,8 @@ class Order:
 
     Attributes:
       kind: of the labelled stream, see above.
-      labeled, unlabeled: lengths of the two lists.
+      labeled, unlabeled: lengths of the two lists; `unlabeled` is 0 where an epoch is
+        over the labelled list.
       batch_size: labelled images a step.
       groups: W, the processes that they were on as published.
       per_step: images of this stream a step.

@@ -40,6 +40,7 @@ class PipelineConfig:
       group_size: of them that mix and rank among themselves.
       crop: geometry settings.
       streams: what the method asks for.
+      epoch_of: the list that an epoch passes over, "unlabeled" or "labeled".
       seed: of order and geometry.
       threads: reading threads, and as many for requested images; 0 reads in the
         calling one, requested images in one.
@@ -53,6 +54,7 @@ class PipelineConfig:
     group_size: int
     crop: CropConfig
     streams: Streams
+    epoch_of: str = "unlabeled"
     seed: int = 0
     threads: int = 2
     prefetch: int = 4
@@ -65,6 +67,16 @@ class PipelineConfig:
             raise ValueError(
                 f"train.batch_size={self.batch_size} must be a positive multiple of "
                 f"the number of processes, {self.process_count}"
+            )
+        if self.epoch_of not in ("labeled", "unlabeled"):
+            raise ValueError(
+                f"train.epoch_of={self.epoch_of!r} is unknown; "
+                "valid: labeled, unlabeled"
+            )
+        if self.epoch_of == "labeled" and self.streams.unlabeled:
+            raise ValueError(
+                "train.epoch_of='labeled' is for method=supervised: the other methods' "
+                "epochs pass over the unlabeled list; set train.epoch_of=unlabeled"
             )
 
 
@@ -199,10 +211,11 @@ class TrainPipeline:
         return TrainIterator(dataset, rows, asked, start_step)
 
     def _order(self, name: str) -> Order:
+        labeled_epochs = self._config.epoch_of == "labeled"
         return Order(
             kind=self._config.streams.order,
             labeled=self.num_labeled,
-            unlabeled=self.num_unlabeled,
+            unlabeled=0 if labeled_epochs else self.num_unlabeled,
             batch_size=self._config.batch_size,
             groups=max(self._config.batch_size // self._config.group_size, 1),
             per_step=self._sizes[name],

@@ -121,12 +121,7 @@ def build_setup(
         {name: build_segmenter(each, axis_name=axis_name) for name in method.networks}
         for each in (model, teacher)
     )
-    schedule = Schedule(
-        lr=config.optimizer.lr,
-        steps=total_steps(config, steps_per_epoch),
-        power=config.optimizer.power,
-        lag=config.optimizer.lag,
-    )
+    schedule = build_schedule(config, steps_per_epoch)
     step = StepConfig(
         method=method,
         plugin=plugin,
@@ -214,6 +209,16 @@ def check_memory(
 def averages(method: Method) -> bool:
     """Whether the method keeps a moving average of its networks."""
     return method.average(jnp.zeros((), jnp.int32), 1) is not None
+
+
+def build_schedule(config: ml_collections.ConfigDict, steps_per_epoch: int) -> Schedule:
+    """The rate of a run of `total_steps`."""
+    return Schedule(
+        lr=config.optimizer.lr,
+        steps=total_steps(config, steps_per_epoch),
+        power=config.optimizer.power,
+        lag=config.optimizer.lag,
+    )
 
 
 def total_steps(config: ml_collections.ConfigDict, steps_per_epoch: int) -> int:

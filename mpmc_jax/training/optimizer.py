@@ -30,7 +30,8 @@ class Schedule:
         """The rate of the step after `count` updates."""
         # The default float type: float64 where a test runs in it.
         index = jnp.maximum(jnp.asarray(count) - self.lag, 0).astype(float)
-        remaining = jnp.maximum(1.0 - index / self.steps, 0.0)
+        # Not 1 - t/T, which in float32 leaves few digits of the last rates.
+        remaining = jnp.maximum(self.steps - index, 0.0) / self.steps
         return self.lr * remaining**self.power
 
 
