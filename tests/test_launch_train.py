@@ -25,6 +25,7 @@ def _announce(caplog, labeled, unlabeled, method="unimatch", unused=0):
         repetition=1.0,
         steps_per_epoch=1,
         unused=unused,
+        warnings=("2 images are in two splits",),
     )
     rhythm = loop.LoopConfig(steps=7, log_every=1, eval_every=1, checkpoint_every=1)
     config = tiny.config(f"method={method}", train__batch_size=4, u2pl__warmup_epochs=7)
@@ -40,6 +41,7 @@ def test_images_in_both_lists_and_batches_larger_than_a_list_are_told(caplog):
     both = _announce(caplog, letters[:2], letters)
     assert "2 labelled images" in both
     assert "5 unlabelled with the labelled ones among them; 1 steps" in both
+    assert "2 images are in two splits" in both
     assert "come twice" not in both
     few = _announce(caplog, letters[:2], letters[2:])
     assert "3 unlabelled; 1 steps" in few
