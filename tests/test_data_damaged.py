@@ -56,7 +56,10 @@ def test_hidden_files_beside_published_ones(voc, city):
             path = city / folder / "train" / f"{name}_{end}.png"
             path.parent.mkdir(exist_ok=True)
             path.write_bytes(b"\0\5\26\7")
-    assert problems("cityscapes", city) == ()
+    (city / "leftImg8bit" / "test").mkdir()
+    data = build.read_source("cityscapes", str(city))
+    assert check.check_source(data).problems == ()
+    assert data.notes[1] == f"{city / 'leftImg8bit'}: not read: test"
 
 
 def test_voc_truncated_files(voc):

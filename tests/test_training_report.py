@@ -135,3 +135,16 @@ def tf_records(path):
         records.append(content[12 : 12 + length])
         content = content[16 + length :]
     return records
+
+
+def test_log_lines_escape_what_a_terminal_would_obey(capfd):
+    logger = logging.getLogger("mpmc_jax")
+    kept = logger.handlers[:], logger.level, logger.propagate
+    logger.handlers = []
+    try:
+        report.speak()
+        logger.info("image %s", "a\x1b[31m\nb.png")
+    finally:
+        logger.handlers, level, logger.propagate = kept
+        logger.setLevel(level)
+    assert capfd.readouterr().err.endswith("  image a\\x1b[31m\nb.png\n")

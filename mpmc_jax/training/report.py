@@ -18,6 +18,7 @@ import jax
 import tqdm
 
 from mpmc_jax.atomic_write import to_json, write_bytes
+from mpmc_jax.data.lists import printable
 from mpmc_jax.training import together
 from mpmc_jax.training.events import Events
 
@@ -67,6 +68,13 @@ class _BarHandler(logging.StreamHandler):
         tqdm.tqdm.write(self.format(record), file=sys.stderr)
 
 
+class _Formatter(logging.Formatter):
+    """Escapes what a terminal would obey, as names of files may hold it."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record), keep="\n\t")
+
+
 def speak() -> None:
     """Lets this package's messages through to the terminal, and only these.
 
@@ -75,7 +83,7 @@ def speak() -> None:
     logger = logging.getLogger("mpmc_jax")
     if not logger.handlers:
         handler = _BarHandler()
-        handler.setFormatter(logging.Formatter("%(asctime)s  %(message)s", "%H:%M:%S"))
+        handler.setFormatter(_Formatter("%(asctime)s  %(message)s", "%H:%M:%S"))
         logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     logger.propagate = False

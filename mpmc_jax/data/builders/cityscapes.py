@@ -77,6 +77,9 @@ def read_source(directory: pathlib.Path) -> Source:
             f"images: {shorten(absent, 3)}; extract gtFine_trainvaltest.zip again"
         )
     usable = frozenset(there[kind])
+    notes = [f"{directory / 'gtFine'}: masks are read from *_gtFine_{kind}.png"]
+    if others := _other_splits(directory):
+        notes.append(f"{directory / 'leftImg8bit'}: not read: {shorten(others)}")
     return Source(
         name="cityscapes",
         class_names=tuple(CLASSES),
@@ -91,11 +94,18 @@ def read_source(directory: pathlib.Path) -> Source:
             for split, paths in images.items()
         },
         problems=tuple(problems),
-        notes=(f"{directory / 'gtFine'}: masks are read from *_gtFine_{kind}.png",),
+        notes=tuple(notes),
         expected=EXPECTED,
         unpacked=True,
         mend="labelIds under labelTrainIds' name? rename to *_gtFine_labelIds.png",
     )
+
+
+def _other_splits(directory: pathlib.Path) -> list[str]:
+    """What lies beside train and val: test, whose labels are withheld, and others."""
+    folder = directory / "leftImg8bit"
+    there = files.visible(folder.iterdir()) if folder.is_dir() else []
+    return [path.name for path in there if path.name not in EXPECTED]
 
 
 def _find_images(
