@@ -1,7 +1,9 @@
-"""What a user may set: the names of keys, and the signs of numbers."""
+"""What a user may set: the names of keys, and the ranges of numbers."""
 
 import difflib
+import math
 import sys
+from typing import Any
 
 import ml_collections
 
@@ -9,6 +11,10 @@ from configs import base
 from launch import cli
 from mpmc_jax.training import workdir
 
+# JAX makes its keys of 32 bits: larger seeds would silently be those modulo 2 ** 32.
+_SEEDS = ("seed", "data.split_seed")
+# Steps, images and classes are counted in int32.
+_MOST = 2**31 - 1
 # Numbers whose sign nothing else looks at, or not before it divides by them.
 _NOT_NEGATIVE = (
     "seed",
@@ -78,15 +84,31 @@ def check_keys(arguments: list[str]) -> None:
 
 
 def check_ranges(config: ml_collections.ConfigDict) -> None:
-    """Looks at every number that has a sign.
+    """Looks at every number: finite, within its type's range, and of its sign.
 
     Raises:
-      ValueError: lists those with another.
+      ValueError: lists those that are not.
     """
     flat = workdir.flatten(config.to_dict())
+    if outside := [text for key in flat for text in _outside(key, flat[key])]:
+        raise ValueError("; ".join(outside))
     wrong = [f"{k}={flat[k]} must be positive" for k in _POSITIVE if not flat[k] > 0]
     wrong += [
         f"{k}={flat[k]} must not be negative" for k in _NOT_NEGATIVE if not flat[k] >= 0
     ]
     if wrong:
         raise ValueError("; ".join(wrong))
+
+
+def _outside(key: str, value: Any) -> list[str]:
+    """What is wrong with the numbers of a setting, whatever their sign."""
+    found = []
+    for number in value if isinstance(value, tuple | list) else (value,):
+        if isinstance(number, float) and not math.isfinite(number):
+            found.append(f"{key}={number} must be finite")
+        elif isinstance(number, int) and key in _SEEDS:
+            if number >= 2**32:
+                found.append(f"{key}={number} must be less than 2 ** 32")
+        elif isinstance(number, int) and abs(number) > _MOST:
+            found.append(f"{key}={number} must lie within {_MOST} of 0")
+    return found

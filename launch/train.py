@@ -93,10 +93,10 @@ def make_evaluate(
     """
     runs.check_network(config, setup)
     source = build_eval(config, "val")
-    runs.make_protocol(config).check(source.volumes)
     network = setup.method.networks[0]
     module = setup.step.modules[network]
     evaluator = runs.make_evaluator(config, module, facts)
+    evaluator.check(source)
     probe = runs.probe_builder(setup)
 
     def evaluate(state: TrainState) -> dict[str, float]:

@@ -2,7 +2,9 @@
 
 import pathlib
 import resource
+from collections.abc import Sequence
 
+import jax
 import psutil
 
 _CGROUPS = pathlib.Path("/sys/fs/cgroup")
@@ -21,6 +23,12 @@ def available() -> int:
     if soft != resource.RLIM_INFINITY:
         free.append(soft - psutil.Process().memory_info().vms)
     return max(min(free), 0)
+
+
+def of_devices(devices: Sequence[jax.Device]) -> int:
+    """Bytes that devices of one kind have together; CPUs have what is `available`."""
+    limit = (devices[0].memory_stats() or {}).get("bytes_limit")
+    return available() if limit is None else len(devices) * limit
 
 
 def _left_in_cgroups() -> list[int]:

@@ -3,26 +3,34 @@ r"""Long trials of a run's endurance; scripts, with their results committed.
 python -m tests.endurance kills --output=results/endurance/kills.json
 python -m tests.endurance stops --output=results/endurance/stops.json
 python -m tests.endurance soak  --output=results/endurance/soak.json --steps=2000
+python -m tests.endurance story --output=results/endurance/story.json --steps=400
 
 kills: SIGKILL at random moments, start-up, saves and evaluations included; the run must
 end as one that was never stopped, bit for bit. stops: SIGTERM at random moments behind
-the first step. soak: memory, open files and compiled programs over many steps.
+the first step. soak: memory, open files and compiled programs over many steps. story:
+SIGKILL at random moments of every program, from preparing a folder of images to the
+converted weights; after each kill no partial result is there, and at the end all are
+those of programs that were never stopped.
 """
 
 import argparse
+import hashlib
 import json
 import random
 import re
+import shutil
 import signal
 import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from data_sets import prepare_synthetic
+from data_sets import make_folder, prepare_synthetic
 from programs import start
 
 from launch.measuring import resident_bytes
@@ -43,26 +51,27 @@ CONFIG = (
 START, PART = 25, 6
 
 
+# Of the story: how many kills each program gets.
+STORY = {
+    "prepare_data": 10,
+    "train": 16,
+    "evaluate": 8,
+    "predict": 8,
+    "convert_weights": 8,
+}
+
+
 class Trial:
-    """A run in a process of its own that may be signalled.
+    """A program in a process of its own that may be signalled.
 
     Attributes:
       output: all it said so far.
     """
 
-    def __init__(self, place: Path, workdir: Path, steps: int, **environment: str):
-        self._log = place / "log.txt"
+    def __init__(self, log: Path, *arguments: str, **environment: str):
+        self._log = log
         with self._log.open("w") as file:
-            self.process = start(
-                "launch.train",
-                *CONFIG,
-                f"--config.data.data_dir={place / 'data'}",
-                f"--config.train.steps={steps}",
-                f"--workdir={workdir}",
-                output=file,
-                XLA_FLAGS="",
-                **environment,
-            )
+            self.process = start(*arguments, output=file, XLA_FLAGS="", **environment)
 
     @property
     def output(self) -> str:
@@ -80,12 +89,33 @@ class Trial:
             time.sleep(0.01)
         return text in self.output
 
+    def finish(self) -> None:
+        """Waits for an end without an error."""
+        self.process.wait()
+        assert self.process.returncode == 0, self.output[-3000:]
+
+    def kill(self) -> None:
+        """Ends it as a machine that fails does."""
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+
+
+def training(place: Path, workdir: Path, steps: int, **environment: str) -> Trial:
+    """A run on the synthetic data of `place`, which begins or goes on."""
+    return Trial(
+        place / "log.txt",
+        "launch.train",
+        *CONFIG,
+        f"--config.data.data_dir={place / 'data'}",
+        f"--config.train.steps={steps}",
+        f"--workdir={workdir}",
+        **environment,
+    )
+
 
 def whole(place: Path, steps: int) -> Path:
     """The run that is never stopped."""
-    trial = Trial(place, place / "whole", steps)
-    trial.process.wait()
-    assert trial.process.returncode == 0, trial.output[-3000:]
+    training(place, place / "whole", steps).finish()
     return place / "whole"
 
 
@@ -111,30 +141,200 @@ def kills(place: Path, steps: int, times: int, draw: random.Random) -> dict:
     workdir = place / "killed"
     reached = []
     while len(reached) < times:
-        trial = Trial(place, workdir, steps)
-        if draw.random() < 1 / 3:
-            trial.wait(draw.uniform(0, START))
-        elif trial.wait(600, "first step done"):
-            trial.wait(draw.uniform(0, PART))
+        trial = training(place, workdir, steps)
+        live(trial, draw)
         assert not trial.ended(), f"it ended too early: {trial.output[-3000:]}"
-        trial.process.send_signal(signal.SIGKILL)
-        trial.process.wait()
-        found = re.findall(r"step (\d+)/", trial.output)
-        reached.append(int(found[-1]) if found else None)
-    trial = Trial(place, workdir, steps)
-    trial.process.wait()
-    assert trial.process.returncode == 0, trial.output[-3000:]
+        trial.kill()
+        reached.append(last_said(trial))
+    training(place, workdir, steps).finish()
     other = whole(place, steps)
     return {
         "kills": times,
         "last_step_said_before_each": reached,
+        **compare(workdir, other, steps),
+        "train_lines": len(numbers(workdir, "train/")),
+        "val_lines": len(numbers(workdir, "val/")),
+    }
+
+
+def live(trial: Trial, draw: random.Random) -> None:
+    """Lets a run live for a random time, a third of them not up to the first step."""
+    if draw.random() < 1 / 3:
+        trial.wait(draw.uniform(0, START))
+    elif trial.wait(600, "first step done"):
+        trial.wait(draw.uniform(0, PART))
+
+
+def last_said(trial: Trial) -> int | None:
+    """The last step that a run told of."""
+    found = re.findall(r"step (\d+)/", trial.output)
+    return int(found[-1]) if found else None
+
+
+def compare(workdir: Path, other: Path, steps: int) -> dict:
+    """What a run that was disturbed has in common with one that was not."""
+    return {
         "damaged_checkpoints": len(list((workdir / "checkpoints").glob("damaged-*"))),
         "last_checkpoint_is_equal": last(workdir, steps) == last(other, steps),
         "train_lines_are_equal": numbers(workdir, "train/") == numbers(other, "train/"),
         "val_lines_are_equal": numbers(workdir, "val/") == numbers(other, "val/"),
-        "train_lines": len(numbers(workdir, "train/")),
-        "val_lines": len(numbers(workdir, "val/")),
     }
+
+
+class Program(NamedTuple):
+    """A program of the story.
+
+    Attributes:
+      arguments: (home) -> its command line.
+      results: (home) -> the files that it writes, by name, as far as they are there.
+    """
+
+    arguments: Callable[[Path], tuple[str, ...]]
+    results: Callable[[Path], dict[str, str]]
+
+
+def digests(folder: Path, pattern: str) -> dict[str, str]:
+    """SHA-256 of the files of a folder that a reader takes for results."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.glob(pattern))
+        if path.is_file()
+    }
+
+
+def evaluation(home: Path) -> dict[str, str]:
+    """The result file, less seconds, versions and dates."""
+    found = {}
+    for path in (home / "run").glob("eval_*.json"):
+        result = json.loads(path.read_text())
+        for name in ("seconds", "run", "manifest"):
+            del result[name]
+        found[path.name] = json.dumps(result)
+    return found
+
+
+def programs(source: Path, steps: int) -> dict[str, Program]:
+    """The programs of the story in their order; each needs those before it."""
+    train = "".join(CONFIG[:1]).replace("synthetic", "folder")
+    return {
+        "prepare_data": Program(
+            lambda home: (
+                "--dataset=folder",
+                f"--source={source}",
+                f"--data_dir={home / 'data'}",
+            ),
+            lambda home: digests(home / "data", "folder/[0-9]*/**/*"),
+        ),
+        "train": Program(
+            lambda home: (
+                train,
+                *CONFIG[1:],
+                f"--config.data.data_dir={home / 'data'}",
+                f"--config.train.steps={steps}",
+                f"--workdir={home / 'run'}",
+            ),
+            # It is held against the other run when all is done.
+            lambda home: {},
+        ),
+        "evaluate": Program(lambda home: (f"--workdir={home / 'run'}",), evaluation),
+        "predict": Program(
+            lambda home: (
+                f"--workdir={home / 'run'}",
+                f"--input={source / 'images'}",
+                f"--output={home / 'predictions'}",
+            ),
+            lambda home: digests(home / "predictions", "**/[!.]*"),
+        ),
+        "convert_weights": Program(
+            lambda home: (
+                f"--input={home / 'run'}",
+                f"--output={home / 'run.safetensors'}",
+            ),
+            lambda home: digests(home, "*.safetensors"),
+        ),
+    }
+
+
+def story(place: Path, steps: int, times: int, draw: random.Random) -> dict:
+    """SIGKILL `times` times, spread over all programs as `STORY` has it."""
+    source = make_folder(place / "source", images=40)
+    homes = place / "whole", place / "killed"
+    for home in homes:
+        home.mkdir()
+    found, total = {}, sum(STORY.values())
+    for name, program in programs(source, steps).items():
+        begin = time.monotonic()
+        run_program(name, program, homes[0]).finish()
+        seconds = time.monotonic() - begin
+        count = round(STORY[name] * times / total)
+        lived = kill_program(name, program, homes, count, seconds, draw)
+        equal = program.results(homes[1]) == program.results(homes[0])
+        found[name] = {
+            "seconds_of_the_whole": round(seconds, 1),
+            "seconds_before_each_kill": lived,
+            "results": len(program.results(homes[0])),
+            "results_are_equal": equal,
+        }
+    found["train"] |= compare(homes[1] / "run", homes[0] / "run", steps)
+    kills = sum(len(each["seconds_before_each_kill"]) for each in found.values())
+    return {"kills": kills, "programs": found}
+
+
+def run_program(name: str, program: Program, home: Path) -> Trial:
+    """Starts a program, or lets it go on."""
+    return Trial(home / f"{name}.txt", f"launch.{name}", *program.arguments(home))
+
+
+def kill_program(
+    name: str,
+    program: Program,
+    homes: tuple[Path, Path],
+    count: int,
+    seconds: float,
+    draw: random.Random,
+) -> list[float]:
+    """Kills a program `count` times, looks at what it left, then lets it end.
+
+    One that ended before its time comes begins anew: what it made is removed.
+
+    Returns:
+      Seconds before each kill.
+    """
+    expected, lived = program.results(homes[0]), []
+    while len(lived) < count:
+        trial, begin = run_program(name, program, homes[1]), time.monotonic()
+        if name == "train":
+            live(trial, draw)
+        else:
+            trial.wait(draw.uniform(0, seconds))
+        if trial.ended():
+            trial.finish()
+            assert program.results(homes[1]) == expected
+            remove(name, homes[1])
+            continue
+        trial.kill()
+        lived.append(round(time.monotonic() - begin, 2))
+        there = program.results(homes[1])
+        partial = {key for key in there if there[key] != expected.get(key)}
+        assert not partial, f"{name} left {partial}"
+    run_program(name, program, homes[1]).finish()
+    return lived
+
+
+def remove(name: str, home: Path) -> None:
+    """Takes away what a program made."""
+    made = {
+        "prepare_data": "data",
+        "train": "run",
+        "evaluate": "run/eval_val_best.json",
+        "predict": "predictions",
+        "convert_weights": "run.safetensors",
+    }
+    path = home / made[name]
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 def stops(place: Path, steps: int, times: int, draw: random.Random) -> dict:
@@ -142,7 +342,7 @@ def stops(place: Path, steps: int, times: int, draw: random.Random) -> dict:
     workdir = place / "stopped"
     seconds, statuses, said = [], [], []
     for _ in range(times):
-        trial = Trial(place, workdir, steps)
+        trial = training(place, workdir, steps)
         assert trial.wait(600, "first step done"), trial.output[-3000:]
         trial.wait(draw.uniform(0, PART))
         begin = time.monotonic()
@@ -151,8 +351,7 @@ def stops(place: Path, steps: int, times: int, draw: random.Random) -> dict:
         seconds.append(round(time.monotonic() - begin, 3))
         found = re.search(r"stopped by SIGTERM at step (\d+)", trial.output)
         said.append(found and int(found[1]))
-    trial = Trial(place, workdir, steps)
-    trial.process.wait()
+    training(place, workdir, steps).finish()
     other = whole(place, steps)
     return {
         "stops": times,
@@ -167,7 +366,7 @@ def stops(place: Path, steps: int, times: int, draw: random.Random) -> dict:
 
 def soak(place: Path, steps: int) -> dict:
     """Resident memory, open files and compilations of one run."""
-    trial = Trial(place, place / "soak", steps, JAX_LOG_COMPILES="1")
+    trial = training(place, place / "soak", steps, JAX_LOG_COMPILES="1")
     proc = Path(f"/proc/{trial.process.pid}")
     trial.wait(600, "first step done")
     samples = []
@@ -202,7 +401,7 @@ def soak(place: Path, steps: int) -> dict:
 def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=("kills", "stops", "soak"))
+    parser.add_argument("what", choices=("kills", "stops", "soak", "story"))
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--times", type=int, default=0)
     parser.add_argument("--seed", type=int, default=0)
@@ -212,19 +411,22 @@ def main() -> None:
     begin = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
-        prepare_synthetic(place / "data", train=13, val=4)
+        if args.what != "story":
+            prepare_synthetic(place / "data", train=13, val=4)
         if args.what == "soak":
             found = soak(place, args.steps)
         else:
-            run = {"kills": kills, "stops": stops}[args.what]
-            times = args.times or {"kills": 25, "stops": 10}[args.what]
+            run = {"kills": kills, "stops": stops, "story": story}[args.what]
+            times = args.times or {"kills": 25, "stops": 10, "story": 50}[args.what]
             found = run(place, args.steps, times, draw)
     found |= {
         "what": args.what,
         "steps": args.steps,
         "minutes": round((time.monotonic() - begin) / 60, 1),
         "config": CONFIG,
-        "manifest": report.manifest(args.seed, {"dataset": "synthetic"}),
+        "manifest": report.manifest(
+            args.seed, {"dataset": "folder" if args.what == "story" else "synthetic"}
+        ),
     }
     args.output.parent.mkdir(parents=True, exist_ok=True)
     args.output.write_text(json.dumps(found, indent=2) + "\n")

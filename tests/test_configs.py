@@ -89,6 +89,7 @@ def test_a_wrong_argument_lists_the_valid_ones(argument, message):
         ("mpmc__teacher_head", "ema", "student"),
         ("train__parallel", "pjit", "shard_map"),
         ("train__group_size", 3, "multiple"),
+        ("train__batch_size", 1, "the least that unimatch takes: --config.train.group"),
         ("train__group_size", 0, "train.group_size=0: at least 1"),
         ("train__accumulation", 0, "train.accumulation=0: at least 1"),
         ("method__ema_decay", 1.5, "method.ema_decay=1.5"),

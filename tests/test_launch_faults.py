@@ -136,6 +136,39 @@ def test_a_directory_below_a_file(data, tmp_path):
     assert "Not a directory" in last and "Traceback" not in output
 
 
+def _limited(kilobytes):
+    """A command that runs its arguments with so much address space."""
+    return ("bash", "-c", f'ulimit -v {kilobytes}; exec "$@"', "bash")
+
+
+@pytest.mark.parametrize(
+    ("setting", "size"),
+    [
+        ("data.crop=50000", "images of 50000 x 50000 pixels"),
+        pytest.param(
+            "train.batch_size=1000000000", "1000000000 images", marks=pytest.mark.full
+        ),
+    ],
+)
+def test_a_step_that_no_memory_holds_is_refused_before_any_is_taken(
+    data, tmp_path, setting, size
+):
+    process = _start(
+        data, tmp_path / "run", f"--config.{setting}", below=_limited(8_000_000)
+    )
+    with process.stdout:
+        output = process.stdout.read()
+    _, status, used = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 1, output[-4000:]
+    last = output.splitlines()[-1]
+    assert last.startswith("error: a step needs more than ") and size in last
+    assert "lower data.crop, train.batch_size" in last and "Traceback" not in output
+    # Kilobytes: those of JAX and the libraries.
+    assert used.ru_maxrss < 1_500_000
+    assert not (tmp_path / "run").exists()
+
+
 def _pair(data, workdir, *more):
     address = free_address()
     several = (

@@ -222,3 +222,12 @@ def test_initialisers_have_pytorchs_spread():
     np.testing.assert_allclose(np.std(head), bound / np.sqrt(3), rtol=0.02)
     backbone = layers.kaiming_normal_fan_out(KEY, shape)
     np.testing.assert_allclose(np.std(backbone), (2 / (9 * 128)) ** 0.5, rtol=0.02)
+
+
+def test_batch_norm_of_a_single_value_is_refused():
+    """Its output would be the bias, and its running variance go to 0."""
+    variables = BatchNorm().init(KEY, jnp.ones((1, 1, 1, 3)), train=False)
+    with pytest.raises(ValueError, match="one value per channel.*train.batch_size"):
+        BatchNorm().apply(
+            variables, jnp.ones((1, 1, 1, 3)), train=True, mutable=["batch_stats"]
+        )

@@ -249,5 +249,25 @@ def test_a_number_that_is_not_finite_stops_with_step_term_and_ids(tmp_path):
     assert f"saved (step {int(state.step)})" in message
     # The steps before it, whose line was not due, are told all the same.
     assert read_metrics(tmp_path)[-1]["step"] == int(state.step) >= 1
+    for leaf in jax.tree.leaves((state.params, state.batch_stats, state.opt_state)):
+        assert np.isfinite(leaf).all()
+
+
+def test_recounted_statistics_that_are_not_finite_are_not_saved(tmp_path):
+    cfg = tiny.config("method=supervised")
+
+    def recount(state):
+        return state.replace(
+            batch_stats=jax.tree.map(lambda x: x / 0, state.batch_stats)
+        )
+
+    with pytest.raises(
+        loop.NonFiniteError, match=r"step 3: .*train.precise_bn.*step 3"
+    ):
+        go(cfg, tmp_path, 6, recount=recount)
+    saved = Checkpointer(tmp_path / "checkpoints")
+    state = saved.restore("last", state_shape(tiny.setup(cfg))).state
+    saved.close()
+    assert state.step == 3
     for leaf in jax.tree.leaves(state.batch_stats):
         assert np.isfinite(leaf).all()

@@ -17,7 +17,14 @@ from mpmc_jax.training.build import state_shape
 from mpmc_jax.training.optimizer import Schedule, build_optimizer
 from mpmc_jax.training.parallel import Layout, Parallel
 from mpmc_jax.training.state import PLUGIN
-from mpmc_jax.training.step import _average, make_keys, make_order, make_step
+from mpmc_jax.training.step import (
+    _all_finite,
+    _average,
+    _parts,
+    make_keys,
+    make_order,
+    make_step,
+)
 
 
 @pytest.fixture(scope="module")
@@ -146,6 +153,45 @@ def test_a_step_that_is_not_finite_is_refused_and_so_are_those_after_it():
     out, refused = step(parallel.replicate(state), placed, late)
     assert int(parallel.fetch(refused).refused) == len(names)
     chex.assert_trees_all_equal(parallel.fetch(out).params, state.params)
+
+
+@pytest.mark.parametrize(
+    ("factor", "scale", "name"),
+    [
+        # The heads' rate times the gradient exceeds float32's range.
+        (1e38, 1, "a number of the updated parameters"),
+        # So does the variance, and batch norm divides what it is of by infinity.
+        (1.0, 1e25, "a number of batch norm's updated statistics"),
+    ],
+)
+def test_an_update_that_is_not_finite_is_refused_though_its_loss_is(
+    factor, scale, name
+):
+    cfg = tiny.config(
+        "method=supervised", optimizer__lr=10.0, optimizer__head_multiplier=factor
+    )
+    state = tiny.init_state(tiny.setup(cfg), 0)
+    kernel = state.params["student"]["backbone"]["stem0"]["conv"]["kernel"]
+    params = jax.tree.map(lambda x: x * scale if x is kernel else x, state.params)
+    state = state.replace(params=params)
+    after, (metrics, _) = tiny.run(cfg, 2, state=state)
+    assert np.isfinite(metrics.values["loss"])
+    assert np.isfinite(metrics.values["grad_norm"])
+    assert metrics.refused >= 0
+    assert metrics.finite_names[metrics.refused] == name
+    chex.assert_trees_all_equal(after, jax.tree.map(np.asarray, state))
+
+
+def test_everything_that_a_step_moves_is_looked_at():
+    finite = {"bank": jnp.ones(3, jnp.bfloat16), "place": jnp.ones(2, jnp.int32)}
+    assert _all_finite(finite) and _all_finite({}) and _all_finite({"n": jnp.arange(2)})
+    for value in (jnp.nan, jnp.inf, -jnp.inf):
+        assert not _all_finite(finite | {"bank": finite["bank"].at[1].set(value)})
+    state = state_shape(tiny.setup(tiny.config("method=u2pl")))
+    looked_at = sum(len(jax.tree.leaves(tree)) for tree in _parts(state).values())
+    implied = jax.tree.leaves((state.opt_state, state.ema_params))
+    rest = (state.step, state.key)
+    assert looked_at == len(jax.tree.leaves(state)) - len(implied) - len(rest)
 
 
 @pytest.mark.parametrize("devices", [1, 2, 4])

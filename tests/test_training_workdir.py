@@ -2,6 +2,7 @@
 
 import functools
 import json
+import math
 import random
 
 import pytest
@@ -144,13 +145,30 @@ def test_a_value_typed_wrong_is_found_or_makes_no_difference(tmp_path, name):
         ("model__width", 0, "model.width=0 must be positive"),
         ("train__group_size", 0, "train.group_size=0 must be positive"),
         ("seed", -1, "seed=-1 must not be negative"),
-        ("optimizer__lr", float("nan"), "optimizer.lr=nan must not be negative"),
+        ("optimizer__lr", float("nan"), "optimizer.lr=nan must be finite"),
+        ("eval__scales", (1.0, float("inf")), "eval.scales=inf must be finite"),
+        ("seed", 2**32, "seed=4294967296 must be less than 2 .. 32"),
+        ("data__split_seed", 10**30, "data.split_seed=10+ must be less than"),
+        ("train__steps", 2**31, "train.steps=2147483648 must lie within 2147483647"),
+        ("mpmc__windows", (1, -(10**30)), "mpmc.windows=-10+ must lie within"),
     ],
 )
 def test_numbers_that_make_no_sense_are_refused(key, value, message):
     settings.check_ranges(tiny.config("method=supervised"))
     with pytest.raises(ValueError, match=message):
         settings.check_ranges(tiny.config("method=supervised", **{key: value}))
+
+
+def test_every_number_of_a_configuration_is_looked_at():
+    """Seeds of 32 bits pass; no key takes an infinity, whatever else checks it."""
+    settings.check_ranges(tiny.config("method=supervised", seed=2**32 - 1))
+    cfg = tiny.config("method=supervised")
+    keys = [k for k, v in workdir.flatten(cfg.to_dict()).items() if type(v) is float]
+    assert len(keys) > 20 and "method.threshold" in keys
+    for key in keys:
+        cfg = tiny.config("method=supervised", **{key.replace(".", "__"): math.inf})
+        with pytest.raises(ValueError, match=f"^{key}=inf must be finite$"):
+            settings.check_ranges(cfg)
 
 
 def test_a_run_keeps_its_data_and_lists_its_parts(tmp_path):

@@ -21,6 +21,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from mpmc_jax.evaluation import batches, metrics
 from mpmc_jax.evaluation.predict import network_input
 from mpmc_jax.evaluation.protocols import Protocol
+from mpmc_jax.evaluation.size_limit import check_size
 from mpmc_jax.evaluation.slices import Slices, over_processes
 from mpmc_jax.evaluation.volumes import VolumeScores
 from mpmc_jax.pixels import RGB, PixelFormat
@@ -175,8 +176,8 @@ class Evaluator:
         """
         if len(source) == 0:
             raise ValueError("nothing to evaluate: the split holds no image")
-        self.protocol.check(source.volumes)
         start = time.perf_counter()
+        self.check(source)
         plan = self._plan(source)
         variables, probe = jax.device_put((variables, probe), self._whole)
         total = _Counts(self._num_classes)
@@ -209,6 +210,17 @@ class Evaluator:
             protocol=self.protocol.name,
             volumes=None if slices is None else slices.scores(self._num_classes),
         )
+
+    def check(self, source: batches.Source) -> None:
+        """Looks at the source's sizes and volumes; reads no image.
+
+        Raises:
+          ValueError: images are too large, or see `Protocol.check`.
+        """
+        self.protocol.check(source.volumes)
+        depth = self._pixels.channels + self._num_classes
+        for batch in self._plan(source):
+            check_size(batch.rows, batch.size, depth, self._devices)
 
     def _plan(self, source: batches.Source) -> list[batches.Batch]:
         """This process's batches: every P-th one, or those of every P-th volume."""

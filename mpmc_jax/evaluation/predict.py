@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mpmc_jax.evaluation.protocols import Protocol
+from mpmc_jax.evaluation.size_limit import check_size
 from mpmc_jax.models.preprocess import normalize, to_unit
 from mpmc_jax.pixels import PixelFormat
 from mpmc_jax.types import Array, PyTree
@@ -42,12 +43,19 @@ class Predictor:
     ):
         """Takes a segmenter, its {"params", "batch_stats"}, and how it sees images."""
         self._protocol = protocol.whole()
+        self._num_classes = module.num_classes
         self._normalize = jax.jit(lambda images: network_input(images, pixels))
         forward = jax.jit(lambda v, images: module.apply(v, images).logits)
         self._network = functools.partial(forward, variables)
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
-        """The class of every pixel: (h,w,c) as stored -> (h,w) uint8."""
+        """The class of every pixel: (h,w,c) as stored -> (h,w) uint8.
+
+        Raises:
+          ValueError: the image is too large for the device's memory.
+        """
+        depth = image.shape[2] + self._num_classes
+        check_size(1, image.shape[:2], depth, jax.local_devices()[:1])
         images = self._normalize(jnp.asarray(image)[None])
         scores = self._protocol.scores(self._network, images)
         return np.asarray(jnp.argmax(scores[0], axis=-1)).astype(np.uint8)

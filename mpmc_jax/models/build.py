@@ -1,6 +1,8 @@
 """From a `ModelConfig` to a network and the facts that others ask of it."""
 
 import dataclasses
+from collections.abc import Iterable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +10,7 @@ from flax import linen as nn
 
 from mpmc_jax.models import decoder, deeplabv3plus, resnet, unet
 from mpmc_jax.models.config import ModelConfig
+from mpmc_jax.models.layers import ConvSpec
 from mpmc_jax.models.receptive_field import ReceptiveField, Window, compose
 from mpmc_jax.types import Array, PyTree
 
@@ -20,6 +23,14 @@ class Tap:
     windows: tuple[Window, ...]
 
 
+class FeatureMap(NamedTuple):
+    """What a convolution gives: its channels, its stride, and the kernel's weights."""
+
+    channels: int
+    stride: int
+    weights: int
+
+
 @dataclasses.dataclass(frozen=True)
 class Architecture:
     """A segmenter and its taps.
@@ -27,7 +38,8 @@ class Architecture:
     Attributes:
       module: with `encode`, `decode` and `upsample`.
       taps: every map that a patch classifier may read, by name.
-      decoder_inputs: the taps that the decoder reads.
+      decoder_inputs: the taps that the decoder reads, that of its own size first.
+      maps: what the convolutions give, those of the added heads left out.
       default_tap: the early tap of stride 4 that MPMC reads unless told otherwise.
       dropout_channels: maps of the decoder whose channels U2PL and AEL drop.
       element_dropout: whether the encoder drops single elements in train mode.
@@ -36,6 +48,7 @@ class Architecture:
     module: nn.Module
     taps: dict[str, Tap]
     decoder_inputs: tuple[str, ...]
+    maps: tuple[FeatureMap, ...]
     default_tap: str
     dropout_channels: dict[str, int]
     element_dropout: bool = False
@@ -72,6 +85,7 @@ def _deeplabv3plus(config: ModelConfig) -> Architecture:
         module,
         taps,
         decoder.DECODER_INPUTS,
+        _maps(config, [*encoder.paths(), *decoder.decoder_paths(encoder, spec)]),
         default_tap="layer1",
         dropout_channels=spec.dropout_channels(
             embedding=config.embedding, auxiliary=config.auxiliary
@@ -98,11 +112,26 @@ def _unet(config: ModelConfig) -> Architecture:
         module,
         taps,
         unet.STAGES,
+        _maps(config, unet.paths(config.width)),
         default_tap=unet.DEFAULT_TAP,
         dropout_channels=unet.dropout_channels(
             config.width, embedding=config.embedding, auxiliary=config.auxiliary
         ),
         element_dropout=True,
+    )
+
+
+def _maps(
+    config: ModelConfig, paths: Iterable[tuple[int, int, ConvSpec]]
+) -> tuple[FeatureMap, ...]:
+    """From (input channels or 0 for the image's, stride of the input, convolution)."""
+    return tuple(
+        FeatureMap(
+            conv.features,
+            stride * conv.stride,
+            (channels or config.in_channels) * conv.features * conv.kernel**2,
+        )
+        for channels, stride, conv in paths
     )
 
 
@@ -120,6 +149,14 @@ def init_variables(key: Array, config: ModelConfig) -> dict[str, PyTree]:
     # Shapes of variables do not depend on the image size; 32 pixels are enough.
     images_bhwc = jnp.zeros((1, 32, 32, config.in_channels), jnp.float32)
     return jax.jit(build_segmenter(config).init)(key, images_bhwc)
+
+
+def feature_maps(config: ModelConfig) -> tuple[FeatureMap, ...]:
+    """What the network's convolutions give, those of added heads left out.
+
+    A map of an image of n pixels has at least n // stride rows.
+    """
+    return _architecture(config).maps
 
 
 def tap_channels(config: ModelConfig, tap: str) -> int:
@@ -149,6 +186,11 @@ def element_dropout(config: ModelConfig) -> bool:
 def default_tap(config: ModelConfig) -> str:
     """The tap that MPMC reads where the configuration leaves it open."""
     return _architecture(config).default_tap
+
+
+def decoder_size_tap(config: ModelConfig) -> str:
+    """The tap of the encoder that is as large as the decoder's last map."""
+    return _architecture(config).decoder_inputs[0]
 
 
 def receptive_field(config: ModelConfig, tap: str) -> ReceptiveField:

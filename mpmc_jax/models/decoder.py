@@ -125,6 +125,24 @@ def decoder_spec(variant: Variant, width: int) -> DecoderSpec:
     )
 
 
+def decoder_paths(
+    encoder: ResNetSpec, spec: DecoderSpec
+) -> list[tuple[int, int, ConvSpec]]:
+    """As `ResNetSpec.paths`, of the decoder; the classifier and heads left out."""
+    low, high = (encoder.channels(layer) for layer in DECODER_INPUTS)
+    near, far = (stride_of(encoder.windows(layer)) for layer in DECODER_INPUTS)
+    branches = [conv.features for conv in (*spec.aspp, spec.pool)]
+    first, second = spec.fuse
+    joined = spec.project.features + spec.low_level.features
+    return [
+        *((high, far, conv) for conv in spec.aspp),
+        (sum(branches), far, spec.project),
+        (low, near, spec.low_level),
+        (joined, near, first),
+        (first.features, near, second),
+    ]
+
+
 class Decoder(nn.Module):
     """Taps of the encoder -> Prediction at layer1's stride.
 

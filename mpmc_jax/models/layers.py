@@ -83,7 +83,11 @@ class BatchNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x_bhwc: Array, *, train: bool) -> Array:
-        """Normalise by the batch if `train`, else by the running statistics."""
+        """Normalise by the batch if `train`, else by the running statistics.
+
+        Raises:
+          ValueError: the batch holds one value per channel.
+        """
         shape = x_bhwc.shape[-1:]
         scale = self.param("scale", self.scale_init, shape, jnp.float32)
         bias = self.param("bias", initializers.zeros, shape, jnp.float32)
@@ -99,6 +103,13 @@ class BatchNorm(nn.Module):
         )
         if not self.is_initializing():
             count = devices.count(axis_name) * (x_bhwc.size // shape[0])
+            if count == 1:
+                raise ValueError(
+                    "batch norm has one value per channel, which it would make 0: a "
+                    "pass of a single image through image pooling; use a "
+                    "train.batch_size (over all devices and train.accumulation) of at "
+                    "least 2 images per pass"
+                )
             unbiased = batch_var * (count / max(count - 1, 1))
             mean.value = _towards(mean.value, batch_mean)
             var.value = _towards(var.value, unbiased)

@@ -72,6 +72,21 @@ class ResNetSpec:
         """Channels of a layer's output."""
         return self.blocks[LAYERS.index(layer)][-1].convs[-1].features
 
+    def paths(self) -> list[tuple[int, int, ConvSpec]]:
+        """Channels (0: the image's) and stride of every convolution's input, and it."""
+        found, channels, stride = [], 0, 1
+        for conv in self.stem:
+            found.append((channels, stride, conv))
+            channels, stride = conv.features, stride * conv.stride
+        stride *= MAX_POOL.stride
+        for block in (block for blocks in self.blocks for block in blocks):
+            if block.shortcut is not None:
+                found.append((channels, stride, block.shortcut))
+            for conv in block.convs:
+                found.append((channels, stride, conv))
+                channels, stride = conv.features, stride * conv.stride
+        return found
+
     def windows(self, layer: str) -> list[ConvSpec]:
         """Every window between the image and a layer's output, shortcuts left out."""
         chain = [*self.stem, MAX_POOL]

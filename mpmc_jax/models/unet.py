@@ -49,6 +49,23 @@ def decoder_windows() -> list[Window]:
     return stage_windows(STAGES[-1]) + up * (len(STAGES) - 1)
 
 
+def paths(width: int) -> list[tuple[int, int, ConvSpec]]:
+    """Channels (0: the image's) and stride of every convolution's input, and it.
+
+    Encoder and decoder, without the heads.
+    """
+    channels, found, given = stage_channels(width), [], 0
+    for i, features in enumerate(channels):
+        conv = ConvSpec(features, 3)
+        found += [(given, 2**i, conv), (features, 2**i, conv)]
+        given = features
+    for i in reversed(range(len(channels) - 1)):
+        features, conv = channels[i], ConvSpec(channels[i], 3)
+        found.append((channels[i + 1], 2 ** (i + 1), ConvSpec(features)))
+        found += [(2 * features, 2**i, conv), (features, 2**i, conv)]
+    return found
+
+
 def dropout_channels(width: int, *, embedding: bool, auxiliary: bool) -> dict[str, int]:
     """Maps of the added heads whose channels U2PL and AEL drop -> their channels."""
     names = ["embed0", "embed1"] if embedding else []

@@ -1,5 +1,7 @@
 """From a configuration to the parts of a run that need no data and no file."""
 
+import contextlib
+import copy
 import dataclasses
 
 import jax
@@ -9,8 +11,10 @@ import ml_collections
 from mpmc_jax.methods.base import Method
 from mpmc_jax.methods.build import Sizes, build_method, network_needs
 from mpmc_jax.methods.keys import stream_key
+from mpmc_jax.models import footprint
 from mpmc_jax.models.build import (
     build_segmenter,
+    decoder_size_tap,
     default_tap,
     dropout_channels,
     element_dropout,
@@ -92,7 +96,34 @@ def build_base(
         embedding=tap_channels(model, "decoder") if model.embedding else 0,
         axis_name=axis_name,
     )
+    _check_group(config, sizes)
     return model, build_method(config, sizes)
+
+
+def _check_group(config: ml_collections.ConfigDict, sizes: Sizes) -> None:
+    """Refuses a batch smaller than a group.
+
+    Raises:
+      ValueError: names the settings with which the method works.
+    """
+    batch, group = config.train.batch_size, config.train.group_size
+    if not 0 < batch < group:
+        return
+    least, other = batch, copy.deepcopy(config)
+    while least < group:
+        other.train.batch_size = other.train.group_size = least
+        # Methods that mix the images of a group refuse one of a single image.
+        with contextlib.suppress(ValueError):
+            build_method(other, sizes)
+            break
+        least += 1
+    mend = f"--config.train.group_size={least}"
+    if least > batch:
+        mend = f"--config.train.batch_size={least} {mend}"
+    raise ValueError(
+        f"train.batch_size={batch} is less than a group of train.group_size={group} "
+        f"images; the least that {config.method.name} takes: {mend}"
+    )
 
 
 def build_setup(
@@ -178,7 +209,9 @@ def build_parallel(config: ml_collections.ConfigDict) -> Parallel:
 def check_memory(
     config: ml_collections.ConfigDict, setup: Setup, devices: int, available: int
 ) -> None:
-    """Refuses a method whose own state and candidates exceed a device.
+    """Refuses a step that a device cannot hold, from shapes alone.
+
+    What a step takes at least is counted, so that nothing that fits is refused.
 
     Args:
       config: of the run.
@@ -190,6 +223,20 @@ def check_memory(
       ValueError: says the bytes, and what lowers them.
     """
     crop, step = config.data.crop, setup.step
+    sizes = setup.method.streams.sizes(step.batch_size, step.group_size)
+    images = (sizes["labeled"] + sizes.get("unlabeled", 0)) * len(step.modules)
+    images = max(images // step.micro_batches // devices, 1)
+    least = footprint.training_bytes(
+        setup.model, images, crop, recomputes=jax.default_backend() != "cpu"
+    )
+    if least > available:
+        raise ValueError(
+            f"a step needs more than {least / 1e9:.3g} GB of memory for the network on "
+            f"{images} images of {crop} x {crop} pixels, and a device has "
+            f"{available / 1e9:.3g} GB free; lower data.crop, train.batch_size or "
+            "model.width, raise train.accumulation, or set model.remat=True or "
+            "model.dtype=bfloat16"
+        )
     rows, columns = tap_size(setup.model, "decoder", crop)
     at_once = step.batch_size // step.group_size // step.micro_batches // devices
     needs = setup.method.memory(crop**2, rows * columns, max(at_once, 1))
@@ -295,8 +342,10 @@ def tap_size(model: ModelConfig, tap: str, crop: int) -> tuple[int, int]:
     """Rows and columns of a tap at a square crop."""
     module = build_segmenter(model)
     images = jax.ShapeDtypeStruct((1, crop, crop, model.in_channels), jnp.float32)
-    key = jax.ShapeDtypeStruct((), jax.random.key(0).dtype)
-    variables = jax.eval_shape(module.init, key, images)
+    variables = jax.eval_shape(lambda k: init_variables(k, model), jax.random.key(0))
+    # Without the decoder, whose matrices for resizing are as large as the crop.
+    if tap == "decoder":
+        tap = decoder_size_tap(model)
 
     def read(variables: PyTree, images: Array) -> Array:
         network = Network(module, variables["params"], variables["batch_stats"])

@@ -31,7 +31,7 @@ _LOG = logging.getLogger(__name__)
 
 
 class NonFiniteError(RuntimeError):
-    """A loss term or the gradient was not finite; the state before it is saved."""
+    """A number of a step was not finite; the state before that step is saved."""
 
 
 class Interrupted(RuntimeError):
@@ -234,7 +234,9 @@ class _Run:
         # When leaving too: a run that goes on must equal one never stopped.
         if self.recount is not None and _is_due(self.config, done):
             try:
-                self.state = self.recount(self.state)
+                counted = self.recount(self.state)
+                _check_statistics(self.parallel.fetch(counted), done)
+                self.state = counted
             except Exception:
                 if together.is_alone():
                     self.keep_state()
@@ -290,6 +292,17 @@ class _Run:
             f"the state before it is saved (step {saved}). Images of this step: "
             f"{self.names(refused.batch)}. Lower optimizer.lr, use "
             "model.dtype=float32, or look at these images, then start a new run"
+        )
+
+
+def _check_statistics(state: TrainState, step: int) -> None:
+    """Raises NonFiniteError if batch norm's recounted statistics are not finite."""
+    statistics = jax.device_get((state.batch_stats, state.ema_batch_stats))
+    if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(statistics)):
+        raise NonFiniteError(
+            f"step {step}: the statistics of batch norm that train.precise_bn counts "
+            f"are not finite. The state before they were counted is saved (step {step})"
+            ". Lower optimizer.lr, or set train.precise_bn=0, then start a new run"
         )
 
 

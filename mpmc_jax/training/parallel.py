@@ -6,7 +6,6 @@ however many devices there are, so nothing that a step draws or ranks depends on
 """
 
 import dataclasses
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +14,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from mpmc_jax import memory
 from mpmc_jax.training.config import AXIS
 from mpmc_jax.types import PyTree
 
@@ -120,10 +120,8 @@ class Parallel:
         )
 
     def memory(self) -> int:
-        """Bytes of one device; of this machine where its devices do not say."""
-        stats = self._local[0].memory_stats() or {}
-        machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        return stats.get("bytes_limit", machine)
+        """Bytes of one device; a CPU's share what is free on this machine."""
+        return memory.of_devices(self._local) // len(self._local)
 
     def compile(self, step: Callable[..., Any]) -> Callable[..., Any]:
         """The mapped step; its first argument is donated."""

@@ -2,7 +2,8 @@
 
 `parallel.py` maps it over devices. The step draws, asks the teacher for targets,
 differentiates the student's views with the plug-in's terms, sums the gradients over
-devices, updates, averages the teacher, and refuses itself if a number is not finite.
+devices, updates, averages the teacher, and refuses itself if a number is not finite:
+a loss term, the gradient, or anything in the state behind the update.
 """
 
 from collections.abc import Callable
@@ -49,7 +50,8 @@ class Metrics(struct.PyTreeNode):
         the batch was not the one the state waits for.
       stop: () bool, whether a process was asked to stop before it sent this step.
       requests: (groups,) int32 images for the step `Method.delay` later, or None.
-      finite_names: names of the checked numbers.
+      finite_names: what was checked, in order: loss terms, "grad_norm", and the parts
+        of the updated state.
     """
 
     values: dict[str, Array]
@@ -186,9 +188,12 @@ def _update(
     checked = {k: v for k, v in (values.terms | sums).items() if k.startswith("loss_")}
     checked |= {"loss": values.terms["loss"], "grad_norm": optax.tree.norm(grads)}
     broken = ~jnp.isfinite(jnp.stack([checked[k].astype(jnp.float32) for k in checked]))
+    is_finite = {key: _all_finite(tree) for key, tree in _parts(moved).items()}
+    broken = jnp.concatenate([broken, ~jnp.stack([*is_finite.values()])])
+    names = (*checked, *is_finite)
     late = order.step != state.step
     refused = jnp.where(
-        broken.any(), jnp.argmax(broken), jnp.where(late, len(checked), -1)
+        broken.any(), jnp.argmax(broken), jnp.where(late, len(names), -1)
     )
     kept = jax.tree.map(lambda new, old: jnp.where(refused < 0, new, old), moved, state)
     shown = values.terms | {
@@ -200,7 +205,40 @@ def _update(
     if delay:
         requests = config.method.requested(kept.method_state, state.step + delay)
     refused = refused.astype(jnp.int32)
-    return kept, Metrics(shown, refused, asked > 0, requests, tuple(checked))
+    return kept, Metrics(shown, refused, asked > 0, requests, names)
+
+
+def _parts(moved: TrainState) -> dict[str, PyTree]:
+    """The parts of an updated state that may fail to be finite, by name.
+
+    With finite gradients an update still overflows where the rate is too high, and a
+    variance where activations are so large that batch norm takes them for zero. The
+    momentum needs no look: the rate multiplies it into the parameters. Nor do averaged
+    parameters, which lie between finite ones.
+
+    Looking costs a pass over the gradients, the momentum and the parameters, 12 bytes
+    per parameter where an update moves 32 or, with an average, 40, and one over the
+    method's own state (U2PL's bank of keys). DeepLabV3+ on a ResNet-50 has 40 million
+    parameters: 0.48 GB, 0.3 percent of what a UniMatch step at crop 801 moves.
+    """
+    return {
+        "a number of the updated parameters": moved.params,
+        "a number of batch norm's updated statistics": (
+            moved.batch_stats,
+            moved.ema_batch_stats,
+        ),
+        "a number of the method's updated state": moved.method_state,
+    }
+
+
+def _all_finite(tree: PyTree) -> Array:
+    """Whether every floating-point number of a tree is finite: () bool."""
+    leaves = [
+        jnp.isfinite(leaf).all()
+        for leaf in jax.tree.leaves(tree)
+        if jnp.issubdtype(leaf.dtype, jnp.floating)
+    ]
+    return jnp.stack(leaves).all() if leaves else jnp.array(True)
 
 
 def _mean(summed: Array, count: Array) -> Array:
