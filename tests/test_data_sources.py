@@ -241,18 +241,20 @@ def test_camvid_as_segnet_publishes_it(tmp_path):
 
 
 def test_camvid_sequences_with_equal_stems_and_a_list_for_testing(tmp_path):
-    rows = [("train", "seq1", "001"), ("train", "seq2", "001"), ("val", "seq3", "001")]
-    lines = _write_camvid(tmp_path, rows)
+    decomposed = "se\u0301q2"  # The list has the other form.
+    rows = [("train", "seq1", "001"), ("train", decomposed, "001")]
+    lines = _write_camvid(tmp_path, [*rows, ("val", "seq3", "001")])
     lines["test"] = [lines["train"].pop()]
     for split, pairs in lines.items():
         text = "\n".join(" ".join(pair) for pair in pairs)
+        text = text.replace(decomposed, "s\u00e9q2")
         (tmp_path / f"{split}.txt").write_text(text)
     data = build.read_source("camvid", str(tmp_path))
     assert check.check_source(data).problems == ()
     assert {split: [s.id for s in part] for split, part in data.splits.items()} == {
         "train": ["seq1/001"],
         "val": ["seq3/001"],
-        "test": ["seq2/001"],
+        "test": ["s\u00e9q2/001"],
     }
 
 

@@ -29,7 +29,7 @@ T = TypeVar("T", bound=Hashable)
 
 
 def read_lines(path: pathlib.Path) -> list[str]:
-    """The lines of a list that are not blank, stripped.
+    """The lines of a list that are not blank, stripped and `composed`.
 
     Raises:
       FileNotFoundError: there is no such file.
@@ -46,7 +46,7 @@ def read_lines(path: pathlib.Path) -> list[str]:
         raise ValueError(
             f"{path}: not a text file in UTF-8 ({error}); save it as UTF-8"
         ) from error
-    lines = (line.strip() for line in re.split("\r\n|\r|\n", text))
+    lines = (composed(line.strip()) for line in re.split("\r\n|\r|\n", text))
     return [line for line in lines if line]
 
 
@@ -90,12 +90,11 @@ def strip_suffix(name: str) -> str:
 
 
 def resolve(line: str, known: Collection[str]) -> str | None:
-    """The id in `known` (composed names) that a line of either format means, or None.
+    """The id in `known` that a composed line of either format means, or None.
 
     A path matches by its whole, then without its leading folders one by one, so that
     lists relative to another root fit. A line that is an id is that id, blanks and all.
     """
-    line = composed(line)
     for text in (line, line.split()[0]):
         parts = pathlib.PurePosixPath(strip_suffix(text)).parts
         for start in range(len(parts)):

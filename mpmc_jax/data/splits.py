@@ -117,8 +117,8 @@ def check_labels(
         masks = [key for key in keys if key in present]
         if not masks:
             problems.append(
-                f"{name}: no labeled image in split {split!r}; an id list may be empty "
-                f"({split}.txt)"
+                f"{name}: no labeled image in split {split!r}; label more, or mend the "
+                f"id lists ({split}.txt may be empty, or another names all images)"
             )
         elif not any(present[key] for key in masks):
             problems.append(

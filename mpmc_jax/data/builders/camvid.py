@@ -11,12 +11,13 @@ becomes 255.
 """
 
 import pathlib
+import unicodedata
 
 import numpy as np
 
 from mpmc_jax.data import images, lists
 from mpmc_jax.data.builders.base import SegmentationBuilder
-from mpmc_jax.data.lists import composed, shorten
+from mpmc_jax.data.lists import shorten
 from mpmc_jax.data.source import Derived, Sample, Source
 from mpmc_jax.pixels import RGB
 from mpmc_jax.types import IGNORE_LABEL
@@ -84,7 +85,7 @@ def read_source(directory: pathlib.Path) -> Source:
 
 
 def _id(path: pathlib.PurePosixPath, *, short: bool) -> str:
-    return composed(path.stem if short else str(path.with_suffix("")))
+    return path.stem if short else str(path.with_suffix(""))
 
 
 def _read_list(
@@ -116,8 +117,8 @@ def _read_list(
     for image, mask in pairs:
         row = (
             _without(image, left_out),
-            directory / _without(image, left_out),
-            directory / _without(pathlib.PurePosixPath(mask), left_out),
+            _file(directory, _without(image, left_out)),
+            _file(directory, _without(pathlib.PurePosixPath(mask), left_out)),
         )
         missing = [str(file) for file in row[1:] if not file.is_file()]
         absent += missing
@@ -136,7 +137,7 @@ def _leading_folders(
     return max(
         range(deepest),
         key=lambda number: sum(
-            (directory / _without(path, number)).is_file() for path in paths
+            _file(directory, _without(path, number)).is_file() for path in paths
         ),
     )
 
@@ -144,6 +145,14 @@ def _leading_folders(
 def _without(path: pathlib.PurePosixPath, number: int) -> pathlib.PurePosixPath:
     """The path less its first parts; the first of an absolute one is its root."""
     return pathlib.PurePosixPath(*path.parts[number:])
+
+
+def _file(directory: pathlib.Path, path: pathlib.PurePosixPath) -> pathlib.Path:
+    """Where a path leads, in the form of Unicode in which the file system has it."""
+    forms = [
+        directory / unicodedata.normalize(form, str(path)) for form in ("NFC", "NFD")
+    ]
+    return next((file for file in forms if file.is_file()), forms[0])
 
 
 def _mask(path: pathlib.Path) -> Derived:
