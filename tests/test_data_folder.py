@@ -238,12 +238,15 @@ def test_names_with_control_characters_are_refused_and_escaped(folder, capsys):
     assert f"{folder}/images/a\\n\\x1b[31mb.png; rename" in problem
 
 
-def test_control_characters_of_class_names_are_escaped(folder, capsys):
+def test_class_names_with_control_characters_are_refused_and_escaped(folder, capsys):
     (folder / "classes.json").write_text('{"classes": ["a", "b\\u001b[31m", "c\\nd"]}')
-    check_data.main(["--dataset=folder", f"--source={folder}"])
+    with pytest.raises(SystemExit) as stop:
+        check_data.main(["--dataset=folder", f"--source={folder}"])
     out = capsys.readouterr().out
     assert "3 classes, RGB: a, b\\x1b[31m, c\\nd\n" in out
-    assert "\x1b" not in out
+    heading, problem = str(stop.value).splitlines()
+    assert problem.endswith("control characters: b\\x1b[31m, c\\nd; rename them")
+    assert "\x1b" not in out + heading
 
 
 def test_names_in_either_form_of_unicode(folder):

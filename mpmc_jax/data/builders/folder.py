@@ -104,17 +104,18 @@ def _find(
 ) -> dict[str, pathlib.Path]:
     """Id -> file, for every image file at any depth."""
     if not directory.is_dir():
-        problems.append(f"{directory}: no such folder")
+        there = [path.name for path in files.visible(directory.parent.iterdir())]
+        problems.append(f"{directory}: no such folder; there are {shorten(there)}")
         return {}
-    there = files.find(directory, IMAGE_SUFFIXES, problems)
-    notes += there.note(directory)
+    below = files.find(directory, IMAGE_SUFFIXES, problems)
+    notes += below.note(directory)
     found: dict[str, pathlib.Path] = {}
-    for path in there.read:
+    for path in below.read:
         key = composed(path.relative_to(directory).with_suffix("").as_posix())
         if key in found:
             problems.append(f"{path}: {found[key].name} has the same id {key!r}")
         found[key] = path
-    if not found and (there.unread or not may_be_empty):
+    if not found and (below.unread or not may_be_empty):
         problems.append(f"{directory}: holds no image file {IMAGE_SUFFIXES}")
     return found
 
