@@ -145,6 +145,7 @@ def main(arguments: list[str] | None = None) -> None:
         )
         run, folder, title = open_what(args)
         configure(run.config, args)
+        runs.check_same(run, args.split)
         result = evaluate(run, args.split)
     if jax.process_index() > 0:
         return

@@ -22,6 +22,7 @@ from mpmc_jax.methods.base import Method
 from mpmc_jax.models.config import ModelConfig
 from mpmc_jax.plugins.base import Plugin
 from mpmc_jax.plugins.mpmc import MPMC, patch_targets
+from mpmc_jax.training import agreement, report
 from mpmc_jax.training import checkpoint as checkpoint_lib
 from mpmc_jax.training import workdir as workdir_lib
 from mpmc_jax.training.build import (
@@ -242,6 +243,30 @@ def open_run(workdir: Path, checkpoint: str = "best") -> Run:
         plugin=setup.plugin,
         probe=probe_builder(setup)(restored.state),
         manifest=workdir_lib.read_manifest(workdir, run),
+    )
+
+
+def check_same(run: Run, split: str) -> None:
+    """Compares what the processes of one evaluation are about to compute.
+
+    Raises:
+      SharedError: settings, checkpoint, data or versions differ; names them.
+      FileNotFoundError, ValueError: the run's data set is not there.
+    """
+    config = workdir_lib.flatten(run.config.to_dict())
+    for name in workdir_lib.OF_A_PROCESS:
+        del config[name]
+    facts = dataset_info(run.config).facts
+    data = {"split": split, "fingerprint": facts.fingerprint}
+    agreement.check_same(
+        {
+            "config": config,
+            "step": run.step,
+            "network": run.network_name,
+            "pretrained": run.manifest.get("pretrained"),
+            **report.manifest(run.config.seed, data),
+            "platform": "",
+        }
     )
 
 

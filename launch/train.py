@@ -264,6 +264,7 @@ class _Record:
         # Hosts may differ in what is below Python.
         around = self.circumstances() | {"platform": ""}
         around["jax_enable_x64"] = jax.config.jax_enable_x64  # pyright: ignore
+        del around["seed"]  # the configuration's
         agreement.check_same({"--config": config, **around, **self.facts})
 
     def check(self, directory: Path) -> None:

@@ -1,8 +1,13 @@
 """Faults of the README's table, injected into programs as a user runs them."""
 
+import contextlib
+import json
 import os
+import random
+import re
 import shutil
 import signal
+import subprocess
 import sys
 import time
 
@@ -96,6 +101,37 @@ def test_an_evaluation_that_fails(data, tmp_path):
     assert output.index("step 3  val/miou") < output.index("step 4/6")
 
 
+@pytest.mark.full
+def test_a_run_that_is_killed_often_ends_as_one_that_never_was(data, tmp_path):
+    """SIGKILL at moments drawn over the whole program, its start included."""
+    begin = time.monotonic()
+    _finish(_start(data, tmp_path / "whole"), 0)
+    seconds = time.monotonic() - begin
+    killed, draw = tmp_path / "killed", random.Random(0)
+    for _ in range(6):
+        process = _start(data, killed)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(draw.uniform(0.2, 0.9) * seconds)
+        process.kill()
+        process.communicate()
+        if (killed / "manifest.json").exists():
+            for name in ("config.json", "manifest.json"):
+                json.loads((killed / name).read_text())
+    output = _finish(_start(data, killed), 0)
+    assert "in use by" not in output
+    assert _steps(killed) == [1, 2, 3, 4, 5, 6]
+
+    def last(directory):
+        path = directory / "checkpoints" / "6" / "meta" / "metadata"
+        return json.loads(path.read_text())
+
+    assert last(killed) == last(tmp_path / "whole")
+    names = [path.name for path in (killed / "checkpoints").iterdir()]
+    assert not [name for name in names if "tmp" in name or "damaged" in name]
+    assert not list((killed / "checkpoints").glob("deleted/*"))
+    assert not (killed / ".lock").exists()
+
+
 def test_data_that_is_gone(data, tmp_path):
     gone = tmp_path / "data"
     shutil.copytree(data, gone)
@@ -183,6 +219,49 @@ def _pair(data, workdir, *more):
         _start(data, workdir, *several, *more, f"--process={index}")
         for index in range(2)
     ]
+
+
+def test_processes_that_differ_say_in_what_and_train_nothing(data, tmp_path):
+    prepare_synthetic(tmp_path / "other", train=11, val=4)
+    several = ("--config.train.devices=0", f"--coordinator={free_address()}")
+    several += ("--processes=2",)
+    pair = [
+        _start(data, tmp_path / "run", *several, "--process=0"),
+        _start(
+            tmp_path / "other",
+            tmp_path / "run",
+            *several,
+            "--process=1",
+            "--config.optimizer.lr=0.5",
+            "--config.seed=7",
+            "--config.data.crop=33",
+            "--config.data.threads=1",
+        ),
+    ]
+    for index, process in enumerate(pair):
+        output = _finish(process, 1)
+        assert f"process {index} of 2: error: the processes of this run" in output
+        assert "config.seed: 0 in process 0, 7 in process 1" in output
+        assert re.search(r"optimizer.lr: [\d.]+ in process 0, 0.5 in process 1", output)
+        assert "config.data.crop: 49 in process 0, 33 in process 1" in output
+        assert "data.fingerprint: " in output and "data.split_crc32: " in output
+        # Where the data lie, and how they are read, may differ.
+        assert "data_dir" not in output and "data.threads" not in output
+        assert "Traceback" not in output
+    assert not (tmp_path / "run").exists()
+
+
+def test_all_processes_end_where_one_is_refused(data, tmp_path):
+    several = ("--config.train.devices=0", f"--coordinator={free_address()}")
+    several += ("--processes=2",)
+    pair = [
+        _start(data, tmp_path / "run", *several, "--process=0"),
+        _start(tmp_path / "gone", tmp_path / "run", *several, "--process=1"),
+    ]
+    first, second = (_finish(process, 1) for process in pair)
+    assert "process 0 of 2: error: process 1 failed: no prepared data set" in first
+    assert "process 1 of 2: error: no prepared data set 'synthetic'" in second
+    assert "Traceback" not in first + second
 
 
 @pytest.mark.full

@@ -1,5 +1,6 @@
 """Checkpoints: what is kept, what is refused, and what damage does."""
 
+import contextlib
 import gc
 import json
 import os
@@ -8,13 +9,16 @@ import sys
 
 import chex
 import jax
+import numpy as np
 import pytest
 import tiny
+from json_fuzz import mutations
 
 from mpmc_jax.training import checkpoint, checkpoint_files
 from mpmc_jax.training.build import init_state, state_shape
 from mpmc_jax.training.checkpoint import Checkpointer
 from mpmc_jax.training.integrity import CheckpointError
+from mpmc_jax.training.state import TrainState
 
 
 @pytest.fixture(scope="module")
@@ -291,3 +295,68 @@ def test_a_directory_that_cannot_be_written_is_refused_at_once(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(CheckpointError, match="cannot write checkpoints to"):
         Checkpointer(tmp_path / "file")
+
+
+def _little():
+    """A state of few arrays."""
+    return TrainState(
+        step=np.asarray(1, np.int32),
+        params={"student": {"w": np.ones(3, np.float32)}},
+        batch_stats={},
+        ema_params=None,
+        ema_batch_stats=None,
+        opt_state={},
+        method_state={},
+        key=np.zeros(2, np.uint32),
+    )
+
+
+def _accepted(directory, state):
+    """Asserts that what can be read there is what was saved; says whether it can."""
+    accepted = 0
+    with contextlib.suppress(CheckpointError):
+        assert checkpoint.find(directory, "best") == 1
+        assert checkpoint.read_run(directory, 1) == {"config": {"a": [1, None]}}
+        found = checkpoint.read(directory, 1, state)
+        chex.assert_trees_all_equal(found.state, state)
+        accepted += 1
+    with (
+        contextlib.suppress(CheckpointError),
+        Checkpointer(directory, run={"config": {"a": [1, None]}}) as checkpointer,
+    ):
+        found = checkpointer.restore_latest(state)
+        assert found.data_state == {"next_index": 1}
+        chex.assert_trees_all_equal(found.state, state)
+        accepted += 1
+    return accepted > 0
+
+
+def test_no_change_of_a_file_is_accepted_or_breaks_a_program(tmp_path):
+    """JSON values of another type, bytes turned, files cut short and removed."""
+    state, rng = _little(), np.random.default_rng(0)
+    whole = tmp_path / "whole"
+    with Checkpointer(whole, run={"config": {"a": [1, None]}}) as checkpointer:
+        checkpointer.save(state, {"next_index": 1}, wait=True)
+        checkpointer.rank(1, 0.5)
+    changes = []
+    for path in sorted(path for path in whole.rglob("*") if path.is_file()):
+        content, name = path.read_bytes(), path.relative_to(whole)
+        changes += [(name, None), (name, b""), (name, content[: len(content) // 2])]
+        turned = bytearray(content)
+        turned[rng.integers(len(turned))] ^= 255
+        changes.append((name, bytes(turned)))
+        if content.startswith(b"{"):
+            changes += [
+                (name, text.encode()) for _, text in mutations(content.decode())
+            ]
+            changes.append((name, b"[" * 100_000))
+    refused = 0
+    for number, (name, content) in enumerate(changes):
+        directory = tmp_path / str(number)
+        shutil.copytree(whole, directory)
+        (directory / name).unlink()
+        if content is not None:
+            (directory / name).write_bytes(content)
+        refused += not _accepted(directory, state)
+        shutil.rmtree(directory)
+    assert refused > len(changes) / 3

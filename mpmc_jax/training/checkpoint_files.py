@@ -3,6 +3,7 @@
 import glob
 import json
 import logging
+import math
 import os
 import re
 import shutil
@@ -62,7 +63,7 @@ def score(step: Path) -> float | None:
     path = metrics_file(step)
     try:
         return _read_score(path)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError, OverflowError) as error:
         if not step.exists():
             return None
         raise CheckpointError(
@@ -74,18 +75,22 @@ def score(step: Path) -> float | None:
 def _read_score(path: Path) -> float:
     found = json.loads(path.read_bytes())
     number = found.get(SCORE) if isinstance(found, dict) else None
-    if not isinstance(number, int | float) or isinstance(number, bool):
+    if isinstance(number, bool) or not isinstance(number, int | float):
         raise ValueError("it holds no score")
+    if not math.isfinite(number):
+        raise ValueError("its score is not finite")
     return number
 
 
 def set_aside_unreadable(directory: Path) -> None:
-    """Sets steps with damaged metrics aside: Orbax's manager would not open at all."""
+    """Sets steps aside whose small files would keep Orbax's manager from opening."""
+    names = ocp.path.step.standard_name_format()
     for step in filter(_is_step, list(directory.iterdir())):
         try:
             _read_score(metrics_file(step))
-        except (ValueError, OSError) as error:
-            set_aside(step, f"its metrics: {first_line(error)}")
+            _ = names.find_step(directory, int(step.name)).commit_timestamp_nsecs
+        except Exception as error:  # any damage
+            set_aside(step, f"its metrics or metadata: {first_line(error)}")
 
 
 def remove_rest(directory: Path) -> None:
