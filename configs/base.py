@@ -106,12 +106,20 @@ def _method() -> dict:
         "supervised_loss": "ce",
         "ohem_threshold": 0.7,
         "ohem_min_kept": 200_000,
-        # Loss of UniMatch's unlabelled terms, "ce" or "dice"; others have their own.
+        # Loss of unimatch's and mean_teacher's unlabelled terms; others have their own.
+        # "ce"; "balanced_ce", in which each class of the pseudo-labels weighs the same;
+        # or "dice".
         "unlabeled_loss": "ce",
+        # Steps over which the weight of the unlabelled terms grows to mpmc.alpha, as
+        # exp(-5 (1 - step / rampup)^2); 0: full from the start; -1: a tenth of the run.
+        "rampup": 0,
         # Weight of the auxiliary classifier's loss; 0: the network has none.
         "auxiliary_weight": 0.0,
-        # Mean teacher only: whether its strong view is mixed.
+        # Mean teacher only: whether its strong view is mixed, and with what its teacher
+        # normalizes the weak views: "running", averages of the student's running
+        # statistics, or "batch", the views' own.
         "cutmix": True,
+        "teacher_statistics": "running",
     }
 
 
@@ -174,7 +182,8 @@ def _mpmc() -> dict:
         "confidence": "softmax_prob",
         # Scale of lambda_s: none (paper), max, mean (D4).
         "lambda_scale": "none",
-        # Weights of L_u and L_u^M in eq. 7 (D3), and of L_l^M (1 in the paper).
+        # Weights of L_u (without MPMC too) and L_u^M in eq. 7 (D3), and of L_l^M (1 in
+        # the paper).
         "alpha": 0.25,
         "beta": 0.15,
         "labeled_weight": 1.0,
@@ -235,8 +244,8 @@ def _train() -> dict:
         "eval_every": 0,
         "checkpoint_every": 0,
         # Training batches from which batch norm's statistics are counted anew before
-        # each evaluation, and which the run goes on with; 0: as published, the running
-        # ones.
+        # each evaluation, and which the run goes on with, composed as the pass over
+        # the labelled images is; 0: as published, the running ones.
         "precise_bn": 0,
         # Newest checkpoints to keep beside the best one.
         "keep": 2,

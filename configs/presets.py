@@ -20,7 +20,7 @@ MPMC = {
 # What a method needs whatever the data set.
 METHODS = {
     "supervised": {},
-    "mean_teacher": {"method.ema_decay": 0.999},
+    "mean_teacher": {"method.ema_decay": 0.999, "method.rampup": -1},
     "unimatch": {"optimizer.lag": 1},
     "augseg": {"method.ema_decay": 0.999},
     "u2pl": {"method.ema_decay": 0.99},

@@ -209,7 +209,14 @@ def train(config: ml_collections.ConfigDict, directory: Path) -> TrainState:
         record.write(directory, pipeline)
         sizes = (config.train.batch_size, config.train.group_size)
         images = setup.method.streams.images(*sizes)
-        reporter = report.Report(directory, int(state.step), rhythm.steps, images)
+        reporter = report.Report(
+            directory,
+            int(state.step),
+            rhythm.steps,
+            images,
+            classes=facts.class_names,
+            rampup=setup.step.rampup,
+        )
         data = pipeline.iterator(position)
         with contextlib.closing(data), contextlib.closing(reporter), checkpointer:
             return loop.train(

@@ -11,7 +11,7 @@ plain data: no part of the training loop, no network and no file is needed to ma
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax
 from flax import struct
@@ -20,6 +20,10 @@ Array = jax.Array
 PyTree = Any
 
 IGNORE_LABEL = 255
+
+# What a view's loss may be, see `training.objective.view_loss`.
+ViewLoss = Literal["ce", "balanced_ce", "dice"]
+VIEW_LOSSES: tuple[ViewLoss, ...] = get_args(ViewLoss)
 
 
 class Crops(struct.PyTreeNode):
@@ -201,7 +205,7 @@ class View(struct.PyTreeNode):
       normaliser: this device's share of another divisor: one that depends on
         predictions, or a number of groups.
       name: names the term in the metrics.
-      loss: "ce" or "dice".
+      loss: one of `VIEW_LOSSES`.
       coefficient: the method's own weight of the term, before alpha.
       unlabelled: False where the images are labelled ones.
       network: the student that made the logits.
@@ -217,7 +221,7 @@ class View(struct.PyTreeNode):
     truth: Array | None = None
     normaliser: Array | None = None
     name: str = struct.field(pytree_node=False, default="unlabeled")
-    loss: Literal["ce", "dice"] = struct.field(pytree_node=False, default="ce")
+    loss: ViewLoss = struct.field(pytree_node=False, default="ce")
     coefficient: float = struct.field(pytree_node=False, default=1.0)
     unlabelled: bool = struct.field(pytree_node=False, default=True)
     network: str = struct.field(pytree_node=False, default="student")

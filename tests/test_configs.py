@@ -94,6 +94,9 @@ def test_a_wrong_argument_lists_the_valid_ones(argument, message):
         ("train__accumulation", 0, "train.accumulation=0: at least 1"),
         ("method__ema_decay", 1.5, "method.ema_decay=1.5"),
         ("method__threshold", 2.0, "method.threshold=2.0: no probability reaches it"),
+        ("method__unlabeled_loss", "focal", "unimatch takes ce, balanced_ce, dice"),
+        ("method__rampup", -2, "method.rampup=-2: 0 .none. to the 20 steps .* or -1"),
+        ("method__rampup", 21, "method.rampup=21: 0 .none. to the 20 steps"),
     ],
 )
 def test_a_wrong_value_lists_the_valid_ones(key, value, message):
@@ -111,6 +114,11 @@ def test_a_wrong_value_lists_the_valid_ones(key, value, message):
             "method=supervised,mpmc=paper",
             {"mpmc__teacher_head": "ema"},
             "keeps no average",
+        ),
+        (
+            "method=mean_teacher",
+            {"method__teacher_statistics": "own"},
+            r"teacher_statistics='own' is unknown; valid: \['batch', 'running'\]",
         ),
     ],
 )

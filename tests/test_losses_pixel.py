@@ -263,3 +263,50 @@ def test_a_batch_spread_over_devices_has_the_loss_of_the_whole():
     np.testing.assert_allclose(
         gradient.reshape(logits.shape), whole_gradient, rtol=1e-5, atol=1e-8
     )
+
+
+def reference_balance(labels, where):
+    """Pixel by pixel: all counted pixels over classes that occur, over one's own."""
+    counted = [
+        c
+        for c, w in zip(labels.ravel(), where.ravel(), strict=True)
+        if w and c < CLASSES
+    ]
+    out = np.zeros(labels.shape)
+    for index in np.ndindex(*labels.shape):
+        if where[index] and labels[index] < CLASSES:
+            own = counted.count(labels[index])
+            out[index] = len(counted) / (len(set(counted)) * own)
+    return out
+
+
+@settings(max_examples=30, deadline=None)
+@given(LABELS | VOID, hnp.arrays(np.bool_, SHAPE))
+def test_every_class_that_occurs_weighs_the_same(labels, where):
+    found = np.asarray(losses.class_balance(labels, where, CLASSES))
+    np.testing.assert_allclose(found, reference_balance(labels, where), rtol=1e-5)
+    sums = [found[labels == c].sum() for c in range(CLASSES)]
+    present = [s for s in sums if s]
+    np.testing.assert_allclose(present, present[:1] * len(present), rtol=1e-5)
+    np.testing.assert_allclose(
+        found.sum(), np.sum(where & (labels < CLASSES)), rtol=1e-5, atol=1e-6
+    )
+    counts = losses.class_counts(jnp.asarray(labels), jnp.asarray(where), CLASSES)
+    assert counts.tolist() == [int(np.sum(where & (labels == c))) for c in range(4)]
+
+
+def test_classes_are_balanced_over_devices():
+    labels = np.array([0, 0, 0, 1, 0, 0, 2, 1]).reshape(4, 1, 2)
+
+    def global_sum(x):
+        return jax.lax.psum(x, "device")
+
+    spread = jax.pmap(
+        lambda y: losses.class_balance(
+            y, jnp.ones(y.shape, bool), CLASSES, total=global_sum
+        ),
+        axis_name="device",
+    )
+    found = np.asarray(spread(labels[:, None])).ravel()
+    expected = [8 / 3 / {0: 5, 1: 2, 2: 1}[c] for c in labels.ravel()]
+    np.testing.assert_allclose(found, expected, rtol=1e-6)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mpmc_jax.training import objective
-from mpmc_jax.types import Network, Region, Supervised, View
+from mpmc_jax.types import Network, Outputs, Region, Supervised, View
 
 B, S, C = 4, 6, 3
 
@@ -146,3 +146,41 @@ def test_without_a_confident_pixel_no_weight_is_counted():
     assert found["confident"][0] == 0 < found["confident"][1]
     assert found["unlabeled_weight"] == (0, 0)
     assert _shares(()) == {}
+
+
+def test_balanced_cross_entropy_weighs_classes_alike_and_keeps_weights():
+    view = _view().replace(loss="balanced_ce")
+    weight = np.where(np.random.default_rng(5).random((B, S, S)) < 0.6, 0.25, 0.0)
+    view = view.replace(weight=jnp.asarray(weight, jnp.float32))
+    valid, target = np.asarray(view.region.valid), np.asarray(view.target)
+    pixel = _cross_entropy(np.asarray(view.logits), target)
+    counted = valid & (weight > 0)
+    total = counted.sum() / C
+    means = [pixel[counted & (target == c)].mean() for c in range(C)]
+    expected = 0.25 * total * np.sum(means) / valid.sum()
+    totals = objective.Totals(None, {"unlabeled": jnp.asarray(valid.sum())})
+    np.testing.assert_allclose(objective.view_loss(view, totals), expected, rtol=1e-5)
+    # One class alone is plain cross-entropy.
+    one = view.replace(target=jnp.ones_like(view.target))
+    plain = objective.view_loss(one.replace(loss="ce"), totals)
+    np.testing.assert_allclose(objective.view_loss(one, totals), plain, rtol=1e-6)
+
+
+def test_classes_are_counted_where_images_are_real_and_labels_are_not_the_truth(
+    supervised,
+):
+    rng = np.random.default_rng(6)
+    real, truth = rng.random((2, B, S, S)) < 0.8
+    view = _view()
+    weight = jnp.asarray(rng.random((B, S, S)) < 0.5, jnp.float32)
+    region = view.region.replace(real=jnp.asarray(real))
+    view = view.replace(weight=weight, region=region, truth=jnp.asarray(truth))
+    known = view.replace(unlabelled=False)
+    outputs = Outputs(supervised, (view, view, known), {}, {})
+    found = objective.classes_seen(outputs)
+    label = np.asarray(supervised.label)
+    assert found["label"].tolist() == [int(np.sum(label == c)) for c in range(C)]
+    counted = np.asarray(region.valid) & real & ~truth & (np.asarray(weight) > 0)
+    of_view = [np.sum(counted & (np.asarray(view.target) == c)) for c in range(C)]
+    assert found["pseudo"].tolist() == [2 * n for n in of_view]
+    assert list(objective.classes_seen(outputs.replace(views=()))) == ["label"]

@@ -78,6 +78,55 @@ def test_a_mean_is_over_all_that_devices_and_micro_batches_counted():
     assert np.isnan(metrics[0].values["nothing"])
 
 
+def test_shares_of_classes_are_those_of_the_whole_batch(unimatch):
+    cfg, _, metrics = unimatch
+    label = tiny.batch(0, cfg, tiny.setup(cfg).method).labeled.label
+    expected = [np.mean(label[label != 255] == c) for c in range(tiny.CLASSES)]
+    np.testing.assert_allclose(metrics[0].shares["label"], expected, rtol=1e-6)
+    np.testing.assert_allclose(metrics[0].shares["pseudo"].sum(), 1, rtol=1e-6)
+
+
+def test_the_weight_of_the_unlabeled_loss_grows_and_then_stays():
+    cfg = tiny.config("method=mean_teacher", method__rampup=4, mpmc__alpha=0.5)
+    step = tiny.setup(cfg).step
+    found = [float(step.alpha(jnp.asarray(t))) for t in (0, 1, 2, 3, 4, 5, 400)]
+    expected = [0.5 * np.exp(-5 * (1 - t / 4) ** 2) for t in range(4)] + [0.5] * 3
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    published = tiny.config("method=unimatch")
+    assert tiny.setup(published).step.alpha(jnp.asarray(3)) == 0.25
+    preset = tiny.config("method=mean_teacher", train__steps=307)
+    assert tiny.setup(preset).step.rampup == 30
+
+
+def test_a_ramp_up_weighs_the_unlabeled_loss():
+    cfg = tiny.config("method=mean_teacher", method__rampup=2, method__threshold=0.0)
+    _, metrics = tiny.run(cfg, 3)
+    for number, each in enumerate(metrics):
+        values = each.values
+        weight = 0.25 * np.exp(-5 * max(1 - number / 2, 0) ** 2)
+        np.testing.assert_allclose(values["unlabeled_weight"], weight, rtol=1e-5)
+        total = values["loss_supervised"] + weight * values["loss_unlabeled"]
+        np.testing.assert_allclose(values["loss"], total, rtol=1e-5)
+        assert values["loss_unlabeled"] > 0
+
+
+def test_a_teacher_that_normalizes_by_the_batch_reads_no_running_statistics():
+    found = []
+    for statistics in ("batch", "running"):
+        cfg = tiny.config(
+            "method=mean_teacher",
+            method__teacher_statistics=statistics,
+            method__threshold=0.0,
+        )
+        state = jax.tree.map(np.asarray, tiny.init_state(tiny.setup(cfg), 0))
+        stale = jax.tree.map(lambda x: x + 3, state.ema_batch_stats)
+        other = state.replace(ema_batch_stats=stale)
+        runs = [tiny.run(cfg, 1, state=each) for each in (state, other)]
+        losses = [metrics[0].values["loss_unlabeled"] for _, metrics in runs]
+        found.append(losses[0] == losses[1])
+    assert found == [True, False]
+
+
 def test_every_parameter_moves(unimatch):
     cfg, state, _ = unimatch
     start = tiny.init_state(tiny.setup(cfg), cfg.seed)

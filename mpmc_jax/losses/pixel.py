@@ -31,6 +31,47 @@ def confident_pixels(view: View) -> Array:
     return (view.weight > 0) & view.region.valid & known_bhw
 
 
+def class_counts(label_bhw: Array, where_bhw: Array, num_classes: int) -> Array:
+    """(c,) int32, how many of the pixels at which `where_bhw` holds have each class."""
+    classes_c111 = jnp.arange(num_classes)[:, None, None, None]
+    hit_cbhw = (label_bhw[None] == classes_c111) & where_bhw[None]
+    return jnp.sum(hit_cbhw, axis=(1, 2, 3), dtype=jnp.int32)
+
+
+def class_balance(
+    label_bhw: Array,
+    where_bhw: Array,
+    num_classes: int,
+    *,
+    total: GlobalSum = identity,
+) -> Array:
+    """Factors with which every class that occurs weighs the same.
+
+        factor[pixel of class c] = N / (K n_c)
+
+    with n_c the counted pixels of class c, N their sum over classes and K the number
+    of classes that have any: the factors of a class add up to N / K, those of all
+    classes to N, as without factors.
+
+    Args:
+      label_bhw: integer classes; what is outside 0..c-1 is void.
+      where_bhw: bool, the pixels that count.
+      num_classes: c.
+      total: sums over devices.
+
+    Returns:
+      (b,h,w), without gradient; 0 where a pixel does not count or is void.
+    """
+    counts = class_counts(label_bhw, where_bhw, num_classes)
+    counts = jax.lax.stop_gradient(total(counts.astype(float)))
+    present = jnp.maximum(jnp.sum(counts > 0), 1)
+    factor_c = counts.sum() / (present * jnp.maximum(counts, 1))
+    # Class by class, not a gather, see `pixel_cross_entropy`.
+    hit_bhwc = jax.nn.one_hot(label_bhw, num_classes, dtype=jnp.bool_)
+    factor_bhw = jnp.sum(jnp.where(hit_bhwc, factor_c[None, None, None], 0), axis=-1)
+    return jnp.where(where_bhw, factor_bhw, 0)
+
+
 def pixel_cross_entropy(
     logits_bhwc: Array, label_bhw: Array, *, ignore_label: int = IGNORE_LABEL
 ) -> Array:

@@ -15,6 +15,7 @@ from mpmc_jax.methods.u2pl import U2PL
 from mpmc_jax.methods.u2pl_contrast import PixelContrast
 from mpmc_jax.methods.unimatch import UniMatch
 from mpmc_jax.pixels import PixelFormat
+from mpmc_jax.types import VIEW_LOSSES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +59,8 @@ def _mean_teacher(config: ml_collections.ConfigDict, sizes: Sizes) -> Method:
         threshold=config.method.threshold,
         ema_decay=config.method.ema_decay,
         cutmix=config.method.cutmix,
+        loss=config.method.unlabeled_loss,
+        teacher_statistics=config.method.teacher_statistics,
     )
 
 
@@ -180,11 +183,13 @@ def build_method(config: ml_collections.ConfigDict, sizes: Sizes) -> Method:
         )
     entry = _entry(config.method.name)
     loss = config.method.unlabeled_loss
-    valid = ("ce", "dice") if config.method.name == "unimatch" else ("ce",)
+    chooses = config.method.name in ("mean_teacher", "unimatch")
+    valid = VIEW_LOSSES if chooses else ("ce",)
     if loss not in valid:
         raise ValueError(
             f"method.unlabeled_loss={loss!r}: {config.method.name} takes "
-            f'{", ".join(valid)}; "dice" is for unimatch, the others keep their own'
+            f"{', '.join(valid)}; mean_teacher and unimatch have a choice, the others "
+            "keep their own loss"
         )
     method = entry.make(config, sizes)
     return dataclasses.replace(method, pixels=sizes.pixels, noisy=sizes.noisy)

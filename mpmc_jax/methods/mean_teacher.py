@@ -21,6 +21,7 @@ from mpmc_jax.types import (
     PyTree,
     Region,
     View,
+    ViewLoss,
 )
 
 
@@ -46,15 +47,32 @@ class Inputs(struct.PyTreeNode):
 
 @dataclasses.dataclass(frozen=True)
 class MeanTeacher(base.Method):
-    """L = L_x + alpha * 4 * L_u, so that alpha = 0.25 weighs both equally (D11)."""
+    """L = L_x + alpha * L_u: nothing else was published, so eq. 7's alpha alone (D11).
+
+    Attributes:
+      group_size: images that mix among themselves.
+      threshold: pseudo-labels below this confidence do not count.
+      ema_decay: largest decay of the teacher.
+      cutmix: whether the strong view is mixed.
+      loss: L_u, see `training.objective.view_loss`.
+      teacher_statistics: with what the teacher normalizes the weak views: "running",
+        its average of the student's running statistics; or "batch", the weak views'
+        own, without dropout, as the original Mean Teacher's and SSL4MIS's teachers in
+        train mode do. Those of the average lag behind where parameters move fast.
+    """
 
     group_size: int
     threshold: float = 0.95
     ema_decay: float = 0.999
     cutmix: bool = True
+    loss: ViewLoss = "ce"
+    teacher_statistics: str = "running"
 
     def __post_init__(self) -> None:
         checks.check_average("mean_teacher", self.ema_decay, 0.999)
+        checks.check_choice(
+            "method.teacher_statistics", self.teacher_statistics, ("running", "batch")
+        )
         if self.cutmix:
             mend = ", or method.cutmix=False"
             checks.check_partners("mean_teacher", self.group_size, mend)
@@ -92,7 +110,10 @@ class MeanTeacher(base.Method):
         }
 
     def prepare(self, teachers: dict[str, Network], inputs: Inputs, state: PyTree):
-        weak, _ = base.full_pass(teachers["student"], inputs.weak)
+        teacher = teachers["student"]
+        if self.teacher_statistics == "batch":
+            teacher = teacher.replace(train=True)
+        weak, _ = base.full_pass(teacher, inputs.weak)
         confidence, label = pseudo_labels.confidence_and_label(weak.logits)
         return {"confidence": confidence, "label": label}, {}, state
 
@@ -119,7 +140,7 @@ class MeanTeacher(base.Method):
             region=self.regions(inputs)["unlabeled"],
             teacher=teachers["student"],
             name="unlabeled",
-            coefficient=4.0,
+            loss=self.loss,
         )
         return Outputs(supervised, (view,), {"student": student}, state)
 

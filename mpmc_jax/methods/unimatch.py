@@ -9,7 +9,6 @@ pixels that are not padding. There is no averaged teacher.
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +26,7 @@ from mpmc_jax.types import (
     Region,
     Streams,
     View,
+    ViewLoss,
 )
 
 
@@ -66,13 +66,13 @@ class UniMatch(base.Method):
       perturbed: (tap, channels) of the encoder outputs whose channels are dropped.
       threshold: pseudo-labels below this confidence do not count.
       ema_decay: if positive, an average is kept for evaluation only.
-      loss: of the three unlabelled terms, "ce" or "dice".
+      loss: of the three unlabelled terms, see `training.objective.view_loss`.
     """
 
     perturbed: tuple[tuple[str, int], ...]
     threshold: float = 0.95
     ema_decay: float = 0.0
-    loss: Literal["ce", "dice"] = "ce"
+    loss: ViewLoss = "ce"
     scale: float = dataclasses.field(default=0.5, kw_only=True)
 
     streams = Streams(partner="same")

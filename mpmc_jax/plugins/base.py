@@ -106,7 +106,7 @@ class Plugin(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Identity:
-    """No plug-in: the base method alone, with its published total (alpha 1/4, D11)."""
+    """No plug-in: the base method alone; alpha 1/4 is its published total (D11)."""
 
     taps: tuple[str, ...] = ()
     alpha: float = 0.25

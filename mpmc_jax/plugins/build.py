@@ -40,7 +40,7 @@ def build_plugin(
     """
     mpmc = config.mpmc
     if not mpmc.enabled:
-        return Identity()
+        return Identity(alpha=mpmc.alpha)
     for key, valid in _CHOICES.items():
         if mpmc[key] not in valid:
             raise ValueError(f"mpmc.{key} is {mpmc[key]!r}; valid: {', '.join(valid)}")

@@ -177,6 +177,7 @@ def build_setup(
         micro_batches=config.train.accumulation,
         steps_per_epoch=steps_per_epoch,
         axis_name=axis_name,
+        rampup=rampup_steps(config, schedule.steps),
     )
     return Setup(model, method, plugin, step)
 
@@ -277,6 +278,23 @@ def total_steps(config: ml_collections.ConfigDict, steps_per_epoch: int) -> int:
             "make no step; set one of them"
         )
     return steps
+
+
+def rampup_steps(config: ml_collections.ConfigDict, steps: int) -> int:
+    """Steps over which the weight of L_u grows, in a run of so many.
+
+    Raises:
+      ValueError: more than the run has, or a negative number other than -1.
+    """
+    rampup = config.method.rampup
+    if rampup == -1:
+        return steps // 10
+    if not 0 <= rampup <= steps:
+        raise ValueError(
+            f"method.rampup={rampup}: 0 (none) to the {steps} steps of the run, or -1 "
+            "for a tenth of them"
+        )
+    return rampup
 
 
 def init_state(setup: Setup, seed: int) -> TrainState:

@@ -3,12 +3,14 @@
 import dataclasses
 from typing import Any
 
+import jax.numpy as jnp
 import optax
 
 from mpmc_jax.methods.base import Method
 from mpmc_jax.plugins.base import Plugin
 from mpmc_jax.training import objective
 from mpmc_jax.training.optimizer import Schedule
+from mpmc_jax.types import Array
 
 AXIS = "devices"
 
@@ -26,6 +28,7 @@ class StepConfig:
         gradient; they differ in their dtype at most.
       optimizer, schedule: update rule, and the rate it follows (for the metrics).
       supervised_loss: L_x.
+      rampup: steps over which the weight of L_u grows, see `alpha`.
       batch_size: labelled images a step over all devices.
       group_size: images that rank, mix and draw among themselves.
       micro_batches: parts worked off one after the other.
@@ -45,3 +48,16 @@ class StepConfig:
     micro_batches: int
     steps_per_epoch: int
     axis_name: str | None = AXIS
+    rampup: int = 0
+
+    def alpha(self, step: Array) -> Array | float:
+        """The weight of L_u in eq. 7 at a step.
+
+        The plug-in's alpha, times exp(-5 (1 - t/T)^2) in the first T = `rampup` steps
+        (SSL4MIS's sigmoid ramp-up; Laine and Aila, ICLR 2017). L_u^M keeps its beta:
+        it has a warm-up of its own.
+        """
+        if not self.rampup:
+            return self.plugin.alpha
+        left = 1 - jnp.minimum(step.astype(float) / self.rampup, 1)
+        return self.plugin.alpha * jnp.exp(-5 * left**2)

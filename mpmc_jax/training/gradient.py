@@ -21,10 +21,12 @@ class Values(struct.PyTreeNode):
       terms: the loss and its terms: this part's share of the whole batch's, the same
         on every device.
       means: name -> (sum, count) of this device.
+      classes: "label" and "pseudo" -> (c,) pixels of this device by class.
     """
 
     terms: dict[str, Array]
     means: dict[str, tuple[Array, Array]]
+    classes: dict[str, Array]
 
 
 class Carry(struct.PyTreeNode):
@@ -130,16 +132,23 @@ def _objective(
         totals,
         config.supervised_loss,
         scale=config.method.scale,
-        alpha=plugin.alpha,
+        alpha=config.alpha(state.step),
     )
     metrics = metrics | objective.view_metrics(
-        outputs.views, views, scale=config.method.scale, alpha=plugin.alpha
+        outputs.views,
+        views,
+        scale=config.method.scale,
+        alpha=config.alpha(state.step),
     )
     values = Values(
         terms={"loss": loss, **{f"loss_{k}": v for k, v in terms_of_method.items()}},
         means={
             name: (jnp.asarray(value, float), jnp.asarray(count, float))
             for name, (value, count) in (outputs.metrics | metrics).items()
+        },
+        classes={
+            kind: counts.astype(float)
+            for kind, counts in objective.classes_seen(outputs).items()
         },
     )
     return loss, values, head_stats

@@ -205,7 +205,7 @@ class _Run:
 
     def take_up(self, step: int, metrics: Metrics) -> None:
         """Counts a step's numbers, and passes its requests on."""
-        self.report.add(metrics.values)
+        self.report.add(metrics.values, metrics.shares)
         if (step + 1) % self.config.log_every == 0:
             self.report.flush(step + 1)
         wanted = step + self.method.delay

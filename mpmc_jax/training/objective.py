@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from mpmc_jax import devices, losses
 from mpmc_jax.losses.pixel import confident_pixels
-from mpmc_jax.types import Array, Outputs, Supervised, View
+from mpmc_jax.types import VIEW_LOSSES, Array, Outputs, Supervised, View
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,10 +100,17 @@ class SupervisedLoss:
 
 
 def view_loss(view: View, totals: Totals) -> Array:
-    """One unlabelled term: weighted cross-entropy over the view's own divisor, or Dice.
+    """One unlabelled term, by the view's loss.
 
-    The Dice of a batch in several parts is the mean of theirs: its sums are known
-    only once a part's predictions are.
+    With w the weight of a pixel:
+
+        ce           sum w CE / divisor; the number of valid pixels, or `normaliser`
+        balanced_ce  the same, each w times its class's `losses.class_balance`
+        dice         `losses.dice_loss` weighted by w
+
+    What balanced_ce and dice sum over classes is known only once a part's predictions
+    are: a batch in several parts has each balanced by itself, and the mean of their
+    Dice losses.
     """
     if view.loss == "dice":
         weights = jnp.where(view.region.valid, view.weight, 0)
@@ -111,10 +118,17 @@ def view_loss(view: View, totals: Totals) -> Array:
             view.logits, view.target, weights=weights, total=totals.sum
         )
         return dice / totals.micro_batches
-    if view.loss != "ce":
+    if view.loss not in VIEW_LOSSES:
         raise ValueError(f"view {view.name!r} asks for the loss {view.loss!r}")
     pixel = losses.pixel_cross_entropy(view.logits, view.target)
     valid = view.region.valid
+    if view.loss == "balanced_ce":
+        pixel = pixel * losses.class_balance(
+            view.target,
+            valid & (view.weight > 0),
+            view.logits.shape[-1],
+            total=totals.sum,
+        ).astype(pixel.dtype)
     summed = jnp.where(valid, view.weight.astype(pixel.dtype) * pixel, 0).sum()
     if view.normaliser is None:
         return totals.mean(view.name, summed)
@@ -129,7 +143,7 @@ def combine(
     supervised_loss: SupervisedLoss,
     *,
     scale: float,
-    alpha: float,
+    alpha: Array | float,
 ) -> tuple[Array, dict[str, Array]]:
     """Total loss, and the method's terms by name.
 
@@ -163,7 +177,7 @@ def view_metrics(
     after: tuple[View, ...],
     *,
     scale: float,
-    alpha: float,
+    alpha: Array | float,
 ) -> dict[str, tuple[Array, Array]]:
     """How many pixels teach and how much, as (sum, count) of this device.
 
@@ -205,3 +219,29 @@ def view_metrics(
         "confident": (confident, pixels),
         "unlabeled_weight": (scale * alpha * coefficients * refined_sum, method_sum),
     }
+
+
+def classes_seen(outputs: Outputs) -> dict[str, Array]:
+    """Pixels of this device by class, (c,) int32, of real images alone.
+
+    "label": the labels that are trained on. "pseudo": the confident pseudo-labels of
+    all views of unlabeled images, without those that are ground truth (AugSeg's
+    injections); absent without such views.
+    """
+    supervised = outputs.supervised
+    num_classes = supervised.logits.shape[-1]
+    region = supervised.region
+    counts = {
+        "label": losses.class_counts(
+            supervised.label, region.valid & region.real, num_classes
+        )
+    }
+    for view in outputs.views:
+        if not view.unlabelled:
+            continue
+        where = confident_pixels(view) & view.region.real
+        if view.truth is not None:
+            where &= ~view.truth
+        seen = losses.class_counts(view.target, where, num_classes)
+        counts["pseudo"] = counts.get("pseudo", 0) + seen
+    return counts

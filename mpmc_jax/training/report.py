@@ -10,7 +10,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ import tqdm
 from mpmc_jax.atomic_write import to_json, write_bytes
 from mpmc_jax.data.lists import printable
 from mpmc_jax.training import together
+from mpmc_jax.training.class_watch import ClassWatch
 from mpmc_jax.training.events import Events
 
 _LOG = logging.getLogger(__name__)
@@ -101,12 +102,24 @@ class Report:
       start: steps made already.
       steps: length of the run.
       images: labelled and unlabelled images that a step reads.
+      classes: names of the classes, for their shares.
+      rampup: see `ClassWatch`.
     """
 
-    def __init__(self, workdir: Path, start: int, steps: int, images: int) -> None:
+    def __init__(
+        self,
+        workdir: Path,
+        start: int,
+        steps: int,
+        images: int,
+        classes: Sequence[str] = (),
+        rampup: int = 0,
+    ) -> None:
         self._active = together.is_first()
         self._steps = steps
         self._images = images
+        self._classes = tuple(classes)
+        self._watch = ClassWatch(self._classes, start, steps, rampup)
         # name -> sum and number of steps since the last line
         self._means: dict[str, tuple[float, int]] = {}
         self.restart_clock()
@@ -131,12 +144,25 @@ class Report:
         lines = map(json.loads, self._path.read_text().splitlines())
         return [line[name] for line in lines if line["step"] == step and name in line]
 
-    def add(self, values: Mapping[str, Any]) -> None:
+    def add(
+        self, values: Mapping[str, Any], shares: Mapping[str, Any] | None = None
+    ) -> None:
         """Counts one step's numbers towards the next line.
 
         NaN says that the step had nothing to take the mean of; it counts no step.
+
+        Args:
+          values: name -> scalar.
+          shares: kind -> (c,) share of each class, see `training.step.Metrics`.
         """
-        for name, value in values.items():
+        named = {}
+        if self._classes and shares:
+            for kind, of_classes in shares.items():
+                names = (f"share/{kind}/{each}" for each in self._classes)
+                named.update(zip(names, of_classes, strict=True))
+            if self._active:
+                self._watch.add(shares)
+        for name, value in {**values, **named}.items():
             if not math.isnan(value):
                 summed, steps = self._means.get(name, (0.0, 0))
                 self._means[name] = (summed + float(value), steps + 1)

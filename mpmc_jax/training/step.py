@@ -45,6 +45,8 @@ class Metrics(struct.PyTreeNode):
 
     Attributes:
       values: name -> scalar; NaN for a mean over nothing, which `Report` leaves out.
+      shares: "label" and "pseudo" -> (c,) share of each class among the labels and
+        among the confident pseudo-labels; NaN where there are none.
       refused: () int32, -1 if the update was made; else the index, in the order of
         `finite_names`, of the first number that was not finite, or their count if
         the batch was not the one the state waits for.
@@ -55,6 +57,7 @@ class Metrics(struct.PyTreeNode):
     """
 
     values: dict[str, Array]
+    shares: dict[str, Array]
     refused: Array
     stop: Array
     requests: Array | None
@@ -77,7 +80,7 @@ def make_step(
             keys = make_keys(config, state, part)
             return config.method.augment(part, state.method_state, keys)
 
-        return apply(config, state, _split(batch, config.micro_batches), augment, order)
+        return apply(config, state, split(batch, config.micro_batches), augment, order)
 
     return step
 
@@ -132,7 +135,7 @@ def make_keys(config: StepConfig, state: TrainState, batch: Batch) -> Keys:
     )
 
 
-def _split(batch: Batch, parts: int) -> Batch:
+def split(batch: Batch, parts: int) -> Batch:
     """Rows -> (parts, rows / parts): whole groups stay together."""
     return jax.tree.map(lambda x: x.reshape((parts, -1) + x.shape[1:]), batch)
 
@@ -167,8 +170,8 @@ def _update(
     order: Order,
 ) -> tuple[TrainState, Metrics]:
     asked = order.stop.astype(jnp.float32)
-    grads, asked, means = devices.total(
-        (carry.grads, asked, values.means), config.axis_name
+    grads, asked, means, classes = devices.total(
+        (carry.grads, asked, values.means, values.classes), config.axis_name
     )
     updates, opt_state = config.optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
@@ -205,7 +208,8 @@ def _update(
     if delay:
         requests = config.method.requested(kept.method_state, state.step + delay)
     refused = refused.astype(jnp.int32)
-    return kept, Metrics(shown, refused, asked > 0, requests, names)
+    shares = {kind: _mean(counts, counts.sum()) for kind, counts in classes.items()}
+    return kept, Metrics(shown, shares, refused, asked > 0, requests, names)
 
 
 def _parts(moved: TrainState) -> dict[str, PyTree]:

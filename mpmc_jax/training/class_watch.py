@@ -1,0 +1,84 @@
+"""A warning where pseudo-labels lose a class that the labels have.
+
+A method that learns from its own predictions can unlearn a class: a teacher that
+overlooks it teaches background with confidence, and the loss falls while it happens.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+_LOG = logging.getLogger(__name__)
+
+# A class is gone where its share of the confident pseudo-labels is below this part of
+# its share of the labels.
+_GONE = 0.01
+
+
+class ClassWatch:
+    """Compares both shares of every class, and warns once of each class that is gone.
+
+    It looks at windows of a tenth of the run (of 10 to 1000 steps), so that a class
+    that a few batches happen to lack is no matter, from the end of the first tenth and
+    of the ramp-up on: before, a network is confident of the commonest classes alone.
+    A window without any confident pseudo-label says nothing.
+
+    Args:
+      classes: their names.
+      start: steps made already; a window that began before is not looked at.
+      steps: length of the run.
+      rampup: steps over which the weight of the unlabeled loss grows.
+    """
+
+    def __init__(
+        self, classes: Sequence[str], start: int, steps: int, rampup: int = 0
+    ) -> None:
+        self._classes = list(classes)
+        self._window = min(max(steps // 10, 10), 1000)
+        self._grace = max(steps // 10, rampup)
+        self._step = start
+        self._warned: set[str] = set()
+        self._begin_window()
+
+    def _begin_window(self) -> None:
+        self._begin = self._step
+        self._sums = {
+            kind: np.zeros(len(self._classes)) for kind in ("label", "pseudo")
+        }
+
+    def add(self, shares: Mapping[str, np.ndarray]) -> None:
+        """Counts a step's shares, (c,) by kind; NaN where nothing was counted."""
+        for kind, sums in self._sums.items():
+            sums += np.nan_to_num(shares.get(kind, 0.0))
+        self._step += 1
+        if self._step % self._window:
+            return
+        if self._begin >= self._grace and self._step - self._begin == self._window:
+            self._judge()
+        self._begin_window()
+
+    def _judge(self) -> None:
+        label, pseudo = self._sums["label"], self._sums["pseudo"]
+        if not label.sum() or not pseudo.sum():
+            return
+        label, pseudo = label / label.sum(), pseudo / pseudo.sum()
+        gone = {
+            name: f"{name} ({of_labels:.2g} and {of_pseudo:.2g})"
+            for name, of_labels, of_pseudo in zip(
+                self._classes, label, pseudo, strict=True
+            )
+            if of_pseudo < _GONE * of_labels and name not in self._warned
+        }
+        if not gone:
+            return
+        self._warned.update(gone)
+        _LOG.warning(
+            "steps %d to %d: confident pseudo-labels lack what the labels have (share "
+            "of the labels and of the pseudo-labels): %s. The unlabeled images teach "
+            "that it does not exist; lengthen method.rampup, lower mpmc.alpha, or, for "
+            "mean_teacher and unimatch, set method.unlabeled_loss=dice",
+            self._begin + 1,
+            self._step,
+            ", ".join(gone.values()),
+        )
