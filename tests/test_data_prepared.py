@@ -27,6 +27,14 @@ def prepared(tmp_path):
     return open_dataset(str(tmp_path), "synthetic")
 
 
+@pytest.mark.parametrize("name", ["data[1]", "data[0:3]", "d*?{a,b}", "d@3 %s"])
+def test_a_folder_whose_name_looks_like_a_pattern(tmp_path, name):
+    prepare_synthetic(tmp_path / name, train=3, val=2)
+    info = open_dataset(str(tmp_path / name), "synthetic")
+    assert not prepared_lib.check(info).problems
+    assert len(info.records("train")) == 3 and len(info.records("val")) == 2
+
+
 def _fails(capsys, *arguments):
     with pytest.raises(SystemExit) as stop:
         check_data.main(list(arguments))

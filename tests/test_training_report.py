@@ -80,6 +80,19 @@ def test_lines_that_are_cut_are_kept_beside_and_told(tmp_path, caplog):
     assert beside.read_bytes() == cut + b"".join(whole[:3])
 
 
+def test_curves_leave_out_the_line_that_a_run_is_writing(tmp_path):
+    pytest.importorskip("matplotlib")
+    from mpmc_jax.analysis import curves
+
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1, "train/loss": 1.0}\n{"step": 2, "tr')
+    assert curves.read_metrics(path) == [{"step": 1, "train/loss": 1.0}]
+    for damaged in ("{", "[]", '{"step": null}'):
+        path.write_text(f'{{"step": 1}}\n{damaged}\n')
+        with pytest.raises(ValueError, match="line 2 cannot be read; .*jsonl.cut"):
+            curves.read_metrics(path)
+
+
 @pytest.mark.parametrize(("names", "limit"), [(1, 1500), (100, 9000)])
 def test_a_full_disk_names_the_file_and_loses_no_line_before(tmp_path, names, limit):
     """Of one number a line metrics.jsonl is full first, of many TensorBoard's file."""

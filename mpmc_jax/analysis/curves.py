@@ -13,8 +13,23 @@ from matplotlib import pyplot as plt
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
-    """The lines of a metrics.jsonl."""
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    """The lines of a metrics.jsonl; not the one that a run is writing.
+
+    Raises:
+      ValueError: another one cannot be read; names it and the mend.
+    """
+    lines = []
+    for number, line in enumerate(path.read_bytes().splitlines(keepends=True), 1):
+        try:
+            if line.endswith(b"\n"):
+                found = json.loads(line)
+                lines.append({**found, "step": int(found["step"])})
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(
+                f"{path}: line {number} cannot be read; `launch.train` on that run "
+                f"moves it to {path.name}.cut"
+            ) from error
+    return lines
 
 
 def series(lines: Sequence[Mapping[str, float]], name: str) -> list[tuple[int, float]]:

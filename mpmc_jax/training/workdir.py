@@ -246,10 +246,10 @@ def _read_beside(path: Path) -> dict[str, Any] | None:
         ):
             raise ValueError("no data or no list of resumed parts")
     except FileNotFoundError:
-        _LOG.warning("%s is missing: what checkpoints say is taken instead", path)
+        _LOG.warning("%s is missing; checkpoints say what they were trained on", path)
     except (ValueError, RecursionError) as error:
         _LOG.warning(
-            "%s is damaged (%s): what checkpoints say is taken instead", path, error
+            "%s is damaged (%s); checkpoints say what they were trained on", path, error
         )
     else:
         return found
