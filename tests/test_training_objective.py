@@ -184,3 +184,11 @@ def test_classes_are_counted_where_images_are_real_and_labels_are_not_the_truth(
     of_view = [np.sum(counted & (np.asarray(view.target) == c)) for c in range(C)]
     assert found["pseudo"].tolist() == [2 * n for n in of_view]
     assert list(objective.classes_seen(outputs.replace(views=()))) == ["label"]
+
+
+def test_a_term_without_a_pixel_is_no_number_in_the_log():
+    counts = {"supervised": jnp.asarray(0), "s1": jnp.asarray(4)}
+    names = ("loss", "loss_supervised", "loss_auxiliary", "loss_s1", "loss_contrast")
+    terms = dict.fromkeys(names, jnp.asarray(0.5))
+    shown = objective.counted_terms(terms, objective.Totals(None, counts))
+    assert [bool(np.isnan(shown[name])) for name in names] == [0, 1, 1, 0, 0]

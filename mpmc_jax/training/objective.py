@@ -172,6 +172,18 @@ def combine(
     return scale * loss, terms
 
 
+def counted_terms(terms: dict[str, Array], totals: Totals) -> dict[str, Array]:
+    """The loss terms as a log shows them: NaN where no pixel of the batch counts.
+
+    In the objective such a term is 0, which is no mean of anything.
+    """
+    counts = totals.counts | {"auxiliary": totals.counts["supervised"]}
+    return {
+        name: jnp.where(counts.get(name.removeprefix("loss_"), 1) > 0, term, jnp.nan)
+        for name, term in terms.items()
+    }
+
+
 def view_metrics(
     before: tuple[View, ...],
     after: tuple[View, ...],

@@ -118,7 +118,7 @@ def apply(
     else:
         carry, stacked = jax.lax.scan(one_part, carry, parts)
         values = jax.tree.map(lambda x: x.sum(0), stacked)
-    return _update(config, state, carry, values, order)
+    return _update(config, state, carry, values, totals, order)
 
 
 def make_keys(config: StepConfig, state: TrainState, batch: Batch) -> Keys:
@@ -167,6 +167,7 @@ def _update(
     state: TrainState,
     carry: Carry,
     values: Values,
+    totals: objective.Totals,
     order: Order,
 ) -> tuple[TrainState, Metrics]:
     asked = order.stop.astype(jnp.float32)
@@ -199,7 +200,7 @@ def _update(
         broken.any(), jnp.argmax(broken), jnp.where(late, len(names), -1)
     )
     kept = jax.tree.map(lambda new, old: jnp.where(refused < 0, new, old), moved, state)
-    shown = values.terms | {
+    shown = objective.counted_terms(values.terms, totals) | {
         "grad_norm": checked["grad_norm"],
         "lr": config.schedule(state.step),
     }
