@@ -7,7 +7,7 @@ import pytest
 
 from launch import check_data
 from mpmc_jax.data import build, check, images
-from tests.data_sets import make_folder, write_image
+from tests.data_sets import config_for, make_folder, write_image
 
 
 @pytest.fixture
@@ -115,7 +115,7 @@ def test_a_folder_named_train_alone_is_like_any_other(folder):
     assert _splits(folder)["train"][0] == ["im02", "im03", "im04", "im05", "train/im00"]
 
 
-def test_a_list_for_testing(folder):
+def test_a_list_for_testing(folder, tmp_path):
     _list(folder, "val", "im04")
     _list(folder, "test", "images/im05.png masks/im05.png")
     assert _splits(folder) == {
@@ -123,6 +123,11 @@ def test_a_list_for_testing(folder):
         "val": (["im04"], []),
         "test": (["im05"], []),
     }
+    source = build.read_source("folder", str(folder))
+    report = check.check_source(source)
+    build.prepare(source, report.present, str(tmp_path / "data"))
+    found = build.build_eval(config_for(tmp_path / "data", "folder"), "test")
+    assert found.ids == ("im05",)
     _list(folder, "test", "im04", "im05", "u0")
     bare, shared = _problems(folder)
     assert "test.txt: names images without a mask: u0" in bare
