@@ -17,6 +17,9 @@ class PixelFormat:
       mean, std: of the unit values.
       dtype: of the stored images: "uint8", "uint16" or "float32".
       low, high: stored values that become 0 and 1.
+      nodata: stored values that stand for none; "nan" for all that are not finite.
+      nodata_fill: stored value that missing ones get, by channel: the mean of the
+        training images.
     """
 
     channels: int
@@ -25,10 +28,12 @@ class PixelFormat:
     dtype: str = "uint8"
     low: tuple[float, ...] = (0.0,)
     high: tuple[float, ...] = (255.0,)
+    nodata: tuple[float | str, ...] = ()
+    nodata_fill: tuple[float, ...] = (0.0,)
 
     def __post_init__(self) -> None:
         """Raises ValueError unless there is one figure a channel."""
-        for field in ("mean", "std", "low", "high"):
+        for field in ("mean", "std", "low", "high", "nodata_fill"):
             values = tuple(map(float, getattr(self, field)))
             if len(values) not in (1, self.channels):
                 raise ValueError(
@@ -36,6 +41,28 @@ class PixelFormat:
                 )
             values = values * self.channels if len(values) == 1 else values
             object.__setattr__(self, field, values)
+        object.__setattr__(self, "nodata", tuple(self.nodata))
+
+    def missing(self, stored: np.ndarray) -> np.ndarray | None:
+        """Which of the stored values (...,c) stand for none; None without `nodata`."""
+        if not self.nodata:
+            return None
+        missing = np.zeros(stored.shape, bool)
+        for value in self.nodata:
+            if value == "nan":
+                missing |= ~np.isfinite(stored)
+            else:
+                # Compared in single precision where images are.
+                with np.errstate(over="ignore"):
+                    missing |= stored == float(value)
+        return missing
+
+    def fill(self, stored: np.ndarray, missing: np.ndarray) -> np.ndarray:
+        """Stored values with those that are `missing` replaced by `nodata_fill`."""
+        fill = np.array(self.nodata_fill)
+        if self.dtype != "float32":
+            fill = np.rint(fill)
+        return np.where(missing, fill.astype(stored.dtype), stored)
 
     def stored(self, unit: np.ndarray) -> np.ndarray:
         """Unit values (...,c) -> stored ones, rounded where these are whole numbers."""

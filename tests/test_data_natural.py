@@ -14,6 +14,7 @@ from launch import check_data, prepare_data
 from mpmc_jax.data import build, images, lists
 from mpmc_jax.data.builders import cityscapes, voc
 from mpmc_jax.data.info import DatasetFacts, open_dataset
+from mpmc_jax.data.masks import decode_mask
 from mpmc_jax.pixels import RGB
 from tests import trees
 from tests.data_sets import config_for
@@ -32,7 +33,7 @@ def run(name, root, data_dir, capsys):
 
 def masks(info):
     return {
-        key: images.decode_mask(record["mask"])
+        key: decode_mask(record["mask"])
         for split, keys in info.ids.items()
         for key, record in zip(keys, info.records(split), strict=True)
     }
@@ -108,7 +109,7 @@ def test_cityscapes(kind, tmp_path, capsys):
 def test_cityscapes_table():
     assert len(cityscapes.CLASSES) == len(cityscapes.LABEL_IDS) == 19
     raw = np.arange(34, dtype=np.uint8)[None]
-    mapped = images.decode_mask(cityscapes.to_train_ids(images.encode_png(raw)))[0]
+    mapped = decode_mask(cityscapes.to_train_ids(images.encode_png(raw)))[0]
     assert mapped[[7, 24, 26, 33]].tolist() == [0, 11, 13, 18]
     assert (mapped == 255).sum() == 34 - 19
 

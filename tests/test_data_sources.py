@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mpmc_jax.data import build, check, images, source
+from mpmc_jax.data import build, check, masks, source
 from mpmc_jax.pixels import RGB
 from tests.data_sets import make_folder, write_image
 
@@ -78,7 +78,7 @@ def test_unreadable_files_are_all_named(folder):
     assert len(problems) == 3
     expected = (
         ("im00", "truncated or damaged"),
-        ("im01", "not an image of a known format"),
+        ("im01", "not a PNG, JPEG, BMP, TIFF, WebP or .npy file"),
         ("im03", "an empty file"),
     )
     for (name, reason), problem in zip(expected, sorted(problems), strict=True):
@@ -92,9 +92,9 @@ def test_sixteen_bit_images_and_labels(folder):
     deep.save(_label(folder))
     image, mask = sorted(_problems(folder))
     assert "8 bits" in image
-    assert "label 4000" in mask
+    assert "values 4000 are neither a class nor void" in mask
     Image.fromarray(np.full((20, 24), 2, np.uint16)).save(_label(folder))
-    np.testing.assert_array_equal(images.decode_mask(_label(folder).read_bytes()), 2)
+    np.testing.assert_array_equal(masks.decode_mask(_label(folder).read_bytes()), 2)
 
 
 def test_pairs_that_do_not_match(folder):
@@ -140,19 +140,20 @@ def test_class_names_by_hand(folder):
 def test_colour_masks_need_a_palette(folder):
     label = np.resize(np.arange(3), (20, 24))
     colors = np.array([[10, 0, 0], [0, 10, 0], [224, 224, 192]], np.uint8)
-    write_image(_label(folder), colors[label])
-    (problem,) = _problems(folder)
-    assert "give the palette" in problem
+    for path in (folder / "masks").iterdir():
+        write_image(path, colors[label])
+    problems = _problems(folder)
+    assert len(problems) == 12
+    assert all("give the palette" in problem for problem in problems)
     facts = {"classes": ["a", "b", "c"], "palette": [[10, 0, 0], [0, 10, 0], [1, 1, 1]]}
     (folder / "classes.json").write_text(json.dumps(facts))
-    (problem,) = _problems(folder)
-    assert "(224, 224, 192)" in problem
+    assert all("(224, 224, 192)" in problem for problem in _problems(folder))
     facts["void"] = [[224, 224, 192]]
     (folder / "classes.json").write_text(json.dumps(facts))
     data = build.read_source("folder", str(folder))
     assert check.check_source(data).problems == ()
-    decoded = images.decode_mask(_label(folder).read_bytes(), data.colors)
-    np.testing.assert_array_equal(decoded, np.where(label == 2, 255, label))
+    found = masks.read_mask(_label(folder).read_bytes(), data.masks)
+    np.testing.assert_array_equal(found.label_hw, np.where(label == 2, 255, label))
 
 
 def test_lists_of_a_folder(folder):
@@ -181,7 +182,7 @@ def test_missing_and_empty_folders(tmp_path):
     with pytest.raises(FileNotFoundError, match="empty"):
         build.read_source("folder", str(tmp_path))
     (tmp_path / "images").mkdir()
-    text = "\n".join(_problems(tmp_path, ("a",)))
+    text = "\n".join(_problems(tmp_path, ("a", "b")))
     assert "holds no image file" in text
     assert f"{tmp_path / 'masks'}: no such folder" in text
 

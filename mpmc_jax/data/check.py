@@ -7,17 +7,33 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from mpmc_jax.data import images, splits, statistics, work
+from mpmc_jax.data import agreement, deep, images, masks, splits, statistics, work
 from mpmc_jax.data import source as source_lib
+from mpmc_jax.data.agreement import MaskFacts
 from mpmc_jax.data.deep import UnreadableImage
 from mpmc_jax.data.lists import has_control, printable, shorten
 from mpmc_jax.data.source import Sample, Source
 from mpmc_jax.pixels import PixelFormat
 from mpmc_jax.types import IGNORE_LABEL
 
-# Of one sample: problems, (256,) label counts if it has a mask, digest, moments of the
-# image where they are asked for, and the digest of its decoded image ("" unread).
-Outcome = tuple[list[str], np.ndarray | None, bytes, statistics.Moments | None, str]
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What `_check_sample` finds.
+
+    Attributes:
+      problems: one line each.
+      digest: `Sample.digest`.
+      moments: of the image, where the source measures them and it could be read.
+      looks: digest of the decoded image, "" where it could not be read.
+      mask: of the mask, where there is one and it could be read.
+    """
+
+    problems: list[str]
+    digest: bytes
+    moments: statistics.Moments | None
+    looks: str
+    mask: MaskFacts | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +92,8 @@ def check_source(source: Source) -> Report:
     samples = [sample for split in source.splits.values() for sample in split]
     trained = {sample.id for sample in source.splits.get("train", ())}
     moments: statistics.Moments | None = None
+    nodata = _Sentinels()
+    alike = agreement.Agreement(source)
     outcomes = work.go_through(
         lambda sample: _check_sample(sample, source), samples, "checking"
     )
@@ -84,12 +102,16 @@ def check_source(source: Source) -> Report:
     digests = {}
     looks = {}
     for sample, outcome in zip(samples, outcomes, strict=True):
-        found, counts, digest, of_image, looks[sample.id] = outcome
-        problems += found
-        digests[sample.id] = digest
-        if of_image is not None and sample.id in trained:
-            moments = of_image if moments is None else moments.merge(of_image)
-        if counts is not None:
+        problems += outcome.problems
+        digests[sample.id] = outcome.digest
+        looks[sample.id] = outcome.looks
+        if outcome.moments is not None:
+            nodata.add(sample.name("image"), outcome.moments)
+            if sample.id in trained:
+                moments = outcome.moments.merge(moments)
+        if outcome.mask is not None:
+            counts = outcome.mask.counts
+            alike.add(outcome.mask)
             pixels += counts
             images_with += counts > 0
             seen = np.flatnonzero(counts[: len(source.class_names)])
@@ -97,13 +119,11 @@ def check_source(source: Source) -> Report:
     ids = {split: [s.id for s in part] for split, part in source.splits.items()}
     if not source.problems:
         # A mask that could not be read is named already; it may hold labels.
-        masks = {sample.id: (0,) for sample in samples if sample.mask is not None}
-        problems += splits.check_labels(source.name, ids, masks | present)
-    if len(source.class_names) == 2 and pixels[IGNORE_LABEL] and not pixels[1]:
-        problems.append(
-            f"{source.name}: masks hold 0 and 255 and never 1, and 255 is void; if it "
-            f'is {source.class_names[1]!r}, write "binary": true in classes.json'
-        )
+        there = {sample.id: (0,) for sample in samples if sample.mask is not None}
+        problems += splits.check_labels(source.name, ids, there | present)
+    problems += alike.problems()
+    if source.ask_nodata:
+        problems += nodata.problems()
     measured = source.pixels
     if moments is not None:
         measured = moments.describe(measured)
@@ -119,6 +139,37 @@ def check_source(source: Source) -> Report:
         warnings=tuple(warnings),
         notes=tuple(notes),
     )
+
+
+class _Sentinels:
+    """Finds values of images that seem to stand for no measurement."""
+
+    def __init__(self) -> None:
+        self._all: statistics.Moments | None = None
+        self._extremes: list[tuple[str, np.ndarray, np.ndarray]] = []
+
+    def add(self, name: str, moments: statistics.Moments) -> None:
+        """Takes the figures of the next image."""
+        self._all = moments.merge(self._all)
+        self._extremes.append((name, moments.low[:, 0], moments.high[:, 0]))
+
+    def problems(self) -> list[str]:
+        """One line for each such value."""
+        found = self._all.sentinels() if self._all is not None else {}
+        problems = []
+        for value, channels in found.items():
+            holders = [
+                name
+                for name, low, high in self._extremes
+                if value in low or value in high
+            ]
+            problems.append(
+                f"{holders[0]}: value {value:g} in channel {shorten(channels)}, far "
+                f"from all others, in {len(holders)} images: does it stand for "
+                f'missing pixels? Write "nodata": [{value:g}] in classes.json, or '
+                '"nodata": [] if it is measured'
+            )
+        return problems
 
 
 def _check_names(source: Source) -> list[str]:
@@ -198,39 +249,45 @@ def note_absent(
 
 def _check_sample(sample: Sample, source: Source) -> Outcome:
     problems = []
-    size = moments = None
+    size = moments = missing = facts = None
     image = mask = b""
     looks = ""
     try:
         image = source_lib.read_original(sample.image)
         content = source_lib.as_encoded(sample.image, image)
-        pixels_hwc = images.decode_array(content, source.pixels)
+        pixels_hwc = images.decode_stored(content, source.pixels)
+        missing = source.pixels.missing(pixels_hwc)
+        deep.check_finite(pixels_hwc, missing)
         size = pixels_hwc.shape[1::-1]
         looks = _pixel_digest(pixels_hwc)
         if source.measure:
-            moments = statistics.moments(pixels_hwc)
+            moments = statistics.moments(pixels_hwc, missing)
     except (UnreadableImage, OSError) as error:
         problems.append(f"{sample.name('image')}: {error}")
-    if sample.mask is None:
-        return problems, None, _digest(image, mask), moments, looks
-    name = sample.name("mask")
-    try:
-        mask = source_lib.read_original(sample.mask)
-        content = source_lib.as_encoded(sample.mask, mask)
-        label_hw = images.decode_mask(content, source.colors)
-    except (UnreadableImage, OSError) as error:
-        problems.append(f"{name}: {error}")
-        return problems, None, _digest(image, mask), moments, looks
-    mask_size = label_hw.shape[::-1]
-    if size is not None and size != mask_size:
-        problems.append(
-            f"{name}: {mask_size[0]}x{mask_size[1]}, but its image "
-            f"{sample.name('image')} has {size[0]}x{size[1]} (width x height); give "
-            "both the same size"
-        )
-    counts = np.bincount(label_hw.ravel(), minlength=256)
-    problems += _check_values(name, content, counts, source)
-    return problems, counts, _digest(image, mask), moments, looks
+    if sample.mask is not None:
+        try:
+            mask = source_lib.read_original(sample.mask)
+            content = source_lib.as_encoded(sample.mask, mask)
+            found = masks.read_mask(content, source.masks)
+            problems += _check_size(sample, size, found.label_hw.shape[::-1])
+            facts = agreement.facts_of(sample.name("mask"), found.without(missing))
+            problems += _check_values(facts, content, source)
+        except (UnreadableImage, OSError) as error:
+            problems.append(f"{sample.name('mask')}: {error}")
+    return Outcome(problems, _digest(image, mask), moments, looks, facts)
+
+
+def _check_size(
+    sample: Sample, size: tuple[int, ...] | None, mask_size: tuple[int, ...]
+) -> list[str]:
+    """Complains of a mask whose image has another width or height."""
+    if size is None or size == mask_size:
+        return []
+    return [
+        f"{sample.name('mask')}: {mask_size[0]}x{mask_size[1]}, but its image "
+        f"{sample.name('image')} has {size[0]}x{size[1]} (width x height); give "
+        "both the same size"
+    ]
 
 
 def _digest(image: bytes, mask: bytes) -> bytes:
@@ -245,31 +302,34 @@ def _pixel_digest(pixels_hwc: np.ndarray) -> str:
     return digest.hexdigest()
 
 
-def _check_values(
-    name: str, content: bytes, counts: np.ndarray, source: Source
-) -> list[str]:
+def _check_values(facts: MaskFacts, content: bytes, source: Source) -> list[str]:
     """Complains of values that are neither a class nor void; none without classes."""
     num_classes = len(source.class_names)
-    wrong = np.flatnonzero(counts[num_classes:IGNORE_LABEL]) + num_classes
+    wrong = np.flatnonzero(facts.counts[num_classes:IGNORE_LABEL]) + num_classes
     if not num_classes or not wrong.size:
         return []
-    picture = images.open_image(content)
-    if source.mend:
-        mend = source.mend
-    elif picture.format == "JPEG":
-        mend = "JPEG changes values; store masks as PNG"
-    elif wrong.tolist() == [num_classes] and not counts[0]:
-        mend = "do labels start at 1? subtract one"
-    elif wrong.tolist() == [num_classes]:
-        mend = f"void must be 255, not {num_classes}; or is a class name missing?"
-    elif picture.mode == "P":
-        mend = "a palette PNG: its indices count, not its colours; void must be 255"
-    else:
-        mend = f"store class indices 0..{num_classes - 1}, and 255 for void"
+    values = [source.masks.value(label) for label in wrong.tolist()]
+    mend = source.mend or _mend(values, facts, content, source)
     return [
-        f"{name}: values {shorten(wrong.tolist(), 8)} are not below the class count "
+        f"{facts.name}: values {shorten(values, 8)} are not below the class count "
         f"{num_classes}; {mend}"
     ]
+
+
+def _mend(values: list[int], facts: MaskFacts, content: bytes, source: Source) -> str:
+    """What to do about a mask of such values, by a guess at what they are."""
+    num_classes, path = len(source.class_names), source.masks.declared_in
+    shift = f'write "void": [0] in {path}' if path else "subtract one"
+    if values == [num_classes] and not facts.counts[0]:
+        return f"do labels start at 1? {shift}"
+    if values == [num_classes]:
+        mend = f"void must be 255, not {num_classes}; or is a class name missing?"
+        if path and not source.masks.void:
+            mend += f" If 0 is void and labels start at 1, {shift}"
+        return mend
+    if facts.convention == "values" and images.open_image(content).mode == "P":
+        return "a palette PNG: its indices count, not its colours; void must be 255"
+    return f"store class indices 0..{num_classes - 1}, and 255 for void"
 
 
 def summary(source: Source) -> str:

@@ -1,19 +1,22 @@
 """Images that Pillow does not hold: more than 8 bits, or any number of channels.
 
 Three formats: NumPy's .npy, TIFF by tifffile, and Pillow's 16-bit grey. Files are not
-trusted: headers are looked at before a byte is allocated, and nothing is unpickled.
+trusted: headers are looked at before a byte is allocated, nothing is unpickled, and
+nothing is unpacked beyond `MAX_BYTES`.
 """
 
 import dataclasses
 import io
 import math
-import struct
+import zlib
 
 import numpy as np
 import tifffile
 from PIL import Image
 
 DTYPES = ("uint8", "uint16", "float32")
+# Of one decoded image or volume.
+MAX_BYTES = 1 << 30
 _NPY = b"\x93NUMPY"
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _PNG = b"\x89PNG\r\n\x1a\n"
@@ -23,6 +26,20 @@ _HEADERS = {
 }
 # More are rows or columns of an array whose channels come first.
 _MOST_CHANNELS = 64
+# Of TIFF. Others need a library that is no requirement, or unpack without a limit.
+_COMPRESSIONS = frozenset(
+    (
+        tifffile.COMPRESSION.NONE,
+        tifffile.COMPRESSION.LZW,
+        tifffile.COMPRESSION.ADOBE_DEFLATE,
+        tifffile.COMPRESSION.DEFLATE,
+        tifffile.COMPRESSION.PACKBITS,
+    )
+)
+_DEFLATE = (tifffile.COMPRESSION.ADOBE_DEFLATE, tifffile.COMPRESSION.DEFLATE)
+# No deflate stream holds more bytes per byte of its own.
+_DEFLATE_RATIO = 1032
+_ORIENTATION = 274
 
 
 class UnreadableImage(ValueError):
@@ -34,7 +51,7 @@ class Header:
     """What an image says of itself before it is decoded.
 
     Attributes:
-      size: rows and columns.
+      size: rows and columns, as a viewer shows them (see `turn`).
       channels: of a pixel.
       dtype: of a value, one of `DTYPES`.
     """
@@ -63,18 +80,53 @@ def is_more_than_pillows(content: bytes) -> bool:
       UnreadableImage: it is damaged.
     """
     with _open_tiff(content) as tiff:
-        page = tiff.pages.first
-        alphas = sum(kind in (1, 2) for kind in page.extrasamples)
-        bands = page.samplesperpixel - alphas
-        separated = page.photometric == tifffile.PHOTOMETRIC.SEPARATED
-        colour = bands == 3 or (bands == 4 and separated)
-        whole = bands == 1 or (colour and page.bitspersample == 8)
-        return len(tiff.pages) > 1 or not whole
+        try:
+            page = tiff.pages.first
+            alphas = sum(kind in (1, 2) for kind in page.extrasamples)
+            bands = page.samplesperpixel - alphas
+            separated = page.photometric == tifffile.PHOTOMETRIC.SEPARATED
+            colour = bands == 3 or (bands == 4 and separated)
+            whole = bands == 1 or (colour and page.bitspersample == 8)
+            return len(tiff.pages) > 1 or not whole
+        except Exception as error:  # See `_open_tiff`.
+            raise UnreadableImage(
+                f"not a TIFF file of one image ({reason(error)})"
+            ) from error
+
+
+def type_of_tiff(content: bytes) -> str:
+    """Name of the type of a TIFF's values.
+
+    Raises:
+      UnreadableImage: it is damaged, or holds several images.
+    """
+    with _open_tiff(content) as tiff:
+        return _tiff_shape(tiff)[1].name
 
 
 def is_deep_colour(content: bytes) -> bool:
-    """Whether encoded bytes are a colour PNG of 16 bits, which Pillow reads as 8."""
-    return content.startswith(_PNG) and content[24:26] in (b"\x10\x02", b"\x10\x06")
+    """Whether encoded bytes are a PNG of 16 bits that Pillow reads as 8.
+
+    That is one with color or with alpha; plain grey keeps its bits.
+    """
+    kinds = (b"\x10\x02", b"\x10\x04", b"\x10\x06")
+    return content.startswith(_PNG) and content[24:26] in kinds
+
+
+def turn(array: np.ndarray, orientation: int) -> np.ndarray:
+    """Stored pixels (h,w) or (h,w,c) -> the same as a viewer shows them.
+
+    Args:
+      array: the pixels.
+      orientation: 1 to 8, of EXIF and TIFF's tag 274; others change nothing.
+    """
+    if 5 <= orientation <= 8:
+        array = np.swapaxes(array, 0, 1)
+    if orientation in (3, 4, 7, 8):
+        array = array[::-1]
+    if orientation in (2, 3, 6, 7):
+        array = array[:, ::-1]
+    return array
 
 
 def read_header(content: bytes) -> Header:
@@ -83,15 +135,12 @@ def read_header(content: bytes) -> Header:
     Raises:
       UnreadableImage: damaged, no image, too large, or of another type of value.
     """
-    if is_array(content):
-        shape, dtype, _, _ = _npy_header(content)
-    else:
-        with _open_tiff(content) as tiff:
-            series = tiff.series[0]
-            shape, dtype = series.shape, series.dtype
-            if _channels_first(series):
-                shape = (*shape[1:], shape[0])
-    return _checked(shape, np.dtype(dtype))
+    header = _stored_header(content)
+    if header.dtype not in DTYPES:
+        raise UnreadableImage(
+            f"values are {header.dtype}; convert them to one of {', '.join(DTYPES)}"
+        )
+    return header
 
 
 def read_array(content: bytes) -> np.ndarray:
@@ -100,10 +149,33 @@ def read_array(content: bytes) -> np.ndarray:
     Raises:
       UnreadableImage: see `read_header`; or the data end too early.
     """
-    header = read_header(content)
-    pixels = _read_npy(content) if is_array(content) else _read_tiff(content)
-    pixels = pixels.reshape(*header.size, header.channels)
-    return np.asarray(pixels, header.dtype)
+    read_header(content)
+    return read_values(content)
+
+
+def read_values(content: bytes) -> np.ndarray:
+    """As `read_array`, of numbers of any type, which masks may have."""
+    header = _stored_header(content)
+    if is_array(content):
+        pixels, orientation = _read_npy(content), 1
+    else:
+        pixels, orientation = _read_tiff(content)
+    rows, columns = header.size[::-1] if orientation > 4 else header.size
+    pixels = turn(pixels.reshape(rows, columns, header.channels), orientation)
+    return np.ascontiguousarray(pixels, header.dtype)
+
+
+def _stored_header(content: bytes) -> Header:
+    """Of numbers of any type."""
+    if is_array(content):
+        shape, dtype, _, _ = _npy_header(content)
+        return _checked(shape, np.dtype(dtype))
+    with _open_tiff(content) as tiff:
+        shape, dtype = _tiff_shape(tiff)
+        header = _checked(shape, dtype)
+        if _orientation(tiff) > 4:
+            header = dataclasses.replace(header, size=header.size[::-1])
+    return header
 
 
 def write_array(array_hwc: np.ndarray) -> bytes:
@@ -113,11 +185,52 @@ def write_array(array_hwc: np.ndarray) -> bytes:
     return stream.getvalue()
 
 
-def check_finite(array_hwc: np.ndarray) -> None:
-    """Raises UnreadableImage if a value is NaN or infinite."""
-    if array_hwc.dtype.kind == "f" and not np.isfinite(array_hwc).all():
-        wrong = int((~np.isfinite(array_hwc)).sum())
-        raise UnreadableImage(f"holds {wrong} values that are NaN or infinite")
+def check_finite(array_hwc: np.ndarray, missing: np.ndarray | None = None) -> None:
+    """Raises UnreadableImage if a value that is not missing is NaN or infinite."""
+    if array_hwc.dtype.kind != "f" or np.isfinite(array_hwc).all():
+        return
+    wrong = ~np.isfinite(array_hwc)
+    if missing is not None:
+        wrong &= ~missing
+    if wrong.any():
+        raise UnreadableImage(
+            f"holds {int(wrong.sum())} values that are NaN or infinite; if they stand "
+            'for missing pixels, write "nodata": ["nan"] in classes.json'
+        )
+
+
+def check_bytes(shape: tuple[int, ...], dtype: np.dtype) -> None:
+    """Raises UnreadableImage if an array would be larger than `MAX_BYTES`."""
+    size = math.prod(map(int, shape)) * dtype.itemsize
+    if size > MAX_BYTES:
+        raise UnreadableImage(
+            f"{' x '.join(map(str, shape))} values of {dtype.name} are {size} bytes, "
+            f"more than the limit of {MAX_BYTES}, which is kept, as files are not "
+            "trusted: cut the image into tiles"
+        )
+
+
+def check_deflated(packed: bytes) -> None:
+    """Raises UnreadableImage if a deflate stream unpacks to more than `MAX_BYTES`."""
+    if len(packed) * _DEFLATE_RATIO <= MAX_BYTES:
+        return
+    unpacker, left = zlib.decompressobj(), MAX_BYTES
+    while packed and not unpacker.eof:
+        try:
+            left -= len(unpacker.decompress(packed, 1 << 20))
+        except zlib.error:
+            return  # Whoever unpacks it says so.
+        packed = unpacker.unconsumed_tail
+        if left < 0:
+            raise UnreadableImage(
+                f"refused: a part of it unpacks to more than {MAX_BYTES} bytes"
+            )
+
+
+def reason(error: BaseException) -> str:
+    """What a library says of a damaged file, on one line that a terminal can show."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def _npy_header(content: bytes) -> tuple[tuple[int, ...], np.dtype, bool, int]:
@@ -128,8 +241,11 @@ def _npy_header(content: bytes) -> tuple[tuple[int, ...], np.dtype, bool, int]:
         if version not in _HEADERS:
             raise ValueError(f"version {version}")
         shape, fortran, dtype = _HEADERS[version](stream)
-    except (ValueError, SyntaxError, struct.error) as error:
-        raise UnreadableImage(f"not a .npy file of an image ({error})") from error
+    # A damaged header fails in many ways: it is parsed as Python is.
+    except Exception as error:
+        raise UnreadableImage(
+            f"not a .npy file of an image ({reason(error)})"
+        ) from error
     if dtype.hasobject:
         raise UnreadableImage(
             "holds Python objects (pickled), which are never loaded; save an array of "
@@ -157,7 +273,9 @@ def _open_tiff(content: bytes) -> tifffile.TiffFile:
             raise ValueError(f"{len(tiff.series)} pictures of different shapes")
     # A damaged file fails in many ways in there, struct.error and KeyError included.
     except Exception as error:
-        raise UnreadableImage(f"not a TIFF file of one image ({error})") from error
+        raise UnreadableImage(
+            f"not a TIFF file of one image ({reason(error)})"
+        ) from error
     return tiff
 
 
@@ -165,16 +283,59 @@ def _channels_first(series: tifffile.TiffPageSeries) -> bool:
     return len(series.shape) == 3 and series.axes[0] in "SCI"
 
 
-def _read_tiff(content: bytes) -> np.ndarray:
+def _tiff_shape(tiff: tifffile.TiffFile) -> tuple[tuple[int, ...], np.dtype]:
+    """Rows, columns and channels (if any) of a TIFF, and the type of its values."""
+    try:
+        series = tiff.series[0]
+        shape = tuple(map(int, series.shape))
+        if _channels_first(series):
+            shape = (*shape[1:], shape[0])
+        return shape, np.dtype(series.dtype)
+    except Exception as error:  # See `_open_tiff`.
+        raise UnreadableImage(
+            f"not a TIFF file of one image ({reason(error)})"
+        ) from error
+
+
+def _orientation(tiff: tifffile.TiffFile) -> int:
+    tag = tiff.pages.first.tags.get(_ORIENTATION)
+    known = tag is not None and isinstance(tag.value, int) and 1 <= tag.value <= 8
+    return int(tag.value) if known else 1
+
+
+def _read_tiff(content: bytes) -> tuple[np.ndarray, int]:
+    """Pixels as they are stored, channels last, and their orientation."""
     with _open_tiff(content) as tiff:
         series = tiff.series[0]
         try:
+            for page in series.pages:
+                if page is not None:
+                    _check_segments(content, page)
             pixels = series.asarray()
+        except UnreadableImage:
+            raise
         except Exception as error:  # See `_open_tiff`.
             raise UnreadableImage(
-                f"cannot be decoded ({error}); store it uncompressed or with deflate"
+                f"cannot be decoded ({reason(error)}); store it uncompressed or with "
+                "deflate"
             ) from error
-        return np.moveaxis(pixels, 0, -1) if _channels_first(series) else pixels
+        if _channels_first(series):
+            pixels = np.moveaxis(pixels, 0, -1)
+        return pixels, _orientation(tiff)
+
+
+def _check_segments(
+    content: bytes, page: tifffile.TiffPage | tifffile.TiffFrame
+) -> None:
+    """Raises UnreadableImage of strips or tiles that unpack to more than is allowed."""
+    page = page.aspage()
+    if page.compression not in _COMPRESSIONS:
+        raise ValueError(f"compression {page.compression}")
+    check_bytes(page.chunks, np.dtype(page.dtype))
+    if page.compression in _DEFLATE:
+        places = zip(page.dataoffsets, page.databytecounts, strict=False)
+        for start, count in places:
+            check_deflated(content[start : start + count])
 
 
 def _checked(shape: tuple[int, ...], dtype: np.dtype) -> Header:
@@ -194,8 +355,7 @@ def _checked(shape: tuple[int, ...], dtype: np.dtype) -> Header:
             f"(Image.MAX_IMAGE_PIXELS, {Image.MAX_IMAGE_PIXELS}), which is kept, as "
             "files are not trusted: cut the image into tiles"
         )
-    if dtype.name not in DTYPES:
-        raise UnreadableImage(
-            f"values are {dtype.name}; convert them to one of {', '.join(DTYPES)}"
-        )
+    if dtype.kind not in "buif":
+        raise UnreadableImage(f"values are {dtype}; numbers are needed")
+    check_bytes(shape, dtype)
     return Header((rows, columns), channels, dtype.name)

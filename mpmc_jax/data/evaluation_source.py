@@ -7,6 +7,7 @@ import numpy as np
 from mpmc_jax.data import images
 from mpmc_jax.data.deep import UnreadableImage
 from mpmc_jax.data.info import DatasetInfo
+from mpmc_jax.data.masks import decode_mask
 from mpmc_jax.data.splits import check_labels
 
 
@@ -76,7 +77,7 @@ class EvalSource:
         record = self._records[self._positions[index]]
         try:
             image = images.decode_array(record["image"], self.info.facts.pixels)
-            label = images.decode_mask(record["mask"])
+            label = decode_mask(record["mask"])
         except UnreadableImage as error:
             raise ValueError(f"record {self.ids[index]!r}: {error}") from error
         return EvalExample(self.ids[index], image, label)

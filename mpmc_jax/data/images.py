@@ -1,7 +1,8 @@
-"""Encoded bytes of images and masks, and the arrays that they hold.
+"""Encoded bytes of images, and the arrays that they hold; of masks see `masks`.
 
-Images of 8-bit grey or RGB are Pillow's, in any format of its; others are `deep`'s. A
-record keeps the former as they came (or uncompressed), the latter as .npy.
+Images of 8-bit grey or RGB are read by Pillow, others by `deep`. A record keeps the
+former as they came (or uncompressed), the latter as .npy. Every image is turned as its
+EXIF says, so that arrays are what a viewer shows.
 """
 
 import io
@@ -11,9 +12,7 @@ from PIL import Image, UnidentifiedImageError
 
 from mpmc_jax.data import deep
 from mpmc_jax.data.deep import UnreadableImage
-from mpmc_jax.data.lists import shorten
 from mpmc_jax.pixels import PixelFormat
-from mpmc_jax.types import IGNORE_LABEL
 
 Color = tuple[int, int, int]
 
@@ -21,12 +20,36 @@ _GREY = ("1", "L", "LA")
 _EIGHT_BITS = (*_GREY, "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
 
 
+# Pillow knows many more; some of them run another program, as EPS does.
+_FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
+_UNKNOWN = "not a PNG, JPEG, BMP, TIFF, WebP or .npy file"
+# Where Pillow puts what may hold an orientation, and how PNG marks that in its bytes.
+# TIFF files are turned by Pillow itself.
+_EXIF_KEYS = frozenset(("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"))
+_EXIF_IN_PNG = (b"eXIf", b"XML:com.adobe.xmp", b"Raw profile type exif")
+_ORIENTATION = 274
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
 def open_image(content: bytes) -> Image.Image:
-    """Opens encoded bytes and decodes them in full.
+    """Opens encoded bytes, decodes them in full and turns them as EXIF says.
 
     Raises:
       UnreadableImage: not an image, a truncated one, or more than 8 bits a channel.
     """
+    return open_turned(content)[0]
+
+
+def open_turned(content: bytes) -> tuple[Image.Image, Image.Image]:
+    """The image of `open_image`, and as it was opened: format, info and tags."""
     if not content:
         raise UnreadableImage("an empty file")
     if deep.is_deep_colour(content):
@@ -37,21 +60,50 @@ def open_image(content: bytes) -> Image.Image:
         raise UnreadableImage(
             "a TIFF with more channels, bits or pages than 8-bit grey or RGB have"
         )
+    opened = _open(content)
     try:
-        image = Image.open(io.BytesIO(content))
-        image.load()
+        opened.load()
+        turn = _TURNS.get(_orientation(opened))
+        return opened if turn is None else opened.transpose(turn), opened
+    # Damage shows in many ways; Pillow's decoders have no common error.
+    except Exception as error:
+        raise UnreadableImage(
+            f"truncated or damaged ({deep.reason(error)}); copy it again"
+        ) from error
+
+
+def _open(content: bytes) -> Image.Image:
+    """An image whose header was read.
+
+    Raises:
+      UnreadableImage: not an image, or one too large.
+    """
+    try:
+        image = Image.open(io.BytesIO(content), formats=_FORMATS)
     except UnidentifiedImageError as error:
-        raise UnreadableImage("not an image of a known format") from error
+        raise UnreadableImage(_UNKNOWN) from error
     except Image.DecompressionBombError as error:
         raise UnreadableImage(
             f"{error}; Pillow's pixel limit (Image.MAX_IMAGE_PIXELS) is kept, as files "
             "are not trusted: cut the image into tiles"
         ) from error
-    except (OSError, SyntaxError, ValueError) as error:
+    except Exception as error:  # See `open_turned`.
         raise UnreadableImage(
-            f"truncated or damaged ({error}); copy it again"
+            f"truncated or damaged ({deep.reason(error)}); copy it again"
         ) from error
+    deep.check_bytes((*image.size, len(image.getbands())), np.dtype(np.uint8))
     return image
+
+
+def _orientation(image: Image.Image) -> int:
+    """1 to 8; 1 where EXIF is damaged, as viewers have it."""
+    if not _EXIF_KEYS & image.info.keys():
+        return 1
+    try:
+        orientation = image.getexif().get(_ORIENTATION)
+    except Exception:
+        return 1
+    return orientation if isinstance(orientation, int) and orientation in _TURNS else 1
 
 
 def decode_image(content: bytes, channels: int) -> Image.Image:
@@ -76,27 +128,41 @@ def open_picture(content: bytes, pixels: PixelFormat) -> Image.Image | np.ndarra
 
 
 def decode_array(content: bytes, pixels: PixelFormat) -> np.ndarray:
+    """Encoded bytes -> (h,w,c) of the format's type, missing values filled.
+
+    Raises:
+      UnreadableImage: see `decode_stored`; a value that is not finite.
+    """
+    stored_hwc = decode_stored(content, pixels)
+    missing_hwc = pixels.missing(stored_hwc)
+    deep.check_finite(stored_hwc, missing_hwc)
+    return stored_hwc if missing_hwc is None else pixels.fill(stored_hwc, missing_hwc)
+
+
+def decode_stored(content: bytes, pixels: PixelFormat) -> np.ndarray:
     """Encoded bytes -> (h,w,c) of the format's type, never one of another type.
 
     Raises:
       UnreadableImage: see `decode_image` and `deep`; another type or number of
-        channels than the format's; a value that is not finite.
+        channels than the format's; too little memory.
     """
-    if _is_pillows(content, pixels):
-        image = np.asarray(decode_image(content, pixels.channels))
-        return image[..., None] if image.ndim == 2 else image
-    if deep.is_array(content) or deep.is_tiff(content):
-        array_hwc = deep.read_array(content)
-    else:
-        # uint16 from 16-bit grey; what is not is told by its type.
-        array_hwc = np.atleast_3d(np.asarray(open_image(content)))
+    try:
+        if _is_pillows(content, pixels):
+            image = np.asarray(decode_image(content, pixels.channels))
+            return image[..., None] if image.ndim == 2 else image
+        if deep.is_array(content) or deep.is_tiff(content):
+            array_hwc = deep.read_array(content)
+        else:
+            # uint16 from 16-bit grey; what is not is told by its type.
+            array_hwc = np.atleast_3d(np.asarray(open_image(content)))
+    except MemoryError as error:
+        raise UnreadableImage(f"does not fit into memory ({error})") from error
     found = (array_hwc.dtype.name, array_hwc.shape[-1])
     if found != (pixels.dtype, pixels.channels):
         raise UnreadableImage(
             f"{found[1]} channels of {found[0]}, but the data set has "
             f"{pixels.channels} of {pixels.dtype}; all images must agree"
         )
-    deep.check_finite(array_hwc)
     return array_hwc
 
 
@@ -119,13 +185,17 @@ def read_header(content: bytes) -> deep.Header:
     if deep.is_array(content):
         return deep.read_header(content)
     try:
-        with Image.open(io.BytesIO(content)) as image:
-            size, mode = (image.height, image.width), image.mode
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        image = _open(content)
+    except UnreadableImage:
         # A TIFF may still be one that Pillow does not know.
         if deep.is_tiff(content):
             return deep.read_header(content)
-        raise UnreadableImage(f"not an image of a known format ({error})") from error
+        raise
+    mode = image.mode
+    if image.format == "PNG" and any(mark in content for mark in _EXIF_IN_PNG):
+        _, image = open_turned(content)  # The mark may stand behind the pixels.
+    columns, rows = image.size
+    size = (columns, rows) if _orientation(image) > 4 else (rows, columns)
     if deep.is_tiff(content) and (
         mode not in _EIGHT_BITS or deep.is_more_than_pillows(content)
     ):
@@ -135,63 +205,13 @@ def read_header(content: bytes) -> deep.Header:
     return deep.Header(size, 1 if mode in _GREY else 3, "uint8")
 
 
-def decode_mask(content: bytes, colors: dict[Color, int] | None = None) -> np.ndarray:
-    """Encoded bytes -> (h,w) class indices, 255 for void.
-
-    Grey values and palette indices are taken as they are, whatever colour a palette
-    gives them; masks in colour are looked up in `colors`.
-
-    Raises:
-      UnreadableImage: see `open_image`; or a colour mask whose colours are unknown.
-    """
-    image = open_image(content)
-    if image.mode in ("L", "P"):
-        return np.asarray(image)
-    if image.mode == "1":
-        return np.asarray(image, np.uint8)
-    if image.mode[0] == "I":
-        return _narrow(np.asarray(image))
-    if colors is None:
-        raise UnreadableImage(
-            f"a colour mask (PIL mode {image.mode}), and no palette says which class "
-            "a colour is; give the palette, or store class indices (a palette PNG that "
-            "was flattened has lost them: take the original file again)"
-        )
-    return _look_up(np.asarray(image.convert("RGB")), colors)
-
-
-def _narrow(values: np.ndarray) -> np.ndarray:
-    if values.max() > IGNORE_LABEL:
-        raise UnreadableImage(
-            f"holds label {values.max()}; labels are 8 bits, with 255 for void"
-        )
-    return values.astype(np.uint8)
-
-
-def _look_up(rgb_hwc: np.ndarray, colors: dict[Color, int]) -> np.ndarray:
-    packed_hw = rgb_hwc.astype(np.int32) @ np.array([1 << 16, 1 << 8, 1])
-    label_hw = np.zeros(packed_hw.shape, np.uint8)
-    known_hw = np.zeros(packed_hw.shape, bool)
-    for (red, green, blue), label in colors.items():
-        here_hw = packed_hw == (red << 16 | green << 8 | blue)
-        label_hw[here_hw] = label
-        known_hw |= here_hw
-    if not known_hw.all():
-        unknown = [tuple(map(int, c)) for c in np.unique(rgb_hwc[~known_hw], axis=0)]
-        raise UnreadableImage(
-            f"holds {len(unknown)} colours that the palette lacks: "
-            f"{shorten(unknown)}; add them, or list them under void"
-        )
-    return label_hw
-
-
 def encode_record(content: bytes, pixels: PixelFormat, *, unpacked: bool) -> bytes:
     """An image's file -> what a record holds of it, as the module says.
 
     Raises:
       UnreadableImage: see `decode_array`.
     """
-    if not _is_pillows(content, pixels):
+    if not _is_pillows(content, pixels) or pixels.nodata:
         array_hwc = decode_array(content, pixels)
         write = encode_png if is_bytes(pixels) else deep.write_array
         return write(array_hwc)

@@ -12,6 +12,7 @@ from mpmc_jax.data.check import Report, note_absent
 from mpmc_jax.data.deep import UnreadableImage
 from mpmc_jax.data.info import DatasetInfo
 from mpmc_jax.data.lists import shorten
+from mpmc_jax.data.masks import decode_mask
 from mpmc_jax.types import IGNORE_LABEL
 
 
@@ -95,7 +96,7 @@ def _check_record(
         problems.append(f"{name}: holds {key!r}")
     try:
         size = images.decode_array(parts[1], info.facts.pixels).shape[:2]
-        label_hw = images.decode_mask(parts[2])
+        label_hw = decode_mask(parts[2])
     except UnreadableImage as error:
         return [*problems, f"{name}: {error}"], None, parts
     if not record["labeled"]:

@@ -10,6 +10,7 @@ import numpy as np
 from mpmc_jax.data import host, images
 from mpmc_jax.data.cropping import CropConfig, Picture, size_of, to_bytes
 from mpmc_jax.data.deep import UnreadableImage
+from mpmc_jax.data.masks import decode_mask
 from mpmc_jax.pixels import PixelFormat
 from mpmc_jax.types import IGNORE_LABEL
 
@@ -68,7 +69,7 @@ class Reader:
         record = self.records[int(self.positions[place])]
         try:
             picture = images.open_picture(record["image"], self.pixels)
-            label_hw = images.decode_mask(record["mask"]) if self.with_label else None
+            label_hw = decode_mask(record["mask"]) if self.with_label else None
         except UnreadableImage as error:
             raise ValueError(f"record {self.ids[place]!r}: {error}") from error
         return [self._one(place, picture, label_hw, rng, each) for each in settings]

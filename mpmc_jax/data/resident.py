@@ -15,6 +15,7 @@ import numpy as np
 from mpmc_jax.data import host, images, plans
 from mpmc_jax.data.cropping import CropConfig, fill_color, size_of, to_bytes
 from mpmc_jax.data.info import DatasetInfo
+from mpmc_jax.data.masks import decode_mask
 from mpmc_jax.data.splits import Split
 from mpmc_jax.data.work import go_through
 from mpmc_jax.types import IGNORE_LABEL, Array, Batch, Crops, PyTree
@@ -115,7 +116,7 @@ class Resident:
             rows, columns = size_of(picture)
             image = np.asarray(picture).reshape(rows, columns, -1)
             if labeled:
-                return image, images.decode_mask(record["mask"])
+                return image, decode_mask(record["mask"])
             # Commutes with picking pixels, the only thing done to deep ones.
             return to_bytes(image, self._pixels), None
 

@@ -11,6 +11,7 @@ import pathlib
 from collections.abc import Callable, Mapping
 
 from mpmc_jax.data.images import Color
+from mpmc_jax.data.masks import MaskFormat
 from mpmc_jax.pixels import PixelFormat
 
 
@@ -76,10 +77,10 @@ class Source:
       splits: "train" and "val" -> samples, in order.
       problems: what is already known to be wrong; one line each.
       notes: what is right but may surprise; one line each.
-      colors: colour -> label of masks stored in colour (IGNORE_LABEL for void), or
-        None where masks hold class indices only.
+      masks: how masks show classes.
       expected: split -> images of the published data set; {} where there is none.
       unpacked: whether images are prepared uncompressed: larger, decoded faster.
+      ask_nodata: whether values of images that seem to stand for none are a problem.
       measure: whether the mean, deviation and (if deeper than bytes) range of `pixels`
         are to be those of the training images, which `check` measures.
       mend: what to do about masks with values that are no class; "" for a guess.
@@ -92,9 +93,10 @@ class Source:
     splits: dict[str, tuple[Sample, ...]]
     problems: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
-    colors: dict[Color, int] | None = None
+    masks: MaskFormat = MaskFormat()
     expected: dict[str, int] = dataclasses.field(default_factory=dict)
     unpacked: bool = False
+    ask_nodata: bool = False
     measure: bool = False
     mend: str = ""
 
@@ -108,13 +110,22 @@ class Source:
     def fingerprint(self, digests: Mapping[str, bytes] | None = None) -> str:
         """SHA-256 over classes, ids and the bytes of every image and mask.
 
+        What changes how these bytes are read is covered as well.
+
         Args:
           digests: id -> `Sample.digest`, where they are known; None reads all files.
         """
         digest = hashlib.sha256()
         head = (self.name, self.class_names, self.palette, self.pixels.channels)
         digest.update(repr(head).encode())
-        digest.update(repr(sorted((self.colors or {}).items())).encode())
+        digest.update(repr(sorted((self.masks.colors or {}).items())).encode())
+        reading = (
+            sorted(self.masks.void),
+            self.masks.binary,
+            sorted(map(str, self.pixels.nodata)),
+        )
+        if any(reading):
+            digest.update(repr(reading).encode())
         for split, samples in sorted(self.splits.items()):
             for sample in samples:
                 digest.update(f"\n{split}\t{sample.id}\t".encode())

@@ -21,13 +21,13 @@ import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
 
-from mpmc_jax.data import images, work
+from mpmc_jax.data import images, masks, work
 from mpmc_jax.data import source as source_lib
 from mpmc_jax.data.source import Blob, Sample, Source
 from mpmc_jax.pixels import PixelFormat
 from mpmc_jax.types import IGNORE_LABEL
 
-VERSION = "1.2.0"
+VERSION = "1.3.0"
 _NO_MASK = images.encode_png(np.full((1, 1), IGNORE_LABEL, np.uint8))
 # TFDS sorts records by 128-bit keys and distributes them over temporary buckets by
 # the leading bits, so consecutive integers would all be held in memory at once.
@@ -123,13 +123,14 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
         self._contents[split] = digest.hexdigest()
 
     def _encode(self, sample: Sample) -> dict:
+        image, pixels = source_lib.read_bytes(sample.image), self._source.pixels
         mask = _NO_MASK
         if sample.mask is not None:
-            mask = _index_mask(sample.mask, self._source)
-        image = source_lib.read_bytes(sample.image)
-        image = images.encode_record(
-            image, self._source.pixels, unpacked=self._source.unpacked
-        )
+            missing = None
+            if pixels.nodata:
+                missing = pixels.missing(images.decode_stored(image, pixels))
+            mask = _index_mask(sample.mask, self._source, missing)
+        image = images.encode_record(image, pixels, unpacked=self._source.unpacked)
         return {
             "id": sample.id,
             "image": image,
@@ -150,12 +151,13 @@ def add_record(digest: "hashlib._Hash", key: str, image: bytes, mask: bytes) -> 
         digest.update(hashlib.sha256(part).digest())
 
 
-def _index_mask(mask: Blob, source: Source) -> bytes:
-    """The mask's own bytes where they hold 8-bit indices, else a PNG that does."""
+def _index_mask(mask: Blob, source: Source, missing: np.ndarray | None) -> bytes:
+    """The mask's own bytes where they hold just these labels, else a PNG that does."""
     content = source_lib.read_bytes(mask)
-    if not source.unpacked and images.open_image(content).mode in ("L", "P"):
+    found = masks.read_mask(content, source.masks).without(missing)
+    if found.is_plain and not source.unpacked:
         return content
-    return images.encode_png(images.decode_mask(content, source.colors))
+    return images.encode_png(found.label_hw)
 
 
 def dataset_directory(data_dir: str | os.PathLike, name: str) -> pathlib.Path:

@@ -18,6 +18,7 @@ import numpy as np
 from mpmc_jax.data import images, lists
 from mpmc_jax.data.builders.base import SegmentationBuilder
 from mpmc_jax.data.lists import shorten
+from mpmc_jax.data.masks import decode_mask
 from mpmc_jax.data.source import Derived, Sample, Source
 from mpmc_jax.pixels import RGB
 from mpmc_jax.types import IGNORE_LABEL
@@ -165,7 +166,7 @@ def without_void_11(content: bytes) -> bytes:
     Raises:
       UnreadableImage: not a mask.
     """
-    label_hw = images.decode_mask(content)
+    label_hw = decode_mask(content)
     if not (label_hw == _VOID).any():
         return content
     return images.encode_png(np.where(label_hw == _VOID, IGNORE_LABEL, label_hw))

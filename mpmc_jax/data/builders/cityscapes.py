@@ -20,6 +20,7 @@ from mpmc_jax.data import files, images
 from mpmc_jax.data.builders.base import SegmentationBuilder
 from mpmc_jax.data.deep import UnreadableImage
 from mpmc_jax.data.lists import shorten
+from mpmc_jax.data.masks import decode_mask
 from mpmc_jax.data.source import Derived, Sample, Source
 from mpmc_jax.pixels import RGB
 from mpmc_jax.types import IGNORE_LABEL
@@ -173,7 +174,7 @@ def to_train_ids(content: bytes) -> bytes:
     Raises:
       UnreadableImage: not a mask, or one of train ids.
     """
-    label_hw = images.decode_mask(content)
+    label_hw = decode_mask(content)
     largest = int(label_hw.max())
     if largest > LABEL_IDS[-1]:
         raise UnreadableImage(

@@ -1,122 +1,189 @@
-"""What a user's classes.json says of the classes; see `folder`."""
+"""What a user's classes.json says of classes, masks and images; see `folder`."""
 
 import dataclasses
 import json
 import pathlib
+import re
 
-import numpy as np
-
-from mpmc_jax.data import images, lists
-from mpmc_jax.data.deep import UnreadableImage
+from mpmc_jax.data import lists
 from mpmc_jax.data.images import Color
 from mpmc_jax.data.lists import shorten
+from mpmc_jax.data.masks import MaskFormat
 from mpmc_jax.types import IGNORE_LABEL
 
-_KEYS = ("classes", "palette", "void", "binary")
-_FOREGROUND = 255
+_KEYS = ("classes", "palette", "void", "binary", "nodata")
+# TensorBoard shows what it cannot have in a tag as "_".
+_NOT_IN_TAGS = re.compile(r"[^-/\w.]")
 
 
 @dataclasses.dataclass(frozen=True)
 class Classes:
-    """Names and how masks show them.
+    """Names, how masks show them, and what in images stands for no value.
 
     Attributes:
       names: index -> name.
-      palette: index -> colour in masks, () where they hold indices.
-      void: colours of void.
-      binary: masks hold 0 and 255 for classes 0 and 1.
+      palette: index -> colour, () where none is given.
+      masks: how masks are read.
+      nodata: see `PixelFormat`; None where nothing is said of it.
     """
 
     names: tuple[str, ...]
-    palette: tuple[Color, ...] = ()
-    void: tuple[Color, ...] = ()
-    binary: bool = False
-
-    def colors(self) -> dict[Color, int] | None:
-        """Colour -> label, or None without a palette."""
-        if not self.palette:
-            return None
-        colors = {color: i for i, color in enumerate(self.palette)}
-        return colors | dict.fromkeys(self.void, IGNORE_LABEL)
-
-
-def from_binary(content: bytes) -> bytes:
-    """A mask of 0 and 255 -> one of classes 0 and 1, as PNG.
-
-    Raises:
-      UnreadableImage: not a mask, or one of other values.
-    """
-    label_hw = images.decode_mask(content)
-    other = np.setdiff1d(np.unique(label_hw), [0, _FOREGROUND]).tolist()
-    if other:
-        raise UnreadableImage(
-            f'holds {shorten(other)}; with "binary" masks hold 0 and 255 alone'
-        )
-    return images.encode_png((label_hw == _FOREGROUND).astype(np.uint8))
+    palette: tuple[Color, ...]
+    masks: MaskFormat
+    nodata: tuple[float | str, ...] | None = None
 
 
 def read(path: pathlib.Path, given: tuple[str, ...], problems: list[str]) -> Classes:
     """Reads classes.json if it is there; `given` names go before its own."""
-    facts: dict = {}
-    if path.is_file():
-        try:
-            facts = json.loads(path.read_text())
-        except ValueError as error:
-            problems.append(f"{path}: not JSON ({error})")
-            return Classes(given)
-        if not isinstance(facts, dict):
-            problems.append(f'{path}: not an object; write {{"classes": ["...", ...]}}')
-            return Classes(given)
-        unknown = sorted(set(facts) - set(_KEYS))
-        if unknown:
-            problems.append(
-                f"{path}: unknown keys {shorten(unknown)}; valid: {shorten([*_KEYS])}"
-            )
+    facts = _read_facts(path, problems)
     listed = facts.get("classes", [])
     if not _is_list_of(str, listed):
         problems.append(f'{path}: "classes" is not a list of names: {listed!r}')
         listed = []
     names = given or tuple(listed)
-    if not names:
-        problems.append(f'{path}: no class names; write {{"classes": ["...", ...]}}')
-    if len(names) > IGNORE_LABEL:
-        problems.append(f"{path}: {len(names)} classes; labels are 8 bits, 255 is void")
-    if len(set(names)) != len(names):
-        problems.append(f"{path}: repeats {shorten(lists.repeated(list(names)))}")
-    palette, void = (_colors(facts, key, path, problems) for key in ("palette", "void"))
-    if palette and len(palette) != len(names):
-        problems.append(f"{path}: {len(palette)} colours for {len(names)} classes")
-    again = lists.repeated([*palette, *void])
-    if again:
-        problems.append(f"{path}: colours that mean two things: {shorten(again)}")
     binary = facts.get("binary", False)
     if not isinstance(binary, bool):
         problems.append(f'{path}: "binary" is true or false, not {binary!r}')
-    elif binary and (len(names) != 2 or palette):
+        binary = False
+    _check_names(names, path, problems)
+    palette = _colors(facts.get("palette", []), "palette", path, problems)
+    colors, values = _void(facts, path, problems)
+    if palette and len(palette) != len(names):
+        problems.append(f"{path}: {len(palette)} colours for {len(names)} classes")
+    if colors and not palette:
         problems.append(
-            f'{path}: "binary" masks have two classes and no palette; here are '
-            f"{len(names)} and {len(palette)} colours"
+            f'{path}: "void" names colors, but there is no "palette"; give the '
+            "classes' colors too, or the values that are void, as in [0]"
         )
-    return Classes(names, palette, void, binary is True)
+    again = lists.repeated([*palette, *colors])
+    if again:
+        problems.append(f"{path}: colours that mean two things: {shorten(again)}")
+    if binary and (len(names) != 2 or palette or values):
+        problems.append(
+            f'{path}: "binary" masks have two classes and no palette or void values; '
+            f"here are {len(names)}, {len(palette)} and {len(values)}"
+        )
+    known = {color: i for i, color in enumerate(palette)}
+    known |= dict.fromkeys(colors, IGNORE_LABEL)
+    masks = MaskFormat(known if palette else None, values, binary, str(path))
+    return Classes(names, palette, masks, _nodata(facts, path, problems))
+
+
+def _read_facts(path: pathlib.Path, problems: list[str]) -> dict:
+    if not path.is_file():
+        return {}
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        problems.append(f"{path}: not JSON ({error})")
+        return {}
+    if not isinstance(facts, dict):
+        problems.append(f'{path}: not an object; write {{"classes": ["...", ...]}}')
+        return {}
+    unknown = sorted(set(facts) - set(_KEYS))
+    if unknown:
+        problems.append(
+            f"{path}: unknown keys {shorten(unknown)}; valid: {shorten([*_KEYS])}"
+        )
+    return facts
+
+
+def _check_names(
+    names: tuple[str, ...], path: pathlib.Path, problems: list[str]
+) -> None:
+    if not names and not problems:
+        problems.append(f'{path}: no class names; write {{"classes": ["...", ...]}}')
+    if len(names) == 1:
+        problems.append(
+            f"{path}: one class, {names[0]!r}, which every pixel would be; name what "
+            f'else there is, as in {{"classes": ["background", "{names[0]}"]}}, with '
+            '"binary": true if masks hold 0 and 255'
+        )
+    if len(names) > IGNORE_LABEL:
+        problems.append(
+            f"{path}: {len(names)} classes, and {IGNORE_LABEL} is the most: labels are "
+            "8 bits, 255 is void; join classes"
+        )
+    wrong = [name for name in names if not name.isprintable() or not name.strip()]
+    if wrong:
+        problems.append(
+            f"{path}: names that are empty or hold control characters: "
+            f"{shorten([*map(repr, wrong)])}"
+        )
+    if len(set(names)) != len(names):
+        problems.append(f"{path}: repeats {shorten(lists.repeated(list(names)))}")
+    tags: dict[str, str] = {}
+    for name in dict.fromkeys(names):
+        tag = _NOT_IN_TAGS.sub("_", name)
+        if tag in tags:
+            problems.append(
+                f"{path}: {tags[tag]!r} and {name!r} are both {tag!r} in TensorBoard; "
+                "rename one"
+            )
+        tags.setdefault(tag, name)
+
+
+def _void(
+    facts: dict, path: pathlib.Path, problems: list[str]
+) -> tuple[tuple[Color, ...], tuple[int, ...]]:
+    """Colors and values that are void."""
+    listed = facts.get("void", [])
+    if not isinstance(listed, list):
+        problems.append(
+            f'{path}: "void" is not a list of values or [r,g,b]: {listed!r}'
+        )
+        return (), ()
+    values = [item for item in listed if _is_whole(item)]
+    colors = [item for item in listed if not _is_whole(item)]
+    again = lists.repeated(values)
+    if again:
+        problems.append(f'{path}: "void" repeats {shorten(again)}')
+    return _colors(colors, "void", path, problems), tuple(values)
+
+
+def _nodata(
+    facts: dict, path: pathlib.Path, problems: list[str]
+) -> tuple[float | str, ...] | None:
+    if "nodata" not in facts:
+        return None
+    listed = facts["nodata"]
+    listed = listed if isinstance(listed, list) else [listed]
+    # JSON has no NaN, but Python reads one.
+    listed = ["nan" if value != value else value for value in listed]
+    wrong = [
+        value
+        for value in listed
+        if value != "nan"
+        and (isinstance(value, bool) or not isinstance(value, int | float))
+    ]
+    if wrong:
+        problems.append(
+            f'{path}: "nodata" is a list of numbers and "nan" (for all that is not '
+            f"finite), not {shorten([*map(repr, wrong)])}"
+        )
+        return None
+    return tuple(value if value == "nan" else float(value) for value in listed)
 
 
 def _colors(
-    facts: dict, key: str, path: pathlib.Path, problems: list[str]
+    colors: object, key: str, path: pathlib.Path, problems: list[str]
 ) -> tuple[Color, ...]:
-    colors = facts.get(key, [])
-    if not _is_list_of(list, colors):
+    if not isinstance(colors, list) or not _is_list_of(list, colors):
         problems.append(f"{path}: {key!r} is not a list of [r,g,b]: {colors!r}")
         return ()
     wrong = [
         color
         for color in colors
-        if len(color) != 3
-        or not all(isinstance(v, int) and 0 <= v < 256 for v in color)
+        if len(color) != 3 or not all(_is_whole(v) and 0 <= v < 256 for v in color)
     ]
     if wrong:
         problems.append(f"{path}: {key}: not 8-bit [r,g,b]: {shorten(wrong)}")
         return ()
-    return tuple(tuple(color) for color in colors)
+    return tuple((red, green, blue) for red, green, blue in colors)
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _is_list_of(kind: type, value: object) -> bool:

@@ -1,8 +1,8 @@
 """A user's own images and masks.
 
     SOURCE/classes.json     {"classes": ["road", ...],
-                             "palette": [[r,g,b], ...], "void": [[r,g,b], ...],
-                             "binary": false}
+                             "palette": [[r,g,b], ...], "void": [[r,g,b], 0, ...],
+                             "binary": false, "nodata": [-9999, "nan"]}
                             only "classes" is needed, and not if given by hand
     SOURCE/images/          labelled images; folders inside are part of the id
     SOURCE/masks/           of images/a/b.jpg: masks/a/b.png (any image format)
@@ -12,10 +12,14 @@
                             images/test/ and images/train/ do without: `folder_splits`
 
 An id is the path below images/ or unlabeled/ without the file's ending, in composed
-Unicode (NFC). Masks hold class indices (grey or palette PNG), or the colours of the
-palette; with "binary" 0 and 255, which become classes 0 and 1. Images that
-unlabeled.txt names, or that labeled.txt alone leaves out, need no mask, and one that is
-there is not read.
+Unicode (NFC). Images that unlabeled.txt names, or that labeled.txt alone leaves out,
+need no mask, and one that is there is not read.
+
+Masks hold class indices (grey or palette PNG), or, with a palette in classes.json, its
+colours; with "binary" 0 and 255, which become classes 0 and 1. "void" names values or
+colours that do not count; classes have the other values in order, so that with [0] they
+count from 1. "nodata" names values of images that stand for none: they become the
+channel's mean, and void where every channel is missing.
 
 Hidden files are no data, links are followed (see `files`), and a note counts whatever
 else is not read.
@@ -25,6 +29,7 @@ Images are grey or RGB pictures, or all have the same number of channels (1 to 6
 """
 
 import collections
+import dataclasses
 import pathlib
 
 from mpmc_jax.data import files, images
@@ -35,7 +40,6 @@ from mpmc_jax.data.deep import UnreadableImage
 from mpmc_jax.data.lists import IMAGE_SUFFIXES, composed, shorten
 from mpmc_jax.data.source import (
     Blob,
-    Derived,
     Sample,
     Source,
     default_palette,
@@ -61,6 +65,9 @@ def read_source(directory: pathlib.Path, classes: tuple[str, ...] = ()) -> Sourc
     problems: list[str] = []
     notes: list[str] = []
     named = classes_lib.read(directory / "classes.json", classes, problems)
+    if problems:  # Told at once: masks mean nothing without classes.
+        nothing = {"train": (), "val": ()}
+        return Source("folder", named.names, (), RGB, nothing, tuple(problems))
     pictures = _find(directory / "images", problems, notes)
     masks = _find(directory / "masks", problems, notes)
     bare: dict[str, pathlib.Path] = {}
@@ -72,26 +79,23 @@ def read_source(directory: pathlib.Path, classes: tuple[str, ...] = ()) -> Sourc
     everything = {**bare, **pictures}
 
     def samples(keys: tuple[str, ...]) -> tuple[Sample, ...]:
-        return tuple(
-            Sample(key, pictures[key], _as_mask(masks.get(key), named.binary))
-            for key in keys
-        )
+        return tuple(Sample(key, pictures[key], masks.get(key)) for key in keys)
 
     unlabeled = tuple(Sample(key, everything[key], None) for key in chosen.unlabeled)
     splits = {"train": samples(chosen.labeled) + unlabeled}
     splits |= {split: samples(keys) for split, keys in chosen.held_out.items()}
+    pixels = _pixel_format([s.image for split in splits.values() for s in split])
     return Source(
         name="folder",
         class_names=named.names,
         palette=named.palette or default_palette(len(named.names)),
-        pixels=_pixel_format(
-            [sample.image for split in splits.values() for sample in split]
-        ),
+        pixels=dataclasses.replace(pixels, nodata=named.nodata or ()),
+        ask_nodata=named.nodata is None,
         measure=True,
         splits=splits,
         problems=tuple(problems),
         notes=(*chosen.notes, *notes, *_note_others(directory)),
-        colors=named.colors(),
+        masks=named.masks,
     )
 
 
@@ -156,12 +160,6 @@ def _compare(
     both = sorted(set(images) & set(bare))
     if both:
         problems.append(f"{directory}: in images/ and in unlabeled/: {shorten(both)}")
-
-
-def _as_mask(path: pathlib.Path | None, binary: bool) -> Blob | None:
-    if path is None or not binary:
-        return path
-    return Derived(path, str(path), classes_lib.from_binary)
 
 
 def _pixel_format(blobs: list[Blob]) -> PixelFormat:

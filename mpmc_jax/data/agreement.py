@@ -1,0 +1,120 @@
+"""What all masks of a data set must agree on, found while they are checked one by one.
+
+A mask may be right by itself and still mean something else than the others: some store
+0 and 1 and others 0 and 255, some the classes' values and others their colors, or the
+indices of palettes that a program reordered.
+"""
+
+import dataclasses
+
+import numpy as np
+
+from mpmc_jax.data.images import Color
+from mpmc_jax.data.masks import Mask
+from mpmc_jax.data.source import Source
+from mpmc_jax.types import IGNORE_LABEL
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskFacts:
+    """What is kept of one mask.
+
+    Attributes:
+      name: how messages call it.
+      convention: see `Mask`.
+      indices: color -> the palette's index, of the colors that are seen and unique in
+        their palette.
+      counts: (256,) pixels of each label.
+    """
+
+    name: str
+    convention: str
+    indices: dict[Color, int]
+    counts: np.ndarray
+
+
+def facts_of(name: str, mask: Mask) -> MaskFacts:
+    """The facts of a mask that was read."""
+    counts = np.bincount(mask.label_hw.ravel(), minlength=256)
+    indices: dict[Color, int] = {}
+    if mask.palette is not None:
+        colors, again = np.unique(mask.palette, axis=0, return_counts=True)
+        unique = {tuple(color) for color in colors[again == 1].tolist()}
+        for index in np.flatnonzero(counts[: len(mask.palette)]).tolist():
+            color = tuple(mask.palette[index].tolist())
+            if color in unique:
+                indices[color] = index
+    return MaskFacts(name, mask.convention, indices, counts)
+
+
+class Agreement:
+    """Collects the facts of all masks of a source, in order."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._counts = np.zeros(256, np.int64)
+        # The first mask that stores values, and the first that stores colors.
+        self._first: dict[str, str] = {}
+        self._indices: dict[Color, tuple[int, str]] = {}
+        self._reordered = ""
+        # The first mask of 0 and 255 alone, of a class above 0, and of that with 255.
+        self._only_void = self._foreground = self._both = ""
+
+    def add(self, facts: MaskFacts) -> None:
+        """Takes the facts of the next mask."""
+        self._counts += facts.counts
+        self._first.setdefault(facts.convention, facts.name)
+        for color, index in facts.indices.items():
+            other, name = self._indices.setdefault(color, (index, facts.name))
+            if other != index and not self._reordered:
+                self._reordered = (
+                    f"{facts.name}: color {color} has index {index} in its palette, "
+                    f"and {other} in that of {name}, so that indices are no classes; "
+                    'give the classes\' colors as "palette" in classes.json'
+                )
+        if facts.convention == "colors":
+            return
+        void = bool(facts.counts[IGNORE_LABEL])
+        if facts.counts[1:IGNORE_LABEL].any():
+            self._foreground = self._foreground or facts.name
+            if void:
+                self._both = self._both or facts.name
+        elif void:
+            self._only_void = self._only_void or facts.name
+
+    def problems(self) -> list[str]:
+        """One line for each thing on which the masks disagree."""
+        found = [self._reordered] if self._reordered else []
+        path = self._source.masks.declared_in
+        if not path:
+            return found
+        if {"values", "colors"} <= self._first.keys():
+            found.append(
+                f"{self._first['values']}: values are class indices, and in "
+                f"{self._first['colors']} the colors of the palette count; store all "
+                f"masks alike, or take the palette out of {path} if values count"
+            )
+        return found + self._void_problems(path)
+
+    def _void_problems(self, path: str) -> list[str]:
+        """255 that may be meant as a class; "void" values that shift the classes."""
+        names, form = self._source.class_names, self._source.masks
+        last = len(names) - 1
+        if any(0 <= v <= last for v in form.void) and not self._counts[last]:
+            return [
+                f"{path}: no mask holds {form.value(last)}, which is {names[last]!r}: "
+                f'"void" values are no classes, so leave their names out of "classes"'
+            ]
+        declared = form.binary or IGNORE_LABEL in form.void
+        if declared or not self._only_void or self._both:
+            return []
+        if self._foreground:
+            return [
+                f"{self._only_void}: holds 0 and 255 alone, and no mask holds 255 "
+                f"beside another class, as {self._foreground} could: is 255 a class "
+                f'here? Store its index; if it is void, write "void": [255] in {path}'
+            ]
+        text = f"{path}: masks hold 0 and 255 and nothing else, and 255 is void"
+        if len(names) == 2:
+            return [f'{text}; if it is {names[1]!r}, write "binary": true']
+        return [f"{text}; store class indices 0..{last}"]

@@ -1,0 +1,353 @@
+"""Masks: files whose pixels are labels, in the ways in which people store them.
+
+    values   a grey value, a palette's index or a number is the class; 255 and -1 void
+    colors   what a viewer shows is looked up among the data set's colors
+
+Where a data set names colors, the colors of a palette PNG count and not its indices,
+which any optimizer may reorder. Grey masks are read by colors where the data set names
+their greys, else by values. Void is 255 in what is returned, always.
+"""
+
+import dataclasses
+
+import numpy as np
+from PIL import Image
+
+from mpmc_jax.data import deep, images
+from mpmc_jax.data.deep import UnreadableImage
+from mpmc_jax.data.images import Color
+from mpmc_jax.data.lists import shorten
+from mpmc_jax.types import IGNORE_LABEL
+
+_FOREGROUND = 255
+_BITS_PER_SAMPLE, _PHOTOMETRIC = 258, 262  # Tags of TIFF.
+_WHITE_IS_ZERO = 0
+# Types of numbers that Pillow takes from a TIFF as they are; others are tifffile's.
+_PILLOWS = ("bool", "uint8", "int16", "uint16", "int32", "float32")
+_LOSSY = ("jpeg", "tiff_jpeg", "webp")
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskFormat:
+    """How the masks of a data set show classes.
+
+    Attributes:
+      colors: color -> label (IGNORE_LABEL for void); None where values count.
+      void: values that are void besides 255 and -1. Classes have the others, in order.
+      binary: masks show 0 and 255 for classes 0 and 1.
+      declared_in: the file in which a user says so; "" for published data sets.
+    """
+
+    colors: dict[Color, int] | None = None
+    void: tuple[int, ...] = ()
+    binary: bool = False
+    declared_in: str = ""
+
+    def labels(self, values: np.ndarray) -> np.ndarray:
+        """Values of any type of number -> labels, uint8 of the same shape.
+
+        Raises:
+          UnreadableImage: a value that can be neither a class nor void.
+        """
+        if values.dtype != np.uint8:
+            values = self._narrow(values)
+        return self._table()[values] if self.void else values
+
+    def value(self, label: int) -> int:
+        """The value that means a label."""
+        return int(np.flatnonzero(self._table() == label)[0])
+
+    def _table(self) -> np.ndarray:
+        """(256,) value -> label."""
+        void = [value for value in (*self.void, IGNORE_LABEL) if 0 <= value < 256]
+        is_void = np.zeros(256, bool)
+        is_void[void] = True
+        return np.where(is_void, IGNORE_LABEL, np.cumsum(~is_void) - 1).astype(np.uint8)
+
+    def _narrow(self, values: np.ndarray) -> np.ndarray:
+        """Numbers -> bytes, void ones as 255."""
+        void = np.isin(values, (*self.void, -1))
+        right = void | ((values >= 0) & (values <= IGNORE_LABEL))
+        if values.dtype.kind == "f":
+            right &= void | (values == np.floor(values))
+        if not right.all():
+            wrong = [value.item() for value in np.unique(values[~right])]
+            text = (
+                f"values {shorten(wrong, 8)} are neither a class nor void (255 or -1); "
+                "store class indices from 0"
+            )
+            if self.declared_in and wrong[0] % 1 == 0:
+                text += (
+                    ', or name what is void, as in "void": '
+                    f"[{wrong[0]}], in {self.declared_in}"
+                )
+            raise UnreadableImage(text)
+        return np.where(void, IGNORE_LABEL, values).astype(np.uint8)
+
+
+@dataclasses.dataclass(frozen=True)
+class Mask:
+    """The labels of one image, and how its file says them.
+
+    Attributes:
+      label_hw: uint8, 255 for void.
+      convention: "values" or "colors"; "" where both say the same.
+      palette: (n,3) colors of the indices, where a palette's indices count.
+      is_plain: whether the file is a PNG that holds just these labels.
+    """
+
+    label_hw: np.ndarray
+    convention: str = "values"
+    palette: np.ndarray | None = None
+    is_plain: bool = False
+
+    def without(self, missing_hwc: np.ndarray | None) -> "Mask":
+        """The same, void where every channel (h,w,c) of its image is missing.
+
+        An image of another size changes nothing.
+        """
+        if missing_hwc is None or missing_hwc.shape[:2] != self.label_hw.shape:
+            return self
+        gone_hw = missing_hwc.all(axis=-1)
+        if not gone_hw.any():
+            return self
+        label_hw = np.where(gone_hw, np.uint8(IGNORE_LABEL), self.label_hw)
+        return dataclasses.replace(self, label_hw=label_hw, is_plain=False)
+
+
+def decode_mask(content: bytes) -> np.ndarray:
+    """A prepared record's mask -> (h,w) uint8 labels, 255 for void.
+
+    Raises:
+      UnreadableImage: see `read_mask`.
+    """
+    return read_mask(content, MaskFormat()).label_hw
+
+
+def read_mask(content: bytes, form: MaskFormat) -> Mask:
+    """Encoded bytes -> the labels they show.
+
+    Raises:
+      UnreadableImage: no image; colors or values that mean nothing; a format that
+        changes values (JPEG); transparency that would change what a value means.
+    """
+    try:
+        if _is_tifffiles(content):
+            values_hwc = deep.read_values(content)
+            if values_hwc.shape[-1] != 1:
+                raise UnreadableImage(
+                    f"{values_hwc.shape[-1]} channels of {values_hwc.dtype.name}; "
+                    "masks have one number a pixel, or a color of 8 bits"
+                )
+            return _from_numbers(values_hwc[..., 0], form)
+        image, opened = images.open_turned(content)
+        _refuse_lossy(content, opened)
+        if image.mode == "P":
+            mask = _from_palette(image, form)
+        elif image.mode in ("1", "L"):
+            mask = _from_grey(image, _bits(content, opened), form)
+        elif image.mode[0] in "IF":
+            mask = _from_numbers(np.asarray(image), form)
+        else:
+            mask = _from_color(image, form)
+    except MemoryError as error:
+        raise UnreadableImage(f"does not fit into memory ({error})") from error
+    # A record is read without `form`.
+    plain = mask.is_plain and opened.format == "PNG" and image is opened
+    return dataclasses.replace(mask, is_plain=plain)
+
+
+def _is_tifffiles(content: bytes) -> bool:
+    """Whether the file holds numbers that Pillow would change."""
+    if deep.is_array(content):
+        return True
+    return deep.is_tiff(content) and deep.type_of_tiff(content) not in _PILLOWS
+
+
+def _refuse_lossy(content: bytes, image: Image.Image) -> None:
+    lossy = image.format in ("JPEG", "MPO")
+    lossy |= image.format == "WEBP" and b"VP8L" not in content
+    lossy |= image.format == "TIFF" and image.info.get("compression") in _LOSSY
+    if lossy:
+        raise UnreadableImage(
+            f"lossy compression ({image.format}) changes values, so that labels turn "
+            "into others; store masks as PNG"
+        )
+
+
+def _bits(content: bytes, image: Image.Image) -> int:
+    """Bits of a grey value in the file; Pillow stretches fewer than 8."""
+    if image.mode == "1":
+        return 1
+    if image.format == "PNG":
+        return content[24]
+    tags = getattr(image, "tag_v2", {})
+    if image.format == "TIFF" and tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
+        raise UnreadableImage(
+            "a TIFF in which 0 is white, so that values and what is shown differ; "
+            "store masks as PNG"
+        )
+    bits = tags.get(_BITS_PER_SAMPLE, (8,))
+    return bits[0] if isinstance(bits, tuple) else bits
+
+
+def _from_numbers(values_hw: np.ndarray, form: MaskFormat) -> Mask:
+    if not form.binary:
+        return Mask(form.labels(values_hw))
+    _check_binary(values_hw)
+    return Mask((values_hw == _FOREGROUND).astype(np.uint8))
+
+
+def _from_grey(image: Image.Image, bits: int, form: MaskFormat) -> Mask:
+    values_hw = np.asarray(image, np.uint8)
+    step = 255 // (2**bits - 1)
+    if 1 < bits < 8:
+        values_hw = values_hw // step
+    return _from_bytes(values_hw, step, form, is_plain=bits == 8)
+
+
+def _from_bytes(
+    values_hw: np.ndarray, step: int, form: MaskFormat, *, is_plain: bool = False
+) -> Mask:
+    """Of grey values as written, which a viewer shows times `step`."""
+    if form.binary:
+        shown_hw = values_hw * np.uint8(step)
+        _check_binary(shown_hw)
+        return Mask((shown_hw == _FOREGROUND).astype(np.uint8))
+    label_hw = form.labels(values_hw)
+    if form.colors is None:
+        return Mask(label_hw, is_plain=is_plain and not form.void)
+    used = _used(values_hw)
+    by_color = [form.colors.get((v * step,) * 3) for v in used.tolist()]
+    by_value = form.labels(used).tolist()
+    if by_color == by_value:
+        return Mask(label_hw, "")
+    named = [label for label in by_color if label is not None]
+    if len(named) < used.size:
+        return Mask(label_hw)
+    return Mask(_replaced(values_hw, used, named), "colors")
+
+
+def _check_binary(shown_hw: np.ndarray) -> None:
+    other = np.setdiff1d(np.unique(shown_hw), [0, _FOREGROUND]).tolist()
+    if other:
+        raise UnreadableImage(
+            f'holds {shorten(other)}; with "binary" masks hold 0 and 255 alone'
+        )
+
+
+def _from_palette(image: Image.Image, form: MaskFormat) -> Mask:
+    index_hw = np.asarray(image)
+    palette = np.reshape(image.getpalette("RGB") or (), (-1, 3)).astype(np.uint8)
+    if form.colors is None and not form.binary:
+        label_hw = form.labels(index_hw)
+        return Mask(label_hw, palette=palette, is_plain=not form.void)
+    used = _used(index_hw)
+    shown = np.zeros((256, 3), np.uint8)  # Indices beyond the palette are black.
+    shown[: len(palette)] = palette
+    is_ramp = (shown[used] == used[:, None]).all()
+    if form.binary and not is_ramp:
+        return _from_two_colors(index_hw, used, shown)
+    if is_ramp or form.colors is None:
+        return _from_bytes(index_hw, 1, form)
+    colors = [tuple(color) for color in shown[used].tolist()]
+    by_color = [form.colors.get(color) for color in colors]
+    by_index = form.labels(used).tolist()
+    # As in VOC: the indices of the classes, and 255 for void in a color of its own.
+    if all(
+        color == index or (color is None and index == IGNORE_LABEL)
+        for color, index in zip(by_color, by_index, strict=True)
+    ):
+        return Mask(form.labels(index_hw), "")
+    unknown = [c for c, label in zip(colors, by_color, strict=True) if label is None]
+    if unknown:
+        raise UnreadableImage(
+            f"{_unknown(unknown)}; or take the palette out of {form.declared_in} if "
+            "the indices of palette PNGs are the classes"
+        )
+    named = [label for label in by_color if label is not None]
+    return Mask(_replaced(index_hw, used, named), "colors")
+
+
+def _from_two_colors(index_hw: np.ndarray, used: np.ndarray, shown: np.ndarray) -> Mask:
+    """A "binary" mask with a palette: black and white, or the indices 0 and 255."""
+    grey = shown[:, 0]
+    black_or_white = (shown[used] == grey[used, None]).all() and np.isin(
+        grey[used], (0, _FOREGROUND)
+    ).all()
+    shown_hw = grey[index_hw] if black_or_white else index_hw
+    _check_binary(shown_hw)
+    return Mask((shown_hw == _FOREGROUND).astype(np.uint8))
+
+
+def _from_color(image: Image.Image, form: MaskFormat) -> Mask:
+    """A mask of three channels, or of one or three with transparency."""
+    if image.has_transparency_data:
+        _check_alpha(np.asarray(image.convert("RGBA")))
+    rgb_hwc = np.asarray(image.convert("RGB"))
+    red_hw = rgb_hwc[..., 0]
+    is_grey = (rgb_hwc == red_hw[..., None]).all()
+    if form.colors is None or form.binary:
+        if not is_grey:
+            raise UnreadableImage(
+                f"a colour mask (PIL mode {image.mode}), and no palette says which "
+                "class a colour is; give the palette, or store class indices (a "
+                "palette PNG that was flattened has lost them: take the original file "
+                "again)"
+            )
+        return _from_bytes(red_hw, 1, form)
+    if is_grey:
+        return _from_bytes(red_hw, 1, form)
+    return Mask(_look_up(rgb_hwc, form.colors), "colors")
+
+
+def _check_alpha(rgba_hwc: np.ndarray) -> None:
+    """Raises UnreadableImage if pixels of one color differ in their transparency."""
+    if (rgba_hwc[..., 3] == rgba_hwc[0, 0, 3]).all():
+        return
+    packed = _pack(rgba_hwc).ravel()
+    with_alpha = packed << 8 | rgba_hwc[..., 3].ravel()
+    if np.unique(with_alpha).size > np.unique(packed).size:
+        raise UnreadableImage(
+            "pixels of one color are transparent here and opaque there, and masks are "
+            "read without transparency; store the mask without an alpha channel"
+        )
+
+
+def _look_up(rgb_hwc: np.ndarray, colors: dict[Color, int]) -> np.ndarray:
+    packed_hw = _pack(rgb_hwc)
+    label_hw = np.zeros(packed_hw.shape, np.uint8)
+    known_hw = np.zeros(packed_hw.shape, bool)
+    for (red, green, blue), label in colors.items():
+        here_hw = packed_hw == (red << 16 | green << 8 | blue)
+        label_hw[here_hw] = label
+        known_hw |= here_hw
+    if not known_hw.all():
+        unknown = np.unique(rgb_hwc[~known_hw], axis=0).tolist()
+        raise UnreadableImage(_unknown([tuple(color) for color in unknown]))
+    return label_hw
+
+
+def _pack(rgb_hwc: np.ndarray) -> np.ndarray:
+    return rgb_hwc[..., :3].astype(np.int64) @ np.array([1 << 16, 1 << 8, 1])
+
+
+def _unknown(colors: list[Color]) -> str:
+    return (
+        f"holds {len(colors)} colours that the palette lacks: {shorten(colors)}; add "
+        "them, or list them under void"
+    )
+
+
+def _replaced(values_hw: np.ndarray, used: np.ndarray, labels: list[int]) -> np.ndarray:
+    """Bytes with the i-th used value replaced by the i-th label."""
+    table = np.zeros(256, np.uint8)
+    table[used] = labels
+    return table[values_hw]
+
+
+def _used(values_hw: np.ndarray) -> np.ndarray:
+    """The values that occur, in order."""
+    return np.flatnonzero(np.bincount(values_hw.ravel(), minlength=256)).astype(
+        np.uint8
+    )
