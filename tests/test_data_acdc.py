@@ -228,7 +228,7 @@ def nifti_truncated(root):
     (root / f"{RAW}.nii.gz").write_bytes(content[: len(content) // 2])
 
 
-@damage("labels from -1.0 to .*; whole numbers")
+@damage("values 0.5 are neither a class nor void")
 def nifti_mask_of_fractions(root):
     label = np.full((4, 44, 32), 0.5, "f4")
     label[0, 0, 0] = -1

@@ -210,9 +210,14 @@ def check_bytes(shape: tuple[int, ...], dtype: np.dtype) -> None:
         )
 
 
+def may_unpack_too_much(packed_bytes: int) -> bool:
+    """Whether a deflate stream of this length can hold more than `MAX_BYTES`."""
+    return packed_bytes * _DEFLATE_RATIO > MAX_BYTES
+
+
 def check_deflated(packed: bytes) -> None:
     """Raises UnreadableImage if a deflate stream unpacks to more than `MAX_BYTES`."""
-    if len(packed) * _DEFLATE_RATIO <= MAX_BYTES:
+    if not may_unpack_too_much(len(packed)):
         return
     unpacker, left = zlib.decompressobj(), MAX_BYTES
     while packed and not unpacker.eof:

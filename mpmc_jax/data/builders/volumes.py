@@ -1,6 +1,7 @@
 """Slices of medical volumes as images and masks: HDF5 by h5py, NIfTI by nibabel.
 
-Files are not trusted: a dataset whose values lie in another file is refused.
+Files are not trusted: a dataset whose values lie in another file is refused, and so is
+what unpacks to more than `deep.MAX_BYTES`.
 """
 
 import dataclasses
@@ -8,19 +9,16 @@ import functools
 import gzip
 import io
 import pathlib
-import zlib
 from collections.abc import Callable
 
 import h5py
 import numpy as np
-from nibabel.filebasedimages import ImageFileError
 from nibabel.nifti1 import Nifti1Image
-from nibabel.spatialimages import HeaderDataError
 
 from mpmc_jax.data import deep, images
 from mpmc_jax.data.deep import UnreadableImage
+from mpmc_jax.data.masks import MaskFormat
 from mpmc_jax.data.source import Derived
-from mpmc_jax.types import IGNORE_LABEL
 
 _AFFINE_TOLERANCE = 1e-3
 # All slices of a volume are read one after the other, by a few threads.
@@ -122,54 +120,84 @@ def from_nifti(path: pathlib.Path, label: pathlib.Path) -> Volume:
 def _h5(content: bytes, key: str, ndim: int) -> np.ndarray:
     try:
         with h5py.File(io.BytesIO(content), "r") as file:
-            if key not in file:
-                raise UnreadableImage(
-                    f'no dataset "{key}", only {sorted(file)}; it needs "image" and '
-                    '"label"'
-                )
-            link = file.get(key, getlink=True)
-            if not isinstance(link, h5py.HardLink):
-                raise UnreadableImage(
-                    f'"{key}" lies in another file, which is not read'
-                )
-            dataset = file[key]
-            if not isinstance(dataset, h5py.Dataset):
-                raise UnreadableImage(f'"{key}" is no dataset')
-            if dataset.external or dataset.is_virtual:
-                raise UnreadableImage(
-                    f'"{key}" lies in another file, which is not read'
-                )
+            dataset = _dataset(file, key)
             _check_shape(f'"{key}"', dataset.shape, dataset.dtype, ndim)
+            _check_chunks(dataset)
             return np.asarray(dataset[()])
-    except OSError as error:
-        raise UnreadableImage(f"not an HDF5 file, or damaged ({error})") from error
+    except UnreadableImage:
+        raise
+    # Damage shows in many ways; h5py's errors have no common base.
+    except Exception as error:
+        raise UnreadableImage(
+            f"not an HDF5 file, or damaged ({deep.reason(error)})"
+        ) from error
+
+
+def _dataset(file: h5py.File, key: str) -> h5py.Dataset:
+    """The dataset of a name; raises UnreadableImage unless it lies in the file."""
+    if key not in file:
+        raise UnreadableImage(
+            f'no dataset "{key}", only {sorted(file)}; it needs "image" and "label"'
+        )
+    link = file.get(key, getlink=True)
+    if not isinstance(link, h5py.HardLink):
+        raise UnreadableImage(f'"{key}" lies in another file, which is not read')
+    dataset = file[key]
+    if not isinstance(dataset, h5py.Dataset):
+        raise UnreadableImage(f'"{key}" is no dataset')
+    if dataset.external or dataset.is_virtual:
+        raise UnreadableImage(f'"{key}" lies in another file, which is not read')
+    return dataset
+
+
+def _check_chunks(dataset: h5py.Dataset) -> None:
+    """Raises UnreadableImage of chunks that unpack to more than is allowed."""
+    if dataset.chunks is None:
+        return
+    deep.check_bytes(dataset.chunks, dataset.dtype)
+    if dataset.compression == "gzip":
+        for i in range(dataset.id.get_num_chunks()):
+            info = dataset.id.get_chunk_info(i)
+            if deep.may_unpack_too_much(info.size):
+                _, packed = dataset.id.read_direct_chunk(info.chunk_offset)
+                deep.check_deflated(packed)
 
 
 def _check_shape(name: str, shape: tuple, dtype: np.dtype, ndim: int) -> None:
     wanted = "(slices,H,W)" if ndim == 3 else "(H,W)"
-    if len(shape) != ndim or not all(shape):
+    if len(shape) != ndim or not all(side > 0 for side in shape):
         raise UnreadableImage(f"{name} has shape {shape}; {wanted} is needed")
     if dtype.kind not in "uif":
         raise UnreadableImage(f"{name} holds {dtype}; numbers are needed")
+    deep.check_bytes(shape, dtype)
 
 
 def _open_nifti(content: bytes) -> Nifti1Image:
     try:
-        if content.startswith(b"\x1f\x8b"):
-            content = gzip.decompress(content)
-        image = Nifti1Image.from_bytes(content)
-    # Damage shows in many ways; nibabel's own errors have no common base.
-    except (
-        ImageFileError,
-        HeaderDataError,
-        OSError,
-        EOFError,
-        ValueError,
-        zlib.error,
-    ) as error:
-        raise UnreadableImage(f"not a NIfTI file, or damaged ({error})") from error
-    _check_shape("the volume", image.shape[::-1], np.dtype(image.get_data_dtype()), 3)
+        image = Nifti1Image.from_bytes(_unzipped(content))
+        shape, dtype = image.shape[::-1], np.dtype(image.get_data_dtype())
+    except UnreadableImage:
+        raise
+    # Damage shows in many ways; nibabel's errors have no common base.
+    except Exception as error:
+        raise UnreadableImage(
+            f"not a NIfTI file, or damaged ({deep.reason(error)})"
+        ) from error
+    _check_shape("the volume", shape, dtype, 3)
+    deep.check_bytes(shape, np.dtype(np.float64))  # As which it is scaled.
     return image
+
+
+def _unzipped(content: bytes) -> bytes:
+    if not content.startswith(b"\x1f\x8b"):
+        return content
+    with gzip.GzipFile(fileobj=io.BytesIO(content)) as file:
+        unpacked = file.read(deep.MAX_BYTES + 1)
+    if len(unpacked) > deep.MAX_BYTES:
+        raise UnreadableImage(
+            f"refused: it unpacks to more than {deep.MAX_BYTES} bytes"
+        )
+    return unpacked
 
 
 @functools.lru_cache(_CACHED)
@@ -178,8 +206,8 @@ def _nifti(content: bytes) -> np.ndarray:
     image = _open_nifti(content)
     try:
         return np.asarray(image.dataobj).transpose()
-    except (OSError, ValueError) as error:
-        raise UnreadableImage(f"truncated or damaged ({error})") from error
+    except Exception as error:  # See `_open_nifti`.
+        raise UnreadableImage(f"truncated or damaged ({deep.reason(error)})") from error
 
 
 @functools.lru_cache(_CACHED)
@@ -187,7 +215,7 @@ def _scaled(content: bytes) -> np.ndarray:
     """As SSL4MIS scales: the whole volume, in double precision, kept in single."""
     values = _nifti(content).astype(np.float64)
     low, high = values.min(), values.max()
-    if not high > low:
+    if not 0 < high - low < np.inf:
         raise UnreadableImage(f"the volume is {low} everywhere, or not finite")
     return ((values - low) / (high - low)).astype(np.float32)
 
@@ -197,10 +225,4 @@ def _image(values_hw: np.ndarray) -> bytes:
 
 
 def _mask(label_hw: np.ndarray) -> bytes:
-    low, high = label_hw.min(), label_hw.max()
-    if low < 0 or high > IGNORE_LABEL or (label_hw != np.floor(label_hw)).any():
-        raise UnreadableImage(
-            f"labels from {low} to {high}; whole numbers from 0 to {IGNORE_LABEL} are "
-            "needed"
-        )
-    return images.encode_png(label_hw.astype(np.uint8))
+    return images.encode_png(MaskFormat().labels(label_hw))
