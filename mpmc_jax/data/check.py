@@ -186,12 +186,6 @@ def _check_names(source: Source) -> list[str]:
             f"{source.name}: names with line ends, control characters or bytes that "
             f"are not UTF-8: {shorten(strange)}; rename them"
         )
-    strange = [name for name in source.class_names if has_control(name)]
-    if strange:
-        problems.append(
-            f"{source.name}: class names with line ends or control characters: "
-            f"{shorten(strange)}; rename them"
-        )
     return problems
 
 
