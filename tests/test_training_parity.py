@@ -149,8 +149,11 @@ def test_no_two_examples_draw_the_same(method):
     changed = views[~plain].reshape((~plain).sum(), -1)
     assert len(changed) >= 4
     assert len(np.unique(changed, axis=0)) == len(changed)
-    for mask in getattr(inputs, "dropout", {}).values():
-        flat = np.asarray(mask)[:, 0, 0]
+    masks = getattr(inputs, "dropout", {}).values()
+    # Of 8 channels, two of 16 examples draw the same by chance every third time.
+    wide = [np.asarray(mask)[:, 0, 0] for mask in masks if mask.shape[-1] >= 32]
+    assert bool(wide) == (method == "unimatch")
+    for flat in wide:
         assert len(np.unique(flat, axis=0)) == len(flat)
     later = augment(state.replace(step=state.step + 1), batch)
     assert not np.array_equal(_strong(later)[0], _strong(inputs)[0])
