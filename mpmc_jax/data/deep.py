@@ -161,6 +161,11 @@ def read_values(content: bytes) -> np.ndarray:
     else:
         pixels, orientation = _read_tiff(content)
     rows, columns = header.size[::-1] if orientation > 4 else header.size
+    if pixels.size != rows * columns * header.channels:
+        raise UnreadableImage(
+            f"truncated or damaged ({pixels.size} values, and its header has "
+            f"{rows} x {columns} x {header.channels}); copy it again"
+        )
     pixels = turn(pixels.reshape(rows, columns, header.channels), orientation)
     return np.ascontiguousarray(pixels, header.dtype)
 
