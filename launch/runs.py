@@ -22,7 +22,7 @@ from mpmc_jax.methods.base import Method
 from mpmc_jax.models.config import ModelConfig
 from mpmc_jax.plugins.base import Plugin
 from mpmc_jax.plugins.mpmc import MPMC, patch_targets
-from mpmc_jax.training import agreement, report
+from mpmc_jax.training import agreement, report, together
 from mpmc_jax.training import checkpoint as checkpoint_lib
 from mpmc_jax.training import workdir as workdir_lib
 from mpmc_jax.training.build import (
@@ -253,6 +253,8 @@ def check_same(run: Run, split: str) -> None:
       SharedError: settings, checkpoint, data or versions differ; names them.
       FileNotFoundError, ValueError: the run's data set is not there.
     """
+    if together.is_alone():
+        return
     config = workdir_lib.flatten(run.config.to_dict())
     for name in workdir_lib.OF_A_PROCESS:
         del config[name]
