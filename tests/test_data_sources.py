@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mpmc_jax.data import build, check, masks, source
+from mpmc_jax.data import build, check, masks, prepared, source
+from mpmc_jax.data.info import open_dataset
 from mpmc_jax.pixels import RGB
 from tests.data_sets import make_folder, write_image
 
@@ -234,6 +235,10 @@ def test_camvid_as_segnet_publishes_it(tmp_path):
     assert report.problems == ()
     assert [s.id for s in data.splits["train"]] == ["a", "b"]
     assert report.pixels[[0, 11, 255]].tolist() == [45, 0, 15]
+    build.prepare(data, report.present, str(tmp_path / "data"))
+    again = prepared.check(open_dataset(str(tmp_path / "data"), "camvid"))
+    assert again.problems == ()
+    assert again.pixels.tolist() == report.pixels.tolist()
     assert f"/SegNet/CamVid/val/c.png is taken as {tmp_path}/val/c.png" in data.notes[1]
     # An absent file is named as the list means it.
     (tmp_path / "train" / "a.png").unlink()

@@ -13,15 +13,12 @@ becomes 255.
 import pathlib
 import unicodedata
 
-import numpy as np
-
-from mpmc_jax.data import images, lists
+from mpmc_jax.data import lists
 from mpmc_jax.data.builders.base import SegmentationBuilder
 from mpmc_jax.data.lists import shorten
-from mpmc_jax.data.masks import decode_mask
-from mpmc_jax.data.source import Derived, Sample, Source
+from mpmc_jax.data.masks import MaskFormat
+from mpmc_jax.data.source import Sample, Source
 from mpmc_jax.pixels import RGB
-from mpmc_jax.types import IGNORE_LABEL
 
 CLASSES = {
     "sky": (128, 128, 128),
@@ -38,8 +35,8 @@ CLASSES = {
 }
 
 
-# What SegNet's masks hold beside the classes.
-_VOID = len(CLASSES)
+# SegNet's masks hold 11 for void.
+_MASKS = MaskFormat(void=(len(CLASSES),))
 
 # Path of an image in its list, and the files of image and mask.
 Row = tuple[pathlib.PurePosixPath, pathlib.Path, pathlib.Path]
@@ -64,7 +61,7 @@ def read_source(directory: pathlib.Path) -> Source:
     splits: dict[str, tuple[Sample, ...]] = {}
     for split, part in rows.items():
         samples = [
-            Sample(_id(path, short=stems_differ), image, _mask(mask))
+            Sample(_id(path, short=stems_differ), image, mask)
             for path, image, mask in part
         ]
         ids = [sample.id for sample in samples]
@@ -80,6 +77,7 @@ def read_source(directory: pathlib.Path) -> Source:
         palette=tuple(CLASSES.values()),
         pixels=RGB,
         splits=splits,
+        masks=_MASKS,
         problems=tuple(problems),
         notes=tuple(notes),
     )
@@ -154,19 +152,3 @@ def _file(directory: pathlib.Path, path: pathlib.PurePosixPath) -> pathlib.Path:
         directory / unicodedata.normalize(form, str(path)) for form in ("NFC", "NFD")
     ]
     return next((file for file in forms if file.is_file()), forms[0])
-
-
-def _mask(path: pathlib.Path) -> Derived:
-    return Derived(path, str(path), without_void_11)
-
-
-def without_void_11(content: bytes) -> bytes:
-    """SegNet's mask -> the same with void as 255; one without label 11 as it is.
-
-    Raises:
-      UnreadableImage: not a mask.
-    """
-    label_hw = decode_mask(content)
-    if not (label_hw == _VOID).any():
-        return content
-    return images.encode_png(np.where(label_hw == _VOID, IGNORE_LABEL, label_hw))
