@@ -315,6 +315,6 @@ def trust_function(run: Run) -> Callable[[Array, Array], tuple[Array, Array]]:
         logits, _, _ = probe.apply(head, seen, targets)
         weight, _ = plugin.weigh(logits, pseudo)
         size = labels.shape[1:]
-        return resize_nearest(pseudo, size), resize_nearest(weight, size)
+        return resize_nearest(pseudo, size=size), resize_nearest(weight, size=size)
 
     return functools.partial(trust, run.variables, probe.variables)

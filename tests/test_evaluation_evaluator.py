@@ -1,6 +1,7 @@
 """Evaluation gives the same counts however the work is cut up."""
 
 import dataclasses
+import gc
 
 import flax.linen as nn
 import jax
@@ -8,8 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mpmc_jax.evaluation import batches, metrics
+from mpmc_jax.evaluation import batches, bounded_jit, metrics
 from mpmc_jax.evaluation.evaluator import Evaluator, PatchProbe
+from mpmc_jax.evaluation.predict import Predictor
+from mpmc_jax.evaluation.protocols import build_protocol
 from mpmc_jax.models.preprocess import normalize, to_unit
 from mpmc_jax.pixels import RGB
 from mpmc_jax.types import Prediction
@@ -82,6 +85,50 @@ def test_a_second_run_compiles_nothing_and_sees_new_variables(variables):
         second = evaluator.run(other, source)
     assert (first.confusion != second.confusion).any()
     np.testing.assert_array_equal(second.confusion, _by_hand(other, source))
+
+
+@pytest.mark.parametrize("protocol", ["whole", "slide_unimatch"])
+def test_a_bounded_number_of_programs_is_kept(variables, monkeypatch, protocol):
+    """However many sizes there are, and every size gives its own exact result."""
+    monkeypatch.setattr(bounded_jit, "MOST_PROGRAMS", 2)
+    source = make_source([(12 + i, 20) for i in range(6)])
+    evaluator = Evaluator(
+        _Net(),
+        NUM_CLASSES,
+        batch_size=1,
+        devices=jax.local_devices()[:1],
+        protocol=build_protocol(protocol, 20),
+    )
+
+    def live_programs(images):
+        result = evaluator.run(variables, Source(images))
+        gc.collect()
+        return result, len(jax.devices()[0].client.live_executables())
+
+    _, few = live_programs(source[:3])
+    result, many = live_programs(source)
+    assert many <= few
+    if protocol == "whole":
+        np.testing.assert_array_equal(result.confusion, _by_hand(variables, source))
+
+
+def test_predictions_of_many_sizes_keep_few_programs(variables, monkeypatch):
+    monkeypatch.setattr(bounded_jit, "MOST_PROGRAMS", 2)
+    source = make_source([(12 + i, 20) for i in range(6)])
+    predictor = Predictor(_Net(), variables, RGB, build_protocol("whole", 20))
+
+    def live_programs(images):
+        found = [predictor(example.image) for example in images]
+        gc.collect()
+        return found, len(jax.devices()[0].client.live_executables())
+
+    _, few = live_programs(source[:3])
+    found, many = live_programs(source)
+    assert many <= few
+    for example, classes in zip(source, found, strict=True):
+        images = normalize(to_unit(jnp.asarray(example.image)[None], RGB), RGB)
+        logits = _Net().apply(variables, images).logits
+        np.testing.assert_array_equal(classes, np.argmax(logits[0], -1))
 
 
 def test_padding_is_black_at_the_lower_right_and_counts_nowhere(variables):

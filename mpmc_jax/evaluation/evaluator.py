@@ -19,6 +19,7 @@ from flax import struct
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from mpmc_jax.evaluation import batches, metrics
+from mpmc_jax.evaluation.bounded_jit import BoundedJit
 from mpmc_jax.evaluation.predict import network_input
 from mpmc_jax.evaluation.protocols import Protocol
 from mpmc_jax.evaluation.size_limit import check_size
@@ -100,7 +101,7 @@ def _patch_scalars(histogram: np.ndarray) -> dict[str, float]:
 
 
 class Evaluator:
-    """Evaluates one network repeatedly; its compiled programs stay with the object."""
+    """Evaluates one network repeatedly; compiled programs stay, see `BoundedJit`."""
 
     def __init__(
         self,
@@ -148,13 +149,13 @@ class Evaluator:
         self._num_classes = num_classes
         self._pixels = pixels
         self._pad_to = pad_to if self.protocol.pads else 0
-        self._normalize = jax.jit(lambda images: network_input(images, pixels))
-        self._forward = jax.jit(lambda v, images: module.apply(v, images).logits)
-        self._count = jax.jit(
+        self._normalize = BoundedJit(lambda images: network_input(images, pixels))
+        self._forward = BoundedJit(lambda v, images: module.apply(v, images).logits)
+        self._count = BoundedJit(
             functools.partial(_count, num_classes),
             out_shardings=(self._whole, self._whole),
         )
-        self._probe = jax.jit(_score_patches, out_shardings=self._whole)
+        self._probe = BoundedJit(_score_patches, out_shardings=self._whole)
 
     def run(
         self,

@@ -1,12 +1,12 @@
 """From stored images to classes, whole images at their own size."""
 
-import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mpmc_jax.evaluation.bounded_jit import BoundedJit
 from mpmc_jax.evaluation.protocols import Protocol
 from mpmc_jax.evaluation.size_limit import check_size
 from mpmc_jax.models.preprocess import normalize, to_unit
@@ -36,7 +36,7 @@ def predict_classes(module: Any, variables: PyTree, images: Array) -> Array:
 
 
 class Predictor:
-    """Segments single images; compiles one program a distinct size."""
+    """Segments single images; compiles a program for each size, see `BoundedJit`."""
 
     def __init__(
         self, module: Any, variables: PyTree, pixels: PixelFormat, protocol: Protocol
@@ -44,9 +44,12 @@ class Predictor:
         """Takes a segmenter, its {"params", "batch_stats"}, and how it sees images."""
         self._protocol = protocol.whole()
         self._num_classes = module.num_classes
-        self._normalize = jax.jit(lambda images: network_input(images, pixels))
-        forward = jax.jit(lambda v, images: module.apply(v, images).logits)
-        self._network = functools.partial(forward, variables)
+        self._variables = variables
+        self._normalize = BoundedJit(lambda image: network_input(image[None], pixels))
+        self._forward = BoundedJit(lambda v, images: module.apply(v, images).logits)
+        self._choose = BoundedJit(
+            lambda scores: jnp.argmax(scores[0], axis=-1).astype(jnp.uint8)
+        )
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
         """The class of every pixel: (h,w,c) as stored -> (h,w) uint8.
@@ -56,6 +59,8 @@ class Predictor:
         """
         depth = image.shape[2] + self._num_classes
         check_size(1, image.shape[:2], depth, jax.local_devices()[:1])
-        images = self._normalize(jnp.asarray(image)[None])
-        scores = self._protocol.scores(self._network, images)
-        return np.asarray(jnp.argmax(scores[0], axis=-1)).astype(np.uint8)
+        scores = self._protocol.scores(
+            lambda images: self._forward(self._variables, images),
+            self._normalize(image),
+        )
+        return np.asarray(self._choose(scores))

@@ -13,7 +13,6 @@ bilinear between pixel centres, without antialias.
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable, Sequence
 from typing import ClassVar
 
@@ -22,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mpmc_jax.evaluation import windows
+from mpmc_jax.evaluation.bounded_jit import bounded_jit
 from mpmc_jax.pixels import PixelFormat
 from mpmc_jax.types import Array
 
@@ -103,14 +103,14 @@ class Protocol:
         total = None
         for scale in self.scales:
             scaled = tuple(max(round(side * scale), 1) for side in size)
-            view = resize(images, scaled)
+            view = resize(images, size=scaled)
             for mirrored in (False, True)[: 1 + self.flip]:
                 found = self.once(network, mirror(view) if mirrored else view)
-                found = resize(mirror(found) if mirrored else found, size)
-                found = found if self.probabilities else jax.nn.softmax(found)
-                total = found if total is None else total + found
+                found = resize(mirror(found) if mirrored else found, size=size)
+                found = found if self.probabilities else _softmax(found)
+                total = found if total is None else _sum(total, found)
         assert total is not None  # There is a scale.
-        return total / (len(self.scales) * (1 + self.flip))
+        return _divide(total, len(self.scales) * (1 + self.flip))
 
     def probed(self, images: Array, labels: Array) -> tuple[Array, Array]:
         """Images and labels as the patch classifier is to see them."""
@@ -131,15 +131,16 @@ class Slide(Protocol):
         total, count = None, np.zeros((rows, columns), np.float32)
         places = windows.windows(self.spans(rows), self.spans(columns))
         for top, left, height, width in places:
-            found = network(_cut(images, (top, left), (height, width)))
-            found = jax.nn.softmax(found) if self.probabilities else found
+            found = network(_cut(images, (top, left), size=(height, width)))
+            found = _softmax(found) if self.probabilities else found
+            corner = (top, left)
             if total is None:
-                shape = (*images.shape[:3], found.shape[-1])
-                total = jnp.zeros(shape, found.dtype, device=images.sharding)
-            total = _add(total, found, (top, left))
+                total = _begin(found, corner, size=(rows, columns))
+            else:
+                total = _add(total, found, corner)
             count[top : top + height, left : left + width] += 1
         assert total is not None  # There is a window.
-        return total / count[None, :, :, None]
+        return _divide(total, count[None, :, :, None])
 
 
 class SlideUniMatch(Slide):
@@ -210,11 +211,12 @@ class PerVolume(Protocol):
 
     def once(self, network: Network, images: Array) -> Array:
         size = images.shape[1:3]
-        return resize(network(resize(images, (self.size, self.size))), size)
+        square = (self.size, self.size)
+        return resize(network(resize(images, size=square)), size=size)
 
     def probed(self, images: Array, labels: Array) -> tuple[Array, Array]:
         size = (self.size, self.size)
-        return resize(images, size), resize_nearest(labels, size)
+        return resize(images, size=size), resize_nearest(labels, size=size)
 
 
 PROTOCOLS: dict[str, type[Protocol]] = {
@@ -238,7 +240,7 @@ def build_protocol(
     return PROTOCOLS[name](size, tuple(map(float, scales)), flip)
 
 
-@functools.partial(jax.jit, static_argnames="size")
+@bounded_jit()
 def resize(x_bhwc: Array, size: tuple[int, int]) -> Array:
     """Bilinear between pixel centres, no antialias; what has that size stays."""
     if x_bhwc.shape[1:3] == tuple(size):
@@ -253,26 +255,48 @@ def resize(x_bhwc: Array, size: tuple[int, int]) -> Array:
     )
 
 
-@functools.partial(jax.jit, static_argnames="size")
+@bounded_jit()
 def resize_nearest(x_bhw: Array, size: tuple[int, int]) -> Array:
     """The nearest pixel's value, as for classes: (b,h,w) -> (b,*size)."""
     return jax.image.resize(x_bhw, (x_bhw.shape[0], *size), "nearest")
 
 
-@jax.jit
+@bounded_jit()
 def mirror(x_bhwc: Array) -> Array:
     """Left and right exchanged."""
     return x_bhwc[:, :, ::-1]
 
 
-@functools.partial(jax.jit, static_argnames="size")
-def _cut(x_bhwc: Array, corner: tuple[int, int], size: tuple[int, int]) -> Array:
+@bounded_jit()
+def _softmax(x_bhwc: Array) -> Array:
+    return jax.nn.softmax(x_bhwc)
+
+
+@bounded_jit()
+def _sum(x_bhwc: Array, y_bhwc: Array) -> Array:
+    return x_bhwc + y_bhwc
+
+
+@bounded_jit()
+def _divide(x_bhwc: Array, divisor: Array | int) -> Array:
+    return x_bhwc / divisor
+
+
+@bounded_jit()
+def _cut(x_bhwc: Array, corner: Array, *, size: tuple[int, int]) -> Array:
     shape = (x_bhwc.shape[0], *size, x_bhwc.shape[3])
     return jax.lax.dynamic_slice(x_bhwc, (0, *corner, 0), shape)
 
 
-@functools.partial(jax.jit, donate_argnums=0)
-def _add(total: Array, part: Array, corner: tuple[int, int]) -> Array:
+@bounded_jit()
+def _begin(part: Array, corner: Array, *, size: tuple[int, int]) -> Array:
+    """Scores of the whole image (b,*size,C) with those of the first window."""
+    total = jnp.zeros((part.shape[0], *size, part.shape[3]), part.dtype)
+    return jax.lax.dynamic_update_slice(total, part, (0, *corner, 0))
+
+
+@bounded_jit(donate_argnums=0)
+def _add(total: Array, part: Array, corner: Array) -> Array:
     """Adds a window's scores in place, so that an image needs one array of them."""
     start = (0, *corner, 0)
     there = jax.lax.dynamic_slice(total, start, part.shape)
