@@ -22,6 +22,8 @@ def main(arguments: list[str] | None = None) -> None:
     with cli.user_errors():
         if args.data_dir and args.source:
             raise ValueError("--source and --data_dir: give one, what is to be checked")
+        if args.data_dir and args.classes:
+            raise ValueError("--classes: what was prepared has its class names already")
         if args.data_dir:
             data_dir = cli.as_path("--data_dir", args.data_dir)
             info = open_dataset(str(data_dir), args.dataset)
@@ -38,7 +40,7 @@ def main(arguments: list[str] | None = None) -> None:
             print(f"{summary}\n{report.table(names)}")
         if report.problems:
             raise ValueError(check.failure(report))
-    print("No problem found.")
+        print("No problem found.")
 
 
 if __name__ == "__main__":

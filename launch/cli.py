@@ -96,14 +96,26 @@ def add_run(
     )
 
 
+def add_data_dir(arguments: argparse.ArgumentParser) -> None:
+    """The argument that finds a run's data set where it lies now."""
+    arguments.add_argument(
+        "--data_dir", default="", help="where prepared data sets lie: the run's"
+    )
+
+
 def read_source(args: argparse.Namespace) -> Source:
     """The source that the arguments name.
 
     Raises:
-      ValueError: see `as_path`.
+      ValueError: class names for a data set that has its own, or see `as_path`.
       FileNotFoundError: its folder is missing or empty.
     """
     names = tuple(filter(None, args.classes.split(",")))
+    if names and args.dataset != "folder":
+        raise ValueError(
+            f"--classes={args.classes}: {args.dataset} has classes of its own; the "
+            "argument is for --dataset=folder"
+        )
     source = str(as_path("--source", args.source)) if args.source else ""
     return build.read_source(args.dataset, source, names)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from launch import cli
 from mpmc_jax.atomic_write import write_bytes, write_text
+from mpmc_jax.data.lists import printable
 from mpmc_jax.training.workdir import read_manifest
 
 KEPT = ("config.json", "manifest.json", "metrics.jsonl", "eval_*.json", "trust_*.json")
@@ -32,7 +33,7 @@ def compare(runs: Sequence[Path], output: Path) -> str:
         raise ValueError("no matplotlib here; run: python -m pip install matplotlib")
     from mpmc_jax.analysis import curves
 
-    directories = {run.name: run for run in runs}
+    directories = {run.absolute().name: run for run in runs}
     if len(directories) < len(runs):
         raise ValueError("two runs have the same name; their results would collide")
     lines = {
@@ -68,7 +69,7 @@ def main(arguments: list[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     with cli.user_errors():
         runs = [cli.as_path("RUN", run) for run in args.runs]
-        print(compare(runs, cli.as_path("--output", args.output)))
+        print(printable(compare(runs, cli.as_path("--output", args.output)), "\n"))
 
 
 if __name__ == "__main__":

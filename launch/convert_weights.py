@@ -17,6 +17,7 @@ import jax
 import numpy as np
 
 from launch import cli, runs
+from mpmc_jax.data.lists import printable
 from mpmc_jax.models import weight_files
 from mpmc_jax.models import weights as weights_lib
 from mpmc_jax.models.pretrained import torch_state_dict
@@ -52,8 +53,12 @@ def read(args: argparse.Namespace) -> Weights:
     if path.is_dir():
         if args.state:
             raise ValueError(f"--state={args.state} is for a .pth; {path} is a run")
-        found = of_run(path, args.checkpoint)
+        found = of_run(path, args.checkpoint or "best")
     else:
+        if args.checkpoint:
+            raise ValueError(
+                f"--checkpoint={args.checkpoint} is for a run; {path} is no folder"
+            )
         found = weights_lib.load(path, args.state)
     return found.encoder() if args.part == "encoder" else found
 
@@ -71,6 +76,20 @@ def write(path: pathlib.Path, weights: Weights, layout: str) -> None:
     weight_files.write(path, arrays, weights.origin)
 
 
+def summary(weights: Weights) -> str:
+    """Lines about the network: its size, classes and heads, and where it is from."""
+    model = weights.model
+    title = model.title if weights.whole else f"the encoder of {model.title}"
+    heads = [name for name in ("embedding", "auxiliary") if getattr(model, name)]
+    count = sum(leaf.size for leaf in jax.tree.leaves(weights.variables["params"]))
+    lines = [f"{title}, {model.in_channels} channels, {count:,} parameters"]
+    if weights.whole:
+        further = ", ".join(heads) or "none"
+        lines.append(f"{model.num_classes} classes; further heads: {further}")
+    lines.append(f"from {', '.join(f'{k} {v}' for k, v in weights.origin.items())}")
+    return "\n".join(lines)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Entry point; user errors end with one line and status 1."""
     parser = cli.parser("convert_weights", __doc__)
@@ -82,26 +101,21 @@ def main(arguments: list[str] | None = None) -> None:
         "--state", default="", help="which network of a .pth that holds several"
     )
     parser.add_argument(
-        "--checkpoint", default="best", help="of a run: best, last or a step"
+        "--checkpoint",
+        default="",
+        help="of a run: best (the default), last or a step",
     )
     args = parser.parse_args(arguments)
     with cli.user_errors():
         output = cli.as_path("--output", args.output)
         if output.suffix != ".safetensors":
             raise ValueError(f"--output={output}: name a .safetensors file")
+        if output.exists() and output.samefile(cli.as_path("--input", args.input)):
+            raise ValueError(f"--output={output} is the input; name another file")
         found = read(args)
         write(output, found, args.layout)
-    model = found.model
-    title = model.title if found.whole else f"the encoder of {model.title}"
-    heads = [name for name in ("embedding", "auxiliary") if getattr(model, name)]
-    count = sum(leaf.size for leaf in jax.tree.leaves(found.variables["params"]))
-    print(f"{title}, {model.in_channels} channels, {count:,} parameters")
-    if found.whole:
-        print(
-            f"{model.num_classes} classes; further heads: {', '.join(heads) or 'none'}"
-        )
-    print(f"from {', '.join(f'{k} {v}' for k, v in found.origin.items())}")
-    print(f"written to {output}, sha256 {weight_files.checksum(output)}")
+        print(printable(summary(found), keep="\n"))
+        print(printable(f"written to {output}, sha256 {weight_files.checksum(output)}"))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 r"""Evaluates a checkpoint of a run on a labelled split.
 
 python -m launch.evaluate --workdir=runs/camvid [--checkpoint=best|last|STEP] \
-    [--split=val] [--protocol=NAME] [--scales=0.5,1,1.5] [--flip] [--pad_to=N]
+    [--split=val] [--protocol=NAME] [--crop=N] [--scales=0.5,1,1.5] [--flip] \
+    [--pad_to=N] [--data_dir=DIR] [--dataset=NAME --other_data]
 
 python -m launch.evaluate --weights=FILE --dataset=NAME [--data_dir=data] [--crop=N] ...
 
@@ -13,6 +14,10 @@ network's authors published, unless another is named; images keep their own size
 --pad_to says otherwise. Prints a table and writes eval_<split>_<checkpoint>.json to the
 run's directory, or eval_<split>_<file>.json beside FILE; with the name of a protocol
 that was asked for before the ending.
+
+--data_dir finds a run's data set where it lies now. With --other_data it may be another
+of the same classes and channels; the result is then written beside the run's own, to
+eval_<split>_<checkpoint>_on_<dataset>_<fingerprint>.json.
 """
 
 import argparse
@@ -23,6 +28,7 @@ import ml_collections
 
 from launch import cli, pretrained, processes, runs
 from mpmc_jax.atomic_write import write_json
+from mpmc_jax.data.lists import printable
 from mpmc_jax.evaluation.evaluator import EvalResult
 from mpmc_jax.evaluation.protocols import PROTOCOLS
 from mpmc_jax.evaluation.table import format_table
@@ -44,11 +50,24 @@ def configure(config: ml_collections.ConfigDict, args: argparse.Namespace) -> No
     """Sets what the arguments ask for.
 
     Raises:
-      ValueError: scales that are no numbers.
+      ValueError: scales that are no numbers, or an argument that the protocol does not
+        use.
     """
     config.eval.pad_to = args.pad_to
     if args.protocol:
         config.eval.protocol = args.protocol
+    protocol = PROTOCOLS[config.eval.protocol]
+    if args.pad_to and not protocol.pads:
+        raise ValueError(
+            f"--pad_to={args.pad_to} is for --protocol=whole; this is {protocol.name}"
+        )
+    if args.crop is not None:
+        if protocol.pads:  # whole images
+            raise ValueError(
+                f"--crop={args.crop} is for protocols with windows; {protocol.name} "
+                "takes images at their own size"
+            )
+        config.data.crop = args.crop
     if args.flip:
         config.eval.flip = True
     if args.scales:
@@ -75,6 +94,7 @@ def record(run: runs.Run, split: str, checkpoint: str, result: EvalResult) -> di
         "network": run.network_name,
         "pad_to": result.pad_to,
         "num_images": result.num_images,
+        "trained_on": run.manifest.get("data", {}).get("fingerprint"),
         "seconds": result.seconds,
         "class_names": list(run.facts.class_names),
         "scalars": result.scalars(run.facts.class_names),
@@ -111,23 +131,33 @@ def open_what(args: argparse.Namespace) -> tuple[runs.Run, pathlib.Path, str]:
         raise ValueError("give --workdir=DIR, or --weights=FILE and --dataset=NAME")
     if args.workdir:
         workdir = cli.as_path("--workdir", args.workdir)
-        return runs.open_run(workdir, args.checkpoint), workdir, args.checkpoint
+        run = runs.open_run(workdir, args.checkpoint or "best")
+        run = runs.use_data(run, args.data_dir, args.dataset, other=args.other_data)
+        return run, workdir, args.checkpoint or "best"
     if not args.dataset:
         raise ValueError("--weights needs --dataset=NAME, one that is prepared")
+    for name in ("checkpoint", "other_data"):
+        if getattr(args, name):
+            raise ValueError(f"--{name} is for a run; --weights names a file")
     path = cli.as_path("--weights", args.weights)
-    data_dir = str(cli.as_path("--data_dir", args.data_dir))
-    run = pretrained.open_weights(path, args.dataset, data_dir, args.crop)
+    data_dir = str(cli.as_path("--data_dir", args.data_dir or "data"))
+    run = pretrained.open_weights(path, args.dataset, data_dir)
     return run, path.parent, path.stem
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point; user errors end with one line and status 1."""
     parser = cli.parser("evaluate", __doc__)
-    cli.add_run(parser, required=False)
+    cli.add_run(parser, checkpoint="", required=False)
     parser.add_argument("--weights", default="", help="a file instead of a run")
-    parser.add_argument("--dataset", default="", help="with --weights: its name")
-    parser.add_argument("--data_dir", default="data", help="with --weights: its place")
-    parser.add_argument("--crop", type=int, default=0, help="with --weights: windows")
+    parser.add_argument("--dataset", default="", help="the run's, or that of --weights")
+    cli.add_data_dir(parser)
+    parser.add_argument(
+        "--other_data",
+        action="store_true",
+        help="evaluate a run on another data set than it was trained on",
+    )
+    parser.add_argument("--crop", type=int, help="side of the windows: the run's")
     parser.add_argument("--split", default="val", help="split to evaluate on")
     parser.add_argument("--protocol", choices=list(PROTOCOLS), help="the run's")
     parser.add_argument("--scales", default="", help="factors, separated by commas")
@@ -147,16 +177,18 @@ def main(arguments: list[str] | None = None) -> None:
         configure(run.config, args)
         runs.check_same(run, args.split)
         result = evaluate(run, args.split)
-    if jax.process_index() > 0:
-        return
-    mark = ", partial data set" if run.facts.partial else ""
-    which = f"{run.network_name} of step {run.step} ({title})"
-    print(f"{args.split}, {which if args.workdir else args.weights}{mark}")
-    print(format_table(result, run.facts.class_names))
-    name = "_".join(filter(None, ("eval", args.split, title, args.protocol)))
-    path = folder / f"{name}.json"
-    write_json(path, record(run, args.split, title, result))
-    print(f"written to {path}")
+        if jax.process_index() > 0:
+            return
+        on = f"on_{run.facts.dataset}_{run.facts.fingerprint[:8]}"
+        parts = ("eval", args.split, title, args.protocol, args.other_data and on)
+        path = folder / f"{'_'.join(filter(None, parts))}.json"
+        write_json(path, record(run, args.split, title, result))
+        mark = ", partial data set" if run.facts.partial else ""
+        mark += f", {on.replace('_', ' ')}" if args.other_data else ""
+        which = f"{run.network_name} of step {run.step} ({title})"
+        print(f"{args.split}, {which if args.workdir else args.weights}{mark}")
+        print(format_table(result, run.facts.class_names))
+        print(printable(f"written to {path}"))
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import numpy as np
 
 from launch import cli, runs
 from mpmc_jax.atomic_write import write_bytes
+from mpmc_jax.data.lists import printable
 from mpmc_jax.evaluation.pictures import (
     as_png,
     colorize,
@@ -53,6 +54,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Entry point; user errors end with one line and status 1."""
     parser = cli.parser("figure", __doc__)
     cli.add_run(parser)
+    cli.add_data_dir(parser)
     parser.add_argument("--output", required=True, help="PNG file to write")
     parser.add_argument("--images", type=int, default=4, help="rows of the figure")
     args = parser.parse_args(arguments)
@@ -64,11 +66,13 @@ def main(arguments: list[str] | None = None) -> None:
         if output.suffix.lower() != ".png":
             raise ValueError(f"--output={output}: name a .png")
         run = runs.open_run(cli.as_path("--workdir", args.workdir), args.checkpoint)
-        figure = panel(rows(run, args.images), CAPTIONS)
+        run = runs.use_data(run, args.data_dir)
+        pictures = rows(run, args.images)
         output.parent.mkdir(parents=True, exist_ok=True)
-        write_bytes(output, as_png(figure))
+        write_bytes(output, as_png(panel(pictures, CAPTIONS)))
         mark = ", of a partial data set" if run.facts.partial else ""
-        print(f"figure: {output}{mark}")
+        few = f", {len(pictures)} images of one size" * (len(pictures) < args.images)
+        print(printable(f"figure: {output}{few}{mark}"))
 
 
 if __name__ == "__main__":

@@ -66,7 +66,7 @@ def read(
     return start.variables, told
 
 
-def open_weights(path: pathlib.Path, dataset: str, data_dir: str, crop: int = 0) -> Run:
+def open_weights(path: pathlib.Path, dataset: str, data_dir: str) -> Run:
     """A whole network of a file, as a run without a plug-in that took no step.
 
     Its configuration is what the network's authors published for the data set.
@@ -74,7 +74,6 @@ def open_weights(path: pathlib.Path, dataset: str, data_dir: str, crop: int = 0)
     Args:
       path: of the file.
       dataset, data_dir: what it is to be evaluated on.
-      crop: pixels of the windows; 0 leaves the published.
 
     Raises:
       WeightsError, FileNotFoundError, ValueError: weights that are not there, are an
@@ -90,8 +89,6 @@ def open_weights(path: pathlib.Path, dataset: str, data_dir: str, crop: int = 0)
     config.data.name, config.data.data_dir = dataset, data_dir
     method = weights.model.variant if weights.model.name == "deeplabv3plus" else ""
     presets.apply(config, f"method={method}" if method else "")
-    if crop:
-        config.data.crop = crop
     facts = dataset_info(config).facts
     for what, given, there in (
         ("classes", weights.model.num_classes, facts.num_classes),

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import jax
 import ml_collections
 
 from configs import base
+from launch import cli
 from mpmc_jax.data.build import build_eval, build_split, build_train, dataset_info
 from mpmc_jax.data.evaluation_source import EvalSource
 from mpmc_jax.data.info import DatasetFacts
@@ -35,8 +35,6 @@ from mpmc_jax.training.build import (
 from mpmc_jax.training.gradient import teaching
 from mpmc_jax.training.state import TrainState, select
 from mpmc_jax.types import Array, Network, PyTree
-
-_LOG = logging.getLogger("mpmc_jax.runs")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -272,21 +270,85 @@ def check_same(run: Run, split: str) -> None:
     )
 
 
+def use_data(run: Run, data_dir: str, dataset: str = "", *, other: bool = False) -> Run:
+    """The run with its data set elsewhere, or with another data set.
+
+    Args:
+      run: a run.
+      data_dir: folder of prepared data sets; "" for the run's own.
+      dataset: name of the data set; "" for the run's own.
+      other: whether it is another data set than the run was trained on; its images are
+        normalized as the run's.
+
+    Raises:
+      ValueError: another data set that was not asked for, or with other classes or
+        channels; the run's own where another was asked for.
+      FileNotFoundError: no such data set.
+    """
+    data = run.config.data
+    if data_dir:
+        data.data_dir = str(cli.as_path("--data_dir", data_dir))
+    if dataset not in ("", data.name) and not other:
+        raise ValueError(
+            f"--dataset={dataset}: the run was trained on {data.name!r}; --other_data "
+            "evaluates it on another data set of the same classes"
+        )
+    data.name = dataset or data.name
+    if not other:
+        return run
+    info = dataset_info(run.config)
+    there = info.facts
+    if there.fingerprint == run.facts.fingerprint:
+        raise ValueError(
+            f"--other_data: {info.directory} is the data set that the run was trained "
+            "on; leave the argument out"
+        )
+
+    def shape(facts: DatasetFacts) -> dict[str, Any]:
+        pixels = facts.pixels
+        return {
+            "classes": list(facts.class_names),
+            "channels": pixels.channels,
+            "dtype": pixels.dtype,
+        }
+
+    if different := _differences(shape(there), shape(run.facts)):
+        raise ValueError(
+            f"--other_data: {info.directory} does not fit the run: {different}"
+        )
+    facts = dataclasses.replace(there, pixels=run.facts.pixels)
+    return dataclasses.replace(run, facts=facts)
+
+
 def open_split(run: Run, split: str) -> EvalSource:
     """Labelled images of a split, from the run's data set as it is now.
 
     Raises:
-      FileNotFoundError, ValueError: see `EvalSource`.
+      FileNotFoundError, ValueError: see `EvalSource`; or these are other data than the
+        run was trained on.
     """
     source = build_eval(run.config, split)
-    if source.info.facts != run.facts:
-        _LOG.warning(
-            "the run was trained on other data than %s holds now (fingerprints %s, %s)",
-            source.info.directory,
-            run.facts.fingerprint,
-            source.info.facts.fingerprint,
+    names = ("dataset", "fingerprint", "class_names")
+    there, wanted = (
+        {name: getattr(facts, name) for name in names}
+        for facts in (source.info.facts, run.facts)
+    )
+    if different := _differences(there, wanted):
+        raise ValueError(
+            f"{source.info.directory} holds other data than the run was trained on "
+            f"({different}); give the folder of the run's data as --data_dir, "
+            "or evaluate the run on these: launch.evaluate --other_data"
         )
     return source
+
+
+def _differences(there: dict[str, Any], run: dict[str, Any]) -> str:
+    """What of a data set differs from the run's, in words; "" for nothing."""
+    return "; ".join(
+        f"{name} {there[name]} there, {run[name]} in the run"
+        for name in run
+        if there[name] != run[name]
+    )
 
 
 def trust_function(run: Run) -> Callable[[Array, Array], tuple[Array, Array]]:

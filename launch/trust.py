@@ -15,6 +15,7 @@ import numpy as np
 from launch import cli, runs
 from mpmc_jax.atomic_write import to_json, write_json
 from mpmc_jax.data.build import build_split
+from mpmc_jax.data.lists import printable
 from mpmc_jax.types import IGNORE_LABEL, Array
 
 
@@ -59,17 +60,19 @@ def main(arguments: list[str] | None = None) -> None:
     """Entry point; user errors end with one line and status 1."""
     parser = cli.parser("trust", __doc__)
     cli.add_run(parser, checkpoint="last")
+    cli.add_data_dir(parser)
     args = parser.parse_args(arguments)
     cli.settle()
     with cli.user_errors():
         workdir = cli.as_path("--workdir", args.workdir)
         run = runs.open_run(workdir, args.checkpoint)
+        run = runs.use_data(run, args.data_dir)
         found = measure(run)
         path = workdir / f"trust_{args.checkpoint}.json"
         write_json(path, {"step": run.step, **found, "manifest": run.manifest})
         print(to_json(found, indent=2))
         mark = ", on a partial data set" if run.facts.partial else ""
-        print(f"written to {path}{mark}")
+        print(printable(f"written to {path}{mark}"))
 
 
 if __name__ == "__main__":

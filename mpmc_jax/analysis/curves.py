@@ -33,8 +33,10 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
 
 
 def series(lines: Sequence[Mapping[str, float]], name: str) -> list[tuple[int, float]]:
-    """(step, value) of one number, where it was written."""
-    return [(int(line["step"]), line[name]) for line in lines if name in line]
+    """(step, value) of one number, where it was written; null says it was none."""
+    return [
+        (int(line["step"]), line[name]) for line in lines if line.get(name) is not None
+    ]
 
 
 def draw(

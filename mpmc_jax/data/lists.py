@@ -16,7 +16,8 @@ from collections.abc import Collection, Hashable
 from typing import TypeVar
 
 # Endings of what `images` reads.
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".npy")
+_JPEG_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif")
+IMAGE_SUFFIXES = (*_JPEG_SUFFIXES, ".png", ".bmp", ".tif", ".tiff", ".webp", ".npy")
 
 # Unicode categories: control characters, line and paragraph separators, and the lone
 # surrogates by which Python shows bytes of a name that are not UTF-8.

@@ -3,9 +3,10 @@
 import io
 import pathlib
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
 from mpmc_jax.atomic_write import write_bytes
 from mpmc_jax.pixels import PixelFormat
@@ -17,6 +18,10 @@ _OVERLAY_OPACITY = 0.5
 _WHITE = 255
 _MARGIN = 4
 _CAPTION_HEIGHT = 16
+# What a prediction's pictures are known by, and within how many bytes it stands.
+_SOFTWARE = ("Software", "mpmc_jax.launch.predict")
+_HEAD = 2048
+_KINDS = ("index", "color", "overlay")
 
 
 def colorize(index: np.ndarray, palette: Palette) -> np.ndarray:
@@ -46,11 +51,24 @@ def heat_map(values: np.ndarray) -> np.ndarray:
     return np.round(255 * unit).astype(np.uint8)[..., None]
 
 
-def as_png(picture: Image.Image) -> bytes:
-    """The bytes of a PNG file."""
+def as_png(picture: Image.Image, **options: Any) -> bytes:
+    """The bytes of a PNG file; `options` are Pillow's."""
     stream = io.BytesIO()
-    picture.save(stream, "PNG")
+    picture.save(stream, "PNG", **options)
     return stream.getvalue()
+
+
+def prediction_paths(stem: pathlib.Path) -> list[pathlib.Path]:
+    """The files that `write_prediction` writes: STEM_index.png and so on."""
+    return [stem.with_name(f"{stem.name}_{kind}.png") for kind in _KINDS]
+
+
+def is_prediction(path: pathlib.Path) -> bool:
+    """Whether a file is a picture that `write_prediction` wrote."""
+    if path.suffix != ".png" or not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return "\0".join(_SOFTWARE).encode() in file.read(_HEAD)
 
 
 def write_prediction(
@@ -72,15 +90,12 @@ def write_prediction(
     # A palette turns a grey picture into mode "P" and leaves its values alone.
     indexed = Image.fromarray(index)
     indexed.putpalette(colorize(np.arange(256), palette).tobytes())
-    pictures = {
-        "index": indexed,
-        "color": Image.fromarray(colors),
-        "overlay": Image.fromarray(overlay(image, colors)),
-    }
-    paths = []
-    for kind, picture in pictures.items():
-        paths.append(stem.with_name(f"{stem.name}_{kind}.png"))
-        write_bytes(paths[-1], as_png(picture))
+    shown = (Image.fromarray(colors), Image.fromarray(overlay(image, colors)))
+    mark = PngImagePlugin.PngInfo()
+    mark.add_text(*_SOFTWARE)
+    paths = prediction_paths(stem)
+    for path, picture in zip(paths, (indexed, *shown), strict=True):
+        write_bytes(path, as_png(picture, pnginfo=mark))
     return paths
 
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tensorboardX import summary
 from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore
+from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore
 from tensorboardX.record_writer import RecordWriter
 
 # Seconds between two flushes, while numbers come.
@@ -41,7 +41,10 @@ class Events:
           OSError: they, or some before them, could not be written.
         """
         for name, value in values.items():
-            self._put(step=step, summary=summary.scalar(name, value))
+            # Not tensorboardX's `scalar`: it writes "_" for blanks and brackets, which
+            # gives two classes one tag.
+            one = Summary.Value(tag=name, simple_value=value)
+            self._put(step=step, summary=Summary(value=[one]))
         if time.monotonic() - self._flushed > _FLUSH_EVERY:
             self.flush()
 
