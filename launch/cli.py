@@ -125,11 +125,13 @@ def user_errors() -> Iterator[None]:
     """Ends the program with one line; its status is 1 on what a user can mend."""
     try:
         yield
-        sys.stdout.flush()
+        if sys.stdout is not None:  # closed before the program began, as by `>&-`
+            sys.stdout.flush()
     except BrokenPipeError:  # the reader has enough, as in `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _give_up_output()
         sys.exit(128 + signal.SIGPIPE)
     except _USER_ERRORS as error:
+        _give_up_output()
         lines = printable(error, keep="\n")
         sys.exit(f"error: {lines}")
     except Interrupted as stop:
@@ -142,6 +144,15 @@ def user_errors() -> Iterator[None]:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
+
+
+def _give_up_output() -> None:
+    """Lets Python end without a second error where stdout cannot be written."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def keep_memory() -> None:

@@ -24,7 +24,7 @@ from mpmc_jax.evaluation import pictures
 from mpmc_jax.evaluation.predict import Predictor
 
 # Errors of the disk, which every further image would meet.
-_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO)
+_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 
 
 @dataclasses.dataclass
@@ -85,7 +85,7 @@ def find_images(inputs: Sequence[str]) -> Inputs:
 
 
 def _paths(inputs: Sequence[str]) -> list[pathlib.Path]:
-    """The arguments' paths; a comma separates two unless it is part of a file's name."""
+    """The arguments' paths; a comma separates two unless a file's name holds it."""
     paths = []
     for text in inputs:
         whole = cli.as_path("--input", text)
@@ -110,7 +110,7 @@ class Writer:
     """
 
     def __init__(self, run: runs.Run, output: pathlib.Path, *, overwrite: bool):
-        """Takes the run, the existing folder of results, and whether to replace them."""
+        """Takes the run, the folder of results, and whether to replace what it has."""
         self._facts, self._output, self._overwrite = run.facts, output, overwrite
         self._predictor = Predictor(
             run.module, run.variables, run.facts.pixels, runs.make_protocol(run.config)
@@ -129,8 +129,8 @@ class Writer:
         except OSError as error:
             if error.errno in _OF_THE_DISK:
                 raise OSError(
-                    f"{error.filename or path}: {error.strerror}; {self.written} images "
-                    "were written, and the same command goes on with the others"
+                    f"{error.filename or path}: {error.strerror}; {self.written} "
+                    "images were written, and the same command goes on with the others"
                 ) from error
             self.problems.append(f"{path}: {error}")
         # Decoders fail in ways of their own, a network on sizes that it cannot take,
@@ -186,21 +186,21 @@ def main(arguments: list[str] | None = None) -> None:
         writer = Writer(run, output, overwrite=args.overwrite)
         for path, name in found.results.items():
             writer.predict(path, name)
-        for note in found.notes:
-            print(printable(note))
-        mark = ", by a run on a partial data set" if run.facts.partial else ""
         total = len(found.results)
-        print(
-            printable(f"{writer.written} of {total} images written to {output}{mark}")
-        )
+        mark = ", by a run on a partial data set" if run.facts.partial else ""
+        lines = [
+            *found.notes,
+            f"{writer.written} of {total} images written to {output}{mark}",
+        ]
         if writer.kept:
-            print(
+            lines.append(
                 f"{writer.kept} of {total} have their results there already, which are "
                 "kept; --overwrite replaces them"
             )
-        if problems := found.problems + writer.problems:
-            sys.stdout.flush()
-            sys.exit("\n".join(f"error: {printable(each)}" for each in problems))
+        print(*map(printable, lines), sep="\n")
+        problems = found.problems + writer.problems
+    if problems:
+        sys.exit("\n".join(f"error: {printable(each)}" for each in problems))
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from mpmc_jax.data.build import build_eval, build_split, build_train, dataset_in
 from mpmc_jax.data.evaluation_source import EvalSource
 from mpmc_jax.data.info import DatasetFacts
 from mpmc_jax.data.pipeline import TrainPipeline
+from mpmc_jax.evaluation.bounded_jit import bounded_jit
 from mpmc_jax.evaluation.evaluator import Evaluator, PatchProbe
 from mpmc_jax.evaluation.predict import network_input, predict_classes
 from mpmc_jax.evaluation.protocols import Protocol, build_protocol, resize_nearest
@@ -367,7 +368,7 @@ def trust_function(run: Run) -> Callable[[Array, Array], tuple[Array, Array]]:
         plugin = dataclasses.replace(plugin, lambda_scale="none")
     protocol = make_protocol(run.config)
 
-    @jax.jit
+    @bounded_jit()
     def trust(
         variables: PyTree, head: PyTree, images: Array, labels: Array
     ) -> tuple[Array, Array]:

@@ -8,7 +8,6 @@ never does, for this analysis alone. Writes WORKDIR/trust_<checkpoint>.json.
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -16,6 +15,7 @@ from launch import cli, runs
 from mpmc_jax.atomic_write import to_json, write_json
 from mpmc_jax.data.build import build_split
 from mpmc_jax.data.lists import printable
+from mpmc_jax.evaluation.bounded_jit import bounded_jit
 from mpmc_jax.types import IGNORE_LABEL, Array
 
 
@@ -27,7 +27,7 @@ def measure(run: runs.Run) -> dict[str, Any]:
     """
     trust = runs.trust_function(run)
 
-    @jax.jit
+    @bounded_jit()
     def sums(pseudo: Array, weight: Array, label: Array) -> Array:
         known = label != IGNORE_LABEL
         right, wrong = known & (pseudo == label), known & (pseudo != label)

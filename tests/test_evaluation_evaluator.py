@@ -24,6 +24,8 @@ NAMES = ("a", "b", "c", "d", "e")
 class _Net(nn.Module):
     """A convolution and a pixel classifier."""
 
+    num_classes: int = NUM_CLASSES
+
     @nn.compact
     def __call__(self, images):
         x = nn.relu(nn.Conv(8, (3, 3), name="conv")(images))

@@ -35,6 +35,8 @@ PALETTE = ((10, 20, 30), (200, 100, 50))
 class _Threshold(nn.Module):
     """Class 1 where the image is brighter than its middle."""
 
+    num_classes: int = 2
+
     @nn.compact
     def __call__(self, images):
         bias = self.param("bias", nn.initializers.zeros, ())
@@ -231,7 +233,8 @@ def test_compare_is_by_dice_where_volumes_are_scored(tmp_path, capsys):
         ]
         text = "\n".join(map(json.dumps, lines))
         (run / "metrics.jsonl").write_text(text)
-        (run / "manifest.json").write_text(json.dumps({"data": {"partial": partial}}))
+        manifest = {"data": {"partial": partial}, "resumed": []}
+        (run / "manifest.json").write_text(json.dumps(manifest))
     runs = [str(tmp_path / name) for name in ("first", "second")]
     launch_compare.main([f"--output={tmp_path / 'out'}", *runs])
     table = (tmp_path / "out" / "table.md").read_text()
