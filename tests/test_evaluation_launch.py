@@ -22,8 +22,6 @@ from launch import runs
 from mpmc_jax import atomic_write
 from mpmc_jax.data.info import DatasetFacts, open_dataset
 from mpmc_jax.evaluation import metrics, pictures
-from mpmc_jax.evaluation.evaluator import EvalResult
-from mpmc_jax.evaluation.table import format_table
 from mpmc_jax.pixels import RGB
 from mpmc_jax.types import Prediction
 from tests.toy_source import Example, Source
@@ -178,51 +176,6 @@ def test_predict_refuses_what_it_could_not_name(run, tmp_path):
         launch_predict.find_images([str(tmp_path / "empty")])
 
 
-def test_table_marks_absent_classes_and_compares_with_the_constant():
-    histogram = np.zeros((2, 2, metrics.BINS), int)
-    histogram[0, :, 10], histogram[1, 0, -10] = 30, 10
-    result = EvalResult(
-        confusion=np.array([[4, 0], [0, 0]]),
-        num_images=2,
-        pad_to=0,
-        seconds=1.0,
-        programs=1,
-        histogram=histogram,
-    )
-    lines = format_table(result, NAMES).splitlines()
-    assert lines[1].split() == ["dark", "100.00", "100.00", "4"]
-    assert lines[2].split() == ["bright", "-", "-", "0"]
-    assert "average precision: 100.00 (best constant prediction 25.00)" in lines[5]
-    assert "Hamming accuracy: 100.00 (best constant prediction 87.50)" in lines[6]
-    assert "own size" in lines[7]
-
-
-def test_void_and_unknown_indices_are_black():
-    index = np.array([[0, 1, 2, 255]], np.uint8)
-    expected = [[*PALETTE, (0, 0, 0), (0, 0, 0)]]
-    np.testing.assert_array_equal(pictures.colorize(index, PALETTE), expected)
-
-
-def test_panel_sets_pictures_where_they_belong():
-    red, blue = (np.full((10, 12, 3), c, np.uint8) for c in ((255, 0, 0), (0, 0, 255)))
-    grey = np.full((10, 12, 1), 77, np.uint8)
-    picture = np.asarray(pictures.panel([[red, grey], [blue, red]], ["one", "two"]))
-    assert (picture[16:26, 4:16] == red).all()
-    assert (picture[16:26, 20:32] == 77).all()
-    assert (picture[30:40, 4:16] == blue).all()
-    assert (picture[:16] < 128).any()
-    with pytest.raises(ValueError, match="2 a row"):
-        pictures.panel([[red, grey], [blue]], ["one", "two"])
-
-
-def test_heat_map_spans_black_to_white():
-    np.testing.assert_array_equal(
-        pictures.heat_map(np.array([[0.1, 0.3], [0.2, 0.1]]))[..., 0],
-        [[0, 255], [128, 0]],
-    )
-    assert pictures.heat_map(np.full((2, 2), 0.5)).max() == 0
-
-
 def test_compare_is_by_dice_where_volumes_are_scored(tmp_path, capsys):
     for name, partial in (("first", False), ("second", True)):
         run = tmp_path / name
@@ -231,7 +184,7 @@ def test_compare_is_by_dice_where_volumes_are_scored(tmp_path, capsys):
             {"step": step, "train/loss_supervised": 1.0, "val/miou": 0.9, "val/dice": x}
             for step, x in ((1, 0.0), (2, 0.4), (3, 0.3))
         ]
-        text = "\n".join(map(json.dumps, lines))
+        text = "".join(json.dumps(line) + "\n" for line in lines)
         (run / "metrics.jsonl").write_text(text)
         manifest = {"data": {"partial": partial}, "resumed": []}
         (run / "manifest.json").write_text(json.dumps(manifest))
