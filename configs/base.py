@@ -115,11 +115,12 @@ def _method() -> dict:
         "rampup": 0,
         # Weight of the auxiliary classifier's loss; 0: the network has none.
         "auxiliary_weight": 0.0,
-        # Mean teacher only: whether its strong view is mixed, and with what its teacher
-        # normalizes the weak views: "running", averages of the student's running
-        # statistics, or "batch", the views' own.
+        # Mean teacher only: whether its strong view is mixed; and whether labeled
+        # images and strong views are one batch to batch norm and the teacher's
+        # statistics are running ones ("joint"), or labeled images, strong views and
+        # weak views are normalized each by their own batch ("apart").
         "cutmix": True,
-        "teacher_statistics": "running",
+        "normalization": "joint",
     }
 
 

@@ -117,8 +117,8 @@ def test_a_wrong_value_lists_the_valid_ones(key, value, message):
         ),
         (
             "method=mean_teacher",
-            {"method__teacher_statistics": "own"},
-            r"teacher_statistics='own' is unknown; valid: \['batch', 'running'\]",
+            {"method__normalization": "own"},
+            r"normalization='own' is unknown; valid: \['apart', 'joint'\]",
         ),
     ],
 )

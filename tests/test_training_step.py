@@ -112,10 +112,10 @@ def test_a_ramp_up_weighs_the_unlabeled_loss():
 
 def test_a_teacher_that_normalizes_by_the_batch_reads_no_running_statistics():
     found = []
-    for statistics in ("batch", "running"):
+    for normalization in ("apart", "joint"):
         cfg = tiny.config(
             "method=mean_teacher",
-            method__teacher_statistics=statistics,
+            method__normalization=normalization,
             method__threshold=0.0,
         )
         state = jax.tree.map(np.asarray, tiny.init_state(tiny.setup(cfg), 0))
@@ -125,6 +125,15 @@ def test_a_teacher_that_normalizes_by_the_batch_reads_no_running_statistics():
         losses = [metrics[0].values["loss_unlabeled"] for _, metrics in runs]
         found.append(losses[0] == losses[1])
     assert found == [True, False]
+
+
+def test_mean_teacher_apart_and_without_weight_is_supervision():
+    changes = {"method__normalization": "apart", "mpmc__alpha": 0.0}
+    found, _ = tiny.run(tiny.config("method=mean_teacher", **changes), 2)
+    wanted, _ = tiny.run(tiny.config("method=supervised"), 2)
+    assert tiny.difference(found.params, wanted.params) < 1e-5
+    # Running statistics follow the strong views as well.
+    assert tiny.difference(found.batch_stats, wanted.batch_stats) > 1e-3
 
 
 def test_every_parameter_moves(unimatch):

@@ -60,7 +60,7 @@ def _mean_teacher(config: ml_collections.ConfigDict, sizes: Sizes) -> Method:
         ema_decay=config.method.ema_decay,
         cutmix=config.method.cutmix,
         loss=config.method.unlabeled_loss,
-        teacher_statistics=config.method.teacher_statistics,
+        normalization=config.method.normalization,
     )
 
 

@@ -3,10 +3,12 @@
 The paper leaves its details open; this project's baseline is: teacher = average of
 the student (decay 0.999, warmed up as min(1 - 1/(t+1), decay)), in evaluation mode on
 the weak view; threshold 0.95; UniMatch's strong augmentation and CutMix box, the
-partner being the next image of the group; one student pass over [labelled, mixed].
+partner being the next image of the group; one student pass over [labelled, mixed]. On
+ACDC, where foreground is small, images are normalized apart (see `MeanTeacher`).
 """
 
 import dataclasses
+from typing import Literal
 
 import jax.numpy as jnp
 from flax import struct
@@ -55,10 +57,11 @@ class MeanTeacher(base.Method):
       ema_decay: largest decay of the teacher.
       cutmix: whether the strong view is mixed.
       loss: L_u, see `training.objective.view_loss`.
-      teacher_statistics: with what the teacher normalizes the weak views: "running",
-        its average of the student's running statistics; or "batch", the weak views'
-        own, without dropout, as the original Mean Teacher's and SSL4MIS's teachers in
-        train mode do. Those of the average lag behind where parameters move fast.
+      normalization: "joint": the student normalizes labeled images and mixed strong
+        views as one batch, and the teacher weak views with the average of the
+        student's running statistics. "apart": labeled images, strong views and weak
+        views are each normalized by their own batch, the teacher's without dropout;
+        AEL passes them so, and SSL4MIS's teacher is in train mode as well.
     """
 
     group_size: int
@@ -66,12 +69,12 @@ class MeanTeacher(base.Method):
     ema_decay: float = 0.999
     cutmix: bool = True
     loss: ViewLoss = "ce"
-    teacher_statistics: str = "running"
+    normalization: Literal["joint", "apart"] = "joint"
 
     def __post_init__(self) -> None:
         checks.check_average("mean_teacher", self.ema_decay, 0.999)
         checks.check_choice(
-            "method.teacher_statistics", self.teacher_statistics, ("running", "batch")
+            "method.normalization", self.normalization, ("joint", "apart")
         )
         if self.cutmix:
             mend = ", or method.cutmix=False"
@@ -111,7 +114,7 @@ class MeanTeacher(base.Method):
 
     def prepare(self, teachers: dict[str, Network], inputs: Inputs, state: PyTree):
         teacher = teachers["student"]
-        if self.teacher_statistics == "batch":
+        if self.normalization == "apart":
             teacher = teacher.replace(train=True)
         weak, _ = base.full_pass(teacher, inputs.weak)
         confidence, label = pseudo_labels.confidence_and_label(weak.logits)
@@ -126,9 +129,7 @@ class MeanTeacher(base.Method):
         state: PyTree,
     ) -> Outputs:
         mixed = self._mix(inputs, inputs.strong)
-        images = jnp.concatenate([inputs.image, mixed])
-        both, student = base.full_pass(students["student"], images, noise=inputs.noise)
-        labeled, unlabeled = both.halves()
+        labeled, unlabeled, student = self._passes(students["student"], inputs, mixed)
         confident = targets["confidence"] >= self.threshold
         supervised = base.supervised_part(labeled, inputs.label)
         view = View(
@@ -143,6 +144,19 @@ class MeanTeacher(base.Method):
             loss=self.loss,
         )
         return Outputs(supervised, (view,), {"student": student}, state)
+
+    def _passes(
+        self, student: Network, inputs: Inputs, mixed: Array
+    ) -> tuple[base.Pass, base.Pass, Network]:
+        """The student on labeled images and on mixed strong views."""
+        if self.normalization == "joint":
+            images = jnp.concatenate([inputs.image, mixed])
+            both, student = base.full_pass(student, images, noise=inputs.noise)
+            return *both.halves(), student
+        noise = (None, None) if inputs.noise is None else jnp.split(inputs.noise, 2)
+        labeled, student = base.full_pass(student, inputs.image, noise=noise[0])
+        unlabeled, student = base.full_pass(student, mixed, noise=noise[1])
+        return labeled, unlabeled, student
 
     def average(self, step: Array, steps_per_epoch: int) -> tuple[Array, Array]:
         del steps_per_epoch

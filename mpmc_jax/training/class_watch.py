@@ -76,8 +76,8 @@ class ClassWatch:
         _LOG.warning(
             "steps %d to %d: confident pseudo-labels lack what the labels have (share "
             "of the labels and of the pseudo-labels): %s. The unlabeled images teach "
-            "that it does not exist; lengthen method.rampup, lower mpmc.alpha, or, for "
-            "mean_teacher and unimatch, set method.unlabeled_loss=dice",
+            "that there is no such class: lengthen method.rampup, lower mpmc.alpha or, "
+            "of mean_teacher and unimatch, set method.unlabeled_loss=dice",
             self._begin + 1,
             self._step,
             ", ".join(gone.values()),

@@ -6,7 +6,8 @@ they are the means over a few batches, all under the parameters of the moment (W
 Johnson, "Rethinking 'Batch' in BatchNorm", 2021), of the pass that the labelled images
 are in, as the method composes it: with these statistics the network learned to predict
 labels. Mean teacher's, AugSeg's and U2PL's is [labelled, mixed], UniMatch's [labelled,
-weak], AEL's and supervision's the labelled images alone.
+weak], AEL's, supervision's and mean teacher's of `normalization` "apart" the labelled
+images alone.
 """
 
 import functools
