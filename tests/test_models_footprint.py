@@ -1,6 +1,8 @@
 """What training takes at least, held against the networks themselves."""
 
 import collections
+import json
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +21,7 @@ NETWORKS = [
     ModelConfig(backbone="resnet50", width=32),
     ModelConfig(name="unet", in_channels=1, num_classes=4),
 ]
+RESULTS = pathlib.Path(__file__).parent.parent / "results" / "bench"
 # Of 1 x 1 positions, or of heads.
 _LEFT_OUT = {"aspp_pool", "classifier"}
 
@@ -61,6 +64,20 @@ def test_the_bound_is_just_below_what_the_convolutions_give(config):
     assert 0.9 * sum(given) < bound / 3 - logits <= sum(given)
     least = footprint.training_bytes(config, 3, side, recomputes=True) - parameters
     assert least == 3 * max(*given, logits)
+
+
+@pytest.mark.parametrize("measured", ["programs_cpu", "tpu_compile"])
+def test_the_bound_is_below_every_peak_that_xla_counted(measured):
+    """A run that fits is never refused; peaks of whole steps, by `launch.bench`."""
+    lines = (RESULTS / f"{measured}.jsonl").read_text().splitlines()
+    for line in map(json.loads, lines):
+        config = ModelConfig(backbone=line["backbone"], dtype=line["dtype"])
+        unlabeled = line["method"] != "supervised"
+        images = line["images_a_chip"] * (1 + unlabeled)
+        bound = footprint.training_bytes(
+            config, images, line["crop"], recomputes=line["chip"] != "cpu"
+        )
+        assert 0.02 * line["peak_bytes"] < bound < line["peak_bytes"], line["method"]
 
 
 def test_sizes_that_no_machine_holds_are_counted():
