@@ -137,6 +137,8 @@ def user_errors() -> Iterator[None]:
     except Interrupted as stop:
         print(stop, file=sys.stderr)
         sys.exit(STOPPED)
+    except MemoryError as error:
+        sys.exit(f"error: this machine's memory is full: {error}\n{_SMALLER}")
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise

@@ -72,6 +72,9 @@ def test_too_little_memory_says_what_to_turn():
         raise jax.errors.JaxRuntimeError(message)
     with pytest.raises(jax.errors.JaxRuntimeError), cli.user_errors():
         raise jax.errors.JaxRuntimeError("INTERNAL: a defect keeps its traceback")
+    said = r"memory is full: Unable to allocate 149(.|\n)*train\.accumulation"
+    with pytest.raises(SystemExit, match=said), cli.user_errors():
+        raise MemoryError("Unable to allocate 149. GiB for an array")
 
 
 def test_a_reader_that_has_enough_is_no_error():
