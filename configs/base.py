@@ -7,7 +7,7 @@ behind the colon of --config=configs/camvid.py:method=unimatch,mpmc=paper.
 
 import ml_collections
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 
 def get_base() -> ml_collections.ConfigDict:

@@ -43,7 +43,7 @@ def test_a_workdir_of_another_run_is_refused_with_the_difference(tmp_path):
     other = tiny.config("method=supervised")
     with other.unlocked():
         other.format_version = 0
-    with pytest.raises(workdir.WorkdirError, match="format_version 2"):
+    with pytest.raises(workdir.WorkdirError, match="format_version 3"):
         _claim(tmp_path, other)
     with pytest.raises(workdir.WorkdirError, match="format_version 0"):
         _load(tmp_path, other)
