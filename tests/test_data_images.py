@@ -98,6 +98,18 @@ def test_deep_tiffs_are_turned_alike(orientation):
     assert images.read_header(content).size == expected.shape[:2]
 
 
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
+def test_the_header_of_a_turned_tiff_with_other_metadata_is_right(orientation):
+    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"/>'
+    tags = [(274, 3, 1, orientation, False), (700, 1, len(xmp), xmp, False)]
+    stream = io.BytesIO()
+    tifffile.imwrite(stream, scene(), photometric="rgb", extratags=tags)
+    content = stream.getvalue()
+    image = images.open_image(content)
+    assert images.read_header(content).size == image.size[::-1]
+    np.testing.assert_array_equal(np.asarray(image), shown(scene(), orientation))
+
+
 def test_damaged_exif_turns_nothing():
     stream = io.BytesIO()
     Image.fromarray(scene()).save(stream, "PNG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff")

@@ -346,7 +346,7 @@ def test_a_foreground_of_255_among_masks_of_classes_is_asked_about(folder):
 
     write_all(folder, convert)
     (problem,) = problems(folder)
-    assert "im05.png: holds 0 and 255 alone" in problem
+    assert "im05.png: holds 0 and 255, but masks of other classes" in problem
     assert '"void": [255]' in problem
     declare(folder, void=[255])
     assert problems(folder) == ()
@@ -360,6 +360,86 @@ def test_masks_of_0_and_255_alone(folder):
     declare(folder, classes=["ground", "water"])
     (problem,) = problems(folder)
     assert problem.endswith("if it is 'water', write \"binary\": true")
+    declare(folder, classes=["ground", "water"], binary=True)
+    assert problems(folder) == ()
+    declare(folder, classes=["ground", "water"], palette=[[0, 0, 0], [0, 0, 255]])
+    (problem,) = problems(folder)
+    assert problem.endswith('its color in "palette" is [255,255,255]')
+    declare(folder, classes=["ground", "water"], palette=[[0, 0, 0], [255] * 3])
+    assert problems(folder) == ()
+
+
+def test_void_that_no_one_means_as_a_class_is_not_asked_about(folder):
+    classes = ["ground", "water"]
+    declare(folder, classes=classes)
+    void = np.full_like(LABEL, 255)
+
+    def one_void(number, label):
+        return encoded(image(void if number == 5 else label % 2))
+
+    write_all(folder, one_void)
+    assert problems(folder) == ()
+
+    # "void" values become 255; masks of one class beside them are nothing special.
+    def from_one(number, label):
+        return encoded(image(np.minimum(label % 2 * (1 + number % 2), 255)))
+
+    write_all(folder, from_one)
+    declare(folder, classes=classes, void=[0])
+    assert problems(folder) == ()
+
+    # The color of void is named, and some masks hold nothing else but one class.
+    def in_color(number, label):
+        shown = np.zeros((*label.shape, 3), np.uint8)
+        shown[label == 1, 0] = 255 if number else 0
+        shown[:3] = 255
+        return encoded(image(shown))
+
+    write_all(folder, in_color)
+    declare(folder, classes=classes, palette=RED_GREEN[:2], void=[[255, 255, 255]])
+    assert problems(folder) == ()
+
+
+def test_void_of_missing_pixels_is_not_asked_about(folder):
+    declare(folder, classes=["ground", "water"], nodata=[-9999])
+    write_all(folder, lambda number, label: encoded(image(label % 2 * (number > 0))))
+    for number, path in enumerate(sorted((folder / "images").iterdir())):
+        picture = np.asarray(Image.open(path), np.float32)
+        if number == 0:
+            picture[:4] = -9999
+        path.unlink()
+        tifffile.imwrite(path.with_suffix(".tif"), picture, photometric="rgb")
+    report = check.check_source(build.read_source("folder", str(folder)))
+    assert report.problems == ()
+    assert report.images[255] == 1
+
+
+def test_palettes_reordered_beside_void_of_0_are_told(folder):
+    palette = np.array([*RED_GREEN, (0, 0, 255)])
+
+    def convert(number, label):
+        order = [0, 1, 3, 2] if number == 5 else [0, 1, 2, 3]
+        index = np.where(label == 255, 0, label + 1).astype(np.uint8)
+        return encoded(paletted(index, palette[order]))
+
+    write_all(folder, convert)
+    declare(folder, void=[0])
+    (problem,) = problems(folder)
+    assert "color (0, 0, 255) has index 2 in its palette, and 3 in" in problem
+
+
+@pytest.mark.parametrize("write", [npy, tiff])
+def test_values_beyond_the_classes_are_told_in_every_format(folder, write):
+    for path in (folder / "masks").iterdir():
+        path.unlink()
+        path.with_suffix(".tif" if write is tiff else ".npy").write_bytes(
+            write(np.where(LABEL == 2, 7, LABEL).astype(np.uint32))
+        )
+    for problem in problems(folder):
+        assert "values 7 are not below the class count 3; store class" in problem
+    declare(folder, void=[0])
+    for problem in problems(folder):
+        assert problem.endswith("the classes have the values 1, 2, 3")
 
 
 def test_void_of_0_is_told_with_its_mend_and_understood(folder, tmp_path, capsys):
@@ -376,8 +456,10 @@ def test_void_of_0_is_told_with_its_mend_and_understood(folder, tmp_path, capsys
         np.testing.assert_array_equal(found[key], label)
     # The name of void among the classes: each would be the next one's.
     declare(folder, classes=["void", "a", "b", "c"], void=[0])
-    (problem,) = problems(folder)
-    assert "no mask holds 4, which is 'c'" in problem
+    report = check.check_source(build.read_source("folder", str(folder)))
+    assert report.problems == ()  # It may be right: training refuses absent classes.
+    (warning,) = report.warnings
+    assert "no mask holds 4, which is 'c'" in warning
     declare(folder, classes=["a", "b"], void=[0])
     assert all("values 3 are not below" in problem for problem in problems(folder))
 
@@ -387,12 +469,13 @@ def test_void_of_0_is_told_with_its_mend_and_understood(folder, tmp_path, capsys
     [
         ({"classes": ["water"]}, '["background", "water"]}, with "binary": true'),
         ({"classes": [f"c{i}" for i in range(300)]}, "300 classes, and 255 is the"),
+        ({"classes": [f"c{i}" for i in range(255)], "void": [0]}, "254 is the most"),
         ({"classes": ["a", "b\x1b[31m"]}, r"'b\x1b[31m'"),
         ({"classes": ["a", " "]}, "names that are empty"),
         ({"classes": ["a b", "a_b"]}, "both 'a_b' in TensorBoard"),
         ({"void": [[1, 2, 3]]}, 'there is no "palette"'),
         ({"void": 0}, '"void" is not a list'),
-        ({"void": [True]}, "'void' is not a list of [r,g,b]"),
+        ({"void": [True]}, '"void" is not a list of values'),
         ({"void": [0, 0]}, '"void" repeats 0'),
         ({"classes": ["a", "b"], "binary": True, "void": [0]}, "no palette or void"),
         ({"nodata": "none"}, '"nodata" is a list of numbers and "nan"'),

@@ -128,6 +128,7 @@ def check_source(source: Source) -> Report:
     if moments is not None:
         measured = moments.describe(measured)
     warnings, notes = _compare_images(source, looks)
+    warnings += alike.warnings()
     notes += note_absent(source.name, ids["train"], present, source.class_names)
     return Report(
         tuple(problems),
@@ -264,8 +265,10 @@ def _check_sample(sample: Sample, source: Source) -> Outcome:
             content = source_lib.as_encoded(sample.mask, mask)
             found = masks.read_mask(content, source.masks)
             problems += _check_size(sample, size, found.label_hw.shape[::-1])
-            facts = agreement.facts_of(sample.name("mask"), found.without(missing))
-            problems += _check_values(facts, content, source)
+            facts = agreement.facts_of(
+                sample.name("mask"), found, source.masks, missing
+            )
+            problems += _check_values(facts, source)
         except (UnreadableImage, OSError) as error:
             problems.append(f"{sample.name('mask')}: {error}")
     return Outcome(problems, _digest(image, mask), moments, looks, facts)
@@ -296,32 +299,37 @@ def _pixel_digest(pixels_hwc: np.ndarray) -> str:
     return digest.hexdigest()
 
 
-def _check_values(facts: MaskFacts, content: bytes, source: Source) -> list[str]:
+def _check_values(facts: MaskFacts, source: Source) -> list[str]:
     """Complains of values that are neither a class nor void; none without classes."""
     num_classes = len(source.class_names)
     wrong = np.flatnonzero(facts.counts[num_classes:IGNORE_LABEL]) + num_classes
     if not num_classes or not wrong.size:
         return []
     values = [source.masks.value(label) for label in wrong.tolist()]
-    mend = source.mend or _mend(values, facts, content, source)
+    mend = source.mend or _mend(values, facts, source)
     return [
         f"{facts.name}: values {shorten(values, 8)} are not below the class count "
         f"{num_classes}; {mend}"
     ]
 
 
-def _mend(values: list[int], facts: MaskFacts, content: bytes, source: Source) -> str:
+def _mend(values: list[int], facts: MaskFacts, source: Source) -> str:
     """What to do about a mask of such values, by a guess at what they are."""
     num_classes, path = len(source.class_names), source.masks.declared_in
+    if source.masks.void and path:
+        valid = [source.masks.value(label) for label in range(num_classes)]
+        return (
+            f'beside "void" in {path} the classes have the values {shorten(valid, 8)}'
+        )
     shift = f'write "void": [0] in {path}' if path else "subtract one"
     if values == [num_classes] and not facts.counts[0]:
         return f"do labels start at 1? {shift}"
     if values == [num_classes]:
         mend = f"void must be 255, not {num_classes}; or is a class name missing?"
-        if path and not source.masks.void:
+        if path:
             mend += f" If 0 is void and labels start at 1, {shift}"
         return mend
-    if facts.convention == "values" and images.open_image(content).mode == "P":
+    if facts.has_palette:
         return "a palette PNG: its indices count, not its colours; void must be 255"
     return f"store class indices 0..{num_classes - 1}, and 255 for void"
 

@@ -24,7 +24,7 @@ _EIGHT_BITS = (*_GREY, "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
 _FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
 _UNKNOWN = "not a PNG, JPEG, BMP, TIFF, WebP or .npy file"
 # Where Pillow puts what may hold an orientation, and how PNG marks that in its bytes.
-# TIFF files are turned by Pillow itself.
+# TIFF files are turned by Pillow itself, the size that it gives before decoding too.
 _EXIF_KEYS = frozenset(("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"))
 _EXIF_IN_PNG = (b"eXIf", b"XML:com.adobe.xmp", b"Raw profile type exif")
 _ORIENTATION = 274
@@ -96,8 +96,8 @@ def _open(content: bytes) -> Image.Image:
 
 
 def _orientation(image: Image.Image) -> int:
-    """1 to 8; 1 where EXIF is damaged, as viewers have it."""
-    if not _EXIF_KEYS & image.info.keys():
+    """1 to 8; 1 for TIFF (see above), and where EXIF is damaged, as viewers have it."""
+    if image.format == "TIFF" or not _EXIF_KEYS & image.info.keys():
         return 1
     try:
         orientation = image.getexif().get(_ORIENTATION)

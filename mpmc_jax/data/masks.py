@@ -232,7 +232,8 @@ def _check_binary(shown_hw: np.ndarray) -> None:
     other = np.setdiff1d(np.unique(shown_hw), [0, _FOREGROUND]).tolist()
     if other:
         raise UnreadableImage(
-            f'holds {shorten(other)}; with "binary" masks hold 0 and 255 alone'
+            f'holds {shorten(other)}; with "binary" masks hold 0 and 255 alone: store '
+            '255 for class 1, or take "binary" out if all masks hold 0 and 1'
         )
 
 

@@ -45,9 +45,10 @@ def read(path: pathlib.Path, given: tuple[str, ...], problems: list[str]) -> Cla
     if not isinstance(binary, bool):
         problems.append(f'{path}: "binary" is true or false, not {binary!r}')
         binary = False
-    _check_names(names, path, problems)
-    palette = _colors(facts.get("palette", []), "palette", path, problems)
     colors, values = _void(facts, path, problems)
+    _check_names(names, path, problems)
+    _check_number(names, values, path, problems)
+    palette = _colors(facts.get("palette", []), "palette", path, problems)
     if palette and len(palette) != len(names):
         problems.append(f"{path}: {len(palette)} colours for {len(names)} classes")
     if colors and not palette:
@@ -99,11 +100,6 @@ def _check_names(
             f'else there is, as in {{"classes": ["background", "{names[0]}"]}}, with '
             '"binary": true if masks hold 0 and 255'
         )
-    if len(names) > IGNORE_LABEL:
-        problems.append(
-            f"{path}: {len(names)} classes, and {IGNORE_LABEL} is the most: labels are "
-            "8 bits, 255 is void; join classes"
-        )
     wrong = [name for name in names if not name.isprintable() or not name.strip()]
     if wrong:
         problems.append(
@@ -121,6 +117,18 @@ def _check_names(
                 "rename one"
             )
         tags.setdefault(tag, name)
+
+
+def _check_number(
+    names: tuple[str, ...], void: tuple[int, ...], path: pathlib.Path, problems: list
+) -> None:
+    """Complains of more classes than there are values of 8 bits."""
+    most = IGNORE_LABEL - sum(0 <= value < IGNORE_LABEL for value in set(void))
+    if len(names) > most:
+        problems.append(
+            f"{path}: {len(names)} classes, and {most} is the most: labels are 8 bits, "
+            'and 255 and what "void" names are none; join classes'
+        )
 
 
 def _void(
@@ -169,7 +177,8 @@ def _colors(
     colors: object, key: str, path: pathlib.Path, problems: list[str]
 ) -> tuple[Color, ...]:
     if not isinstance(colors, list) or not _is_list_of(list, colors):
-        problems.append(f"{path}: {key!r} is not a list of [r,g,b]: {colors!r}")
+        kind = "values or [r,g,b]" if key == "void" else "[r,g,b]"
+        problems.append(f'{path}: "{key}" is not a list of {kind}: {colors!r}')
         return ()
     wrong = [
         color
