@@ -177,16 +177,17 @@ def _refuse_lossy(content: bytes, image: Image.Image) -> None:
 
 def _bits(content: bytes, image: Image.Image) -> int:
     """Bits of a grey value in the file; Pillow stretches fewer than 8."""
-    if image.mode == "1":
-        return 1
-    if image.format == "PNG":
-        return content[24]
     tags = getattr(image, "tag_v2", {})
+    # Of 1 bit too: as such tifffile stores a bool array, and Pillow inverts it.
     if image.format == "TIFF" and tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
         raise UnreadableImage(
             "a TIFF in which 0 is white, so that values and what is shown differ; "
             "store masks as PNG"
         )
+    if image.mode == "1":
+        return 1
+    if image.format == "PNG":
+        return content[24]
     bits = tags.get(_BITS_PER_SAMPLE, (8,))
     return bits[0] if isinstance(bits, tuple) else bits
 
