@@ -123,12 +123,13 @@ def check_source(source: Source) -> Report:
         problems += splits.check_labels(source.name, ids, there | present)
     problems += alike.problems()
     if source.ask_nodata:
-        problems += nodata.problems()
-    measured = source.pixels
-    if moments is not None:
-        measured = moments.describe(measured)
+        problems += nodata.questions()
+    given = source.pixels
+    measured = given if moments is None else moments.describe(given)
     warnings, notes = _compare_images(source, looks)
     warnings += alike.warnings()
+    if given.nodata:  # Some are declared; perhaps others were forgotten.
+        warnings += nodata.questions()
     notes += note_absent(source.name, ids["train"], present, source.class_names)
     return Report(
         tuple(problems),
@@ -154,23 +155,25 @@ class _Sentinels:
         self._all = moments.merge(self._all)
         self._extremes.append((name, moments.low[:, 0], moments.high[:, 0]))
 
-    def problems(self) -> list[str]:
-        """One line for each such value."""
+    def questions(self) -> list[str]:
+        """One line for each such value that is not declared."""
         found = self._all.sentinels() if self._all is not None else {}
-        problems = []
+        questions = []
         for value, channels in found.items():
             holders = [
                 name
                 for name, low, high in self._extremes
                 if value in low or value in high
             ]
-            problems.append(
-                f"{holders[0]}: value {value:g} in channel {shorten(channels)}, far "
+            # As few digits as tell it from other values of single precision.
+            text = str(np.float32(value)).removesuffix(".0")
+            questions.append(
+                f"{holders[0]}: value {text} in channel {shorten(channels)}, far "
                 f"from all others, in {len(holders)} images: does it stand for "
-                f'missing pixels? Write "nodata": [{value:g}] in classes.json, or '
-                '"nodata": [] if it is measured'
+                f'missing pixels? Write "nodata": [{text}] (and what else does) in '
+                'classes.json, or "nodata": [] if all is measured'
             )
-        return problems
+        return questions
 
 
 def _check_names(source: Source) -> list[str]:

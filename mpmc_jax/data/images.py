@@ -114,6 +114,8 @@ def decode_image(content: bytes, channels: int) -> Image.Image:
     """
     image = open_image(content)
     if image.mode[0] in "IF":
+        if deep.is_tiff(content):
+            deep.read_header(content)  # Names a type that no data set can have.
         raise UnreadableImage(
             f"more than 8 bits a channel (PIL mode {image.mode}); convert it to 8 bits"
         )

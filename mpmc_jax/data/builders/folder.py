@@ -156,7 +156,10 @@ def _compare(
         )
     orphans = [str(masks[key]) for key in sorted(masks) if key not in images]
     if orphans and images:
-        problems.append(f"{directory / 'images'}: no image for {shorten(orphans)}")
+        problems.append(
+            f"{directory / 'images'}: no image for {shorten(orphans)}; a mask has the "
+            "name of its image, and lies in folders of the same names"
+        )
     both = sorted(set(images) & set(bare))
     if both:
         problems.append(f"{directory}: in images/ and in unlabeled/: {shorten(both)}")
