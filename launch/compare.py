@@ -3,7 +3,8 @@
 python -m launch.compare --output=results/camvid_cpu runs/supervised runs/unimatch
 
 Writes curves.png and table.md, and of each run its config.json, manifest.json,
-metrics.jsonl, evaluations and trust figures, under OUTPUT/<run>.
+metrics.jsonl, evaluations and trust figures, under OUTPUT/<run>. Results of an earlier
+call are replaced, and said to be.
 """
 
 import importlib.util
@@ -11,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from launch import cli
-from mpmc_jax.atomic_write import write_bytes, write_text
+from mpmc_jax.atomic_write import write_bytes
 from mpmc_jax.data.lists import printable
 from mpmc_jax.training.workdir import read_manifest
 
@@ -21,11 +22,15 @@ SCORES = ("val/dice", "val/miou")
 LOSS = "train/loss_supervised"
 
 
-def compare(runs: Sequence[Path], output: Path) -> str:
-    """Writes the comparison of `runs` to `output`; returns its table.
+def compare(runs: Sequence[Path], output: Path) -> tuple[str, int]:
+    """Writes the comparison of `runs` to `output`.
+
+    Returns:
+      Its table, and how many files of an earlier comparison were replaced.
 
     Raises:
-      ValueError: no matplotlib, two runs of one name, or one without an evaluation.
+      ValueError: no matplotlib, two runs of one name, one without an evaluation, or one
+        whose own directory would be written to.
       OSError: a run that is not there, or an output that cannot be written.
     """
     # Only this program draws curves: the others do without matplotlib.
@@ -36,14 +41,19 @@ def compare(runs: Sequence[Path], output: Path) -> str:
     directories = {run.absolute().name: run for run in runs}
     if len(directories) < len(runs):
         raise ValueError("two runs have the same name; their results would collide")
+    for name, directory in directories.items():
+        if (output / name).resolve() == directory.resolve():
+            raise ValueError(
+                f"--output={output} holds the run {directory} itself, and its files "
+                "would be written over; choose another --output"
+            )
     lines = {
         name: curves.read_metrics(directory / "metrics.jsonl")
         for name, directory in directories.items()
     }
-    output.mkdir(parents=True, exist_ok=True)
     written = {name for run in lines.values() for line in run for name in line}
     score = next((name for name in SCORES if name in written), SCORES[-1])
-    write_bytes(output / "curves.png", curves.draw(lines, (score, LOSS)))
+    drawn = curves.draw(lines, (score, LOSS))
     table = curves.table(lines, score)
     partial = [
         name
@@ -52,13 +62,16 @@ def compare(runs: Sequence[Path], output: Path) -> str:
     ]
     if partial:
         table += f"\nOn a partial data set: {', '.join(partial)}\n"
-    write_text(output / "table.md", table)
+    results = {output / "curves.png": drawn, output / "table.md": table.encode()}
     for name, directory in directories.items():
-        (output / name).mkdir(exist_ok=True)
         for pattern in KEPT:
             for path in directory.glob(pattern):
-                write_bytes(output / name / path.name, path.read_bytes())
-    return table
+                results[output / name / path.name] = path.read_bytes()
+    replaced = sum(path.exists() for path in results)
+    for path, content in results.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(path, content)
+    return table, replaced
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -69,7 +82,11 @@ def main(arguments: list[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     with cli.user_errors():
         runs = [cli.as_path("RUN", run) for run in args.runs]
-        print(printable(compare(runs, cli.as_path("--output", args.output)), "\n"))
+        output = cli.as_path("--output", args.output)
+        table, replaced = compare(runs, output)
+        print(printable(table, "\n"))
+        again = f"; {replaced} files of an earlier call replaced" if replaced else ""
+        print(printable(f"written to {output}{again}"))
 
 
 if __name__ == "__main__":

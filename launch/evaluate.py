@@ -12,12 +12,14 @@ The first evaluates a run, the second a whole network that launch.convert_weight
 or PyTorch saved, on a prepared data set. The protocol is the run's, or what the
 network's authors published, unless another is named; images keep their own size unless
 --pad_to says otherwise. Prints a table and writes eval_<split>_<checkpoint>.json to the
-run's directory, or eval_<split>_<file>.json beside FILE; with the name of a protocol
-that was asked for before the ending.
+run's directory. What --protocol, --crop, --scales, --flip and --pad_to ask for is added
+to the name, as in eval_val_best_slide_ael_crop_801_scales_0.5-1.0_flip.json, so that a
+result only replaces an earlier one of the same kind.
 
 --data_dir finds a run's data set where it lies now. With --other_data it may be another
-of the same classes and channels; the result is then written beside the run's own, to
-eval_<split>_<checkpoint>_on_<dataset>_<fingerprint>.json.
+of the same classes and channels; the name then ends in _on_<dataset>_<fingerprint>, as
+that of a file's result does: eval_<split>_<file>_on_<dataset>_<fingerprint>.json,
+beside FILE.
 """
 
 import argparse
@@ -145,6 +147,22 @@ def open_what(args: argparse.Namespace) -> tuple[runs.Run, pathlib.Path, str]:
     return run, path.parent, path.stem
 
 
+def result_name(run: runs.Run, args: argparse.Namespace, title: str) -> str:
+    """The result's file name, which says all that was asked for; see the module."""
+    scales = "-".join(map(str, run.config.eval.scales))
+    on = f"on_{run.facts.dataset}_{run.facts.fingerprint[:8]}"
+    parts = (
+        f"eval_{args.split}_{title}",
+        args.protocol,
+        args.crop is not None and f"crop_{args.crop}",
+        args.scales and f"scales_{scales}",
+        args.flip and "flip",
+        args.pad_to and f"pad_to_{args.pad_to}",
+        (args.other_data or args.weights) and on,
+    )
+    return f"{'_'.join(filter(None, parts))}.json"
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Entry point; user errors end with one line and status 1."""
     parser = cli.parser("evaluate", __doc__)
@@ -179,12 +197,11 @@ def main(arguments: list[str] | None = None) -> None:
         result = evaluate(run, args.split)
         if jax.process_index() > 0:
             return
-        on = f"on_{run.facts.dataset}_{run.facts.fingerprint[:8]}"
-        parts = ("eval", args.split, title, args.protocol, args.other_data and on)
-        path = folder / f"{'_'.join(filter(None, parts))}.json"
+        path = folder / result_name(run, args, title)
         write_json(path, record(run, args.split, title, result))
         mark = ", partial data set" if run.facts.partial else ""
-        mark += f", {on.replace('_', ' ')}" if args.other_data else ""
+        if args.other_data:
+            mark += f", on {run.facts.dataset} {run.facts.fingerprint[:8]}"
         which = f"{run.network_name} of step {run.step} ({title})"
         print(f"{args.split}, {which if args.workdir else args.weights}{mark}")
         print(format_table(result, run.facts.class_names))

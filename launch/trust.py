@@ -6,6 +6,7 @@ Predicts the run's unlabelled training images and opens their labels, which trai
 never does, for this analysis alone. Writes WORKDIR/trust_<checkpoint>.json.
 """
 
+from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
@@ -14,16 +15,34 @@ import numpy as np
 from launch import cli, runs
 from mpmc_jax.atomic_write import to_json, write_json
 from mpmc_jax.data.build import build_split
+from mpmc_jax.data.info import DatasetInfo
 from mpmc_jax.data.lists import printable
+from mpmc_jax.data.splits import read_ids
 from mpmc_jax.evaluation.bounded_jit import bounded_jit
 from mpmc_jax.types import IGNORE_LABEL, Array
 
 
-def measure(run: runs.Run) -> dict[str, Any]:
+def unlabeled_ids(run: runs.Run, workdir: Path, info: DatasetInfo) -> frozenset[str]:
+    """The training images that the run took as unlabeled.
+
+    They are in the list that the run wrote; the lists that its settings name may have
+    moved or changed since, and are read only where that one is gone.
+
+    Raises:
+      FileNotFoundError, ValueError: a list that is gone or does not fit the data set.
+    """
+    written = workdir / "splits" / "unlabeled.txt"
+    if written.exists():
+        return frozenset(read_ids(str(written), info.ids["train"]))
+    return frozenset(build_split(run.config, info).unlabeled)
+
+
+def measure(run: runs.Run, workdir: Path) -> dict[str, Any]:
     """Mean lambda_s, relative to the mean of all, on right and on wrong pixels.
 
     Raises:
       ValueError: the run has no patch classifier, or its unlabelled images no labels.
+      FileNotFoundError, ValueError: see `unlabeled_ids`.
     """
     trust = runs.trust_function(run)
 
@@ -36,7 +55,7 @@ def measure(run: runs.Run) -> dict[str, Any]:
         )
 
     source = runs.open_split(run, "train")
-    unlabeled = set(build_split(run.config, source.info).unlabeled)
+    unlabeled = unlabeled_ids(run, workdir, source.info)
     chosen = [i for i, name in enumerate(source.ids) if name in unlabeled]
     if not chosen:
         raise ValueError("none of the unlabelled images has a label to compare with")
@@ -67,7 +86,7 @@ def main(arguments: list[str] | None = None) -> None:
         workdir = cli.as_path("--workdir", args.workdir)
         run = runs.open_run(workdir, args.checkpoint)
         run = runs.use_data(run, args.data_dir)
-        found = measure(run)
+        found = measure(run, workdir)
         path = workdir / f"trust_{args.checkpoint}.json"
         write_json(path, {"step": run.step, **found, "manifest": run.manifest})
         print(to_json(found, indent=2))

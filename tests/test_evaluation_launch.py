@@ -87,7 +87,7 @@ def test_evaluate_prints_a_table_and_writes_the_figures(
         [f"--workdir={tmp_path}", "--checkpoint=7", "--split=test", "--pad_to=8"]
     )
     printed = capsys.readouterr().out
-    written = json.loads((tmp_path / "eval_test_7.json").read_text())
+    written = json.loads((tmp_path / "eval_test_7_pad_to_8.json").read_text())
     assert run.opened == ["7"]
     confusion = np.array(written["confusion"])
     assert confusion.sum() == 3 * 12 * 16
@@ -195,7 +195,16 @@ def test_compare_is_by_dice_where_volumes_are_scored(tmp_path, capsys):
         "first val/dice (step)" in table and "| 0.4000 (2) | 0.3000 (3) | - |" in table
     )
     assert "On a partial data set: second" in table
-    assert table in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert table in said and said.endswith(f"written to {tmp_path / 'out'}\n")
+    launch_compare.main([f"--output={tmp_path / 'out'}", *runs])
+    # The table, the curves, and two files of either run.
+    again = f"written to {tmp_path / 'out'}; 6 files of an earlier call replaced\n"
+    assert capsys.readouterr().out.endswith(again)
+    before = _files(tmp_path)
+    with pytest.raises(SystemExit, match="holds the run .*second itself"):
+        launch_compare.main([f"--output={tmp_path}", runs[1]])
+    assert _files(tmp_path) == before
 
 
 def _predict(*arguments):
@@ -409,9 +418,42 @@ def test_evaluate_takes_windows_of_another_size(run, monkeypatch, tmp_path):
     launch_evaluate.main(
         [f"--workdir={tmp_path}", "--protocol=center_crop", "--crop=8"]
     )
-    written = json.loads((tmp_path / "eval_val_best_center_crop.json").read_text())
+    path = tmp_path / "eval_val_best_center_crop_crop_8.json"
+    written = json.loads(path.read_text())
     assert written["window"] == 8
     assert np.sum(written["confusion"]) == 64
+
+
+def test_an_evaluation_replaces_only_one_of_the_same_kind(run, monkeypatch, tmp_path):
+    bright, image = _picture(0)
+    source = Source([Example("0", image, bright.astype(np.uint8))])
+    monkeypatch.setattr(launch_evaluate.runs, "open_split", lambda *_: source)
+    kinds = {
+        "": [],
+        "_whole": ["--protocol=whole"],
+        "_scales_0.5-1.0": ["--scales=0.5,1"],
+        "_scales_0.5-1.0_flip": ["--flip", "--scales=0.5,1"],
+        "_pad_to_8": ["--pad_to=8"],
+        "_center_crop_crop_8": ["--protocol=center_crop", "--crop=8"],
+    }
+    settings = run.config.to_dict()
+    for name, arguments in kinds.items():
+        run.config.update(settings)
+        for _ in range(2 if name == "" else 1):
+            launch_evaluate.main([f"--workdir={tmp_path}", *arguments])
+    found = {path.name: json.loads(path.read_text()) for path in tmp_path.iterdir()}
+    assert found.keys() == {f"eval_val_best{name}.json" for name in kinds}
+    assert [found[f"eval_val_best{name}.json"]["scales"] for name in kinds] == [
+        *([1.0], [1.0], [0.5, 1.0], [0.5, 1.0], [1.0], [1.0])
+    ]
+    flips = [name for name in kinds if found[f"eval_val_best{name}.json"]["flip"]]
+    assert flips == ["_scales_0.5-1.0_flip"]
+
+
+@pytest.mark.parametrize("scales", ["inf", "nan", "0", "1,-1"])
+def test_scales_that_no_image_has(run, tmp_path, scales):
+    with pytest.raises(SystemExit, match=r"eval\.scales=.*give finite factors above 0"):
+        launch_evaluate.main([f"--workdir={tmp_path}", f"--scales={scales}"])
 
 
 def test_the_same_data_elsewhere_is_found_and_other_data_are_refused(

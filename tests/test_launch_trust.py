@@ -8,8 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from data_sets import config_for, prepare_synthetic
 
-from launch import runs
+from launch import runs, trust
+from mpmc_jax.data.build import build_split
+from mpmc_jax.data.info import open_dataset
 from mpmc_jax.pixels import RGB
 from mpmc_jax.plugins.mpmc import MPMC
 from mpmc_jax.training import gradient, objective
@@ -107,3 +110,30 @@ def test_analysis_weighs_a_prediction_as_training_weighs_the_pseudo_label(name, 
     np.testing.assert_array_equal(pseudo, target)
     assert np.std(weight) > 1e-3
     np.testing.assert_allclose(found, weight, rtol=1e-5)
+
+
+def test_trust_reads_the_lists_that_the_run_wrote(tmp_path):
+    """Those of its settings may have changed since, or be gone."""
+    prepare_synthetic(tmp_path / "data")
+    info = open_dataset(str(tmp_path / "data"), "synthetic")
+    config = config_for(tmp_path / "data")
+    config.data.allow_absent_classes = True
+    for name, ids in (
+        ("labeled", info.ids["train"][:4]),
+        ("un", info.ids["train"][4:]),
+    ):
+        (tmp_path / name).write_text("\n".join(ids))
+    config.data.labeled_ids, config.data.unlabeled_ids = (
+        str(tmp_path / name) for name in ("labeled", "un")
+    )
+    run = types.SimpleNamespace(config=config)
+    split = build_split(config, info)
+    split.save(tmp_path / "run" / "splits")
+    (tmp_path / "un").write_text("\n".join(info.ids["train"][5:]))
+    found = trust.unlabeled_ids(run, tmp_path / "run", info)
+    assert found == set(info.ids["train"][4:])
+    (tmp_path / "labeled").unlink()
+    assert trust.unlabeled_ids(run, tmp_path / "run", info) == found
+    (tmp_path / "run" / "splits" / "unlabeled.txt").unlink()
+    with pytest.raises(FileNotFoundError, match="labeled: no such id list"):
+        trust.unlabeled_ids(run, tmp_path / "run", info)

@@ -5,10 +5,12 @@ import math
 import resource
 import struct
 
+import numpy as np
 import pytest
 from programs import read_metrics
 from tensorboardX.proto.event_pb2 import Event
 
+from mpmc_jax.evaluation.evaluator import EvalResult
 from mpmc_jax.training import report
 
 
@@ -138,6 +140,35 @@ def test_events_are_what_tensorboard_reads(tmp_path):
                 assert value.tag == "train/loss"
                 found[event.step] = value.simple_value
     assert found == {1: 0.5, 3: 2.5}
+
+
+def test_no_two_classes_share_a_tag_and_tags_are_names(tmp_path):
+    """Names that other writers of events change to the same tag."""
+    classes = ("a b", "a_b", "a(b", "a/b", " a_b", "a:b", "A_B", "a.b", "ä_b", "_")
+    result = EvalResult(
+        confusion=np.diag(np.arange(1, len(classes) + 1)),
+        histogram=None,
+        num_images=1,
+        seconds=1.0,
+        pad_to=0,
+        protocol="whole",
+        programs=1,
+    )
+    # An IoU of every class that is another one's.
+    result.confusion[0, 1:] = 1
+    wanted = {f"val/{k}": v for k, v in result.scalars(classes).items()}
+    assert len([name for name in wanted if "/iou/" in name]) == len(classes)
+    made = report.Report(tmp_path, 0, steps=1, images=4)
+    made.write(1, wanted)
+    made.close()
+    found = [
+        (value.tag, value.simple_value)
+        for path in (tmp_path / "tensorboard").iterdir()
+        for record in tf_records(path)
+        for value in Event.FromString(record).summary.value
+    ]
+    assert len(found) == len(wanted)
+    assert dict(found) == pytest.approx(wanted)
 
 
 def tf_records(path):

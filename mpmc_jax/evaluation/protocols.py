@@ -13,6 +13,7 @@ bilinear between pixel centres, without antialias.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import ClassVar
 
@@ -58,8 +59,8 @@ class Protocol:
         """Raises ValueError where a setting is out of range."""
         if self.size < 1:
             raise ValueError(f"the size of windows is {self.size}; set data.crop")
-        if not self.scales or min(self.scales) <= 0:
-            raise ValueError(f"eval.scales={self.scales}: give factors above 0")
+        if not self.scales or not all(0 < each < math.inf for each in self.scales):
+            raise ValueError(f"eval.scales={self.scales}: give finite factors above 0")
 
     def check(self, volumes: Sequence[str]) -> None:
         """Looks at which volumes the images are slices of, "" for none.
