@@ -14,11 +14,13 @@ python -m launch.bench --what=eval [--images=200 --sizes=40 --largest=500] \
     [--peer=torch]
 python -m launch.bench --what=eval --images=0 --dataset=camvid --data_dir=data
 
-Figures of one invocation were measured in one run and may be compared as ratios;
-those of different machines or runs may not.
+An argument that does not act on what is measured is refused. Figures of one invocation
+were measured in one run and may be compared as ratios; those of different machines or
+runs may not.
 """
 
 import argparse
+from collections.abc import Collection
 from typing import Any
 
 import ml_collections
@@ -35,7 +37,55 @@ from launch.bench_peer import bench_peers, check_peers
 from launch.bench_scaling import bench_scaling
 from launch.bench_step import bench_step
 from mpmc_jax.atomic_write import to_json
+from mpmc_jax.evaluation.protocols import PROTOCOLS
 from mpmc_jax.training import report
+
+# A step's program, and its run.
+_PROGRAM = frozenset(
+    ("method", "mpmc", "backbone", "crop", "group_size", "dtype", "remat", "dataset")
+)
+_STEP = _PROGRAM | {"batch_size", "parallel", "devices", "steps"}
+_PREPARED = frozenset(("images", "dataset", "data_dir", "method", "crop", "steps"))
+_EVAL = frozenset(
+    ("images", "method", "backbone", "dtype", "eval_batch_size", "steps", "peer")
+)
+# By what is measured: the arguments that act on it.
+ARGUMENTS = {
+    "step": _STEP | {"profile", "peer"},
+    "step --peer": _STEP | {"peer"},
+    "methods": _STEP - {"method"},
+    "mpmc": _STEP,
+    "scaling": _STEP,
+    "fits": _PROGRAM | {"devices", "steps"},
+    "compile": _PROGRAM | {"batch_size", "devices", "topology"},
+    "compile --topology": _PROGRAM | {"batch_size", "topology"},
+    "data": frozenset(("images", "largest", "crop", "batch_size", "steps")),
+    "data --images=0": _PREPARED | {"batch_size", "group_size"},
+    "eval": _EVAL | {"sizes", "largest"},
+    "eval --images=0": _EVAL | _PREPARED,
+}
+
+
+def check_arguments(args: argparse.Namespace, given: Collection[str]) -> None:
+    """Refuses arguments that do not act on what is measured.
+
+    Args:
+      args: all arguments.
+      given: names of those on the command line, `what` apart.
+
+    Raises:
+      ValueError: names one, and what it is for.
+    """
+    kind = args.what
+    if args.what in ("data", "eval") and not args.images:
+        kind += " --images=0"
+    elif args.what == "step" and args.peer:
+        kind += " --peer"
+    elif args.what == "compile" and args.topology:
+        kind += " --topology"
+    for name in sorted(set(given) - ARGUMENTS[kind]):
+        fitting = ", ".join(what for what, names in ARGUMENTS.items() if name in names)
+        raise ValueError(f"--{name} is not for --what={kind}; it is for {fitting}")
 
 
 def configuration(args: argparse.Namespace, method: str) -> ml_collections.ConfigDict:
@@ -57,20 +107,20 @@ def configuration(args: argparse.Namespace, method: str) -> ml_collections.Confi
     return config
 
 
+def _given(parser: argparse.ArgumentParser, arguments: list[str] | None) -> set[str]:
+    """Names of the arguments that are on the command line."""
+    defaults = vars(parser.parse_args([]))
+    # The parser sets no default where there is a value, be it None.
+    unset = argparse.Namespace(**dict.fromkeys(defaults))
+    found = vars(parser.parse_args(arguments, unset))
+    return {name for name, value in found.items() if value is not None}
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = cli.parser("bench", __doc__)
     parser.add_argument(
         "--what",
-        choices=(
-            "step",
-            "mpmc",
-            "methods",
-            "scaling",
-            "fits",
-            "compile",
-            "data",
-            "eval",
-        ),
+        choices=[kind for kind in ARGUMENTS if " " not in kind],
         default="step",
     )
     parser.add_argument("--method", default="unimatch")
@@ -108,12 +158,20 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _measure(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
+def _measure(
+    args: argparse.Namespace, given: Collection[str]
+) -> dict[str, dict[str, Any]]:
     """Figures by method."""
     if args.what == "methods":
         configs = {name: configuration(args, name) for name in presets.METHODS}
         return bench_methods(configs, args.steps)
     config = configuration(args, args.method)
+    whole = PROTOCOLS[config.eval.protocol].pads
+    if args.what == "eval" and "crop" in given and whole:
+        raise ValueError(
+            "--crop is for data sets that are evaluated in windows; "
+            f"{args.dataset} is evaluated whole"
+        )
     peers = args.peer.split(",") if args.peer else []
     check_peers(config, args.what, peers)
     if args.what == "eval":
@@ -143,10 +201,13 @@ def _measure(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point; user errors end with one line and status 1."""
-    args = _parser().parse_args(arguments)
+    parser = _parser()
+    args = parser.parse_args(arguments)
     cli.keep_memory()
     with cli.user_errors():
-        found = _measure(args)
+        given = _given(parser, arguments) - {"what"}
+        check_arguments(args, given)
+        found = _measure(args, given)
     made_up = args.what in ("data", "eval") and args.images
     data = {"dataset": "made-up" if made_up else args.dataset}
     manifest = report.manifest(base.get_base().seed, data)

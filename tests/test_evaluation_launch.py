@@ -15,7 +15,6 @@ from data_sets import prepare_synthetic
 from PIL import Image, ImageOps
 
 from configs import base
-from launch import compare as launch_compare
 from launch import evaluate as launch_evaluate
 from launch import predict as launch_predict
 from launch import runs
@@ -174,37 +173,6 @@ def test_predict_refuses_what_it_could_not_name(run, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match="no image"):
         launch_predict.find_images([str(tmp_path / "empty")])
-
-
-def test_compare_is_by_dice_where_volumes_are_scored(tmp_path, capsys):
-    for name, partial in (("first", False), ("second", True)):
-        run = tmp_path / name
-        run.mkdir()
-        lines = [
-            {"step": step, "train/loss_supervised": 1.0, "val/miou": 0.9, "val/dice": x}
-            for step, x in ((1, 0.0), (2, 0.4), (3, 0.3))
-        ]
-        text = "".join(json.dumps(line) + "\n" for line in lines)
-        (run / "metrics.jsonl").write_text(text)
-        manifest = {"data": {"partial": partial}, "resumed": []}
-        (run / "manifest.json").write_text(json.dumps(manifest))
-    runs = [str(tmp_path / name) for name in ("first", "second")]
-    launch_compare.main([f"--output={tmp_path / 'out'}", *runs])
-    table = (tmp_path / "out" / "table.md").read_text()
-    assert (
-        "first val/dice (step)" in table and "| 0.4000 (2) | 0.3000 (3) | - |" in table
-    )
-    assert "On a partial data set: second" in table
-    said = capsys.readouterr().out
-    assert table in said and said.endswith(f"written to {tmp_path / 'out'}\n")
-    launch_compare.main([f"--output={tmp_path / 'out'}", *runs])
-    # The table, the curves, and two files of either run.
-    again = f"written to {tmp_path / 'out'}; 6 files of an earlier call replaced\n"
-    assert capsys.readouterr().out.endswith(again)
-    before = _files(tmp_path)
-    with pytest.raises(SystemExit, match="holds the run .*second itself"):
-        launch_compare.main([f"--output={tmp_path}", runs[1]])
-    assert _files(tmp_path) == before
 
 
 def _predict(*arguments):

@@ -1,9 +1,11 @@
 """The bench: figures that must be right, and one JSON object a line."""
 
+import argparse
 import functools
 import importlib.util
 import json
 import os
+import re
 import time
 
 import jax
@@ -19,16 +21,18 @@ from launch import (
     bench_data,
     bench_peer,
     bench_scaling,
+    bench_topologies,
     measuring,
 )
 from mpmc_jax.data.cropping import CropConfig
 
-SMALL = ("--backbone=resnet18", "--crop=49", "--steps=1")
+NETWORK = ("--backbone=resnet18", "--crop=49")
+SMALL = (*NETWORK, "--steps=1")
 SUPERVISED = ("--method=supervised", "--mpmc=off")
 
 
 def _bench(*arguments, **environment):
-    output = run("launch.bench", *SMALL, *arguments, **environment)
+    output = run("launch.bench", *arguments, **environment)
     figures = json.loads(output.splitlines()[-1])
     assert figures["manifest"]["versions"]["jax"]
     return figures
@@ -56,11 +60,55 @@ def test_what_a_refused_program_needs(text, said):
     assert bench_compile._compile(Refused()) == (None, said)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (
+            "--images=3",
+            "--images is not for --what=step; it is for data, data --images",
+        ),
+        (
+            "--peer=torch --profile=x",
+            "--profile is not for --what=step --peer; .* step$",
+        ),
+        ("--what=methods --method=ael", "--method is not for --what=methods; "),
+        ("--what=mpmc --data_dir=x", "it is for data --images=0, eval --images=0$"),
+        ("--what=scaling --topology=v5e:4x4", "it is for compile, compile --topology$"),
+        ("--what=fits --batch_size=2", "--batch_size is not for --what=fits; "),
+        ("--what=compile --steps=5", "--steps is not for --what=compile; "),
+        (
+            "--what=compile --topology=x --devices=4",
+            "not for --what=compile --topology",
+        ),
+        ("--what=data --backbone=resnet18", "--backbone is not for --what=data; "),
+        ("--what=data --images=0 --largest=500", "it is for data, eval$"),
+        ("--what=eval --remat", "--remat is not for --what=eval; "),
+        ("--what=eval --images=0 --sizes=40", "it is for eval$"),
+        ("--what=eval --images=0 --crop=49", "synthetic is evaluated whole$"),
+    ],
+)
+def test_an_argument_that_does_not_act_is_refused(arguments, said):
+    """Also one that is given as its default."""
+    with pytest.raises(SystemExit) as stopped:
+        bench.main(arguments.split())
+    (line,) = str(stopped.value.code).splitlines()
+    assert line.startswith("error: --") and re.search(said, line), line
+
+
+def test_each_argument_acts_on_something_that_is_measured():
+    args = bench._parser().parse_args([])
+    assert {"what"}.union(*bench.ARGUMENTS.values()) == vars(args).keys()
+    for program in bench_topologies.METHODS:
+        settings = program.settings()
+        asked = argparse.Namespace(**{**vars(args), **settings})
+        bench.check_arguments(asked, settings.keys() - {"what"})
+
+
 @pytest.mark.full
 def test_step_and_its_trace(tmp_path):
     profile = f"--profile={tmp_path}"
     # Optimised: without, other operations than convolutions are the dearest.
-    found = _bench("--what=step", *SUPERVISED, profile, XLA_FLAGS="")
+    found = _bench("--what=step", *SMALL, *SUPERVISED, profile, XLA_FLAGS="")
     assert found["images_per_second"] > 0
     assert found["flops"] > 1e9 and found["peak_bytes"] > 1e6
     assert found["bytes_accessed"] > 1e6
@@ -77,14 +125,14 @@ def test_step_and_its_trace(tmp_path):
 
 @pytest.mark.full
 def test_mpmcs_share():
-    found = _bench("--what=mpmc", "--method=mean_teacher")
+    found = _bench("--what=mpmc", *SMALL, "--method=mean_teacher")
     assert 0 < found["share"] < 1 and 0 < found["head_share"] < 1
     assert found["head_rate_over_decoders"] > 0
 
 
 @pytest.mark.full
 def test_what_fits():
-    found = _bench("--what=fits", *SUPERVISED, "--steps=2")
+    found = _bench("--what=fits", *NETWORK, *SUPERVISED, "--steps=2")
     peaks = found["peak_bytes_by_images_a_device"]
     assert list(peaks) == ["2", "4"] and 1e6 < peaks["2"] < peaks["4"]
     assert found["largest_that_fits"] == 4 and found["device_bytes"] > peaks["4"]
@@ -92,10 +140,11 @@ def test_what_fits():
 
 @pytest.mark.full
 def test_compiled_for_this_machine():
-    found = _bench("--what=compile", *SUPERVISED)
+    compiled = ("--what=compile", *NETWORK, *SUPERVISED)
+    found = _bench(*compiled)
     assert found["chips"] == 1 and found["images_a_chip"] == 2
     assert found["flops"] > 1e9 and found["peak_bytes"] > found["temporary_bytes"] > 1e6
-    assert _bench("--what=compile", *SUPERVISED, "--remat")["flops"] > found["flops"]
+    assert _bench(*compiled, "--remat")["flops"] > found["flops"]
 
 
 @pytest.mark.full
@@ -106,7 +155,7 @@ def test_compiled_for_absent_tpus(monkeypatch):
     monkeypatch.setitem(ENVIRONMENT, "ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     monkeypatch.setitem(ENVIRONMENT, "XLA_FLAGS", "")  # libtpu ends at those of CPUs
     small = ("--what=compile", "--topology=v5e:2x2", "--batch_size=8", "--crop=33")
-    found = _bench(*small, *SUPERVISED)
+    found = _bench(*small, *SUPERVISED, "--backbone=resnet18")
     assert found["chip"] == "TPU v5 lite" and found["chips"] == 4
     # A chip's share of what one chip would compute, and gradients that are summed.
     assert found["images_a_chip"] == 2
@@ -133,12 +182,16 @@ def test_collectives_are_counted():
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("what", ["eval", "data", "data --method=ael"])
+@pytest.mark.parametrize(
+    "what",
+    ["eval --backbone=resnet18", "data --crop=49", "data --crop=49 --method=ael"],
+)
 def test_figures_of_a_prepared_data_set(what, tmp_path):
     prepare_synthetic(tmp_path, train=200, val=4)
-    found = _bench(*f"--what={what} --images=0".split(), f"--data_dir={tmp_path}")
+    arguments = f"--what={what} --images=0 --steps=1".split()
+    found = _bench(*arguments, f"--data_dir={tmp_path}")
     assert found["images_per_second"] > 0
-    if what != "eval":
+    if what.startswith("data"):
         # The others are the split's 13 labelled ones.
         assert found["records"] == 187
         assert found["resident_bytes"] > 2**26
@@ -187,7 +240,7 @@ def test_a_time_off_the_line_is_seen():
 @pytest.mark.parametrize("mpmc", ["off", "paper", "recommended"])
 def test_pytorchs_step_computes_the_same_loss(mpmc):
     arguments = ("--what=step", "--peer=torch,torch_best", f"--mpmc={mpmc}")
-    found = _bench(*arguments, "--backbone=resnet50", "--crop=65")
+    found = _bench(*arguments, "--backbone=resnet50", "--crop=65", "--steps=1")
     for kind in ("torch", "torch_best"):
         assert abs(found[f"{kind}_loss"] / found["loss"] - 1) < 1e-5
         assert found[f"over_{kind}"][1] > 0
@@ -196,7 +249,7 @@ def test_pytorchs_step_computes_the_same_loss(mpmc):
 @pytest.mark.full
 @pytest.mark.skipif(not importlib.util.find_spec("torch"), reason="needs torch")
 def test_pytorch_evaluates_to_the_same_pixels():
-    images = ("--images=4", "--sizes=2", "--largest=70")
+    images = ("--images=4", "--sizes=2", "--largest=70", "--steps=1")
     found = _bench("--what=eval", "--peer=torch", "--backbone=resnet50", *images)
     assert found["pixels_as_torch"] > 0.999
     assert found["rate_over_torch"][1] > 0

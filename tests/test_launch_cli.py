@@ -134,7 +134,7 @@ def test_settings_that_name_files_mean_the_home_too(monkeypatch):
         (compare, ["--output=x", "URL"]),
         (convert_weights, ["--input=URL", "--output=x.safetensors"]),
         (convert_weights, ["--input=x", "--output=URL"]),
-        (bench, ["--data_dir=URL"]),
+        (bench, ["--what=data", "--images=0", "--data_dir=URL"]),
         (bench, ["--profile=URL"]),
         (combinations, ["--output=URL"]),
         (bench_topologies, ["--results=URL"]),
