@@ -107,10 +107,13 @@ def read_source(args: argparse.Namespace) -> Source:
     """The source that the arguments name.
 
     Raises:
-      ValueError: class names for a data set that has its own, or see `as_path`.
+      ValueError: class names for a data set that has its own; an empty one; or see
+        `as_path`.
       FileNotFoundError: its folder is missing or empty.
     """
-    names = tuple(filter(None, args.classes.split(",")))
+    names = tuple(args.classes.split(",")) if args.classes else ()
+    if "" in names:
+        raise ValueError(f"--classes={args.classes}: a name between commas is empty")
     if names and args.dataset != "folder":
         raise ValueError(
             f"--classes={args.classes}: {args.dataset} has classes of its own; the "

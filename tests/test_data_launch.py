@@ -84,6 +84,8 @@ def test_class_names_by_hand_and_labelled_images_in_no_list(folder, capsys):
     (folder / "train.txt").write_text("im00\nim01\nim02\nim03\n")
     named = ("--dataset=folder", f"--source={folder}")
     check_data.main([*named, "--classes=a,b,c"])
+    with pytest.raises(SystemExit, match="a name between commas is empty"):
+        check_data.main([*named, "--classes=a,,b,c"])
     out = capsys.readouterr().out
     assert "3 classes, RGB: a, b, c" in out
     assert "8 images of images/ are in none of train.txt and are not used" in out

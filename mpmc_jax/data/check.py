@@ -333,7 +333,10 @@ def _mend(values: list[int], facts: MaskFacts, source: Source) -> str:
             mend += f" If 0 is void and labels start at 1, {shift}"
         return mend
     if facts.has_palette:
-        return "a palette PNG: its indices count, not its colours; void must be 255"
+        mend = "a palette PNG: its indices count, not its colours; void must be 255"
+        if path:
+            mend += f'. If colours are the classes, give them as "palette" in {path}'
+        return mend
     return f"store class indices 0..{num_classes - 1}, and 255 for void"
 
 
