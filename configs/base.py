@@ -245,8 +245,8 @@ def _train() -> dict:
         "eval_every": 0,
         "checkpoint_every": 0,
         # Training batches from which batch norm's statistics are counted anew before
-        # each evaluation, and which the run goes on with, composed as the pass over
-        # the labelled images is; 0: as published, the running ones.
+        # each evaluation, from plain crops, and which the run goes on with; 0: as
+        # published, the running ones.
         "precise_bn": 0,
         # Newest checkpoints to keep beside the best one.
         "keep": 2,

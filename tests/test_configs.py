@@ -252,6 +252,10 @@ def test_every_method_has_a_preset_that_builds_for_every_data_set(data_set, meth
     if (data_set, method) == ("voc", "ael"):
         expected = "ohem"
     assert config.method.supervised_loss == expected
+    # Published methods have no ramp-up.
+    assert config.method.rampup == (-1 if method == "mean_teacher" else 0)
+    small_foreground = (data_set, method) == ("acdc", "mean_teacher")
+    assert config.method.normalization == ("apart" if small_foreground else "joint")
     assert model.auxiliary == (
         method == "ael" or (data_set, method) == ("cityscapes", "u2pl")
     )

@@ -80,7 +80,7 @@ def make_step(
             keys = make_keys(config, state, part)
             return config.method.augment(part, state.method_state, keys)
 
-        return apply(config, state, split(batch, config.micro_batches), augment, order)
+        return apply(config, state, _split(batch, config.micro_batches), augment, order)
 
     return step
 
@@ -135,7 +135,7 @@ def make_keys(config: StepConfig, state: TrainState, batch: Batch) -> Keys:
     )
 
 
-def split(batch: Batch, parts: int) -> Batch:
+def _split(batch: Batch, parts: int) -> Batch:
     """Rows -> (parts, rows / parts): whole groups stay together."""
     return jax.tree.map(lambda x: x.reshape((parts, -1) + x.shape[1:]), batch)
 
