@@ -160,7 +160,7 @@ def result_name(run: runs.Run, args: argparse.Namespace, title: str) -> str:
         args.pad_to and f"pad_to_{args.pad_to}",
         (args.other_data or args.weights) and on,
     )
-    return f"{'_'.join(filter(None, parts))}.json"
+    return f"{'_'.join(part for part in parts if part)}.json"
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -155,8 +155,9 @@ class Writer:
             self.kept += 1
             return
         image = decode_array(path.read_bytes(), self._facts.pixels)
-        shown = pictures.displayable(image, self._facts.pixels)
+        # First: it refuses what is too large for this machine's memory.
         classes = self._predictor(image)
+        shown = pictures.displayable(image, self._facts.pixels)
         stem.parent.mkdir(parents=True, exist_ok=True)
         pictures.write_prediction(stem, classes, shown, self._facts.palette)
         self.written += 1
