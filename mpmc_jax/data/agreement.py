@@ -128,7 +128,7 @@ class Agreement:
                 f'its index; if it is void, write "void": [255] in {path}'
             ]
         text = f"{path}: masks hold 0 and 255 and nothing else, and 255 is void"
-        if len(names) > 2:
+        if len(names) != 2:
             return [f"{text}; store class indices 0..{len(names) - 1}"]
         mend = 'write "binary": true'
         if form.colors is not None:
