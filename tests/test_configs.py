@@ -198,6 +198,19 @@ def test_presets_are_the_published_settings(data_set, method):
     assert config.model.backbone == ("resnet101" if deeper else "resnet50")
 
 
+def _pretend_prepared(split, monkeypatch):
+    """Builds pipelines of the split's ids, of which no image is ever read."""
+    info = types.SimpleNamespace(
+        facts=types.SimpleNamespace(dataset="published"),
+        ids={"train": split.labeled + split.unlabeled},
+        present=dict.fromkeys(split.labeled, (0,)),
+        warnings=(),
+        records=lambda split: None,
+    )
+    monkeypatch.setattr(data_build, "dataset_info", lambda config: info)
+    monkeypatch.setattr(data_build, "build_split", lambda config, info: split)
+
+
 @pytest.mark.parametrize(
     ("data_set", "crop", "labeled", "steps", "first", "middle", "last"), BASELINES
 )
@@ -209,9 +222,7 @@ def test_supervised_takes_the_published_steps_at_the_published_rates(
     presets.apply(config, f"method=supervised{crop}")
     ids = tuple(map(str, range(TRAINING_IMAGES[data_set])))
     split = Split(ids[:labeled], ids[labeled:])
-    info = types.SimpleNamespace(records=lambda split: None)
-    monkeypatch.setattr(data_build, "dataset_info", lambda config: info)
-    monkeypatch.setattr(data_build, "build_split", lambda config, info: split)
+    _pretend_prepared(split, monkeypatch)
     pipeline = data_build.build_train(config, SupervisedOnly.streams)
     schedule = build_schedule(config, pipeline.steps_per_epoch)
     assert schedule.steps == steps
@@ -229,9 +240,7 @@ def test_supervised_takes_the_published_steps_at_the_published_rates(
 def test_epochs_over_the_labeled_list_are_for_supervised_alone(method, monkeypatch):
     config = tiny.config(f"method={method}", train__epoch_of="labeled")
     split = Split(("a", "b"), ("c", "d"))
-    info = types.SimpleNamespace(records=lambda split: None)
-    monkeypatch.setattr(data_build, "dataset_info", lambda config: info)
-    monkeypatch.setattr(data_build, "build_split", lambda config, info: split)
+    _pretend_prepared(split, monkeypatch)
     streams = tiny.setup(tiny.config(f"method={method}")).method.streams
     with pytest.raises(ValueError, match="epoch_of='labeled' is for method=supervised"):
         data_build.build_train(config, streams)

@@ -118,8 +118,8 @@ def test_pairs_that_do_not_match(folder):
         (["a", "b"], "not an object"),
         ({"classes": "road"}, "not a list of names: 'road'"),
         ({"classes": [1, 2]}, "not a list of names: [1, 2]"),
-        ({"classes": ["a", "b"], "palette": [1, 2]}, "'palette' is not a list of"),
-        ({"classes": ["a", "b"], "palette": 3}, "'palette' is not a list of"),
+        ({"classes": ["a", "b"], "palette": [1, 2]}, '"palette" is not a list of'),
+        ({"classes": ["a", "b"], "palette": 3}, '"palette" is not a list of'),
     ],
 )
 def test_bad_class_files(folder, facts, message):
