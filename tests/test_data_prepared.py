@@ -1,5 +1,6 @@
 """Prepared data sets: records that rotted, preparations that were stopped, progress."""
 
+import dataclasses
 import io
 import multiprocessing
 import os
@@ -160,8 +161,16 @@ def test_progress_on_a_terminal(monkeypatch):
     assert "/3" in stream.getvalue()
 
 
-def _files_of(directory):
-    return {path.name: path.read_bytes() for path in sorted(directory.iterdir())}
+def _contents_of(data_dir):
+    """Names of files, facts and records; a record's fields are in no fixed order."""
+    info = open_dataset(str(data_dir), "folder")
+    names = sorted(path.name for path in info.directory.iterdir())
+    records = {split: list(info.records(split)) for split in info.ids}
+    return (
+        names,
+        dataclasses.replace(info, directory=base.dataset_directory("", "folder")),
+        records,
+    )
 
 
 @pytest.mark.full
@@ -184,7 +193,7 @@ def test_killed_at_any_time_it_ends_as_if_never_killed(tmp_path):
     whole.join()
     seconds = time.monotonic() - begin
     assert whole.exitcode == 0
-    expected = _files_of(base.dataset_directory(tmp_path / "whole", "folder"))
+    expected = _contents_of(tmp_path / "whole")
     delays = np.random.default_rng(0).uniform(0, seconds, 12)
     codes = []
     for delay in delays:
@@ -200,7 +209,7 @@ def test_killed_at_any_time_it_ends_as_if_never_killed(tmp_path):
     last.join()
     assert last.exitcode == 0
     directory = base.dataset_directory(tmp_path / "killed", "folder")
-    assert _files_of(directory) == expected
+    assert _contents_of(tmp_path / "killed") == expected
     assert not list(directory.parent.glob("incomplete.*"))
 
 

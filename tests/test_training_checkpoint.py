@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import sys
+from pathlib import Path
 
 import chex
 import jax
@@ -214,6 +215,19 @@ def test_reading_changes_nothing(tmp_path, small):
     assert checkpoint.find(tmp_path, "last") == 3
     assert checkpoint.read(tmp_path, 3, state_shape(parts)).step == 3
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_relative_path_is_read(tmp_path, small, monkeypatch):
+    """As a user types --workdir; Orbax itself takes absolute paths alone."""
+    monkeypatch.chdir(tmp_path)
+    parts, state = small
+    directory = Path("run/checkpoints")
+    directory.mkdir(parents=True)
+    _save(directory, state, [(1, 0.1)])
+    assert checkpoint.find(directory, "best") == 1
+    assert checkpoint.read_run(directory, 1) == {}
+    restored = checkpoint.read(directory, 1, state_shape(parts)).state
+    chex.assert_trees_all_equal(restored.params, jax.device_get(state.params))
 
 
 def test_what_a_killed_run_was_saving_or_deleting_is_removed(tmp_path, small):

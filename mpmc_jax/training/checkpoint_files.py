@@ -145,7 +145,8 @@ def read(folder: Path, **items: ocp.args.CheckpointArgs) -> Any:
     )
     handler = ocp.CompositeCheckpointHandler()
     with ocp.Checkpointer(handler, multiprocessing_options=alone) as reader:
-        return reader.restore(folder, args=ocp.args.Composite(**items))
+        # Orbax reads no relative paths.
+        return reader.restore(folder.absolute(), args=ocp.args.Composite(**items))
 
 
 def sealed(meta: dict[str, Any]) -> dict[str, Any]:
