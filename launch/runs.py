@@ -335,10 +335,12 @@ def open_split(run: Run, split: str) -> EvalSource:
         for facts in (source.info.facts, run.facts)
     )
     if different := _differences(there, wanted):
+        mend = "give the folder of the run's data as --data_dir"
+        if there["class_names"] == wanted["class_names"]:
+            mend += ", or evaluate the run on these: launch.evaluate --other_data"
         raise ValueError(
             f"{source.info.directory} holds other data than the run was trained on "
-            f"({different}); give the folder of the run's data as --data_dir, "
-            "or evaluate the run on these: launch.evaluate --other_data"
+            f"({different}); {mend}"
         )
     return source
 

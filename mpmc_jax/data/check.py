@@ -130,7 +130,7 @@ def check_source(source: Source) -> Report:
     warnings += alike.warnings()
     if given.nodata:  # Some are declared; perhaps others were forgotten.
         warnings += nodata.questions()
-    notes += note_absent(source.name, ids["train"], present, source.class_names)
+    absent = note_absent(source.name, ids["train"], present, source.class_names)
     return Report(
         tuple(problems),
         pixels,
@@ -139,7 +139,8 @@ def check_source(source: Source) -> Report:
         digests,
         measured,
         warnings=tuple(warnings),
-        notes=tuple(notes),
+        # A mask that was misread seems to lack classes.
+        notes=(*notes, *([] if problems else absent)),
     )
 
 
