@@ -47,6 +47,19 @@ def start(*arguments, output=subprocess.PIPE, below=(), **environment):
     )
 
 
+def start_code(code, *arguments):
+    """Python code in a process, which goes on as its input ends."""
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        cwd=ROOT,
+        env=ENVIRONMENT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
 def wait_for(process, text):
     """Reads what a process says up to a line with `text`."""
     said = []

@@ -22,6 +22,7 @@ from programs import (
     read_metrics,
     run,
     start,
+    start_code,
     wait_for,
 )
 from xla import device_flags
@@ -211,15 +212,7 @@ JOIN = (
 
 def _join(address, count, index, seconds=50):
     """A process that joins a run, and stays until its input ends."""
-    return subprocess.Popen(
-        [sys.executable, "-c", JOIN, address, str(count), str(index), str(seconds)],
-        cwd=ROOT,
-        env=ENVIRONMENT,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    return start_code(JOIN, address, count, index, seconds)
 
 
 def test_a_run_under_way_is_left_alone_by_a_process_too_many():

@@ -218,9 +218,9 @@ def test_every_step_is_in_one_line(tmp_path, monkeypatch):
     losses = []
     add = report.Report.add
 
-    def spy(self, values):
+    def spy(self, values, shares):
         losses.append(float(values["loss"]))
-        add(self, values)
+        add(self, values, shares)
 
     monkeypatch.setattr(report.Report, "add", spy)
     go(tiny.config("method=supervised"), tmp_path, 6, log_every=4)
@@ -265,9 +265,9 @@ def test_recounted_statistics_that_are_not_finite_are_not_saved(tmp_path):
         loop.NonFiniteError, match=r"step 3: .*train.precise_bn.*step 3"
     ):
         go(cfg, tmp_path, 6, recount=recount)
-    saved = Checkpointer(tmp_path / "checkpoints")
-    state = saved.restore("last", state_shape(tiny.setup(cfg))).state
-    saved.close()
+    directory = tmp_path / "checkpoints"
+    last = checkpoint.find(directory, "last")
+    state = checkpoint.read(directory, last, state_shape(tiny.setup(cfg))).state
     assert state.step == 3
     for leaf in jax.tree.leaves(state.batch_stats):
         assert np.isfinite(leaf).all()

@@ -6,13 +6,11 @@ import os
 import re
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 
 import pytest
-from programs import ENVIRONMENT, ROOT, wait_for
+from programs import start_code, wait_for
 
 from mpmc_jax.training import run_lock
 from mpmc_jax.training.workdir import WorkdirError
@@ -28,16 +26,7 @@ HOLD = (
 
 @contextlib.contextmanager
 def _holder(directory):
-    process = subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(directory)],
-        cwd=ROOT,
-        env=ENVIRONMENT,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    with process:
+    with start_code(HOLD, directory) as process:
         wait_for(process, "held")
         yield process
         process.kill()

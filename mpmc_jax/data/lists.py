@@ -116,6 +116,14 @@ def repeated(items: list[T]) -> list[T]:
     return list(again)
 
 
+def unique(items: list[T], path: pathlib.Path, problems: list[str]) -> list[T]:
+    """The items of a list, each once, in order; complains of those that it repeats."""
+    again = repeated(items)
+    if again:
+        problems.append(f"{path}: repeats {shorten(again)}")
+    return list(dict.fromkeys(items))
+
+
 def shorten(items: list, limit: int = 5) -> str:
     """A list for a message: the first few as `printable`, then how many more."""
     text = ", ".join(map(printable, items[:limit]))

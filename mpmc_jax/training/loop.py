@@ -25,7 +25,7 @@ from mpmc_jax.training.report import Report, duration
 from mpmc_jax.training.signals import Broken, StopRequest
 from mpmc_jax.training.state import TrainState
 from mpmc_jax.training.step import Metrics, make_order
-from mpmc_jax.types import Batch
+from mpmc_jax.types import Batch, PyTree
 
 _LOG = logging.getLogger(__name__)
 
@@ -235,7 +235,8 @@ class _Run:
         if self.recount is not None and _is_due(self.config, done):
             try:
                 counted = self.recount(self.state)
-                _check_statistics(self.parallel.fetch(counted), done)
+                statistics = (counted.batch_stats, counted.ema_batch_stats)
+                _check_statistics(self.parallel.fetch(statistics), done)
                 self.state = counted
             except Exception:
                 if together.is_alone():
@@ -295,10 +296,11 @@ class _Run:
         )
 
 
-def _check_statistics(state: TrainState, step: int) -> None:
+def _check_statistics(statistics: PyTree, step: int) -> None:
     """Raises NonFiniteError if batch norm's recounted statistics are not finite."""
-    statistics = jax.device_get((state.batch_stats, state.ema_batch_stats))
-    if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(statistics)):
+    if not all(
+        np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get(statistics))
+    ):
         raise NonFiniteError(
             f"step {step}: the statistics of batch norm that train.precise_bn counts "
             f"are not finite. The state before they were counted is saved (step {step})"

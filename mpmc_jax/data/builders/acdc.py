@@ -132,10 +132,7 @@ def _read_list(
         problems.append(str(error))
         return ()
     keys = [pathlib.PurePosixPath(line).name.removesuffix(".h5") for line in lines]
-    again = lists.repeated(keys)
-    if again:
-        problems.append(f"{path}: repeats {shorten(again)}")
-    return tuple(dict.fromkeys(keys))
+    return tuple(lists.unique(keys, path, problems))
 
 
 def _complain(

@@ -161,10 +161,7 @@ def _read_list(
             "off the list"
         )
     present = [key for key in found if key is not None]
-    again = lists.repeated(present)
-    if again:
-        problems.append(f"{path}: repeats {shorten(again)}")
-    return list(dict.fromkeys(present))
+    return lists.unique(present, path, problems)
 
 
 def _complain_of_shared(

@@ -195,10 +195,7 @@ def _read_list(
     ids = [pathlib.PurePosixPath(line.split()[0]).stem for line in lines]
     if not ids:
         problems.append(f"{path}: empty list")
-    again = lists.repeated(ids)
-    if again:
-        problems.append(f"{path}: repeats {shorten(again)}")
-    return sorted(set(ids))
+    return sorted(lists.unique(ids, path, problems))
 
 
 def _samples(
