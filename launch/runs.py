@@ -214,6 +214,10 @@ def open_run(workdir: Path, checkpoint: str = "best") -> Run:
       WorkdirError, CheckpointError, FileNotFoundError: what is missing, and the mend.
     """
     directory = workdir / workdir_lib.CHECKPOINTS
+    if not directory.is_dir():
+        raise workdir_lib.WorkdirError(
+            f"{workdir} holds no run: {directory} does not exist"
+        )
     try:
         step = checkpoint_lib.find(directory, checkpoint)
         run = checkpoint_lib.read_run(directory, step)
