@@ -16,7 +16,7 @@ def _config(method, mpmc, **changes):
     argument = f"method={method},mpmc={mpmc}"
     return tiny.config(
         argument,
-        train__batch_size=2,
+        train__batch_size=combinations.batch_size(method),
         train__devices=1,
         # AEL's loss is OHEM's; all of these few pixels are kept.
         method__ohem_min_kept=100_000,
@@ -79,12 +79,13 @@ def test_methods_are_timed_beside_the_mean_teacher():
 @pytest.mark.parametrize(
     "method, teacher, student",
     [
-        # For two labelled images; UniMatch decodes clean and perturbed features.
+        # For two labelled images, four of AEL's; UniMatch decodes clean and perturbed
+        # features.
         ("supervised", (0, 0), (2, 2)),
         ("mean_teacher", (2, 2), (4, 4)),
         ("unimatch", (2, 2), (8, 12)),
         ("u2pl", (6, 6), (4, 4)),
-        ("ael", (4, 4), (3, 3)),
+        ("ael", (8, 8), (6, 6)),
     ],
 )
 def test_passes_are_counted(method, teacher, student):

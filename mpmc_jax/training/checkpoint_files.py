@@ -1,5 +1,6 @@
 """The files of checkpoints: read, moved away where damaged, or not written, and why."""
 
+import functools
 import glob
 import json
 import logging
@@ -7,7 +8,9 @@ import math
 import os
 import re
 import shutil
+import sys
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -145,8 +148,32 @@ def read(folder: Path, **items: ocp.args.CheckpointArgs) -> Any:
     )
     handler = ocp.CompositeCheckpointHandler()
     with ocp.Checkpointer(handler, multiprocessing_options=alone) as reader:
-        # Orbax reads no relative paths.
-        return reader.restore(folder.absolute(), args=ocp.args.Composite(**items))
+        try:
+            # Orbax reads no relative paths.
+            return reader.restore(folder.absolute(), args=ocp.args.Composite(**items))
+        except Exception:
+            _hide_late_reads()
+            raise
+
+
+def _hide_late_reads() -> None:
+    """Keeps TensorStore's threads from printing a traceback below the error.
+
+    Orbax closes its event loop at the first array that cannot be read; the reads
+    that still go on then tell a loop that is closed, and nobody waits for them.
+    """
+    hook = sys.unraisablehook
+    if getattr(hook, "func", None) is not _except_late_reads:
+        sys.unraisablehook = functools.partial(_except_late_reads, hook)
+
+
+def _except_late_reads(
+    hook: Callable[["sys.UnraisableHookArgs"], object],
+    unraisable: "sys.UnraisableHookArgs",
+) -> None:
+    error = unraisable.exc_value
+    if not (isinstance(error, RuntimeError) and str(error) == "Event loop is closed"):
+        hook(unraisable)
 
 
 def sealed(meta: dict[str, Any]) -> dict[str, Any]:
