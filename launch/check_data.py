@@ -7,8 +7,9 @@ Prints one line for every problem and exits with 1 if there is any.
 """
 
 from launch import cli
-from mpmc_jax.data import check, prepared
-from mpmc_jax.data.info import open_dataset
+from mpmc_jax.data import check, verify
+from mpmc_jax.data.dataset import open_dataset
+from mpmc_jax.paths import as_path
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -25,11 +26,11 @@ def main(arguments: list[str] | None = None) -> None:
         if args.data_dir and args.classes:
             raise ValueError("--classes: what was prepared has its class names already")
         if args.data_dir:
-            data_dir = cli.as_path("--data_dir", args.data_dir)
+            data_dir = as_path("--data_dir", args.data_dir)
             info = open_dataset(str(data_dir), args.dataset)
-            report = prepared.check(info)
+            report = verify.check(info)
             names = info.facts.class_names
-            summary = prepared.summary(info)
+            summary = verify.summary(info)
         else:
             source = cli.read_source(args)
             report = check.check_source(source)

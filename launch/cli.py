@@ -4,7 +4,6 @@ import argparse
 import contextlib
 import ctypes
 import os
-import re
 import signal
 import sys
 from collections.abc import Iterator
@@ -15,7 +14,8 @@ import jax
 from mpmc_jax.data import build
 from mpmc_jax.data.lists import printable
 from mpmc_jax.data.source import Source
-from mpmc_jax.training.integrity import CheckpointError
+from mpmc_jax.paths import as_path
+from mpmc_jax.training.checkpoint.integrity import CheckpointError
 from mpmc_jax.training.loop import Interrupted, NonFiniteError
 from mpmc_jax.training.workdir import WorkdirError
 
@@ -33,27 +33,6 @@ _SMALLER = (
 
 # glibc's malloc.h: no trimming, no mapping of single blocks, one arena.
 _KEPT = {-1: -1, -4: 0, -8: 1}
-
-
-def as_path(name: str, text: str) -> Path:
-    """The path that an argument names; "~" at its beginning is the home directory.
-
-    Args:
-      name: the argument, such as "--workdir", for messages.
-      text: its value.
-
-    Raises:
-      ValueError: the value is empty, or a URL such as gs://bucket/data.
-    """
-    if not text:
-        raise ValueError(f"{name}= is empty; give a path")
-    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text):
-        raise ValueError(
-            f"{name}={text} is a URL, and only paths are read and written; mount it as "
-            "a folder (gcsfuse, s3fs, rclone mount), or copy the files to a disk"
-        )
-    # Unlike Path.expanduser it leaves "~name" of no user alone.
-    return Path(os.path.expanduser(text))
 
 
 def parser(verb: str, description: str | None) -> argparse.ArgumentParser:

@@ -16,12 +16,14 @@ import pathlib
 import jax
 import numpy as np
 
-from launch import cli, runs
+from launch import cli
 from mpmc_jax.data.lists import printable
-from mpmc_jax.models import weight_files
-from mpmc_jax.models import weights as weights_lib
-from mpmc_jax.models.pretrained import torch_state_dict
-from mpmc_jax.models.weights import Weights
+from mpmc_jax.experiments import run as runs
+from mpmc_jax.models.weights import convert as weights_lib
+from mpmc_jax.models.weights import files as weight_files
+from mpmc_jax.models.weights.convert import Weights
+from mpmc_jax.models.weights.torch_names import torch_state_dict
+from mpmc_jax.paths import as_path
 
 
 def of_run(workdir: pathlib.Path, checkpoint: str) -> Weights:
@@ -49,7 +51,7 @@ def read(args: argparse.Namespace) -> Weights:
     Raises:
       ValueError, FileNotFoundError: what is wrong with it.
     """
-    path = cli.as_path("--input", args.input)
+    path = as_path("--input", args.input)
     if path.is_dir():
         if args.state:
             raise ValueError(f"--state={args.state} is for a .pth; {path} is a run")
@@ -107,10 +109,10 @@ def main(arguments: list[str] | None = None) -> None:
     )
     args = parser.parse_args(arguments)
     with cli.user_errors():
-        output = cli.as_path("--output", args.output)
+        output = as_path("--output", args.output)
         if output.suffix != ".safetensors":
             raise ValueError(f"--output={output}: name a .safetensors file")
-        if output.exists() and output.samefile(cli.as_path("--input", args.input)):
+        if output.exists() and output.samefile(as_path("--input", args.input)):
             raise ValueError(f"--output={output} is the input; name another file")
         found = read(args)
         write(output, found, args.layout)

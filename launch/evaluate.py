@@ -28,14 +28,18 @@ import pathlib
 import jax
 import ml_collections
 
-from launch import cli, pretrained, processes, runs
+from configs import base, presets
+from launch import cli, distributed
 from mpmc_jax.atomic_write import write_json
 from mpmc_jax.data.lists import printable
 from mpmc_jax.evaluation.evaluator import EvalResult
 from mpmc_jax.evaluation.protocols import PROTOCOLS
 from mpmc_jax.evaluation.table import format_table
 from mpmc_jax.evaluation.volumes import VolumeScores
-from mpmc_jax.training import report
+from mpmc_jax.experiments import pretrained
+from mpmc_jax.experiments import run as runs
+from mpmc_jax.paths import as_path
+from mpmc_jax.training import metric_writer
 
 
 def evaluate(run: runs.Run, split: str) -> EvalResult:
@@ -103,7 +107,7 @@ def record(run: runs.Run, split: str, checkpoint: str, result: EvalResult) -> di
         "confusion": result.confusion.tolist(),
         "volumes": None if result.volumes is None else _listed(result.volumes),
         "run": run.manifest,
-        "manifest": report.manifest(
+        "manifest": metric_writer.manifest(
             run.config.seed,
             {
                 "dataset": run.facts.dataset,
@@ -132,7 +136,7 @@ def open_what(args: argparse.Namespace) -> tuple[runs.Run, pathlib.Path, str]:
     if bool(args.workdir) == bool(args.weights):
         raise ValueError("give --workdir=DIR, or --weights=FILE and --dataset=NAME")
     if args.workdir:
-        workdir = cli.as_path("--workdir", args.workdir)
+        workdir = as_path("--workdir", args.workdir)
         run = runs.open_run(workdir, args.checkpoint or "best")
         run = runs.use_data(run, args.data_dir, args.dataset, other=args.other_data)
         return run, workdir, args.checkpoint or "best"
@@ -141,9 +145,17 @@ def open_what(args: argparse.Namespace) -> tuple[runs.Run, pathlib.Path, str]:
     for name in ("checkpoint", "other_data"):
         if getattr(args, name):
             raise ValueError(f"--{name} is for a run; --weights names a file")
-    path = cli.as_path("--weights", args.weights)
-    data_dir = str(cli.as_path("--data_dir", args.data_dir or "data"))
-    run = pretrained.open_weights(path, args.dataset, data_dir)
+    path = as_path("--weights", args.weights)
+    data_dir = str(as_path("--data_dir", args.data_dir or "data"))
+
+    def configure(method: str) -> ml_collections.ConfigDict:
+        """What the network's authors published for the data set."""
+        config = base.get_base()
+        config.data.name, config.data.data_dir = args.dataset, data_dir
+        presets.apply(config, f"method={method}" if method else "")
+        return config
+
+    run = pretrained.open_weights(path, configure)
     return run, path.parent, path.stem
 
 
@@ -181,11 +193,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--scales", default="", help="factors, separated by commas")
     parser.add_argument("--flip", action="store_true", help="see images mirrored too")
     parser.add_argument("--pad_to", type=int, default=0, help="0 is exact")
-    processes.add_arguments(parser)
+    distributed.add_arguments(parser)
     args = parser.parse_args(arguments)
     cli.settle()
-    with processes.ending_together(), cli.user_errors():
-        processes.join(
+    with distributed.ending_together(), cli.user_errors():
+        distributed.join(
             found=args.distributed,
             coordinator=args.coordinator,
             count=args.processes,

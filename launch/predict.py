@@ -16,12 +16,14 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
-from launch import cli, runs
+from launch import cli
 from mpmc_jax.data import files
-from mpmc_jax.data.images import decode_array
+from mpmc_jax.data.decode import decode_array
 from mpmc_jax.data.lists import IMAGE_SUFFIXES, printable, shorten
 from mpmc_jax.evaluation import pictures
 from mpmc_jax.evaluation.predict import Predictor
+from mpmc_jax.experiments import run as runs
+from mpmc_jax.paths import as_path
 
 # Errors of the disk, which every further image would meet.
 _OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
@@ -88,9 +90,9 @@ def _paths(inputs: Sequence[str]) -> list[pathlib.Path]:
     """The arguments' paths; a comma separates two unless a file's name holds it."""
     paths = []
     for text in inputs:
-        whole = cli.as_path("--input", text)
+        whole = as_path("--input", text)
         parts = [text] if whole.exists() else text.split(",")
-        for path in (cli.as_path("--input", part) for part in parts):
+        for path in (as_path("--input", part) for part in parts):
             if not path.exists():
                 raise FileNotFoundError(
                     f"--input={path} does not exist; files with a comma in their names "
@@ -177,8 +179,8 @@ def main(arguments: list[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     cli.settle()
     with cli.user_errors():
-        output = cli.as_path("--output", args.output)
-        workdir = cli.as_path("--workdir", args.workdir)
+        output = as_path("--output", args.output)
+        workdir = as_path("--workdir", args.workdir)
         found = find_images(args.input)
         if output.is_file():
             raise ValueError(f"--output={output} is a file; name a folder")

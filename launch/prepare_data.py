@@ -11,8 +11,9 @@ from collections.abc import Mapping
 
 from launch import cli
 from mpmc_jax.data import build, check
-from mpmc_jax.data.info import open_dataset
+from mpmc_jax.data.dataset import open_dataset
 from mpmc_jax.data.source import Source
+from mpmc_jax.paths import as_path
 
 
 def prepare(source: Source, data_dir: str) -> str:
@@ -63,7 +64,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     args = parser.parse_args(arguments)
     with cli.user_errors():
-        data_dir = cli.as_path("--data_dir", args.data_dir)
+        data_dir = as_path("--data_dir", args.data_dir)
         if data_dir.is_file():
             raise ValueError(f"--data_dir={data_dir} is a file; name a folder")
         print(prepare(cli.read_source(args), str(data_dir)))

@@ -23,13 +23,14 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
-from launch import cli, pretrained, processes, runs, settings
-from launch.batches import make_place, make_recount, names_of
+from launch import cli, distributed
 from mpmc_jax.data.build import build_eval
-from mpmc_jax.data.info import DatasetFacts
+from mpmc_jax.data.dataset import DatasetFacts
 from mpmc_jax.data.pipeline import TrainPipeline
-from mpmc_jax.training import agreement, loop, report, run_lock, together, workdir
-from mpmc_jax.training.build import (
+from mpmc_jax.experiments import config_checks, pretrained
+from mpmc_jax.experiments import run as runs
+from mpmc_jax.experiments.batches import make_place, make_recount, names_of
+from mpmc_jax.experiments.build import (
     Setup,
     build_parallel,
     check_memory,
@@ -37,8 +38,17 @@ from mpmc_jax.training.build import (
     state_shape,
     total_steps,
 )
-from mpmc_jax.training.checkpoint import Checkpointer
-from mpmc_jax.training.checkpoint_files import check_path
+from mpmc_jax.paths import as_path
+from mpmc_jax.training import (
+    agreement,
+    loop,
+    metric_writer,
+    run_lock,
+    together,
+    workdir,
+)
+from mpmc_jax.training.checkpoint.files import check_path
+from mpmc_jax.training.checkpoint.manager import Checkpointer
 from mpmc_jax.training.parallel import Parallel
 from mpmc_jax.training.state import TrainState, begin_with, select, to_host
 from mpmc_jax.types import PyTree
@@ -177,7 +187,7 @@ def announce(
 def train(config: ml_collections.ConfigDict, directory: Path) -> TrainState:
     """Trains `config` in `directory` to its last step; returns the last state."""
     with agreement.failing_together():
-        settings.check_ranges(config)
+        config_checks.check_ranges(config)
         check_path(directory.absolute())
         jax.config.update("jax_default_matmul_precision", config.matmul_precision)
         facts, pipeline, setup = runs.prepare(config)
@@ -209,7 +219,7 @@ def train(config: ml_collections.ConfigDict, directory: Path) -> TrainState:
         record.write(directory, pipeline)
         sizes = (config.train.batch_size, config.train.group_size)
         images = setup.method.streams.images(*sizes)
-        reporter = report.Report(
+        reporter = metric_writer.Report(
             directory,
             int(state.step),
             rhythm.steps,
@@ -261,7 +271,7 @@ class _Record:
     told: dict[str, Any]
 
     def circumstances(self) -> dict[str, Any]:
-        return report.manifest(self.config.seed, self.facts["data"]) | self.told
+        return metric_writer.manifest(self.config.seed, self.facts["data"]) | self.told
 
     def check_same(self) -> None:
         """Compares this process's run with those of the others."""
@@ -295,8 +305,8 @@ def parse_flags(argv: list[str]) -> list[str]:
     """Absl's parser, but a mistake is one line, and --help no failure."""
     if "--help" in argv:
         app.usage(shorthelp=True, exitcode=0)
-    settings.check_keys(argv)
     try:
+        config_checks.check_keys(argv)
         rest = flags.FLAGS(argv)[1:]
         missing = [
             flag.name for flag in (_CONFIG, _WORKDIR) if flag.value in (None, "")
@@ -331,17 +341,17 @@ def main(argv: list[str]) -> None:
     """Entry point; user errors end with one line and status 1."""
     del argv  # `parse_flags` has read it.
     absl_logging.set_verbosity(absl_logging.WARNING)
-    report.speak()
+    metric_writer.speak()
     cli.settle()
-    with processes.ending_together(), cli.user_errors():
-        processes.join(
+    with distributed.ending_together(), cli.user_errors():
+        distributed.join(
             found=_DISTRIBUTED.value,
             coordinator=_COORDINATOR.value,
             count=_PROCESSES.value,
             index=_PROCESS.value,
         )
-        settings.expand_paths(_CONFIG.value)
-        train(_CONFIG.value, cli.as_path("--workdir", _WORKDIR.value))
+        config_checks.expand_paths(_CONFIG.value)
+        train(_CONFIG.value, as_path("--workdir", _WORKDIR.value))
 
 
 if __name__ == "__main__":

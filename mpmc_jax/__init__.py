@@ -15,7 +15,11 @@ from mpmc_jax.models import (
     load_torch_state_dict,
     receptive_field,
 )
-from mpmc_jax.plugins.mpmc import adaptive_weights, multi_scale_pool, patch_targets
+from mpmc_jax.plugins.mpmc.plugin import (
+    adaptive_weights,
+    multi_scale_pool,
+    patch_targets,
+)
 
 __version__ = "0.1.0"
 

@@ -11,7 +11,8 @@ import sys
 import tempfile
 
 import pytest
-from xla import device_flags
+
+from tests.support.xla import device_flags
 
 _WORKER = "PYTEST_XDIST_WORKER" in os.environ
 if not _WORKER:

@@ -22,21 +22,17 @@ import re
 import shutil
 import signal
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-from data_sets import make_folder, prepare_synthetic
-from programs import start
-
-from launch.measuring import resident_bytes
-from mpmc_jax.data.info import open_dataset
-from mpmc_jax.training import report
+from launch.bench.timing import resident_bytes
+from mpmc_jax.data.dataset import open_dataset
+from mpmc_jax.training import metric_writer
+from tests.support.data_sets import make_folder, prepare_synthetic
+from tests.support.programs import start
 
 STEPS = 1000
 CONFIG = (
@@ -439,7 +435,7 @@ def main() -> None:
         "steps": args.steps,
         "minutes": round((time.monotonic() - begin) / 60, 1),
         "config": STORY_CONFIG if args.what == "story" else CONFIG,
-        "manifest": report.manifest(
+        "manifest": metric_writer.manifest(
             args.seed, {"dataset": "folder" if args.what == "story" else "synthetic"}
         ),
     }

@@ -6,15 +6,15 @@ import types
 
 import numpy as np
 import pytest
-import tiny
 
 from configs import base, presets
 from mpmc_jax.data import build as data_build
 from mpmc_jax.data.splits import Split
+from mpmc_jax.experiments.build import build_base, build_schedule
 from mpmc_jax.methods.supervised import SupervisedOnly
 from mpmc_jax.pixels import RGB
-from mpmc_jax.training.build import build_base, build_schedule
 from mpmc_jax.training.parallel import Layout, Parallel
+from tests.support import tiny
 
 FILES = sorted(
     path.stem

@@ -9,7 +9,7 @@ import dataclasses
 
 import numpy as np
 
-from mpmc_jax.data.images import Color
+from mpmc_jax.data.decode import Color
 from mpmc_jax.data.masks import Mask, MaskFormat
 from mpmc_jax.data.source import Source
 from mpmc_jax.types import IGNORE_LABEL

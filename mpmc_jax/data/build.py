@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import ml_collections
 
-from mpmc_jax.data import images, splits
+from mpmc_jax.data import decode, splits
 from mpmc_jax.data.builders import (
     acdc,
     base,
@@ -16,9 +16,9 @@ from mpmc_jax.data.builders import (
     synthetic,
     voc,
 )
-from mpmc_jax.data.cropping import CropConfig
+from mpmc_jax.data.dataset import DatasetInfo, open_dataset
 from mpmc_jax.data.evaluation_source import EvalSource
-from mpmc_jax.data.info import DatasetInfo, open_dataset
+from mpmc_jax.data.geometry.cropping import CropConfig
 from mpmc_jax.data.pipeline import PipelineConfig, TrainPipeline
 from mpmc_jax.data.source import Source
 from mpmc_jax.pixels import RGB, PixelFormat
@@ -148,7 +148,7 @@ def normalization(name: str, pixels: PixelFormat) -> PixelFormat:
       ValueError: unknown, or ImageNet's for images that are not RGB.
     """
     if name == "auto":
-        rgb = images.is_bytes(pixels) and pixels.channels == 3
+        rgb = decode.is_bytes(pixels) and pixels.channels == 3
         name = "imagenet" if rgb else "dataset"
     if name == "dataset":
         return pixels

@@ -7,11 +7,21 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from mpmc_jax.data import agreement, deep, images, masks, splits, statistics, work
+from mpmc_jax.data import (
+    agreement,
+    masks,
+    parallel_map,
+    raster_formats,
+    splits,
+    statistics,
+)
+from mpmc_jax.data import (
+    decode as images,
+)
 from mpmc_jax.data import source as source_lib
 from mpmc_jax.data.agreement import MaskFacts
-from mpmc_jax.data.deep import UnreadableImage
 from mpmc_jax.data.lists import has_control, printable, shorten
+from mpmc_jax.data.raster_formats import UnreadableImage
 from mpmc_jax.data.source import Sample, Source
 from mpmc_jax.pixels import PixelFormat
 from mpmc_jax.types import IGNORE_LABEL
@@ -94,7 +104,7 @@ def check_source(source: Source) -> Report:
     moments: statistics.Moments | None = None
     nodata = _Sentinels()
     alike = agreement.Agreement(source)
-    outcomes = work.go_through(
+    outcomes = parallel_map.go_through(
         lambda sample: _check_sample(sample, source), samples, "checking"
     )
     pixels, images_with = np.zeros(256, np.int64), np.zeros(256, np.int64)
@@ -256,7 +266,7 @@ def _check_sample(sample: Sample, source: Source) -> Outcome:
         content = source_lib.as_encoded(sample.image, image)
         pixels_hwc = images.decode_stored(content, source.pixels)
         missing = source.pixels.missing(pixels_hwc)
-        deep.check_finite(pixels_hwc, missing)
+        raster_formats.check_finite(pixels_hwc, missing)
         size = pixels_hwc.shape[1::-1]
         looks = _pixel_digest(pixels_hwc)
         if source.measure:

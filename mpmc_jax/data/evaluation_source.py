@@ -4,10 +4,10 @@ import dataclasses
 
 import numpy as np
 
-from mpmc_jax.data import images
-from mpmc_jax.data.deep import UnreadableImage
-from mpmc_jax.data.info import DatasetInfo
+from mpmc_jax.data import decode
+from mpmc_jax.data.dataset import DatasetInfo
 from mpmc_jax.data.masks import decode_mask
+from mpmc_jax.data.raster_formats import UnreadableImage
 from mpmc_jax.data.splits import check_labels
 
 
@@ -65,7 +65,7 @@ class EvalSource:
         """Rows and columns of an image, from its header alone; read once."""
         if index not in self._sizes:
             record = self._records[self._positions[index]]
-            self._sizes[index] = images.read_header(record["image"]).size
+            self._sizes[index] = decode.read_header(record["image"]).size
         return self._sizes[index]
 
     def __getitem__(self, index: int) -> EvalExample:
@@ -76,7 +76,7 @@ class EvalSource:
         """
         record = self._records[self._positions[index]]
         try:
-            image = images.decode_array(record["image"], self.info.facts.pixels)
+            image = decode.decode_array(record["image"], self.info.facts.pixels)
             label = decode_mask(record["mask"])
         except UnreadableImage as error:
             raise ValueError(f"record {self.ids[index]!r}: {error}") from error

@@ -13,10 +13,10 @@ import dataclasses
 import numpy as np
 from PIL import Image
 
-from mpmc_jax.data import deep, images
-from mpmc_jax.data.deep import UnreadableImage
-from mpmc_jax.data.images import Color
+from mpmc_jax.data import decode, raster_formats
+from mpmc_jax.data.decode import Color
 from mpmc_jax.data.lists import shorten
+from mpmc_jax.data.raster_formats import UnreadableImage
 from mpmc_jax.types import IGNORE_LABEL
 
 _FOREGROUND = 255
@@ -133,14 +133,14 @@ def read_mask(content: bytes, form: MaskFormat) -> Mask:
     """
     try:
         if _is_tifffiles(content):
-            values_hwc = deep.read_values(content)
+            values_hwc = raster_formats.read_values(content)
             if values_hwc.shape[-1] != 1:
                 raise UnreadableImage(
                     f"{values_hwc.shape[-1]} channels of {values_hwc.dtype.name}; "
                     "masks have one number a pixel, or a color of 8 bits"
                 )
             return _from_numbers(values_hwc[..., 0], form)
-        image, opened = images.open_turned(content)
+        image, opened = decode.open_turned(content)
         _refuse_lossy(content, opened)
         if image.mode == "P":
             mask = _from_palette(image, form)
@@ -159,9 +159,12 @@ def read_mask(content: bytes, form: MaskFormat) -> Mask:
 
 def _is_tifffiles(content: bytes) -> bool:
     """Whether the file holds numbers that Pillow would change."""
-    if deep.is_array(content):
+    if raster_formats.is_array(content):
         return True
-    return deep.is_tiff(content) and deep.type_of_tiff(content) not in _PILLOWS
+    return (
+        raster_formats.is_tiff(content)
+        and raster_formats.type_of_tiff(content) not in _PILLOWS
+    )
 
 
 def _refuse_lossy(content: bytes, image: Image.Image) -> None:

@@ -20,13 +20,13 @@ from typing import Any
 import grain
 import numpy as np
 
-from mpmc_jax.data import host
-from mpmc_jax.data.cropping import CropConfig
-from mpmc_jax.data.info import DatasetInfo
-from mpmc_jax.data.orders import Order
+from mpmc_jax.data.dataset import DatasetInfo
+from mpmc_jax.data.device_cache import Resident
+from mpmc_jax.data.geometry import registry as host
+from mpmc_jax.data.geometry.cropping import CropConfig
+from mpmc_jax.data.partner_loader import Requests
 from mpmc_jax.data.reader import CropReader, Reader, ReadLabeled, ReadUnlabeled
-from mpmc_jax.data.requests import Requests
-from mpmc_jax.data.resident import Resident
+from mpmc_jax.data.sampling import Order
 from mpmc_jax.data.splits import Split
 from mpmc_jax.types import Batch, Crops, Streams
 

@@ -7,10 +7,11 @@ from typing import Any, Protocol
 import grain
 import numpy as np
 
-from mpmc_jax.data import host, images
-from mpmc_jax.data.cropping import CropConfig, Picture, size_of, to_bytes
-from mpmc_jax.data.deep import UnreadableImage
+from mpmc_jax.data import decode
+from mpmc_jax.data.geometry import registry as host
+from mpmc_jax.data.geometry.cropping import CropConfig, Picture, size_of, to_bytes
 from mpmc_jax.data.masks import decode_mask
+from mpmc_jax.data.raster_formats import UnreadableImage
 from mpmc_jax.pixels import PixelFormat
 from mpmc_jax.types import IGNORE_LABEL
 
@@ -68,7 +69,7 @@ class Reader:
         """
         record = self.records[int(self.positions[place])]
         try:
-            picture = images.open_picture(record["image"], self.pixels)
+            picture = decode.open_picture(record["image"], self.pixels)
             label_hw = decode_mask(record["mask"]) if self.with_label else None
         except UnreadableImage as error:
             raise ValueError(f"record {self.ids[place]!r}: {error}") from error

@@ -10,7 +10,7 @@ import hashlib
 import pathlib
 from collections.abc import Callable, Mapping
 
-from mpmc_jax.data.images import Color
+from mpmc_jax.data.decode import Color
 from mpmc_jax.data.masks import MaskFormat
 from mpmc_jax.pixels import PixelFormat
 

@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from mpmc_jax.methods import augment, base, checks, mixing, pseudo_labels
-from mpmc_jax.methods.keys import Keys
+from mpmc_jax.augmentation import mixing, strong_views
+from mpmc_jax.methods import base, checks, pseudo_labels
+from mpmc_jax.random_keys import Keys
 from mpmc_jax.types import (
     IGNORE_LABEL,
     Array,
@@ -104,7 +105,7 @@ class AugSeg(base.Method):
             return mixing.box_mask(drawn, *size)
 
         coin = jax.vmap(lambda key: jax.random.uniform(key, dtype=jnp.float32))
-        strong = augment.intensity_view(keys.examples("strong"), weak)
+        strong = strong_views.intensity_view(keys.examples("strong"), weak)
         return Inputs(
             image=self.normalize(self.unit(batch.labeled.image)),
             label=base.labels(batch),

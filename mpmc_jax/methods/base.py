@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from mpmc_jax.methods.keys import Keys
 from mpmc_jax.models import preprocess
 from mpmc_jax.pixels import RGB, PixelFormat
+from mpmc_jax.random_keys import Keys
 from mpmc_jax.types import (
     IGNORE_LABEL,
     Array,

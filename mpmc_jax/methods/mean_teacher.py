@@ -13,8 +13,9 @@ from typing import Literal
 import jax.numpy as jnp
 from flax import struct
 
-from mpmc_jax.methods import augment, base, checks, mixing, pseudo_labels
-from mpmc_jax.methods.keys import Keys
+from mpmc_jax.augmentation import mixing, strong_views
+from mpmc_jax.methods import base, checks, pseudo_labels
+from mpmc_jax.random_keys import Keys
 from mpmc_jax.types import (
     Array,
     Batch,
@@ -85,7 +86,7 @@ class MeanTeacher(base.Method):
         weak = self.unit(batch.unlabeled.image)
         size = weak.shape[1:3]
         real = mixing.extent_mask(batch.unlabeled.extent, *size)
-        strong = augment.strong_view(keys.examples("strong"), weak)
+        strong = strong_views.strong_view(keys.examples("strong"), weak)
         inputs = Inputs(
             image=self.normalize(self.unit(batch.labeled.image)),
             label=base.labels(batch),

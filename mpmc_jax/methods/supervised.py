@@ -5,7 +5,7 @@ import dataclasses
 from flax import struct
 
 from mpmc_jax.methods import base, checks
-from mpmc_jax.methods.keys import Keys
+from mpmc_jax.random_keys import Keys
 from mpmc_jax.types import (
     Array,
     Batch,

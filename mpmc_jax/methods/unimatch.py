@@ -14,8 +14,9 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from mpmc_jax.methods import augment, base, checks, dropout, mixing, pseudo_labels
-from mpmc_jax.methods.keys import Keys
+from mpmc_jax.augmentation import dropout, mixing, strong_views
+from mpmc_jax.methods import base, checks, pseudo_labels
+from mpmc_jax.random_keys import Keys
 from mpmc_jax.types import (
     Array,
     Batch,
@@ -112,7 +113,7 @@ class UniMatch(base.Method):
     def _strong(self, keys: Keys, weak: Array, partner: Array) -> tuple[Array, ...]:
         """Two strong views of either crop; one call, so that it compiles once."""
         streams = ("strong1", "strong2", "partner_strong1", "partner_strong2")
-        views = augment.strong_view(
+        views = strong_views.strong_view(
             jnp.concatenate([keys.examples(stream) for stream in streams]),
             jnp.concatenate([weak, weak, partner, partner]),
         )

@@ -1,6 +1,9 @@
 """Segmentation networks, the patch classifier, and what is known about both."""
 
-from mpmc_jax.models.build import (
+from mpmc_jax.models.config import ModelConfig
+from mpmc_jax.models.patch_classifier import PatchClassifier
+from mpmc_jax.models.receptive_field import ReceptiveField
+from mpmc_jax.models.registry import (
     build_segmenter,
     default_tap,
     dropout_channels,
@@ -10,10 +13,10 @@ from mpmc_jax.models.build import (
     receptive_field,
     tap_channels,
 )
-from mpmc_jax.models.config import ModelConfig
-from mpmc_jax.models.patch_classifier import PatchClassifier
-from mpmc_jax.models.pretrained import load_torch_backbone, load_torch_state_dict
-from mpmc_jax.models.receptive_field import ReceptiveField
+from mpmc_jax.models.weights.torch_names import (
+    load_torch_backbone,
+    load_torch_state_dict,
+)
 
 __all__ = [
     "ModelConfig",

@@ -3,8 +3,8 @@
 import dataclasses
 from collections.abc import Collection
 
-from mpmc_jax.models.decoder import VARIANTS
-from mpmc_jax.models.resnet import BACKBONES
+from mpmc_jax.models.decoders.aspp import VARIANTS
+from mpmc_jax.models.encoders.resnet import BACKBONES
 
 NAMES = ("deeplabv3plus", "unet")
 DTYPES = ("float32", "bfloat16")

@@ -5,8 +5,8 @@ Nothing is traced or compiled, so that sizes which no machine holds are refused 
 
 import jax.numpy as jnp
 
-from mpmc_jax.models.build import feature_maps
 from mpmc_jax.models.config import ModelConfig
+from mpmc_jax.models.registry import feature_maps
 
 
 def training_bytes(

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.nn import initializers
 
-from mpmc_jax import devices
+from mpmc_jax import distributed
 from mpmc_jax.models.convolution import convolve
 from mpmc_jax.models.normalization import normalize, normalize_by_batch, per_channel
 
@@ -102,7 +102,7 @@ class BatchNorm(nn.Module):
             axis_name, x_bhwc, scale, bias
         )
         if not self.is_initializing():
-            count = devices.count(axis_name) * (x_bhwc.size // shape[0])
+            count = distributed.count(axis_name) * (x_bhwc.size // shape[0])
             if count == 1:
                 raise ValueError(
                     "batch norm has one value per channel, which it would make 0: a "

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from mpmc_jax import devices
+from mpmc_jax import distributed
 from mpmc_jax.models.tracing import traced_once
 
 Array = jax.Array
@@ -50,9 +50,9 @@ def normalize_by_batch(
 @traced_once
 def _by_batch(axis_name, x_bhwc, scale_c, bias_c):
     wide_bhwc = at_least_float32(x_bhwc)
-    mean_c = devices.mean(jnp.mean(wide_bhwc, axis=(0, 1, 2)), axis_name)
+    mean_c = distributed.mean(jnp.mean(wide_bhwc, axis=(0, 1, 2)), axis_name)
     squares_bhwc = jnp.square(wide_bhwc - per_channel(mean_c))
-    var_c = devices.mean(jnp.mean(squares_bhwc, axis=(0, 1, 2)), axis_name)
+    var_c = distributed.mean(jnp.mean(squares_bhwc, axis=(0, 1, 2)), axis_name)
     return normalize(x_bhwc, mean_c, var_c, scale_c, bias_c), mean_c, var_c
 
 
@@ -77,7 +77,7 @@ def _backward(axis_name, residuals, cotangents):
             jnp.sum(dy_bhwc * centred_bhwc, axis=(0, 1, 2)),
         ]
     )
-    means_2c = devices.mean(sums_2c, axis_name) / (x_bhwc.size // x_bhwc.shape[-1])
+    means_2c = distributed.mean(sums_2c, axis_name) / (x_bhwc.size // x_bhwc.shape[-1])
     slope_c = jnp.square(inverse_c) * means_2c[1]
     dx_bhwc = dy_bhwc - per_channel(means_2c[0]) - centred_bhwc * per_channel(slope_c)
     dx_bhwc = dx_bhwc * per_channel(scale_c * inverse_c)

@@ -2,4 +2,4 @@
 
 from mpmc_jax.plugins.base import Identity as Identity
 from mpmc_jax.plugins.base import Plugin as Plugin
-from mpmc_jax.plugins.build import build_plugin as build_plugin
+from mpmc_jax.plugins.registry import build_plugin as build_plugin

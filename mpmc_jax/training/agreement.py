@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from mpmc_jax.training import together
-from mpmc_jax.training.integrity import CheckpointError
+from mpmc_jax.training.checkpoint.integrity import CheckpointError
 from mpmc_jax.training.workdir import WorkdirError, flatten
 
 

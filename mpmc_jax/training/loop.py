@@ -16,15 +16,15 @@ import numpy as np
 
 from mpmc_jax.methods.base import Method
 from mpmc_jax.training import together
-from mpmc_jax.training.checkpoint import Checkpointer
+from mpmc_jax.training.checkpoint.manager import Checkpointer
+from mpmc_jax.training.compiled_steps import Programs
 from mpmc_jax.training.config import LAG, StepConfig
+from mpmc_jax.training.metric_writer import Report, duration
+from mpmc_jax.training.metrics_queue import Pending, RefusedError
 from mpmc_jax.training.parallel import Parallel
-from mpmc_jax.training.pending import Pending, RefusedError
-from mpmc_jax.training.phases import Programs
-from mpmc_jax.training.report import Report, duration
 from mpmc_jax.training.signals import Broken, StopRequest
 from mpmc_jax.training.state import TrainState
-from mpmc_jax.training.step import Metrics, make_order
+from mpmc_jax.training.train_step import Metrics, make_order
 from mpmc_jax.types import Batch, PyTree
 
 _LOG = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from mpmc_jax import devices, losses
+from mpmc_jax import distributed, losses
 from mpmc_jax.losses.pixel import confident_pixels
 from mpmc_jax.types import VIEW_LOSSES, Array, Outputs, Supervised, View
 
@@ -33,9 +33,9 @@ class Totals:
 
     def sum(self, x: Array) -> Array:
         """Sum over devices; its gradient is that of this device's share."""
-        if devices.count(self.axis_name) == 1:
+        if distributed.count(self.axis_name) == 1:
             return x
-        total = devices.total(x, self.axis_name)
+        total = distributed.total(x, self.axis_name)
         return x + jax.lax.stop_gradient(total - x)
 
     def mean(self, name: str, x: Array) -> Array:

@@ -8,7 +8,7 @@ from typing import Any
 import ml_collections
 
 from mpmc_jax.atomic_write import write_json
-from mpmc_jax.training.integrity import differences
+from mpmc_jax.training.checkpoint.integrity import differences
 
 _LOG = logging.getLogger(__name__)
 

@@ -25,8 +25,8 @@ from mpmc_jax.data import files, lists
 from mpmc_jax.data.builders import volumes
 from mpmc_jax.data.builders.base import SegmentationBuilder
 from mpmc_jax.data.builders.volumes import Volume
-from mpmc_jax.data.deep import UnreadableImage
 from mpmc_jax.data.lists import shorten
+from mpmc_jax.data.raster_formats import UnreadableImage
 from mpmc_jax.data.source import Color, Sample, Source
 from mpmc_jax.pixels import PixelFormat
 

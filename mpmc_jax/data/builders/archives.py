@@ -10,8 +10,8 @@ import numpy as np
 import scipy.io
 from scipy.io.matlab import MatReadError
 
-from mpmc_jax.data.deep import UnreadableImage
-from mpmc_jax.data.images import encode_png
+from mpmc_jax.data.decode import encode_png
+from mpmc_jax.data.raster_formats import UnreadableImage
 
 # SBD's largest is far below, packed and unpacked; small files may hold any size.
 _MAX_MEMBER_BYTES = 1 << 24

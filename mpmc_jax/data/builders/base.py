@@ -21,14 +21,14 @@ import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
 
-from mpmc_jax.data import images, masks, work
+from mpmc_jax.data import decode, masks, parallel_map
 from mpmc_jax.data import source as source_lib
 from mpmc_jax.data.source import Blob, Sample, Source
 from mpmc_jax.pixels import PixelFormat
 from mpmc_jax.types import IGNORE_LABEL
 
 VERSION = "1.3.0"
-_NO_MASK = images.encode_png(np.full((1, 1), IGNORE_LABEL, np.uint8))
+_NO_MASK = decode.encode_png(np.full((1, 1), IGNORE_LABEL, np.uint8))
 # TFDS sorts records by 128-bit keys and distributes them over temporary buckets by
 # the leading bits, so consecutive integers would all be held in memory at once.
 _KEY_BITS = 128
@@ -112,11 +112,11 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
     ) -> Iterator[tuple[int, dict]]:
         digest = hashlib.sha256()
         title = f"writing {split}"
-        records = work.go_through(self._encode, samples, title)
+        records = parallel_map.go_through(self._encode, samples, title)
         for position, record in enumerate(records):
             add_record(digest, record["id"], record["image"], record["mask"])
             files = {"mask": io.BytesIO(record["mask"])}
-            if images.is_bytes(self._source.pixels):
+            if decode.is_bytes(self._source.pixels):
                 files["image"] = io.BytesIO(record["image"])
             key = (position << _KEY_BITS) // len(samples)
             yield key, {**record, **files}
@@ -128,9 +128,9 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
         if sample.mask is not None:
             missing = None
             if pixels.nodata:
-                missing = pixels.missing(images.decode_stored(image, pixels))
+                missing = pixels.missing(decode.decode_stored(image, pixels))
             mask = _index_mask(sample.mask, self._source, missing)
-        image = images.encode_record(image, pixels, unpacked=self._source.unpacked)
+        image = decode.encode_record(image, pixels, unpacked=self._source.unpacked)
         return {
             "id": sample.id,
             "image": image,
@@ -140,7 +140,7 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
 
 
 def _image_feature(pixels: PixelFormat) -> tfds.features.FeatureConnector:
-    if images.is_bytes(pixels):
+    if decode.is_bytes(pixels):
         return tfds.features.Image(shape=(None, None, pixels.channels))
     return tfds.features.Tensor(shape=(), dtype=np.object_)
 
@@ -157,7 +157,7 @@ def _index_mask(mask: Blob, source: Source, missing: np.ndarray | None) -> bytes
     found = masks.read_mask(content, source.masks).without(missing)
     if found.is_plain and not source.unpacked:
         return content
-    return images.encode_png(found.label_hw)
+    return decode.encode_png(found.label_hw)
 
 
 def dataset_directory(data_dir: str | os.PathLike, name: str) -> pathlib.Path:

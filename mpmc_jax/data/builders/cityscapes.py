@@ -16,11 +16,12 @@ import pathlib
 
 import numpy as np
 
-from mpmc_jax.data import files, images
+from mpmc_jax.data import decode as images
+from mpmc_jax.data import files
 from mpmc_jax.data.builders.base import SegmentationBuilder
-from mpmc_jax.data.deep import UnreadableImage
 from mpmc_jax.data.lists import shorten
 from mpmc_jax.data.masks import decode_mask
+from mpmc_jax.data.raster_formats import UnreadableImage
 from mpmc_jax.data.source import Derived, Sample, Source
 from mpmc_jax.pixels import RGB
 from mpmc_jax.types import IGNORE_LABEL

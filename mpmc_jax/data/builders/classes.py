@@ -6,7 +6,7 @@ import pathlib
 import re
 
 from mpmc_jax.data import lists
-from mpmc_jax.data.images import Color
+from mpmc_jax.data.decode import Color
 from mpmc_jax.data.lists import shorten
 from mpmc_jax.data.masks import MaskFormat
 from mpmc_jax.types import IGNORE_LABEL

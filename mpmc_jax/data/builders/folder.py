@@ -32,12 +32,13 @@ import collections
 import dataclasses
 import pathlib
 
-from mpmc_jax.data import files, images
+from mpmc_jax.data import decode as images
+from mpmc_jax.data import files
 from mpmc_jax.data.builders import classes as classes_lib
 from mpmc_jax.data.builders import folder_splits
 from mpmc_jax.data.builders.base import SegmentationBuilder
-from mpmc_jax.data.deep import UnreadableImage
 from mpmc_jax.data.lists import IMAGE_SUFFIXES, composed, shorten
+from mpmc_jax.data.raster_formats import UnreadableImage
 from mpmc_jax.data.source import (
     Blob,
     Sample,

@@ -9,7 +9,7 @@ import numpy as np
 
 from mpmc_jax.data.builders.base import SegmentationBuilder
 from mpmc_jax.data.builders.canvas import FRAME, Canvas, Ground
-from mpmc_jax.data.images import encode_png
+from mpmc_jax.data.decode import encode_png
 from mpmc_jax.data.source import Sample, Source
 from mpmc_jax.pixels import RGB
 

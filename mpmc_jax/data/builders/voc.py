@@ -20,7 +20,7 @@ import pathlib
 from mpmc_jax.data import files, lists
 from mpmc_jax.data.builders import archives
 from mpmc_jax.data.builders.base import SegmentationBuilder
-from mpmc_jax.data.images import Color
+from mpmc_jax.data.decode import Color
 from mpmc_jax.data.lists import shorten
 from mpmc_jax.data.source import Blob, Derived, Sample, Source
 from mpmc_jax.pixels import RGB

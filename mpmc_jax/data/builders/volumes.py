@@ -15,9 +15,9 @@ import h5py
 import numpy as np
 from nibabel.nifti1 import Nifti1Image
 
-from mpmc_jax.data import deep, images
-from mpmc_jax.data.deep import UnreadableImage
+from mpmc_jax.data import decode, raster_formats
 from mpmc_jax.data.masks import MaskFormat
+from mpmc_jax.data.raster_formats import UnreadableImage
 from mpmc_jax.data.source import Derived
 
 _AFFINE_TOLERANCE = 1e-3
@@ -129,7 +129,7 @@ def _h5(content: bytes, key: str, ndim: int) -> np.ndarray:
     # Damage shows in many ways; h5py's errors have no common base.
     except Exception as error:
         raise UnreadableImage(
-            f"not an HDF5 file, or damaged ({deep.reason(error)})"
+            f"not an HDF5 file, or damaged ({raster_formats.reason(error)})"
         ) from error
 
 
@@ -154,13 +154,13 @@ def _check_chunks(dataset: h5py.Dataset) -> None:
     """Raises UnreadableImage of chunks that unpack to more than is allowed."""
     if dataset.chunks is None:
         return
-    deep.check_bytes(dataset.chunks, dataset.dtype)
+    raster_formats.check_bytes(dataset.chunks, dataset.dtype)
     if dataset.compression == "gzip":
         for i in range(dataset.id.get_num_chunks()):
             info = dataset.id.get_chunk_info(i)
-            if deep.may_unpack_too_much(info.size):
+            if raster_formats.may_unpack_too_much(info.size):
                 _, packed = dataset.id.read_direct_chunk(info.chunk_offset)
-                deep.check_deflated(packed)
+                raster_formats.check_deflated(packed)
 
 
 def _check_shape(name: str, shape: tuple, dtype: np.dtype, ndim: int) -> None:
@@ -169,7 +169,7 @@ def _check_shape(name: str, shape: tuple, dtype: np.dtype, ndim: int) -> None:
         raise UnreadableImage(f"{name} has shape {shape}; {wanted} is needed")
     if dtype.kind not in "uif":
         raise UnreadableImage(f"{name} holds {dtype}; numbers are needed")
-    deep.check_bytes(shape, dtype)
+    raster_formats.check_bytes(shape, dtype)
 
 
 def _open_nifti(content: bytes) -> Nifti1Image:
@@ -181,10 +181,10 @@ def _open_nifti(content: bytes) -> Nifti1Image:
     # Damage shows in many ways; nibabel's errors have no common base.
     except Exception as error:
         raise UnreadableImage(
-            f"not a NIfTI file, or damaged ({deep.reason(error)})"
+            f"not a NIfTI file, or damaged ({raster_formats.reason(error)})"
         ) from error
     _check_shape("the volume", shape, dtype, 3)
-    deep.check_bytes(shape, np.dtype(np.float64))  # As which it is scaled.
+    raster_formats.check_bytes(shape, np.dtype(np.float64))  # As which it is scaled.
     return image
 
 
@@ -192,10 +192,10 @@ def _unzipped(content: bytes) -> bytes:
     if not content.startswith(b"\x1f\x8b"):
         return content
     with gzip.GzipFile(fileobj=io.BytesIO(content)) as file:
-        unpacked = file.read(deep.MAX_BYTES + 1)
-    if len(unpacked) > deep.MAX_BYTES:
+        unpacked = file.read(raster_formats.MAX_BYTES + 1)
+    if len(unpacked) > raster_formats.MAX_BYTES:
         raise UnreadableImage(
-            f"refused: it unpacks to more than {deep.MAX_BYTES} bytes"
+            f"refused: it unpacks to more than {raster_formats.MAX_BYTES} bytes"
         )
     return unpacked
 
@@ -207,7 +207,9 @@ def _nifti(content: bytes) -> np.ndarray:
     try:
         return np.asarray(image.dataobj).transpose()
     except Exception as error:  # See `_open_nifti`.
-        raise UnreadableImage(f"truncated or damaged ({deep.reason(error)})") from error
+        raise UnreadableImage(
+            f"truncated or damaged ({raster_formats.reason(error)})"
+        ) from error
 
 
 @functools.lru_cache(_CACHED)
@@ -221,8 +223,8 @@ def _scaled(content: bytes) -> np.ndarray:
 
 
 def _image(values_hw: np.ndarray) -> bytes:
-    return deep.write_array(values_hw.astype(np.float32)[..., None])
+    return raster_formats.write_array(values_hw.astype(np.float32)[..., None])
 
 
 def _mask(label_hw: np.ndarray) -> bytes:
-    return images.encode_png(MaskFormat().labels(label_hw))
+    return decode.encode_png(MaskFormat().labels(label_hw))

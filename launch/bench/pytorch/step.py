@@ -1,0 +1,248 @@
+"""The UniMatch step with MPMC in PyTorch, on the views that ours drew.
+
+Needs torch. `TorchPeer` takes a run's configuration, weights and first batch of views,
+so that its first loss equals ours and the times of both may be compared. The views
+reach it finished: what making them costs (our step does it) is not counted.
+"""
+
+# pyright: reportMissingImports=false
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from launch.bench.pytorch import network as peer_network
+from mpmc_jax.experiments.build import Setup
+from mpmc_jax.methods.unimatch import UniMatch
+from mpmc_jax.models.weights.torch_names import torch_state_dict
+from mpmc_jax.plugins.mpmc.patches import nearest_patch
+from mpmc_jax.plugins.mpmc.plugin import MPMC
+from mpmc_jax.training.state import PLUGIN, TrainState
+from mpmc_jax.types import IGNORE_LABEL
+
+
+class TorchPeer:
+    """A step of UniMatch, with MPMC if the run has it.
+
+    Args:
+      kind: "torch" or "torch_best". The first is float32, convolutions in TF32 on a
+        GPU; the other bfloat16 under autocast where `bfloat16`, channels last, and
+        compiled on a GPU.
+      setup, state, inputs: the run's parts, its first state and the method's inputs.
+      bfloat16: whether autocast may be used.
+      optimizer: learning rate, momentum, decay and the multiplier of heads.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        setup: Setup,
+        state: TrainState,
+        inputs: Any,
+        *,
+        bfloat16: bool,
+        optimizer: Mapping[str, float],
+    ) -> None:
+        self._device = "cuda" if torch.cuda.is_available() else "cpu"
+        torch.backends.cudnn.benchmark = True
+        torch.backends.cudnn.allow_tf32 = True
+        model = setup.model
+        self._best = kind == "torch_best"
+        self._amp = self._best and bfloat16
+        self._plugin = setup.plugin if isinstance(setup.plugin, MPMC) else None
+        self._alpha = setup.plugin.alpha
+        assert isinstance(setup.method, UniMatch)
+        self._threshold = setup.method.threshold
+        network = peer_network.Segmenter(model.backbone, model.num_classes, model.width)
+        peer_network.load(network, _network_weights(setup, state))
+        self._network, self._head = self._ready(network), None
+        # Compiled where that pays: a CPU's compiler would have to be there.
+        compiles = self._best and self._device == "cuda"
+        self._pass = torch.compile(self._network) if compiles else self._network
+        if self._plugin is not None:
+            head = peer_network.PatchHead(
+                self._plugin.head, 4 * model.width, model.num_classes
+            )
+            _load_head(head, state)
+            self._head = self._ready(head)
+        self._optimizer = self._sgd(**optimizer)
+        self._inputs = self._moved(inputs)
+
+    def _ready(self, module: Any) -> Any:
+        module = module.to(self._device).train()
+        return module.to(memory_format=torch.channels_last) if self._best else module
+
+    def _sgd(self, *, lr: float, momentum: float, decay: float, heads: float) -> Any:
+        slow = list(self._network.backbone.parameters())
+        fast = [
+            p
+            for name, p in self._network.named_parameters()
+            if not name.startswith("backbone.")
+        ]
+        if self._head is not None:
+            fast += list(self._head.parameters())
+        groups = [{"params": slow, "lr": lr}, {"params": fast, "lr": heads * lr}]
+        return torch.optim.SGD(groups, lr=lr, momentum=momentum, weight_decay=decay)
+
+    def _moved(self, inputs: Any) -> dict[str, Any]:
+        """The views as a loader gives them: channels first, on the device."""
+
+        def image(x: Any) -> Any:
+            tensor = torch.from_numpy(np.array(np.moveaxis(np.asarray(x), -1, 1)))
+            form = torch.channels_last if self._best else torch.contiguous_format
+            return tensor.to(self._device).contiguous(memory_format=form)
+
+        def plain(x: Any) -> Any:
+            return torch.from_numpy(np.array(x)).to(self._device)
+
+        return {
+            "image": image(inputs.image),
+            "label": plain(inputs.label).long(),
+            "weak": image(inputs.weak),
+            "partner": image(inputs.partner_weak),
+            "strong": [image(x) for x in inputs.strong],
+            "partner_strong": [image(x) for x in inputs.partner_strong],
+            "boxes": [plain(x) for x in inputs.boxes],
+            "masks": [image(inputs.dropout[tap]) for tap in ("layer1", "layer4")],
+        }
+
+    def step(self) -> float:
+        """One update; the loss."""
+        with torch.autocast(self._device, torch.bfloat16, enabled=self._amp):
+            loss = self._loss()
+        self._optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self._optimizer.step()
+        return loss.item()
+
+    def _loss(self) -> Any:
+        x, b = self._inputs, len(self._inputs["image"])
+        mixed_weak = [_paste(box, x["partner"], x["weak"]) for box in x["boxes"]]
+        taught = self._taught([x["weak"], *mixed_weak])
+        with torch.no_grad():
+            self._network.eval()
+            partner = _decided(self._pass(x["partner"])[0])
+            self._network.train()
+        images = torch.cat([x["image"], x["weak"]])
+        logits, perturbed, low = self._pass(images, x["masks"])
+        weak = _decided(logits[b:].detach())
+        strong = [
+            _paste(box, theirs, ours)
+            for box, theirs, ours in zip(
+                x["boxes"], x["partner_strong"], x["strong"], strict=True
+            )
+        ]
+        both, _, low_strong = self._pass(torch.cat(strong))
+        views = [(perturbed[b:], weak, low[b:] * x["masks"][0][b:], 2.0)]
+        for i, box in enumerate(x["boxes"]):
+            target = (
+                _paste(box, partner[0], weak[0]),
+                _paste(box, partner[1], weak[1]),
+            )
+            part = slice(i * b, (i + 1) * b)
+            views.append((both[part], target, low_strong[part], 1.0))
+        loss = F.cross_entropy(logits[:b].float(), x["label"], ignore_index=255)
+        for i, (out, (confidence, label), _, coefficient) in enumerate(views):
+            weight = (confidence >= self._threshold).float()
+            if taught is not None:
+                weight = weight * self._lambda(taught[i], label, weight > 0)
+            pixel = F.cross_entropy(out.float(), label, reduction="none")
+            loss = loss + self._alpha * coefficient * (weight * pixel).mean()
+        if taught is not None:
+            loss = loss + self._patch_losses(low[:b], views, taught)
+        return loss / 2
+
+    def _taught(self, images: list[Any]) -> list[Any] | None:
+        """The teacher's patch logits of every view's weak image."""
+        if self._head is None:
+            return None
+        with torch.no_grad():
+            self._network.eval()
+            self._head.eval()
+            logits = self._head(self._network.backbone.low(torch.cat(images))).float()
+            self._network.train()
+            self._head.train()
+        return list(logits.chunk(len(images)))
+
+    def _lambda(self, logits: Any, label: Any, counted: Any) -> Any:
+        """lambda_s of "softmax_prob", on the scale "none" or "mean"."""
+        plugin = self._plugin
+        assert plugin is not None
+        gamma = logits.sigmoid().softmax(1)
+        nearest = torch.from_numpy(
+            nearest_patch(label.shape[1], gamma.shape[2], plugin.field)
+        ).to(self._device, torch.long)
+        at_pixels = gamma[:, :, nearest][:, :, :, nearest]
+        picked = at_pixels.gather(1, label[:, None])[:, 0]
+        if plugin.lambda_scale == "mean":
+            mean = (picked * counted).sum() / counted.sum().clamp(min=1)
+            picked = torch.where(mean > 0, picked / mean, picked)
+        return picked
+
+    def _patch_losses(self, labeled: Any, views: list[Any], taught: list[Any]) -> Any:
+        plugin = self._plugin
+        assert plugin is not None and self._head is not None
+        logits = self._head(torch.cat([labeled, *(view[2] for view in views)])).float()
+        first, *rest = logits.chunk(1 + len(views))
+        target = _contained(self._inputs["label"], first.shape[1], plugin.field)
+        positive = target * F.logsigmoid(first)
+        negative = (1 - target) * first.sigmoid() * F.logsigmoid(-first)
+        loss = -plugin.labeled_weight * (positive + negative).mean()
+        total = sum(view[3] for view in views)
+        for out, view, teacher in zip(rest, views, taught, strict=True):
+            probability = teacher.sigmoid()
+            weight = probability.softmax(1)
+            entropy = F.binary_cross_entropy_with_logits(out, probability, weight)
+            loss = loss + plugin.beta * view[3] / total * entropy
+        return loss
+
+
+def _decided(logits: Any) -> tuple[Any, Any]:
+    confidence, label = logits.float().softmax(1).max(1)
+    return confidence, label
+
+
+def _paste(box: Any, inside: Any, outside: Any) -> Any:
+    return torch.where(box[:, None] if inside.ndim == 4 else box, inside, outside)
+
+
+def _contained(label: Any, classes: int, field: Any) -> Any:
+    """(b,C,h,w) 1 where a patch contains the class; one axis after the other."""
+    valid = label != IGNORE_LABEL
+    maps = F.one_hot(torch.where(valid, label, 0), classes) * valid[..., None]
+    maps = maps.permute(0, 3, 1, 2).float()
+    size, stride, padding = field.size, field.stride, field.padding
+    maps = F.max_pool2d(maps, (size, 1), (stride, 1), (padding, 0))
+    return F.max_pool2d(maps, (1, size), (1, stride), (0, padding))
+
+
+def _network_weights(setup: Setup, state: TrainState) -> Mapping[str, np.ndarray]:
+    variables = {
+        "params": state.params["student"],
+        "batch_stats": state.batch_stats["student"],
+    }
+    return torch_state_dict(variables, setup.model)
+
+
+def _load_head(head: Any, state: TrainState) -> None:
+    """Copies the plug-in's parameters; fresh statistics are the same in both."""
+    params = state.params[PLUGIN]
+
+    def kernel(tree: Any) -> np.ndarray:
+        return np.asarray(tree["kernel"]).transpose(3, 2, 0, 1)
+
+    found = {
+        "classifier.weight": kernel(params["classifier"]),
+        "classifier.bias": np.asarray(params["classifier"]["bias"]),
+    }
+    for name, tree in params.get("project", {}).items():
+        found[f"project.{name}.weight"] = kernel(tree)
+    names = sorted(name for name in params if name.startswith("block"))
+    for i, name in enumerate(names):
+        found[f"blocks.{3 * i}.weight"] = kernel(params[name]["conv"])
+        found[f"blocks.{3 * i + 1}.weight"] = np.asarray(params[name]["norm"]["scale"])
+        found[f"blocks.{3 * i + 1}.bias"] = np.asarray(params[name]["norm"]["bias"])
+    peer_network.load(head, found)

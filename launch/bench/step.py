@@ -1,0 +1,154 @@
+"""The step on noise, and MPMC's own operations beside it, for `launch.bench`."""
+
+import pathlib
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+
+from launch.bench import profiling
+from launch.bench.timing import empty_cache, matmul_ceiling, program_figures, spread
+from mpmc_jax.experiments.build import (
+    Setup,
+    build_base,
+    build_parallel,
+    build_setup,
+    init_state,
+)
+from mpmc_jax.pixels import RGB
+from mpmc_jax.training.config import AXIS
+from mpmc_jax.training.train_step import Order, make_order, make_step
+from mpmc_jax.types import Array, Batch, Crops
+
+CLASSES = 21
+
+
+def random_batch(config: ml_collections.ConfigDict, setup: Setup) -> Batch:
+    """Noise of the shapes that the method asks for."""
+    rng = np.random.default_rng(0)
+    train, crop = config.train, config.data.crop
+
+    def crops(name: str, size: int) -> Crops:
+        shape = (size, crop, crop)
+        arrays = {
+            "image": rng.integers(0, 256, (*shape, 3), np.uint8),
+            "extent": np.tile(np.array([0, 0, crop, crop], np.int32), (size, 1)),
+            "index": np.arange(size, dtype=np.int32),
+            "record": np.arange(size, dtype=np.int32),
+        }
+        if name in ("labeled", "source"):
+            arrays["label"] = rng.integers(0, CLASSES, shape, np.uint8)
+        return Crops(**arrays)
+
+    sizes = setup.method.streams.sizes(train.batch_size, train.group_size)
+    return Batch(**{name: crops(name, size) for name, size in sizes.items()})
+
+
+def seconds(function: Callable[..., Any], repeats: int, *args: Array) -> list[float]:
+    """Wall time of each call, after one that warms up."""
+    jax.block_until_ready(function(*args))
+    times = []
+    for _ in range(repeats):
+        begin = time.perf_counter()
+        jax.block_until_ready(function(*args))
+        times.append(time.perf_counter() - begin)
+    return times
+
+
+def noise_setup(
+    config: ml_collections.ConfigDict, axis_name: str | None = AXIS
+) -> Setup:
+    """The parts of a run that needs no data set."""
+    model, method = build_base(
+        config,
+        num_classes=CLASSES,
+        pixels=RGB,
+        num_unlabeled=1000,
+        axis_name=axis_name,
+    )
+    return build_setup(config, model, method, steps_per_epoch=1000, axis_name=axis_name)
+
+
+class TimedStep:
+    """A step that is compiled and placed on its devices.
+
+    Attributes:
+      setup: the parts of the run.
+      figures: FLOPs, bytes and compile time.
+    """
+
+    def __init__(self, config: ml_collections.ConfigDict) -> None:
+        self.setup = noise_setup(config)
+        self._parallel = build_parallel(config)
+        self._number = 0
+        self._batch = self._parallel.place(random_batch(config, self.setup))
+        self._state = self._parallel.replicate(init_state(self.setup, config.seed))
+        begin = time.perf_counter()
+        step: Any = self._parallel.compile(make_step(self.setup.step))
+        lowered = step.lower(self._state, self._batch, self._order())
+        traced = time.perf_counter()
+        self._compiled = lowered.compile()
+        compiled = time.perf_counter()
+        self.figures = {
+            **program_figures(self._compiled),
+            "trace_seconds": traced - begin,
+            "compile_seconds": compiled - traced,
+        }
+
+    def _order(self) -> Order:
+        return self._parallel.replicate(make_order(self._number))
+
+    def step(self) -> float:
+        """One update; the loss."""
+        order = self._order()
+        self._state, metrics = self._compiled(self._state, self._batch, order)
+        self._number += 1
+        return float(self._parallel.start_reading(metrics.values)()["loss"])
+
+    def seconds(self) -> float:
+        """Wall time of the next step."""
+        begin = time.perf_counter()
+        self.step()
+        return time.perf_counter() - begin
+
+    def profile(self, folder: pathlib.Path) -> list[dict[str, Any]]:
+        """Traces the next step; its most expensive operations."""
+        return profiling.trace(folder, self.step, self._compiled.as_text())
+
+
+def bench_step(
+    config: ml_collections.ConfigDict, repeats: int, profile: pathlib.Path | None = None
+) -> dict[str, Any]:
+    """images/s (labelled and unlabelled), FLOPs, bytes, memory and compile times.
+
+    Compiles twice: into an empty cache, and from it. With a `profile` folder one more
+    step leaves its trace there, and the ten most expensive operations are listed.
+    """
+    with empty_cache():
+        cold = TimedStep(config).figures
+        jax.clear_caches()
+        timed = TimedStep(config)
+    cached = timed.figures
+    times = [timed.seconds() for _ in range(repeats + 1)][1:]
+    seconds = statistics.median(times)
+    train = config.train
+    images = timed.setup.method.streams.images(train.batch_size, train.group_size)
+    ceiling = matmul_ceiling(config.model.dtype)
+    found = {
+        "images_per_second": images / seconds,
+        "step_seconds": seconds,
+        "step_seconds_spread": spread(times),
+        **cold,
+        "cached_trace_seconds": cached["trace_seconds"],
+        "cached_compile_seconds": cached["compile_seconds"],
+        "matmul_flops_per_second": ceiling,
+        # XLA counts the FLOPs of one device.
+        "share_of_matmul": cold["flops"] / seconds / ceiling,
+    }
+    if profile:
+        found["operations"] = timed.profile(profile)
+    return found

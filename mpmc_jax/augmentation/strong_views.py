@@ -1,0 +1,210 @@
+"""Photometric augmentation on the device: strong views.
+
+Drawing is apart from applying: `draw_strong` turns a key into parameters,
+`apply_strong` is a function of image and parameters alone. Both treat one example, so
+an example's result never depends on its neighbours. The operations are those of
+`photometric.py`.
+
+Source: UniMatch, dataset/semi.py and dataset/transform.py; torchvision's ColorJitter
+and RandomGrayscale on PIL images. AugSeg, dataset/augs_TIBA.py.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from mpmc_jax.augmentation import photometric
+from mpmc_jax.types import Array
+
+# Operations of the colour jitter, in the order of `StrongParams.factors`.
+BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
+
+# Probabilities of jitter, greyscale and blur.
+_PROBABILITIES = (0.8, 0.2, 0.5)
+# Ranges of the four factors and of the blur's sigma.
+_LOWEST = (0.5, 0.5, 0.5, -0.25, 0.1)
+_HIGHEST = (1.5, 1.5, 1.5, 0.25, 2.0)
+
+_BLENDS = (
+    photometric.adjust_brightness,
+    photometric.adjust_contrast,
+    photometric.adjust_saturation,
+)
+
+
+@struct.dataclass
+class StrongParams:
+    """What one image undergoes in a strong view.
+
+    Attributes:
+      order: (4,) int32, the jitter's operations (BRIGHTNESS ... HUE) in the order in
+        which they act.
+      factors: (4,) float32, brightness, contrast and saturation factor (1 changes
+        nothing) and the hue shift in turns.
+      jitter: () bool, whether the colour jitter acts.
+      grayscale: () bool, whether colours become grey.
+      sigma: () float32, deviation of the blur in pixels, below 2.449; 0 is no blur.
+    """
+
+    order: Array
+    factors: Array
+    jitter: Array
+    grayscale: Array
+    sigma: Array
+
+
+def draw_strong(key: Array) -> StrongParams:
+    """Draws the parameters of one image's strong view."""
+    # One call for all: every call of the generator compiles to a program of its own.
+    uniform = jax.random.uniform(key, (12,), jnp.float32)
+    coins, amounts, ranks = uniform[:3], uniform[3:8], uniform[8:]
+    jitter, gray, blur = coins < jnp.float32(_PROBABILITIES)
+    low, high = jnp.float32(_LOWEST), jnp.float32(_HIGHEST)
+    amounts = low + (high - low) * amounts
+    return StrongParams(
+        order=jnp.argsort(ranks).astype(jnp.int32),
+        factors=amounts[:4],
+        jitter=jitter,
+        grayscale=gray,
+        sigma=jnp.where(blur, amounts[4], 0),
+    )
+
+
+def apply_strong(image_hwc: Array, params: StrongParams) -> Array:
+    """Applies jitter, greyscale and blur to one image.
+
+    Args:
+      image_hwc: values in 0..1. Unless there are three channels, saturation, hue and
+        greyscale change nothing; brightness, contrast and blur act on all alike.
+      params: of one image.
+
+    Returns:
+      The view, (h,w,c), of the image's dtype, its values multiples of 1/255.
+    """
+    levels = jnp.round(image_hwc.astype(jnp.float32) * 255)
+    jittered = color_jitter(levels, params.factors, params.order)
+    levels = jnp.where(params.jitter, jittered, levels)
+    levels = jnp.where(params.grayscale, photometric.grayscale(levels), levels)
+    levels = photometric.gaussian_blur(levels, params.sigma)
+    return levels.astype(image_hwc.dtype) / 255
+
+
+def strong_view(keys_b: Array, images_bhwc: Array) -> Array:
+    """One strong view of every image: (b,) keys, (b,h,w,c) in 0..1 -> (b,h,w,c)."""
+    return jax.vmap(lambda key, image: apply_strong(image, draw_strong(key)))(
+        keys_b, images_bhwc
+    )
+
+
+def color_jitter(levels_hwc: Array, factors: Array, order: Array) -> Array:
+    """Brightness, contrast, saturation and hue in the given order.
+
+    Under vmap a switch computes every branch. The three blends are cheap and the hue
+    is not, so the hue runs once and the blends before and after it, each acting on one
+    side only: a quarter of the time of four switches over all four.
+    """
+    place = jnp.argmax(order == HUE)
+    blends = jnp.where(jnp.arange(3) < place, order[:3], order[1:])
+    before = jnp.arange(3) < place
+
+    def blend(levels, step):
+        return jax.lax.switch(step[0], _BLENDS, levels, step[1]), None
+
+    # A factor of 1 leaves every level as it is.
+    first = jnp.where(before, factors[blends], 1)
+    second = jnp.where(before, 1, factors[blends])
+    levels_hwc, _ = jax.lax.scan(blend, levels_hwc, (blends, first))
+    levels_hwc = photometric.adjust_hue(levels_hwc, factors[HUE])
+    return jax.lax.scan(blend, levels_hwc, (blends, second))[0]
+
+
+# AugSeg's pool, each a function of levels and a strength; see `draw_intensity`.
+INTENSITY = {
+    "identity": lambda levels, _: levels,
+    "autocontrast": lambda levels, _: photometric.autocontrast(levels),
+    "equalize": lambda levels, _: photometric.equalize(levels),
+    "blur": photometric.gaussian_blur,
+    "contrast": photometric.adjust_contrast,
+    "brightness": photometric.adjust_brightness,
+    "saturation": photometric.adjust_saturation,
+    "sharpness": photometric.adjust_sharpness,
+    "posterize": photometric.posterize,
+    "solarize": photometric.solarize,
+    "hue": photometric.adjust_hue,
+}
+# (least, range) of the strength: deviation of the blur, factors that only ever reduce,
+# bits (4..7) and thresholds (1..255) before they are floored, turns of the hue.
+_STRENGTHS = {
+    "blur": (0.1, 1.9),
+    **dict.fromkeys(
+        ("contrast", "brightness", "saturation", "sharpness"), (0.95, -0.9)
+    ),
+    "posterize": (4, 4),
+    "solarize": (1, 255),
+    "hue": (-0.5, 1),
+}
+_WHOLE = ("posterize", "solarize")
+# These would do nothing to an image that is not of three colours (D22).
+_COLOR_ONLY = ("saturation", "hue")
+_MOST_OPERATIONS = 3
+
+
+@struct.dataclass
+class IntensityParams:
+    """What one image undergoes in AugSeg's strong view.
+
+    Attributes:
+      operation: (3,) int32, places in `INTENSITY`, in the order in which they act.
+      strength: (3,) float32.
+    """
+
+    operation: Array
+    strength: Array
+
+
+def draw_intensity(key: Array, channels: int = 3) -> IntensityParams:
+    """Draws one image's operations: k of 1..3, with replacement, from all eleven.
+
+    The pool of an image without three channels lacks those that act on colours.
+    """
+    pool = [
+        place
+        for place, name in enumerate(INTENSITY)
+        if channels == 3 or name not in _COLOR_ONLY
+    ]
+    uniform = jax.random.uniform(key, (1 + 2 * _MOST_OPERATIONS,), jnp.float32)
+    count = 1 + jnp.floor(uniform[0] * _MOST_OPERATIONS)
+    drawn = jnp.floor(uniform[1 : 1 + _MOST_OPERATIONS] * len(pool))
+    # Beyond k stands the identity, which is the first of the pool.
+    acts = jnp.arange(_MOST_OPERATIONS) < count
+    operation = jnp.asarray(pool)[jnp.where(acts, drawn, 0).astype(jnp.int32)]
+    least, extent = jnp.float32([_STRENGTHS.get(name, (0, 0)) for name in INTENSITY]).T
+    whole = jnp.asarray([name in _WHOLE for name in INTENSITY])
+    strength = least[operation] + extent[operation] * uniform[1 + _MOST_OPERATIONS :]
+    strength = jnp.where(whole[operation], jnp.floor(strength), strength)
+    return IntensityParams(operation, strength)
+
+
+def apply_intensity(image_hwc: Array, params: IntensityParams) -> Array:
+    """Applies AugSeg's operations to one image, as `apply_strong` does UniMatch's."""
+    branches = tuple(INTENSITY.values())
+
+    def act(levels, step):
+        return jax.lax.switch(step[0], branches, levels, step[1]), None
+
+    levels = jnp.round(image_hwc.astype(jnp.float32) * 255)
+    levels, _ = jax.lax.scan(act, levels, (params.operation, params.strength))
+    return levels.astype(image_hwc.dtype) / 255
+
+
+def intensity_view(keys_b: Array, images_bhwc: Array) -> Array:
+    """AugSeg's view of every image: (b,) keys, (b,h,w,c) in 0..1 -> (b,h,w,c).
+
+    One image after the other: side by side, a switch computes all eleven branches.
+    """
+    return jax.lax.map(
+        lambda pair: apply_intensity(
+            pair[1], draw_intensity(pair[0], pair[1].shape[-1])
+        ),
+        (keys_b, images_bhwc),
+    )

@@ -1,0 +1,249 @@
+"""Training images that live on the device, and crops gathered there.
+
+The host draws where crops come from, as it does without (`data.resident=false`), and
+sends that instead of pixels: the crops are the same.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mpmc_jax.data import crop_plan, decode
+from mpmc_jax.data.dataset import DatasetInfo
+from mpmc_jax.data.geometry import registry as host
+from mpmc_jax.data.geometry.cropping import CropConfig, fill_color, size_of, to_bytes
+from mpmc_jax.data.masks import decode_mask
+from mpmc_jax.data.parallel_map import go_through
+from mpmc_jax.data.splits import Split
+from mpmc_jax.types import IGNORE_LABEL, Array, Batch, Crops, PyTree
+
+# Stream -> the list that its images are from.
+_LISTS = {
+    "labeled": "labeled",
+    "source": "labeled",
+    "unlabeled": "unlabeled",
+    "partner": "unlabeled",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class PlanReader:
+    """In place of `reader.Reader`: plans of crops, and no image is read.
+
+    Attributes:
+      sizes: (n,2) rows and columns of the list's images.
+      ids: place in the list -> name.
+      geometry: draws where a crop lies.
+      taps, stride: see `plans.plan`.
+    """
+
+    sizes: np.ndarray
+    ids: tuple[str, ...]
+    geometry: host.Geometry
+    taps: int
+    stride: int
+
+    def crops(
+        self, place: int, rng: np.random.Generator, settings: Sequence[CropConfig]
+    ) -> list[dict[str, Any]]:
+        """As many plans of one image as there are settings, drawn in that order."""
+        rows, columns = map(int, self.sizes[place])
+        found = []
+        for crop in settings:
+            cut = self.geometry(rng, (rows, columns), crop)
+            arrays = crop_plan.plan(
+                cut, (rows, columns), crop, taps=self.taps, stride=self.stride
+            )
+            index = np.array(place, np.int32)
+            found.append({"image": arrays, "extent": cut.extent(), "index": index})
+        return found
+
+    def nothing(self, size: int) -> dict[str, Any]:
+        """The plan of a crop without a real pixel."""
+        crop = CropConfig(size)
+        (plan,) = self.crops(0, np.random.default_rng(0), [crop])
+        return {
+            "image": jax.tree.map(np.zeros_like, plan["image"]),
+            "extent": np.zeros(4, np.int32),
+            "index": np.array(0, np.int32),
+        }
+
+
+class Resident:
+    """The images of both lists, and the program that cuts crops out of them.
+
+    Attributes:
+      arrays: list -> {"image": (n,h,w,c), and "label": (n,h,w) where it is labelled},
+        padded to the largest image.
+    """
+
+    def __init__(
+        self, info: DatasetInfo, split: Split, geometry: str, crop: CropConfig
+    ) -> None:
+        """Reads all images.
+
+        Raises:
+          ValueError: deep images under a geometry that resamples; an unreadable image.
+        """
+        self._pixels = info.facts.pixels
+        self._geometry, self._crop = geometry, crop
+        deep = not decode.is_bytes(self._pixels)
+        if deep and geometry != "acdc":
+            raise ValueError(
+                f"data.resident=true: images of {self._pixels.channels} channels of "
+                f"{self._pixels.dtype} are resized on the host; set data.resident=false"
+            )
+        self._split = split
+        place = {key: i for i, key in enumerate(info.ids["train"])}
+        records = info.records("train")
+        self.arrays: dict[str, dict[str, np.ndarray]] = {}
+        self._sizes: dict[str, np.ndarray] = {}
+        for name in ("labeled", "unlabeled"):
+            ids = getattr(split, name)
+            if ids:
+                chosen = [place[key] for key in ids]
+                self._load(name, records, chosen)
+
+    def _load(self, name: str, records: Sequence[dict], chosen: list[int]) -> None:
+        labeled = name == "labeled"
+
+        def read(position: int) -> tuple[np.ndarray, np.ndarray | None]:
+            record = records[position]
+            picture = decode.open_picture(record["image"], self._pixels)
+            rows, columns = size_of(picture)
+            image = np.asarray(picture).reshape(rows, columns, -1)
+            if labeled:
+                return image, decode_mask(record["mask"])
+            # Commutes with picking pixels, the only thing done to deep ones.
+            return to_bytes(image, self._pixels), None
+
+        found = list(go_through(read, chosen, f"loading {name}"))
+        self._sizes[name] = np.array([image.shape[:2] for image, _ in found])
+        pictures = [image for image, _ in found]
+        self.arrays[name] = {"image": _padded(pictures, 0)}
+        if labeled:
+            masks = [mask for _, mask in found if mask is not None]
+            self.arrays[name]["label"] = _padded(masks, IGNORE_LABEL)
+
+    @property
+    def bytes(self) -> int:
+        """That all images take on a device."""
+        return sum(array.nbytes for array in jax.tree.leaves(self.arrays))
+
+    def reader(self, name: str) -> PlanReader:
+        """Draws crops of a list's images."""
+        sizes, crop = self._sizes[name], self._crop
+        base = crop.scale_base or np.inf
+        least = crop.scale_min * np.minimum(sizes.max(1), base)
+        # A side of few pixels may be rounded down by one.
+        shrink = float((sizes.max(1) / np.maximum(np.floor(least) - 1, 1)).max())
+        return PlanReader(
+            sizes=sizes,
+            ids=getattr(self._split, name),
+            geometry=host.build_geometry(self._geometry),
+            taps=crop_plan.taps_needed(self._geometry, shrink),
+            stride=self.arrays[name]["image"].shape[2],
+        )
+
+    def cut(self, arrays: PyTree, batch: Batch) -> Batch:
+        """Plans -> crops, on the device; `arrays` are this object's."""
+        streams = {
+            field.name: getattr(batch, field.name)
+            for field in dataclasses.fields(batch)
+        }
+        fill = fill_color(self._crop.fill, self._pixels)
+        label_fill = 0 if self._geometry == "u2pl" else IGNORE_LABEL
+        return Batch(
+            **{
+                name: cut_stream(arrays[_LISTS[name]], crops, fill, label_fill)
+                for name, crops in streams.items()
+                if crops is not None
+            }
+        )
+
+
+def _padded(arrays: Sequence[np.ndarray], value: int) -> np.ndarray:
+    rows = max(array.shape[0] for array in arrays)
+    columns = max(array.shape[1] for array in arrays)
+    out = np.full(
+        (len(arrays), rows, columns, *arrays[0].shape[2:]), value, arrays[0].dtype
+    )
+    for i, array in enumerate(arrays):
+        out[i, : array.shape[0], : array.shape[1]] = array
+    return out
+
+
+def cut_stream(
+    arrays: dict[str, Array], crops: Crops, fill: np.ndarray, label_fill: int
+) -> Crops:
+    """One stream's plans -> its crops.
+
+    Args:
+      arrays: of its list, see `Resident`.
+      crops: `image` holds the plans.
+      fill: (c,) colour of the padding.
+      label_fill: label of the padding.
+    """
+
+    def one(plan: dict[str, Array], extent: Array, index: Array):
+        image = arrays["image"][index]
+        mask = arrays["label"][index] if "label" in arrays else None
+        if "map" in plan:
+            picked = None if mask is None else _pick(mask, plan["map"])
+            return _pick(image, plan["map"]), picked
+        side = plan["rows"].shape[0]
+        lines, columns = jnp.arange(side)[:, None], jnp.arange(side)[None, :]
+        top, left, bottom, right = extent
+        real = (lines >= top) & (lines < bottom) & (columns >= left) & (columns < right)
+        crop = jnp.where(real[..., None], _resample(image, plan), fill)
+        if mask is not None:
+            picked = mask[plan["label_rows"][:, None], plan["label_columns"][None, :]]
+            mask = jnp.where(real, picked, jnp.uint8(label_fill))
+        return crop, mask
+
+    plan: Any = crops.image
+    image, label = jax.vmap(one)(plan, crops.extent, crops.index)
+    # A crop without a real pixel shows and teaches nothing.
+    empty = ~crops.extent.any(axis=1)[:, None, None]
+    image = jnp.where(empty[..., None], jnp.zeros((), image.dtype), image)
+    if label is not None:
+        label = jnp.where(empty, jnp.uint8(IGNORE_LABEL), label)
+    return crops.replace(image=image, label=label)
+
+
+def _pick(values: Array, places: Array) -> Array:
+    """(h,w,...) by (s,s) flat places; 0 where the place is -1."""
+    flat = values.reshape(-1, *values.shape[2:])
+    picked = flat[jnp.maximum(places, 0)]
+    there = (places >= 0).reshape(places.shape + (1,) * (values.ndim - 2))
+    return jnp.where(there, picked, jnp.zeros((), values.dtype))
+
+
+def _resample(image: Array, plan: dict[str, Array]) -> Array:
+    """(h,w,c) uint8 -> (s,s,c) uint8, separably, as the plan's weights say."""
+    whole = jnp.issubdtype(plan["row_weights"].dtype, jnp.integer)
+    across = (plan["columns"], plan["column_weights"], 1)
+    down = (plan["rows"], plan["row_weights"], 0)
+    # Pillow goes across first and rounds between; PyTorch's goes down, and does not.
+    for first, weights, axis in (across, down) if whole else (down, across):
+        image = _weighted(image, first, weights, axis)
+        if whole:
+            half = 1 << (crop_plan.PRECISION_BITS - 1)
+            image = jnp.clip((image + half) >> crop_plan.PRECISION_BITS, 0, 255)
+    if not whole:
+        image = jnp.floor(image + 0.5)
+    return image.astype(jnp.uint8)
+
+
+def _weighted(image: Array, first: Array, weights: Array, axis: int) -> Array:
+    """Sums `weights` (s,k) times the k pixels of an axis from `first` (s,) on."""
+    out = 0
+    for tap in range(weights.shape[1]):
+        index = jnp.minimum(first + tap, image.shape[axis] - 1)
+        weight = jnp.expand_dims(weights[:, tap], (1, 2) if axis == 0 else (0, 2))
+        out = out + jnp.take(image, index, axis=axis).astype(weights.dtype) * weight
+    return jnp.asarray(out)

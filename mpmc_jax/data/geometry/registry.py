@@ -1,0 +1,132 @@
+"""Geometry on the host: random resize, crop and flip, and ACDC's turns.
+
+Published orders (UniMatch, AugSeg, and one for U2PL and AEL):
+
+    unimatch   resize, pad, crop, flip    the flip moves padding to the left
+    augseg     resize, flip, pad, crop    padding always at the right
+    u2pl       resize, flip, pad, crop    padding on both sides, labelled 0
+    acdc       turn and mirror, or rotate, then zoom    see `turning`
+
+Padding is at the bottom in the first two. A geometry draws where a crop comes from;
+`cropping` and `turning` cut it, image and label alike.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from mpmc_jax.data.geometry.acdc import draw_acdc
+from mpmc_jax.data.geometry.cropping import CropConfig, Cut, Placement
+
+
+def _draw_offset(rng: np.random.Generator, length: int, size: int) -> int:
+    return int(rng.integers(0, max(length - size, 0), endpoint=True))
+
+
+def _draw_long_side(
+    rng: np.random.Generator, size: tuple[int, int], config: CropConfig
+) -> tuple[int, int]:
+    """Rows and columns with a random long side (integer, both ends included)."""
+    long = max(size)
+    base = config.scale_base or long
+    low, high = int(config.scale_min * base), int(config.scale_max * base)
+    drawn = max(int(rng.integers(low, high, endpoint=True)), 1)
+    # The short side is rounded, halves up; the long side is what was drawn.
+    rows, columns = (max(int(drawn * side / long + 0.5), 1) for side in size)
+    return rows, columns
+
+
+def draw_unimatch(
+    rng: np.random.Generator, size: tuple[int, int], config: CropConfig
+) -> Placement:
+    """UniMatch's crop of an image of `size` (rows, columns).
+
+    Draws, in order: long side, column, row, flip.
+    """
+    rows, columns = _draw_long_side(rng, size, config)
+    left = _draw_offset(rng, columns, config.size)
+    top = _draw_offset(rng, rows, config.size)
+    flip = bool(rng.random() < 0.5) and config.flip
+    right, bottom = min(left + config.size, columns), min(top + config.size, rows)
+    column = config.size - (right - left) if flip else 0
+    return Placement((rows, columns), (top, left, bottom, right), flip, column)
+
+
+def _window_before_flip(
+    corner: tuple[int, int], resized: tuple[int, int], size: int, flip: bool
+) -> tuple[int, int, int, int]:
+    """The window in the resized image of a crop at `corner` of the flipped one."""
+    (top, left), (rows, columns) = corner, resized
+    right, bottom = min(left + size, columns), min(top + size, rows)
+    if flip:
+        left, right = columns - right, columns - left
+    return top, left, bottom, right
+
+
+def draw_augseg(
+    rng: np.random.Generator, size: tuple[int, int], config: CropConfig
+) -> Placement:
+    """AugSeg's crop of an image of `size` (rows, columns).
+
+    Draws, in order: scale, flip, column, row. The scale is a long side where
+    `scale_base` is given (VOC), else a factor whose products are floored (Cityscapes).
+    The column counts in the mirrored image, as there the crop comes last.
+    """
+    if config.scale_base:
+        rows, columns = _draw_long_side(rng, size, config)
+    else:
+        factor = rng.uniform(config.scale_min, config.scale_max)
+        rows, columns = (max(int(factor * side), 1) for side in size)
+    flip = bool(rng.random() < 0.5) and config.flip
+    left = _draw_offset(rng, columns, config.size)
+    top = _draw_offset(rng, rows, config.size)
+    window = _window_before_flip((top, left), (rows, columns), config.size, flip)
+    return Placement((rows, columns), window, flip, 0)
+
+
+def draw_u2pl(
+    rng: np.random.Generator, size: tuple[int, int], config: CropConfig
+) -> Placement:
+    """U2PL's and AEL's crop of an image of `size` (rows, columns).
+
+    Draws, in order: whether to shrink (half of the time) or to enlarge, factor, flip,
+    row, column. Both sides are floored, and padded on both ends.
+    """
+    if rng.random() < 0.5:
+        factor = rng.uniform(config.scale_min, max(1.0, config.scale_min))
+    else:
+        factor = rng.uniform(min(1.0, config.scale_max), config.scale_max)
+    rows, columns = (max(int(factor * side), 1) for side in size)
+    flip = bool(rng.random() < 0.5) and config.flip
+    top = _draw_offset(rng, rows, config.size)
+    left = _draw_offset(rng, columns, config.size)
+    return Placement(
+        (rows, columns),
+        _window_before_flip((top, left), (rows, columns), config.size, flip),
+        flip,
+        column=max(config.size - columns, 0) // 2,
+        row=max(config.size - rows, 0) // 2,
+        antialias=False,
+        label_fill=0,
+    )
+
+
+Geometry = Callable[[np.random.Generator, tuple[int, int], CropConfig], Cut]
+
+GEOMETRIES: dict[str, Geometry] = {
+    "unimatch": draw_unimatch,
+    "augseg": draw_augseg,
+    "u2pl": draw_u2pl,
+    "acdc": draw_acdc,
+}
+
+
+def build_geometry(name: str) -> Geometry:
+    """The geometry `name`.
+
+    Raises:
+      ValueError: there is none; the text lists the valid names.
+    """
+    if name not in GEOMETRIES:
+        raise ValueError(f"unknown geometry {name!r}; one of {sorted(GEOMETRIES)}")
+    return GEOMETRIES[name]

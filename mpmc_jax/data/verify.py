@@ -1,0 +1,132 @@
+"""Finds what is damaged in a data set that was prepared."""
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from mpmc_jax.data import decode, parallel_map, splits
+from mpmc_jax.data.builders import base
+from mpmc_jax.data.check import Report, note_absent
+from mpmc_jax.data.dataset import DatasetInfo
+from mpmc_jax.data.lists import shorten
+from mpmc_jax.data.masks import decode_mask
+from mpmc_jax.data.raster_formats import UnreadableImage
+from mpmc_jax.types import IGNORE_LABEL
+
+
+def check(info: DatasetInfo) -> Report:
+    """Decodes every record again, and compares it with what metadata.json says.
+
+    Ids and their order, counts, classes present, label values, sizes, and the SHA-256
+    of each split's contents are compared. The report has no digests; its warnings are
+    those of the check before preparation.
+    """
+    problems: list[str] = []
+    pixels, images_with = np.zeros(256, np.int64), np.zeros(256, np.int64)
+    present: dict[str, tuple[int, ...]] = {}
+    for split, ids in info.ids.items():
+        records = _open(info, split, problems)
+        if len(records) != len(ids):
+            problems.append(f"{split}: {len(records)} records, {len(ids)} in the list")
+        digest = hashlib.sha256()
+        outcomes = parallel_map.go_through(
+            lambda position, split=split, records=records: _check_record(
+                info, split, position, records
+            ),
+            range(min(len(records), len(ids))),
+            f"checking {split}",
+        )
+        for found, counts, record in outcomes:
+            problems += found
+            if record is None:
+                continue
+            base.add_record(digest, *record)
+            if counts is not None:
+                pixels += counts
+                images_with += counts > 0
+                seen = np.flatnonzero(counts[: info.facts.num_classes])
+                present[record[0]] = tuple(map(int, seen))
+        if digest.hexdigest() != info.contents.get(split):
+            problems.append(f"{split}: the records are not those that were written")
+    problems += _compare_present(info, present)
+    if problems:
+        problems.append(
+            f"remove {info.directory} and prepare the data set again from its source"
+        )
+    name, classes = info.facts.dataset, info.facts.class_names
+    problems += splits.check_labels(name, info.ids, info.present)
+    return Report(
+        tuple(problems),
+        pixels,
+        images_with,
+        present,
+        {},
+        info.facts.pixels,
+        warnings=info.warnings,
+        notes=tuple(
+            note_absent(name, info.ids.get("train", ()), info.present, classes)
+        ),
+    )
+
+
+def _open(info: DatasetInfo, split: str, problems: list[str]) -> Sequence[dict]:
+    try:
+        return info.records(split)
+    except ValueError as error:
+        problems.append(str(error))
+        return ()
+
+
+def _check_record(
+    info: DatasetInfo, split: str, position: int, records: Sequence[dict]
+) -> tuple[list[str], np.ndarray | None, tuple[str, bytes, bytes] | None]:
+    """Problems of a record, its label counts if it is labelled, id, image and mask."""
+    name = f"{split}, record {position} ({info.ids[split][position]})"
+    try:
+        record: Any = records[position]
+    except ValueError as error:
+        return [str(error)], None, None
+    key = record["id"]
+    key = key.decode() if isinstance(key, bytes) else key
+    parts = (key, record["image"], record["mask"])
+    problems = []
+    if key != info.ids[split][position]:
+        problems.append(f"{name}: holds {key!r}")
+    try:
+        size = decode.decode_array(parts[1], info.facts.pixels).shape[:2]
+        label_hw = decode_mask(parts[2])
+    except UnreadableImage as error:
+        return [*problems, f"{name}: {error}"], None, parts
+    if not record["labeled"]:
+        return problems, None, parts
+    if size != label_hw.shape:
+        problems.append(f"{name}: image {size}, mask {label_hw.shape}")
+    counts = np.bincount(label_hw.ravel(), minlength=256)
+    wrong = np.flatnonzero(counts[info.facts.num_classes : IGNORE_LABEL])
+    if wrong.size:
+        values = (wrong + info.facts.num_classes).tolist()
+        problems.append(f"{name}: label values {shorten(values)} are no class")
+    return problems, counts, parts
+
+
+def _compare_present(
+    info: DatasetInfo, present: dict[str, tuple[int, ...]]
+) -> list[str]:
+    wrong = sorted(
+        key
+        for key in {*present, *info.present}
+        if present.get(key) != info.present.get(key)
+    )
+    return [f"other classes than listed in {shorten(wrong)}"] if wrong else []
+
+
+def summary(info: DatasetInfo) -> str:
+    """Images of each split, fingerprint, and whether the data set is partial."""
+    facts = info.facts
+    lines = [
+        f"{facts.dataset}/{key}: {len(ids)} images" for key, ids in info.ids.items()
+    ]
+    mark = " (partial)" if facts.partial else ""
+    return "\n".join([*lines, f"fingerprint {facts.fingerprint}{mark}"])

@@ -1,0 +1,272 @@
+"""Every key of a run, with its default. No key exists that is not declared here.
+
+A data-set file (configs/<dataset>.py) starts from `get_base()`, sets what the data
+set needs, and applies `presets.apply(config, argument)`, where `argument` is the text
+behind the colon of --config=configs/camvid.py:method=unimatch,mpmc=paper.
+"""
+
+import ml_collections
+
+FORMAT_VERSION = 3
+
+
+def get_base() -> ml_collections.ConfigDict:
+    """A locked configuration with every key; sizes in pixels, times in steps."""
+    config = ml_collections.ConfigDict(
+        {
+            "format_version": FORMAT_VERSION,
+            "seed": 0,
+            # Matmul precision: "default", "high" or "highest" (see jax.lax.Precision).
+            "matmul_precision": "default",
+            "data": _data(),
+            "model": _model(),
+            "method": _method(),
+            "u2pl": _u2pl(),
+            "ael": _ael(),
+            "mpmc": _mpmc(),
+            "optimizer": _optimizer(),
+            "train": _train(),
+            "eval": _eval(),
+        }
+    )
+    return config.lock()
+
+
+def _data() -> dict:
+    return {
+        "name": "synthetic",
+        # Where launch.prepare_data put the data set.
+        "data_dir": "data",
+        # 1_16 ... 1_2, full, or a number of labelled images. Used to draw the split
+        # from split_seed, unless the two id lists are given.
+        "split": "1_16",
+        "split_seed": 0,
+        "labeled_ids": "",
+        "unlabeled_ids": "",
+        # Train although some class occurs in no labelled image, and so is not learned.
+        "allow_absent_classes": False,
+        # Side of the square training crop, and the range of the random resize.
+        "crop": 321,
+        "scale_min": 0.5,
+        "scale_max": 2.0,
+        # The long side that the range refers to (AugSeg on VOC: 500); 0: each image's
+        # own. Methods whose resize is by a factor (u2pl, ael) use their own.
+        "scale_base": 0,
+        "flip": True,
+        # How an image becomes a crop: "auto", the method's own; or "acdc": turned,
+        # mirrored or rotated, then zoomed as a whole.
+        "geometry": "auto",
+        # Crops that UniMatch mixes in: "auto" and "same", second ones of the same
+        # images; "other", of others, in an order of their own.
+        "partner": "auto",
+        # Mean and deviation: "imagenet", "dataset" (measured where the data set has
+        # none of its own), "none", or "auto", ImageNet's for 8-bit RGB, else "dataset".
+        "normalization": "auto",
+        # Keep the training images on every device, and cut crops out of them there.
+        # The crops are the same; for data sets of a few GB (ACDC, CamVid, VOC).
+        "resident": False,
+        # Reading threads, and batches prepared ahead.
+        "threads": 2,
+        "prefetch": 4,
+    }
+
+
+def _model() -> dict:
+    return {
+        # "deeplabv3plus", or "unet" (no backbone, no variant; crops of 16 n pixels).
+        "name": "deeplabv3plus",
+        # A deep stem, or torchvision's: resnet50_plain, resnet101_plain, resnet18.
+        "backbone": "resnet50",
+        # "auto": the variant that the method's authors used.
+        "variant": "auto",
+        # Channels of the first residual stage over the expansion; 64 is the
+        # published network, less is for tests.
+        "width": 64,
+        "dtype": "float32",
+        # Of the teacher's passes; "": the same. Parameters and averages are float32.
+        "teacher_dtype": "",
+        # Recompute activations in the backward pass: less memory, more time.
+        "remat": False,
+        # Weights that networks and averages begin with, from launch.convert_weights
+        # (or PyTorch's own file); "": random.
+        "pretrained": "",
+    }
+
+
+def _method() -> dict:
+    return {
+        "name": "unimatch",
+        # Pseudo-labels below this confidence do not count.
+        "threshold": 0.95,
+        # Decay of the averaged network. Methods that learn without one (supervised,
+        # unimatch) keep one for evaluation only if it is positive.
+        "ema_decay": 0.0,
+        # Supervised loss: "ce", "ohem" (with its two settings), or "ce_dice", the mean
+        # of cross-entropy and Dice.
+        "supervised_loss": "ce",
+        "ohem_threshold": 0.7,
+        "ohem_min_kept": 200_000,
+        # Loss of unimatch's and mean_teacher's unlabelled terms; others have their own.
+        # "ce"; "balanced_ce", in which each class of the pseudo-labels weighs the same;
+        # or "dice".
+        "unlabeled_loss": "ce",
+        # Steps over which the weight of the unlabelled terms grows to mpmc.alpha, as
+        # exp(-5 (1 - step / rampup)^2); 0: full from the start; -1: a tenth of the run.
+        "rampup": 0,
+        # Weight of the auxiliary classifier's loss; 0: the network has none.
+        "auxiliary_weight": 0.0,
+        # Mean teacher only: whether its strong view is mixed; and whether labeled
+        # images and strong views are one batch to batch norm and the teacher's
+        # statistics are running ones ("joint"), or labeled images, strong views and
+        # weak views are normalized each by their own batch ("apart").
+        "cutmix": True,
+        "normalization": "joint",
+    }
+
+
+def _u2pl() -> dict:
+    return {
+        # Epochs of supervision alone.
+        "warmup_epochs": 1,
+        # Percentiles of the entropy at the start: pixels below the one teach, those
+        # outside the other on both sides contrast.
+        "kept_percent": 80.0,
+        "contrast_percent": 20.0,
+        # "released": as the published numbers were made; "corrected": the paper's text.
+        "contrast": "released",
+        # Weight of the contrast; -1: 1 / (number of groups) released, 0.1 corrected.
+        "contrast_weight": -1.0,
+        # A negative key's class has a rank in [low, high) among a pixel's classes.
+        "low_rank": 3,
+        "high_rank": 20,
+        # Bounds of the class's probability for anchors and keys.
+        "anchor_above": 0.3,
+        "key_below": 1.0,
+        # Anchors of a class, negatives of each, and what divides the cosines.
+        "queries": 256,
+        "negatives": 50,
+        "temperature": 0.5,
+        # Keys of a class; of class 0; float32 or bfloat16.
+        "bank_size": 30_000,
+        "bank_size_first": 50_000,
+        "bank_dtype": "float32",
+    }
+
+
+def _ael() -> dict:
+    return {
+        # Draws of a class to copy into labelled images, and classes never drawn.
+        "query_classes": 1,
+        "unqueried": (),
+        # Share of the crop that an object exceeds to be cut out, and that a class
+        # covers to be noted as seen in an image.
+        "object_area": 0.03,
+        "presence_area": 0.03,
+        # Steps from the choice of a partner image to its use; at least 3.
+        "delay": 4,
+        # Factor on the whole loss; 0: 1 / (number of groups), as released.
+        "scale": 0.0,
+    }
+
+
+def _mpmc() -> dict:
+    return {
+        "enabled": False,
+        # Layer whose output the patch classifier reads; "auto": layer1 of
+        # DeepLabV3+, stage3 of the U-Net.
+        "tap": "auto",
+        # Pooling windows, any of (1, 7, 19); 1 is the feature itself.
+        "windows": (1, 7, 19),
+        # "paper": widths 256, 128, 64; "lite": projected to 64 first (D16).
+        "head": "paper",
+        # Confidence gamma: softmax_prob (paper), softmax_logit, sigmoid (D4).
+        "confidence": "softmax_prob",
+        # Scale of lambda_s: none (paper), max, mean (D4).
+        "lambda_scale": "none",
+        # Weights of L_u (without MPMC too) and L_u^M in eq. 7 (D3), and of L_l^M (1 in
+        # the paper).
+        "alpha": 0.25,
+        "beta": 0.15,
+        "labeled_weight": 1.0,
+        # Exponents of the asymmetric loss, eq. 3.
+        "gamma_pos": 0.0,
+        "gamma_neg": 1.0,
+        # Target of eq. 6: "soft" probability or "hard" at 0.5 (D6).
+        "target": "soft",
+        # Head that plays the teacher: "student" or "ema" (D8).
+        "teacher_head": "student",
+        # Epochs without the unlabelled terms and lambda (D23).
+        "warmup_epochs": 0,
+        # Ablations: L_l^M, L_u^M, lambda_s and lambda_m on or off.
+        "labeled": True,
+        "unlabeled": True,
+        "lambda_s": True,
+        "lambda_m": True,
+    }
+
+
+def _optimizer() -> dict:
+    return {
+        # Rate of the backbone; heads learn at lr * head_multiplier.
+        "lr": 1e-3,
+        "head_multiplier": 10.0,
+        "momentum": 0.9,
+        "weight_decay": 1e-4,
+        # lr * (1 - t/T) ** power; t lags by `lag` steps (UniMatch sets its rate
+        # after the step: 1).
+        "power": 0.9,
+        "lag": 0,
+    }
+
+
+def _train() -> dict:
+    return {
+        # Length of the run: steps if positive, else epochs over the unlabelled list.
+        "steps": 0,
+        "epochs": 80,
+        # What an epoch passes over: "unlabeled", that list whatever the method (the
+        # labeled one where it is empty); "labeled", for supervised alone, as its
+        # published rows are trained: short batches are dropped.
+        "epoch_of": "unlabeled",
+        # Labelled images a step, over all devices; as many unlabelled ones (ael: one
+        # and its partner a group).
+        "batch_size": 8,
+        # Images that rank, mix and draw among themselves (D14): what a published
+        # configuration had on one GPU.
+        "group_size": 2,
+        # Parts in which a batch is worked off one after the other.
+        "accumulation": 1,
+        # How many of the devices; 0 means all.
+        "devices": 0,
+        # "pmap" or "shard_map".
+        "parallel": "pmap",
+        "log_every": 10,
+        # Steps between evaluations and between checkpoints; 0: once an epoch.
+        "eval_every": 0,
+        "checkpoint_every": 0,
+        # Training batches from which batch norm's statistics are counted anew before
+        # each evaluation, from plain crops, and which the run goes on with; 0: as
+        # published, the running ones.
+        "precise_bn": 0,
+        # Newest checkpoints to keep beside the best one.
+        "keep": 2,
+    }
+
+
+def _eval() -> dict:
+    return {
+        # "auto": the teacher where the method averages one, else the student.
+        "network": "auto",
+        # How images become classes: "whole"; in windows as large as the crop,
+        # "slide_unimatch", "slide_u2pl" or "slide_ael"; "center_crop"; or "volume",
+        # Dice of volumes from slices resized to the crop's size.
+        "protocol": "whole",
+        # Other scales at which images are seen as well, and whether mirrored too.
+        "scales": (1.0,),
+        "flip": False,
+        # Images of one size a call.
+        "batch_size": 4,
+        # During training, pad whole images to multiples of this, for fewer programs;
+        # 0 is exact.
+        "pad_to": 0,
+    }

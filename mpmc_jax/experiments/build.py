@@ -1,0 +1,372 @@
+"""From a configuration to the parts of a run that need no data and no file."""
+
+import contextlib
+import copy
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+
+from mpmc_jax.methods.base import Method
+from mpmc_jax.methods.registry import Sizes, build_method, network_needs
+from mpmc_jax.models import footprint
+from mpmc_jax.models.config import ModelConfig
+from mpmc_jax.models.registry import (
+    build_segmenter,
+    decoder_size_tap,
+    default_tap,
+    dropout_channels,
+    element_dropout,
+    init_variables,
+    perturbed_taps,
+    receptive_field,
+    tap_channels,
+)
+from mpmc_jax.pixels import PixelFormat
+from mpmc_jax.plugins.base import Plugin
+from mpmc_jax.plugins.registry import build_plugin
+from mpmc_jax.random_keys import stream_key
+from mpmc_jax.training import objective
+from mpmc_jax.training.config import AXIS, LAG, StepConfig
+from mpmc_jax.training.optimizer import Schedule, build_optimizer
+from mpmc_jax.training.parallel import Layout, Parallel
+from mpmc_jax.training.state import PLUGIN, TrainState
+from mpmc_jax.types import Array, Network, PyTree
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """What train, evaluate, predict and bench share.
+
+    Attributes:
+      model: the network's configuration.
+      method, plugin: the base method and the plug-in.
+      step: the parts of the training step.
+    """
+
+    model: ModelConfig
+    method: Method
+    plugin: Plugin
+    step: StepConfig
+
+
+def model_config(
+    config: ml_collections.ConfigDict, num_classes: int, channels: int
+) -> ModelConfig:
+    """The network of a run; "auto" becomes the variant of the method's authors."""
+    variant, embedding = network_needs(config.method.name)
+    if config.model.variant != "auto":
+        variant = config.model.variant
+    return ModelConfig(
+        name=config.model.name,
+        backbone=config.model.backbone,
+        variant=variant,
+        num_classes=num_classes,
+        in_channels=channels,
+        embedding=embedding,
+        auxiliary=config.method.auxiliary_weight > 0,
+        dtype=config.model.dtype,
+        width=config.model.width,
+        remat=config.model.remat,
+    )
+
+
+def build_base(
+    config: ml_collections.ConfigDict,
+    *,
+    num_classes: int,
+    pixels: PixelFormat,
+    num_unlabeled: int,
+    axis_name: str | None = AXIS,
+) -> tuple[ModelConfig, Method]:
+    """Network configuration and base method: what the data pipeline depends on.
+
+    Raises:
+      ValueError: an unknown name; the message lists the valid ones.
+    """
+    model = model_config(config, num_classes, pixels.channels)
+    sizes = Sizes(
+        num_classes=num_classes,
+        num_unlabeled=num_unlabeled,
+        pixels=pixels,
+        perturbed=perturbed_taps(model),
+        noisy=element_dropout(model),
+        dropout=dropout_channels(model),
+        embedding=tap_channels(model, "decoder") if model.embedding else 0,
+        axis_name=axis_name,
+    )
+    _check_group(config, sizes)
+    return model, build_method(config, sizes)
+
+
+def _check_group(config: ml_collections.ConfigDict, sizes: Sizes) -> None:
+    """Refuses a batch smaller than a group.
+
+    Raises:
+      ValueError: names the settings with which the method works.
+    """
+    batch, group = config.train.batch_size, config.train.group_size
+    if not 0 < batch < group:
+        return
+    least, other = batch, copy.deepcopy(config)
+    while least < group:
+        other.train.batch_size = other.train.group_size = least
+        # Methods that mix the images of a group refuse one of a single image.
+        with contextlib.suppress(ValueError):
+            build_method(other, sizes)
+            break
+        least += 1
+    mend = f"--config.train.group_size={least}"
+    if least > batch:
+        mend = f"--config.train.batch_size={least} {mend}"
+    raise ValueError(
+        f"train.batch_size={batch} is less than a group of train.group_size={group} "
+        f"images; the least that {config.method.name} takes: {mend}"
+    )
+
+
+def build_setup(
+    config: ml_collections.ConfigDict,
+    model: ModelConfig,
+    method: Method,
+    *,
+    steps_per_epoch: int,
+    axis_name: str | None = AXIS,
+) -> Setup:
+    """The parts of a run.
+
+    Raises:
+      ValueError: an unknown name anywhere; the message lists the valid ones.
+    """
+    tap = default_tap(model) if config.mpmc.tap == "auto" else config.mpmc.tap
+    field, size = receptive_field(model, tap), tap_size(model, tap, config.data.crop)
+    plugin = build_plugin(
+        config, model.num_classes, field, size, tap=tap, axis_name=axis_name
+    )
+    _check(config, method, plugin)
+    teacher = dataclasses.replace(
+        model, dtype=config.model.teacher_dtype or model.dtype
+    )
+    modules, teachers = (
+        {name: build_segmenter(each, axis_name=axis_name) for name in method.networks}
+        for each in (model, teacher)
+    )
+    schedule = build_schedule(config, steps_per_epoch)
+    step = StepConfig(
+        method=method,
+        plugin=plugin,
+        modules=modules,
+        teachers=teachers,
+        optimizer=build_optimizer(
+            schedule,
+            head_multiplier=config.optimizer.head_multiplier,
+            momentum=config.optimizer.momentum,
+            weight_decay=config.optimizer.weight_decay,
+        ),
+        schedule=schedule,
+        supervised_loss=objective.SupervisedLoss(
+            name=config.method.supervised_loss,
+            group_size=config.train.group_size,
+            threshold=config.method.ohem_threshold,
+            min_kept=config.method.ohem_min_kept,
+            auxiliary_weight=config.method.auxiliary_weight,
+        ),
+        batch_size=config.train.batch_size,
+        group_size=config.train.group_size,
+        micro_batches=config.train.accumulation,
+        steps_per_epoch=steps_per_epoch,
+        axis_name=axis_name,
+        rampup=rampup_steps(config, schedule.steps),
+    )
+    return Setup(model, method, plugin, step)
+
+
+def _check(config: ml_collections.ConfigDict, method: Method, plugin: Plugin) -> None:
+    """Raises ValueError where method, plug-in and loop do not fit each other."""
+    if plugin.teacher_head == "ema" and not averages(method):
+        raise ValueError(
+            f"mpmc.teacher_head='ema', but method.name={config.method.name!r} keeps no "
+            "average; use 'student', or a method and method.ema_decay that make one"
+        )
+    if method.streams.partner == "requested" and method.delay <= LAG:
+        raise ValueError(
+            f"ael.delay={method.delay}: the loop reads a step's numbers {LAG} steps "
+            f"later, so at least {LAG + 1} is needed"
+        )
+
+
+def build_parallel(config: ml_collections.ConfigDict) -> Parallel:
+    """The devices of a run and how its batches divide over them.
+
+    Raises:
+      ValueError: unknown kind, too many devices, or a batch that does not divide.
+    """
+    train = config.train
+    layout = Layout(train.batch_size, train.group_size, train.accumulation)
+    return Parallel(train.parallel, layout, train.devices)
+
+
+def check_memory(
+    config: ml_collections.ConfigDict, setup: Setup, devices: int, available: int
+) -> None:
+    """Refuses a step that a device cannot hold, from shapes alone.
+
+    What a step takes at least is counted, so that nothing that fits is refused.
+
+    Args:
+      config: of the run.
+      setup: its parts.
+      devices: over which the batch is spread.
+      available: bytes of one of them.
+
+    Raises:
+      ValueError: says the bytes, and what lowers them.
+    """
+    crop, step = config.data.crop, setup.step
+    sizes = setup.method.streams.sizes(step.batch_size, step.group_size)
+    images = (sizes["labeled"] + sizes.get("unlabeled", 0)) * len(step.modules)
+    images = max(images // step.micro_batches // devices, 1)
+    least = footprint.training_bytes(
+        setup.model, images, crop, recomputes=jax.default_backend() != "cpu"
+    )
+    if least > available:
+        raise ValueError(
+            f"a step needs more than {least / 1e9:.3g} GB of memory for the network on "
+            f"{images} images of {crop} x {crop} pixels, and a device has "
+            f"{available / 1e9:.3g} GB free; lower data.crop, train.batch_size or "
+            "model.width, raise train.accumulation, or set model.remat=True or "
+            "model.dtype=bfloat16"
+        )
+    rows, columns = tap_size(setup.model, "decoder", crop)
+    at_once = step.batch_size // step.group_size // step.micro_batches // devices
+    needs = setup.method.memory(crop**2, rows * columns, max(at_once, 1))
+    total = sum(needs.values())
+    if total > available:
+        parts = [
+            f"{size / 1e9:.2f} GB by {key}"
+            for key, size in needs.items()
+            if size > total / 100
+        ]
+        raise ValueError(
+            f"beside the network the method needs {total / 1e9:.2f} GB "
+            f"on a device of {available / 1e9:.2f} GB: {', '.join(parts)}; lower these"
+        )
+
+
+def averages(method: Method) -> bool:
+    """Whether the method keeps a moving average of its networks."""
+    return method.average(jnp.zeros((), jnp.int32), 1) is not None
+
+
+def build_schedule(config: ml_collections.ConfigDict, steps_per_epoch: int) -> Schedule:
+    """The rate of a run of `total_steps`."""
+    return Schedule(
+        lr=config.optimizer.lr,
+        steps=total_steps(config, steps_per_epoch),
+        power=config.optimizer.power,
+        lag=config.optimizer.lag,
+    )
+
+
+def total_steps(config: ml_collections.ConfigDict, steps_per_epoch: int) -> int:
+    """Length of the run in steps."""
+    steps = config.train.steps or config.train.epochs * steps_per_epoch
+    if steps < 1:
+        raise ValueError(
+            f"train.steps={config.train.steps} and train.epochs={config.train.epochs} "
+            "make no step; set one of them"
+        )
+    return steps
+
+
+def rampup_steps(config: ml_collections.ConfigDict, steps: int) -> int:
+    """Steps over which the weight of L_u grows, in a run of so many.
+
+    Raises:
+      ValueError: more than the run has, or a negative number other than -1.
+    """
+    rampup = config.method.rampup
+    if rampup == -1:
+        return steps // 10
+    if not 0 <= rampup <= steps:
+        raise ValueError(
+            f"method.rampup={rampup}: 0 (none) to the {steps} steps of the run, or -1 "
+            "for a tenth of them"
+        )
+    return rampup
+
+
+def init_state(setup: Setup, seed: int) -> TrainState:
+    """The state at step 0, on one device."""
+    # Compiled to run once: optimising it would take three times as long.
+    options = {"xla_backend_optimization_level": 0}
+    return jax.jit(lambda: _init(setup, seed), compiler_options=options)()
+
+
+def state_shape(setup: Setup) -> TrainState:
+    """The shapes and types of a state, for restoring one."""
+    return jax.eval_shape(lambda: _init(setup, 0))
+
+
+def _init(setup: Setup, seed: int) -> TrainState:
+    """Every network has a key of its own name, so none depends on the others."""
+    key = jax.random.key(seed)
+    params, stats = _init_networks(setup, key, "init")
+    ema_params, ema_stats = params, stats
+    if setup.method.begins_apart():
+        ema_params, ema_stats = _init_networks(setup, key, "init/teacher")
+        for name, teacher in ema_params.items():
+            # Published runs read both backbones from one file.
+            teacher["backbone"] = params[name]["backbone"]
+    head = setup.plugin.init(stream_key(key, "init/plugin"), _example_taps(setup))
+    if head:
+        params[PLUGIN], stats[PLUGIN] = head["params"], head["batch_stats"]
+        ema_params = {**ema_params, PLUGIN: head["params"]}
+        ema_stats = {**ema_stats, PLUGIN: head["batch_stats"]}
+    averaged = averages(setup.method)
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        batch_stats=stats,
+        ema_params=ema_params if averaged else None,
+        ema_batch_stats=ema_stats if averaged else None,
+        opt_state=setup.step.optimizer.init(params),
+        method_state=setup.method.init(stream_key(key, "init/method")),
+        key=jax.random.key_data(key),
+    )
+
+
+def _init_networks(setup: Setup, key: Array, stream: str) -> tuple[PyTree, PyTree]:
+    """Parameters and statistics of every network, by name."""
+    networks = {
+        name: init_variables(stream_key(key, f"{stream}/{name}"), setup.model)
+        for name in setup.method.networks
+    }
+    return (
+        {name: v["params"] for name, v in networks.items()},
+        {name: v["batch_stats"] for name, v in networks.items()},
+    )
+
+
+def _example_taps(setup: Setup) -> dict[str, Array]:
+    return {
+        tap: jnp.zeros((1, 8, 8, tap_channels(setup.model, tap)))
+        for tap in setup.plugin.taps
+    }
+
+
+def tap_size(model: ModelConfig, tap: str, crop: int) -> tuple[int, int]:
+    """Rows and columns of a tap at a square crop."""
+    module = build_segmenter(model)
+    images = jax.ShapeDtypeStruct((1, crop, crop, model.in_channels), jnp.float32)
+    variables = jax.eval_shape(lambda k: init_variables(k, model), jax.random.key(0))
+    # Without the decoder, whose matrices for resizing are as large as the crop.
+    if tap == "decoder":
+        tap = decoder_size_tap(model)
+
+    def read(variables: PyTree, images: Array) -> Array:
+        network = Network(module, variables["params"], variables["batch_stats"])
+        return network.taps(images, tap)
+
+    return jax.eval_shape(read, variables, images).shape[1:3]

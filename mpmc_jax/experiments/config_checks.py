@@ -1,0 +1,117 @@
+"""What a user may set: the names of keys, and the ranges of numbers."""
+
+import difflib
+import math
+from typing import Any
+
+import ml_collections
+
+from mpmc_jax.experiments import base_config
+from mpmc_jax.paths import as_path
+from mpmc_jax.training import workdir
+
+# JAX makes its keys of 32 bits: larger seeds would silently be those modulo 2 ** 32.
+_SEEDS = ("seed", "data.split_seed")
+# Steps, images and classes are counted in int32.
+_MOST = 2**31 - 1
+# Numbers whose sign nothing else looks at, or not before it divides by them.
+_NOT_NEGATIVE = (
+    "seed",
+    "data.split_seed",
+    "data.threads",
+    "method.auxiliary_weight",
+    "u2pl.warmup_epochs",
+    "ael.scale",
+    "train.precise_bn",
+    "mpmc.alpha",
+    "mpmc.beta",
+    "mpmc.labeled_weight",
+    "mpmc.gamma_pos",
+    "mpmc.gamma_neg",
+    "mpmc.warmup_epochs",
+    "optimizer.lr",
+    "optimizer.head_multiplier",
+    "optimizer.momentum",
+    "optimizer.weight_decay",
+    "optimizer.power",
+    "optimizer.lag",
+)
+_POSITIVE = (
+    "data.prefetch",
+    "data.scale_min",
+    "data.scale_max",
+    "model.width",
+    "train.batch_size",
+    "train.group_size",
+    "u2pl.temperature",
+)
+
+
+_PATHS = ("data_dir", "labeled_ids", "unlabeled_ids")
+
+
+def expand_paths(config: ml_collections.ConfigDict) -> None:
+    """Makes paths of the settings that name files.
+
+    Raises:
+      ValueError: see `as_path`.
+    """
+    for key in _PATHS:
+        if text := config.data[key]:
+            config.data[key] = str(as_path(f"--config.data.{key}", text))
+    if text := config.model.pretrained:
+        path = as_path("--config.model.pretrained", text)
+        config.model.pretrained = str(path)
+
+
+def check_keys(arguments: list[str]) -> None:
+    """Refuses an argument --config.a.b that names no setting.
+
+    Raises:
+      ValueError: names the closest setting, or those of its section.
+    """
+    valid = list(workdir.flatten(base_config.get_base().to_dict()))
+    for argument in arguments:
+        name = argument.partition("=")[0].removeprefix("--config.")
+        if argument.startswith("--config.") and name not in valid:
+            section, _, key = name.rpartition(".")
+            near = {
+                k.rpartition(".")[2]: k for k in valid if k.startswith(f"{section}.")
+            }
+            # Within a section that exists, its name says nothing.
+            close = difflib.get_close_matches(key if near else name, near or valid, n=1)
+            hint = f"did you mean {near.get(close[0], close[0])!r}? " if close else ""
+            if near or not close:
+                hint += f"valid: {', '.join(near.values() or valid)}"
+            raise ValueError(f"unknown configuration key {name!r}; {hint}".rstrip())
+
+
+def check_ranges(config: ml_collections.ConfigDict) -> None:
+    """Looks at every number: finite, within its type's range, and of its sign.
+
+    Raises:
+      ValueError: lists those that are not.
+    """
+    flat = workdir.flatten(config.to_dict())
+    if outside := [text for key in flat for text in _outside(key, flat[key])]:
+        raise ValueError("; ".join(outside))
+    wrong = [f"{k}={flat[k]} must be positive" for k in _POSITIVE if not flat[k] > 0]
+    wrong += [
+        f"{k}={flat[k]} must not be negative" for k in _NOT_NEGATIVE if not flat[k] >= 0
+    ]
+    if wrong:
+        raise ValueError("; ".join(wrong))
+
+
+def _outside(key: str, value: Any) -> list[str]:
+    """What is wrong with the numbers of a setting, whatever their sign."""
+    found = []
+    for number in value if isinstance(value, tuple | list) else (value,):
+        if isinstance(number, float) and not math.isfinite(number):
+            found.append(f"{key}={number} must be finite")
+        elif isinstance(number, int) and key in _SEEDS:
+            if number >= 2**32:
+                found.append(f"{key}={number} must be less than 2 ** 32")
+        elif isinstance(number, int) and abs(number) > _MOST:
+            found.append(f"{key}={number} must lie within {_MOST} of 0")
+    return found

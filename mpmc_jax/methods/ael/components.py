@@ -1,0 +1,124 @@
+"""Connected components of a mask on the device, with static shapes.
+
+AEL cuts a whole object out of a prediction: the tight box of one 8-connected component,
+drawn uniformly among those that are large enough.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mpmc_jax.augmentation import mixing
+from mpmc_jax.types import Array
+
+
+def label_components(mask_hw: Array) -> Array:
+    """Numbers the 8-connected components of a mask.
+
+    Every pixel points to one of its component, at first to itself. A round hooks what
+    it points to onto the last place that a neighbour's pixel points to, and shortens
+    all ways; after some ten rounds every pixel points to the last one of its component.
+
+    Source: Zhang, Azad and Hu, "FastSV", SIAM PP 2020.
+
+    Returns:
+      (h,w) int32: 0 outside the mask, else 1 + the place (row by row) of the
+      component's last pixel.
+    """
+    place_hw = jnp.arange(1, mask_hw.size + 1, dtype=jnp.int32).reshape(mask_hw.shape)
+    # Number 0 stands for all that lies outside.
+    start_n = jnp.concatenate(
+        [jnp.zeros(1, jnp.int32), jnp.where(mask_hw, place_hw, 0).reshape(-1)]
+    )
+
+    def moved(state: tuple[Array, Any]) -> tuple[Array, Array]:
+        after_n = shorten(state[0], mask_hw)
+        return after_n, jnp.any(after_n != state[0])
+
+    state = (start_n, jnp.ones((), bool))
+    number_n, _ = jax.lax.while_loop(lambda state: state[1], moved, state)
+    return number_n[1:].reshape(mask_hw.shape)
+
+
+def shorten(number_n: Array, mask_hw: Array) -> Array:
+    """A round of `label_components` on what 0 and each place point to: (1 + h*w,)."""
+    grand_n = number_n[number_n]
+    widest_hw = jax.lax.reduce_window(
+        grand_n[1:].reshape(mask_hw.shape),
+        np.int32(0),
+        jax.lax.max,
+        (3, 3),
+        (1, 1),
+        "SAME",
+    )
+    inside_n = jnp.where(mask_hw, widest_hw, 0).reshape(-1)
+    widest_n = jnp.concatenate([jnp.zeros(1, jnp.int32), inside_n])
+    hooked_n = number_n.at[number_n].max(widest_n)
+    hooked_n = jnp.maximum(hooked_n, widest_n)
+    return hooked_n[hooked_n]
+
+
+def draw_component_box(
+    mask_hw: Array, uniform_hw: Array, min_area: float
+) -> tuple[Array, Array]:
+    """The tight box of a component of more than `min_area` pixels, drawn uniformly.
+
+    Args:
+      mask_hw: bool.
+      uniform_hw: numbers in [0, 1), the largest decides.
+      min_area: in pixels; a component must exceed it.
+
+    Returns:
+      Whether there is such a component, and its (4,) int32 top, left, bottom, right,
+      zeros if there is none.
+    """
+    height, width = mask_hw.shape
+    number_n = label_components(mask_hw).reshape(-1)
+    segments = mask_hw.size + 1
+    row_n = jnp.repeat(jnp.arange(height, dtype=jnp.int32), width)
+    column_n = jnp.tile(jnp.arange(width, dtype=jnp.int32), height)
+
+    area = jnp.bincount(number_n, length=segments)
+    # Number 0 is what lies outside the mask.
+    large = (area > min_area) & (jnp.arange(segments) > 0)
+    score = jnp.concatenate([jnp.zeros(1, uniform_hw.dtype), uniform_hw.reshape(-1)])
+    chosen = jnp.argmax(jnp.where(large, score, -1))
+    inside_n = number_n == chosen
+    box = jnp.stack(
+        [
+            jnp.min(jnp.where(inside_n, row_n, height)),
+            jnp.min(jnp.where(inside_n, column_n, width)),
+            jnp.max(jnp.where(inside_n, row_n, -1)) + 1,
+            jnp.max(jnp.where(inside_n, column_n, -1)) + 1,
+        ]
+    )
+    found = jnp.any(large)
+    return found, jnp.where(found, box, 0)
+
+
+def draw_object_boxes(
+    label_ghw: Array, wanted_g: Array, draws: tuple[Array, Array], area: float
+) -> tuple[Array, Array]:
+    """The box of an object of the wanted class in each prediction.
+
+    Args:
+      label_ghw: predicted classes of square crops.
+      wanted_g: the class.
+      draws: in [0, 1): (g,h,w) chooses among the objects, (g,3) a box where there is
+        none, of half the crop's area (`mixing.half_box`).
+      area: share of the crop that an object must exceed.
+
+    Returns:
+      (g,) bool, whether there is an object; (g,h,w) bool, the box.
+    """
+
+    def one(label_hw: Array, wanted: Array, object_draw: Array, box_draw: Array):
+        found, box = draw_component_box(
+            label_hw == wanted, object_draw, area * label_hw.size
+        )
+        return found, jnp.where(found, box, mixing.half_box(box_draw, len(label_hw)))
+
+    found_g, box_g4 = jax.vmap(one)(label_ghw, wanted_g, *draws)
+    return found_g, mixing.box_mask(box_g4, *label_ghw.shape[1:])

@@ -1,0 +1,292 @@
+"""AEL (NeurIPS 2021): classes in which the student has little confidence get more.
+
+They are copied into labelled images, cut into unlabelled ones as whole objects, and
+their pixels survive re-sampling more often. Faithful to the published implementation:
+the teacher is in train mode throughout; labelled and mixed images pass in batches of
+their own; every group has confidences of its own.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from mpmc_jax import distributed
+from mpmc_jax.augmentation import mixing
+from mpmc_jax.augmentation.dropout import channel_dropout
+from mpmc_jax.methods import base, checks, pseudo_labels
+from mpmc_jax.methods.ael import confidence as ael_confidence
+from mpmc_jax.methods.ael import memory_bank
+from mpmc_jax.methods.ael.components import draw_object_boxes
+from mpmc_jax.methods.ael.inputs import Inputs, Targets, copy_paste, drawn_pass
+from mpmc_jax.methods.ael.memory_bank import Memory
+from mpmc_jax.random_keys import Keys
+from mpmc_jax.types import (
+    IGNORE_LABEL,
+    Array,
+    Batch,
+    Network,
+    Outputs,
+    Region,
+    Streams,
+    View,
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AEL(base.Method):
+    """L = scale (L_x + alpha * 4 (L_labelled + L_mixed)); alpha = 0.25 is published.
+
+    Attributes:
+      num_classes: C.
+      num_unlabeled: images in the unlabelled list.
+      group_size: labelled images a group; it has one unlabelled image and its partner.
+      groups: of a batch.
+      dropout: (map of the decoder, channels), where a tenth of the channels is dropped.
+      axis_name: the device axis, over which the memory is kept alike.
+      threshold: pseudo-labels below this confidence are void.
+      ema_decay: largest decay of the teacher.
+      query_classes: draws of a class to copy into labelled images.
+      unqueried: classes that are never drawn for it.
+      object_area: share of the crop that an object must exceed to be cut out.
+      presence_area: share that a class must reach to be noted as seen.
+      delay: steps from the choice of a partner to its use.
+      scale: the released one is 1 / groups, as gradients are averaged besides.
+
+    Raises:
+      ValueError: a setting out of its range.
+    """
+
+    num_classes: int
+    num_unlabeled: int
+    group_size: int
+    groups: int
+    dropout: tuple[tuple[str, int], ...]
+    axis_name: str | None = None
+    threshold: float = 0.7
+    ema_decay: float = 0.99
+    query_classes: int = 1
+    unqueried: tuple[int, ...] = ()
+    object_area: float = 0.03
+    presence_area: float = 0.03
+    delay: int = dataclasses.field(default=4, kw_only=True)
+
+    streams = Streams(
+        one_a_group=True,
+        partner="requested",
+        source=(0.1, 2.0),
+        order="restarted",
+        geometry="u2pl",
+        fill="nearest_mean",
+    )
+
+    def __post_init__(self) -> None:
+        checks.check_average("ael", self.ema_decay, 0.99)
+        if self.num_unlabeled < 2:
+            raise ValueError(
+                f"ael mixes two unlabelled images, but there are {self.num_unlabeled};"
+                " label fewer images (data.split) or add some"
+            )
+        if not set(self.unqueried) < set(range(self.num_classes)):
+            raise ValueError(
+                f"ael.unqueried={self.unqueried}: some of the classes 0 to "
+                f"{self.num_classes - 1}, not all of them; use () for none"
+            )
+        checks.check_share("ael.object_area", self.object_area)
+        checks.check_share("ael.presence_area", self.presence_area)
+        checks.check_positive("ael.scale", self.scale)
+        checks.check_count("ael.query_classes", self.query_classes)
+
+    def begins_apart(self) -> bool:
+        """Until the first step has replaced it."""
+        return True
+
+    def init(self, key: Array) -> Memory:
+        """A memory that has seen nothing."""
+        shape = (self.groups, self.num_classes, self.num_unlabeled)
+        return memory_bank.begin(key, shape, self.delay)
+
+    def memory(self, pixels: int, positions: int, groups: int) -> dict[str, int]:
+        """Of what was seen where, and of re-sampling's random numbers."""
+        del positions
+        seen = 2 * self.groups * self.num_classes * self.num_unlabeled
+        survival = 4 * groups * self.num_classes * pixels
+        return {"train.batch_size": seen, "data.crop": survival}
+
+    def requested(self, state: Memory, step: Array | int) -> Array:
+        """The partners of that step."""
+        return state.image[step % self.delay]
+
+    def augment(self, batch: Batch, state: Memory, keys: Keys) -> Inputs:
+        size = batch.labeled.image.shape[1:3]
+        confidence = state.confidence[keys.group]
+        queried = ael_confidence.query(
+            keys.groups("query"), confidence, self.query_classes, self.unqueried
+        )
+        queried = jnp.repeat(queried, self.group_size, axis=0)
+        image, label, real = copy_paste(batch, queried)
+
+        def uniform(stream: str, *shape: int) -> Array:
+            draw = jax.vmap(lambda key: jax.random.uniform(key, shape, jnp.float32))
+            return draw(keys.groups(stream))
+
+        slot = keys.step % self.delay
+        return Inputs(
+            image=self.normalize(self.unit(image)),
+            label=label,
+            labeled_real=real,
+            first=self.normalize(self.unit(batch.unlabeled.image)),
+            second=self.normalize(self.unit(batch.partner.image)),
+            first_real=mixing.extent_mask(batch.unlabeled.extent, *size),
+            second_real=mixing.extent_mask(batch.partner.extent, *size),
+            wanted=state.label[slot, keys.group],
+            seen=memory_bank.observe(batch, keys, confidence),
+            slot=slot,
+            object_draw=uniform("object", *size),
+            box_draw=uniform("box", 3),
+            survival=(
+                uniform("survival", self.num_classes, *size),
+                uniform("survival/mixed", *size),
+            ),
+            dropout=self._dropout(keys),
+            noise={
+                "labeled": self.noise(keys.examples, "labeled"),
+                "mixed": self.noise(keys.groups, "mixed"),
+                "teacher_labeled": self.noise(keys.examples, "teacher/labeled"),
+                "teacher_unlabeled": self.noise(keys.groups, "first", "second"),
+            },
+        )
+
+    def _dropout(self, keys: Keys) -> dict[str, dict[str, Array]]:
+        def masks(*keys_b: Array) -> dict[str, Array]:
+            return channel_dropout(jnp.concatenate(keys_b), self.dropout)
+
+        return {
+            "labeled": masks(keys.examples("dropout/student")),
+            "mixed": masks(keys.groups("dropout/mixed")),
+            "teacher_labeled": masks(keys.examples("dropout/teacher")),
+            "teacher_unlabeled": masks(
+                keys.groups("dropout/first"), keys.groups("dropout/second")
+            ),
+        }
+
+    def regions(self, inputs: Inputs) -> dict[str, Region]:
+        """Padding counts as any pixel; real is what is so in both images.
+
+        Which of them a mixed pixel comes from is only known after `prepare`.
+        """
+        everywhere = jnp.ones_like(inputs.first_real)
+        real = inputs.first_real & inputs.second_real
+        supervised = base.supervised_region(inputs.label, inputs.labeled_real)
+        return {
+            "supervised": supervised,
+            "labeled": Region(jnp.ones_like(supervised.valid), supervised.real),
+            "unlabeled": Region(everywhere, real),
+        }
+
+    def prepare(self, teachers: dict[str, Network], inputs: Inputs, state: Memory):
+        teacher = teachers["student"].replace(train=True)
+        labeled, teacher = drawn_pass(teacher, inputs.image, inputs, "teacher_labeled")
+        both = jnp.concatenate([inputs.first, inputs.second])
+        unlabeled, teacher = drawn_pass(teacher, both, inputs, "teacher_unlabeled")
+        confidence, label = pseudo_labels.confidence_and_label(unlabeled.logits)
+        first, second = jnp.split(label, 2)
+        draws = (inputs.object_draw, inputs.box_draw)
+        found, box = draw_object_boxes(second, inputs.wanted, draws, self.object_area)
+
+        def mix(both: Array) -> Array:
+            of_first, of_second = jnp.split(both, 2)
+            return mixing.paste(box, of_second, of_first)
+
+        of_labeled = pseudo_labels.confidence_and_label(labeled.logits)
+        targets = Targets(
+            box=box,
+            found=found,
+            confidence=(of_labeled[0], mix(confidence)),
+            label=(
+                self._void(*of_labeled),
+                self._void(mix(confidence), mix(label)),
+            ),
+        )
+        present = [
+            memory_bank.present(x, self.num_classes, self.presence_area)
+            for x in (first, second)
+        ]
+        seen = inputs.seen.replace(present=jnp.stack(present, axis=1))
+        seen = distributed.gathered(seen, self.axis_name)
+        state = memory_bank.remember(state, seen, inputs.slot)
+        return targets, {"student": teacher.batch_stats}, state
+
+    def _void(self, confidence: Array, label: Array) -> Array:
+        return jnp.where(confidence < self.threshold, IGNORE_LABEL, label)
+
+    def views(
+        self,
+        students: dict[str, Network],
+        teachers: dict[str, Network],
+        inputs: Inputs,
+        targets: Targets,
+        state: Memory,
+    ) -> Outputs:
+        mixed = mixing.paste(targets.box, inputs.second, inputs.first)
+        student = students["student"]
+        on_labeled, student = drawn_pass(student, inputs.image, inputs, "labeled")
+        on_mixed, student = drawn_pass(student, mixed, inputs, "mixed")
+        confidence, state = self._confidence(state, inputs, on_labeled.logits)
+        regions = self.regions(inputs)
+
+        def view(passed: base.Pass, image: Array, name: str, place: int) -> View:
+            weight = ael_confidence.grouped_weights(
+                passed.logits,
+                targets.confidence[place],
+                confidence,
+                inputs.survival[place],
+            )
+            return View(
+                logits=passed.logits,
+                taps=passed.taps,
+                image=image,
+                target=targets.label[place],
+                weight=weight,
+                region=regions[name],
+                teacher=teachers["student"],
+                # Each group's loss is a weighted mean; their mean counts.
+                normaliser=jnp.asarray(len(confidence)),
+                name=name,
+                coefficient=4.0,
+                unlabelled=name == "unlabeled",
+            )
+
+        metrics = {
+            "object_found": base.share(targets.found),
+            "class_confidence": (confidence.sum(), jnp.asarray(confidence.size)),
+        }
+        return Outputs(
+            base.supervised_part(on_labeled, inputs.label, inputs.labeled_real),
+            (
+                view(on_labeled, inputs.image, "labeled", 0),
+                view(on_mixed, mixed, "unlabeled", 1),
+            ),
+            {"student": student},
+            state,
+            metrics,
+        )
+
+    def _confidence(
+        self, state: Memory, inputs: Inputs, logits: Array
+    ) -> tuple[Array, Memory]:
+        """(g,c) confidence after this step, and the memory that has it."""
+        measured = jax.vmap(ael_confidence.class_confidence)(
+            *base.in_groups((logits, inputs.label), self.group_size)
+        )
+        group = inputs.seen.group
+        moved = ael_confidence.moved(state.confidence[group], measured)
+        groups, values = distributed.gathered((group, moved), self.axis_name)
+        values = values.astype(state.confidence.dtype)
+        confidence = state.confidence.at[groups].set(values)
+        return moved, state.replace(confidence=confidence)
+
+    def average(self, step: Array, steps_per_epoch: int) -> tuple[Array, None]:
+        """0 at the first step; statistics are the teacher's own."""
+        del steps_per_epoch
+        return base.warmed_decay(step, self.ema_decay), None

@@ -1,0 +1,195 @@
+"""The registry of base methods: name -> constructor from a configuration."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import ml_collections
+
+from mpmc_jax.methods.ael.method import AEL
+from mpmc_jax.methods.augseg import AugSeg
+from mpmc_jax.methods.base import Method
+from mpmc_jax.methods.mean_teacher import MeanTeacher
+from mpmc_jax.methods.supervised import SupervisedOnly
+from mpmc_jax.methods.u2pl.contrast import PixelContrast
+from mpmc_jax.methods.u2pl.method import U2PL
+from mpmc_jax.methods.unimatch import UniMatch
+from mpmc_jax.pixels import PixelFormat
+from mpmc_jax.types import VIEW_LOSSES
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """What a method must know of network and data.
+
+    Attributes:
+      num_classes: void not counted.
+      num_unlabeled: unlabelled images in the list.
+      pixels: how images come.
+      perturbed: tap -> channels of the encoder outputs that the decoder reads.
+      noisy: whether the encoder drops single elements in train mode.
+      dropout: map of the decoder -> channels, where U2PL and AEL drop channels.
+      embedding: channels of the pixel embedding, 0 for a network without.
+      axis_name: the device axis, None on a single device without mapping.
+    """
+
+    num_classes: int
+    num_unlabeled: int
+    pixels: PixelFormat
+    perturbed: Mapping[str, int]
+    noisy: bool
+    dropout: Mapping[str, int]
+    embedding: int
+    axis_name: str | None
+
+
+def _groups(config: ml_collections.ConfigDict) -> int:
+    return max(config.train.batch_size // max(config.train.group_size, 1), 1)
+
+
+def _supervised(config: ml_collections.ConfigDict, sizes: Sizes) -> Method:
+    del sizes
+    return SupervisedOnly(ema_decay=config.method.ema_decay)
+
+
+def _mean_teacher(config: ml_collections.ConfigDict, sizes: Sizes) -> Method:
+    del sizes
+    return MeanTeacher(
+        group_size=config.train.group_size,
+        threshold=config.method.threshold,
+        ema_decay=config.method.ema_decay,
+        cutmix=config.method.cutmix,
+        loss=config.method.unlabeled_loss,
+        normalization=config.method.normalization,
+    )
+
+
+def _unimatch(config: ml_collections.ConfigDict, sizes: Sizes) -> Method:
+    return UniMatch(
+        perturbed=tuple(sizes.perturbed.items()),
+        threshold=config.method.threshold,
+        ema_decay=config.method.ema_decay,
+        loss=config.method.unlabeled_loss,
+    )
+
+
+def _augseg(config: ml_collections.ConfigDict, sizes: Sizes) -> Method:
+    del sizes
+    return AugSeg(
+        group_size=config.train.group_size,
+        threshold=config.method.threshold,
+        ema_decay=config.method.ema_decay,
+    )
+
+
+def _u2pl(config: ml_collections.ConfigDict, sizes: Sizes) -> Method:
+    u2pl = config.u2pl
+    contrast = PixelContrast(
+        num_classes=sizes.num_classes,
+        group_size=config.train.group_size,
+        groups=_groups(config),
+        channels=sizes.embedding,
+        axis_name=sizes.axis_name,
+        contrast=u2pl.contrast,
+        contrast_weight=u2pl.contrast_weight,
+        low_rank=u2pl.low_rank,
+        high_rank=u2pl.high_rank,
+        anchor_above=u2pl.anchor_above,
+        key_below=u2pl.key_below,
+        queries=u2pl.queries,
+        negatives=u2pl.negatives,
+        temperature=u2pl.temperature,
+        bank_size=u2pl.bank_size,
+        bank_size_first=u2pl.bank_size_first,
+        bank_dtype=u2pl.bank_dtype,
+    )
+    return U2PL(
+        group_size=config.train.group_size,
+        contrast=contrast,
+        dropout=tuple(sizes.dropout.items()),
+        ema_decay=config.method.ema_decay,
+        warmup_epochs=u2pl.warmup_epochs,
+        kept_percent=u2pl.kept_percent,
+        contrast_percent=u2pl.contrast_percent,
+    )
+
+
+def _ael(config: ml_collections.ConfigDict, sizes: Sizes) -> Method:
+    groups = _groups(config)
+    ael = config.ael
+    return AEL(
+        num_classes=sizes.num_classes,
+        num_unlabeled=sizes.num_unlabeled,
+        group_size=config.train.group_size,
+        groups=groups,
+        dropout=tuple(sizes.dropout.items()),
+        axis_name=sizes.axis_name,
+        threshold=config.method.threshold,
+        ema_decay=config.method.ema_decay,
+        query_classes=ael.query_classes,
+        unqueried=ael.unqueried,
+        object_area=ael.object_area,
+        presence_area=ael.presence_area,
+        delay=ael.delay,
+        scale=ael.scale or 1 / groups,
+    )
+
+
+class _Entry(NamedTuple):
+    """A method's constructor, and the network that its authors used."""
+
+    make: Callable[[ml_collections.ConfigDict, Sizes], Method]
+    variant: str
+    embedding: bool = False
+
+
+METHODS = {
+    "supervised": _Entry(_supervised, "unimatch"),
+    "mean_teacher": _Entry(_mean_teacher, "unimatch"),
+    "unimatch": _Entry(_unimatch, "unimatch"),
+    "augseg": _Entry(_augseg, "augseg"),
+    "u2pl": _Entry(_u2pl, "u2pl", embedding=True),
+    "ael": _Entry(_ael, "ael"),
+}
+
+
+def network_needs(name: str) -> tuple[str, bool]:
+    """The network variant of the method's authors, and whether it needs embeddings.
+
+    Raises:
+      ValueError: unknown method; the message lists the valid ones.
+    """
+    entry = _entry(name)
+    return entry.variant, entry.embedding
+
+
+def _entry(name: str) -> _Entry:
+    if name not in METHODS:
+        raise ValueError(f"method.name={name!r} is unknown; valid: {sorted(METHODS)}")
+    return METHODS[name]
+
+
+def build_method(config: ml_collections.ConfigDict, sizes: Sizes) -> Method:
+    """The base method that `config.method.name` names.
+
+    Raises:
+      ValueError: unknown name, listing the valid ones, or a setting that the method
+        cannot work with.
+    """
+    if config.method.threshold > 1:
+        raise ValueError(
+            f"method.threshold={config.method.threshold}: no probability reaches it; "
+            "use at most 1, and 0 to let all pseudo-labels count"
+        )
+    entry = _entry(config.method.name)
+    loss = config.method.unlabeled_loss
+    chooses = config.method.name in ("mean_teacher", "unimatch")
+    valid = VIEW_LOSSES if chooses else ("ce",)
+    if loss not in valid:
+        raise ValueError(
+            f"method.unlabeled_loss={loss!r}: {config.method.name} takes "
+            f"{', '.join(valid)}; mean_teacher and unimatch have a choice, the others "
+            "keep their own loss"
+        )
+    method = entry.make(config, sizes)
+    return dataclasses.replace(method, pixels=sizes.pixels, noisy=sizes.noisy)

@@ -1,0 +1,296 @@
+"""U2PL's contrast of a step: sets, banks and loss, in its two forms.
+
+"released" is what the published numbers were made with, its index slip and its labels
+of first images included; "corrected" is the paper's text. See `u2pl_sets`.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from mpmc_jax import distributed
+from mpmc_jax.losses import contrastive
+from mpmc_jax.losses.contrastive import Bank, Draws, Rings
+from mpmc_jax.losses.sampling import nth_true
+from mpmc_jax.methods import base, checks
+from mpmc_jax.methods.u2pl import sets as u2pl_sets
+from mpmc_jax.types import Array, Term
+
+
+@dataclasses.dataclass(frozen=True)
+class Form:
+    """A form of the contrast.
+
+    Attributes:
+      items: the rows of a group's maps that take part.
+      sets: their parts.
+      slip: whether terms pair anchors and negatives as the released code does.
+      weight: of the term, given the number of groups.
+      spread: a step's keys are drawn, so that no group fills more than its share of a
+        bank; else all are put in.
+    """
+
+    items: Callable[[Array], Array]
+    sets: Callable[..., u2pl_sets.Sets]
+    slip: bool
+    weight: Callable[[int], float]
+    spread: bool
+
+
+FORMS = {
+    # The released loss is averaged over devices twice, so that it weighs 1 / devices.
+    "released": Form(
+        u2pl_sets.released_items,
+        u2pl_sets.released_sets,
+        slip=True,
+        weight=lambda groups: 1 / groups,
+        spread=False,
+    ),
+    "corrected": Form(
+        u2pl_sets.all_items,
+        u2pl_sets.corrected_sets,
+        slip=False,
+        weight=lambda groups: 0.1,
+        spread=True,
+    ),
+}
+
+
+class Anchoring(struct.PyTreeNode):
+    """What the teacher makes of a step's pixels, for each group.
+
+    Attributes:
+      anchor: (g,n,c) bool, rows that may be anchors.
+      prototype: (g,c,d).
+      present: (g,c) bool.
+    """
+
+    anchor: Array
+    prototype: Array
+    present: Array
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PixelContrast:
+    """Settings of the contrast, and its parts as pure functions.
+
+    Attributes:
+      num_classes: C.
+      group_size, groups: images of each stream that contrast among themselves, and the
+        number of such groups in a batch.
+      channels: of the embedding.
+      axis_name: the device axis, over which keys are gathered.
+      contrast: a key of `FORMS`.
+      contrast_weight: of the term; -1 is the form's own.
+      low_rank, high_rank, anchor_above, key_below: see `u2pl_sets.Bounds`.
+      queries, negatives: anchors of a class, and negatives of each.
+      temperature: divides the cosines.
+      bank_size, bank_size_first: keys of a class; of class 0.
+      bank_dtype: of the keys.
+
+    Raises:
+      ValueError: a setting out of its range.
+    """
+
+    num_classes: int
+    group_size: int
+    groups: int
+    channels: int
+    axis_name: str | None = None
+    contrast: str = "released"
+    contrast_weight: float = -1.0
+    low_rank: int = 3
+    high_rank: int = 20
+    anchor_above: float = 0.3
+    key_below: float = 1.0
+    queries: int = 256
+    negatives: int = 50
+    temperature: float = 0.5
+    bank_size: int = 30_000
+    bank_size_first: int = 50_000
+    bank_dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        checks.check_choice("u2pl.contrast", self.contrast, FORMS)
+        checks.check_choice("u2pl.bank_dtype", self.bank_dtype, ("float32", "bfloat16"))
+        for name in ("queries", "negatives", "bank_size", "bank_size_first"):
+            checks.check_count(f"u2pl.{name}", getattr(self, name))
+        if self.contrast_weight < 0 and self.contrast_weight != -1:
+            raise ValueError(
+                f"u2pl.contrast_weight={self.contrast_weight}: at least 0, or -1 for "
+                "the published one"
+            )
+        checks.check_share("u2pl.anchor_above", self.anchor_above)
+        checks.check_share("u2pl.key_below", self.key_below)
+        checks.check_positive("u2pl.temperature", self.temperature)
+        if not 0 <= self.low_rank < min(self.high_rank, self.num_classes):
+            raise ValueError(
+                f"u2pl.low_rank={self.low_rank}, u2pl.high_rank={self.high_rank}: the "
+                f"ranks of {self.num_classes} classes are 0 to {self.num_classes - 1},"
+                " and a negative key's lies in [low_rank, high_rank); for few classes "
+                f"use u2pl.low_rank=1 and u2pl.high_rank={self.num_classes}"
+            )
+
+    @property
+    def form(self) -> Form:
+        """What `contrast` names."""
+        return FORMS[self.contrast]
+
+    @property
+    def rings(self) -> Rings:
+        """Where the bank of each class lies."""
+        rest = (self.bank_size,) * (self.num_classes - 1)
+        return Rings((self.bank_size_first, *rest))
+
+    def empty(self) -> Bank:
+        """Banks without keys."""
+        return self.rings.empty(self.channels, self.bank_dtype)
+
+    def memory(self, positions: int, groups: int) -> dict[str, int]:
+        """Bytes on a device by the key that lowers them; see `Method.memory`."""
+        itemsize = jnp.dtype(self.bank_dtype).itemsize
+        # A step that refuses itself goes back to the bank as it was: there are two.
+        bank = 2 * sum(self.rings.capacities) * self.channels * itemsize
+        # A step's keys of all groups; drawn ones are at most a bank's.
+        candidates = self.groups * positions
+        if self.form.spread:
+            candidates = min(candidates, max(self.rings.capacities))
+        # The gathered negatives of one class, forward and backward.
+        negatives = 2 * groups * self.queries * self.negatives
+        return {
+            "u2pl.bank_size (or u2pl.bank_dtype=bfloat16)": bank,
+            "train.batch_size or data.crop": candidates * self.channels * 4,
+            "u2pl.queries or u2pl.negatives": negatives * self.channels * 4,
+        }
+
+    def draws(self, key: Array) -> Draws:
+        """Random choices of anchors and negatives for one group."""
+        shape = (self.num_classes, self.queries, 1 + self.negatives)
+        uniform = jax.random.uniform(key, shape, jnp.float32)
+        return Draws(anchor=uniform[..., 0], negative=uniform[..., 1:])
+
+    def prepare(
+        self,
+        bank: Bank,
+        teacher: base.Pass,
+        labels: tuple[Array, Array],
+        reliability: tuple[Array, Array],
+        groups: tuple[Array, Array],
+    ) -> tuple[Anchoring, Bank]:
+        """Chooses pixels by the teacher's pass and puts the keys into the banks.
+
+        Args:
+          bank: before the step.
+          teacher: pass over [labelled, unlabelled] images, (2b,...).
+          labels: full-size labels and pseudo-labels, (b,h,w) each.
+          reliability: full-size masks (2b,h,w) of low and of high entropy.
+          groups: (g,) numbers of the groups at hand, and (g,) random keys, which
+            choose among too many candidates.
+        """
+        height, width = teacher.coarse.shape[1:3]
+        bounds = u2pl_sets.Bounds(
+            self.anchor_above, self.key_below, self.low_rank, self.high_rank
+        )
+        masks = [
+            self._both(u2pl_sets.nearest(mask, height, width)) for mask in reliability
+        ]
+        small = [u2pl_sets.nearest(label, height, width) for label in labels]
+        sets = jax.vmap(lambda *each: self.form.sets(*each, bounds))(
+            *base.in_groups(small, self.group_size),
+            self._both(jax.nn.softmax(teacher.coarse)),
+            *masks,
+        )
+        rows = self._rows(teacher)
+        anchoring = Anchoring(
+            anchor=sets.anchor,
+            prototype=jax.vmap(contrastive.prototypes)(rows, sets.prototype),
+            present=jax.vmap(lambda one: one.present)(sets),
+        )
+        return anchoring, self._fill(bank, rows, sets.key, groups)
+
+    def term(
+        self, student: base.Pass, draws: Draws, targets: Anchoring, bank: Bank
+    ) -> Term:
+        """The mean over groups of the contrast in a pass over all 2b images."""
+
+        def one(features, anchor, prototype, present, draws) -> Array:
+            return contrastive.contrast(
+                features,
+                anchor,
+                prototype,
+                present,
+                self.rings,
+                bank,
+                draws,
+                temperature=self.temperature,
+                slip=self.form.slip,
+            )
+
+        each = jax.vmap(one)(
+            self._rows(student),
+            targets.anchor,
+            targets.prototype,
+            targets.present,
+            draws,
+        )
+        weight = self.contrast_weight
+        if weight == -1:
+            weight = self.form.weight(self.groups)
+        return Term(jnp.sum(each), jnp.asarray(len(each)), weight)
+
+    def _both(self, x: Array) -> Array:
+        """[labelled, unlabelled] (2b,...) -> (g,2n,...): each group's of either."""
+        split = x.reshape((2, -1, self.group_size) + x.shape[1:])
+        moved = jnp.moveaxis(split, 0, 1)
+        return moved.reshape((len(moved), 2 * self.group_size) + x.shape[1:])
+
+    def _rows(self, passed: base.Pass) -> Array:
+        """(g,n,d) the embeddings that take part."""
+        if passed.embedding is None:
+            raise ValueError("U2PL needs a network that is built with embedding=True")
+        return jax.vmap(self.form.items)(self._both(passed.embedding))
+
+    def _fill(
+        self, bank: Bank, rows: Array, keys: Array, groups: tuple[Array, Array]
+    ) -> Bank:
+        """Puts the new keys of all devices into the banks, group after group.
+
+        Args:
+          bank: before.
+          rows: (g,n,d).
+          keys: (g,n,c) bool.
+          groups: (g,) numbers and random keys.
+        """
+        number, choice = groups
+        # Devices of several processes do not hold the groups in their order.
+        order = jnp.argsort(distributed.gathered(number, self.axis_name))
+
+        def joined(part: Array) -> Array:
+            """(g,n,...) -> (all groups * n,...)."""
+            everywhere = distributed.gathered(part, self.axis_name)[order]
+            return everywhere.reshape((-1,) + part.shape[2:])
+
+        if not self.form.spread:
+            # Labelled rows, the first half, are never keys.
+            half = rows.shape[1] // 2
+            return self.rings.push(bank, joined(rows[:, half:]), joined(keys[:, half:]))
+        shares = [max(size // self.groups, 1) for size in self.rings.capacities]
+        place = jnp.arange(min(max(shares), rows.shape[1]))
+        # The first of a class in a random order are a uniform draw.
+        shuffled = jax.vmap(lambda key: jax.random.permutation(key, rows.shape[1]))(
+            choice
+        )
+        keys = jnp.take_along_axis(keys, shuffled[..., None], axis=1)
+
+        def choose(label: Array) -> tuple[Array, Array]:
+            of_class = keys[:, :, label]
+            found = jax.vmap(nth_true, in_axes=(0, None))(of_class, place)
+            row = jnp.take_along_axis(shuffled, found, axis=1, mode="clip")
+            drawn = jnp.take_along_axis(rows, row[..., None], axis=1)
+            limit = jnp.minimum(of_class.sum(1), jnp.asarray(shares)[label])
+            return joined(drawn), joined(place[None] < limit[:, None])
+
+        return self.rings.push_each(bank, choose)

@@ -1,0 +1,278 @@
+"""U2PL (CVPR 2022): entropy decides which pixels teach and which serve as negatives.
+
+Faithful to the published implementation: pseudo-labels come from the teacher in
+evaluation mode before mixing, entropies and contrast from the teacher in train mode
+after it; the teacher is a copy of the student in the first epoch after the warm-up.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from mpmc_jax.augmentation import mixing
+from mpmc_jax.augmentation.dropout import decoder_dropout
+from mpmc_jax.losses.contrastive import Bank, Draws
+from mpmc_jax.methods import base, checks, pseudo_labels
+from mpmc_jax.methods.u2pl import entropy
+from mpmc_jax.methods.u2pl.contrast import Anchoring, PixelContrast
+from mpmc_jax.methods.u2pl.warmup import Warmup, average
+from mpmc_jax.random_keys import Keys
+from mpmc_jax.types import (
+    IGNORE_LABEL,
+    Array,
+    Batch,
+    Network,
+    Outputs,
+    PyTree,
+    Region,
+    Streams,
+    View,
+)
+
+
+class Inputs(struct.PyTreeNode):
+    """Normalised images, not yet mixed.
+
+    Attributes:
+      image, label: (b,h,w,c) labelled images, (b,h,w) labels with 255 void; their
+        padding is labelled 0.
+      labeled_real, real: (b,h,w) bool, real pixels of labelled and unlabelled images.
+      weak: (b,h,w,c) unlabelled images.
+      box: (b,h,w) bool, where the next image of the group goes.
+      dropout, teacher_dropout: map of the decoder -> (2b,1,1,d) multipliers.
+      draws: (g,...) choices of anchors and negatives.
+      group: (g,) int32, numbers of the groups.
+      key_choice: (g,) random keys that choose among candidates for the banks.
+      kept_percent, contrast_percent: () this epoch's percentiles of the entropy.
+      noise, teacher_noise: of the train-mode passes, see `Method.noise`.
+    """
+
+    image: Array
+    label: Array
+    labeled_real: Array
+    weak: Array
+    real: Array
+    box: Array
+    dropout: dict[str, Array]
+    teacher_dropout: dict[str, Array]
+    draws: Draws
+    group: Array
+    key_choice: Array
+    kept_percent: Array
+    contrast_percent: Array
+    noise: Array | None = None
+    teacher_noise: Array | None = None
+
+
+class Targets(struct.PyTreeNode):
+    """What the teacher makes of a step's images.
+
+    Attributes:
+      label: (b,h,w) int32 pseudo-labels of the mixed images.
+      weight: (b,h,w), see `entropy.kept_weights`.
+      anchoring: what the contrast needs.
+    """
+
+    label: Array
+    weight: Array
+    anchoring: Anchoring
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class U2PL(base.Method):
+    """L = L_x + alpha * 4 * L_u + w L_c, so that alpha = 0.25 is the published total.
+
+    Attributes:
+      group_size: images that mix, rank and contrast among themselves.
+      contrast: the settings of L_c.
+      dropout: (map of the decoder, channels), where a tenth of the channels is dropped.
+      ema_decay: largest decay of the teacher.
+      warmup_epochs: of supervision alone.
+      kept_percent: pixels below this percentile of the entropy teach. What is dropped
+        shrinks to nothing over the run, linearly in epochs.
+      contrast_percent: pixels up to this percentile are anchors, those as far from the
+        top are keys; shrinks likewise.
+
+    Raises:
+      ValueError: a group of one, or a setting out of its range.
+    """
+
+    group_size: int
+    contrast: PixelContrast
+    dropout: tuple[tuple[str, int], ...]
+    ema_decay: float = 0.99
+    warmup_epochs: int = 1
+    kept_percent: float = 80.0
+    contrast_percent: float = 20.0
+
+    streams = Streams(geometry="u2pl", fill="nearest_mean", order="drawn")
+
+    def __post_init__(self) -> None:
+        checks.check_average("u2pl", self.ema_decay, 0.99)
+        checks.check_partners("u2pl", self.group_size)
+        limits = {"kept_percent": 100, "contrast_percent": 50}
+        for name, limit in limits.items():
+            if not 0 < getattr(self, name) <= limit:
+                raise ValueError(
+                    f"u2pl.{name}={getattr(self, name)}: must lie in (0, {limit}]"
+                )
+        if self.warmup_epochs < 0:
+            raise ValueError(f"u2pl.warmup_epochs={self.warmup_epochs}: at least 0")
+
+    def phase(self, epoch: int) -> base.Method:
+        """Supervision alone during the warm-up."""
+        if epoch >= self.warmup_epochs:
+            return self
+        return Warmup(
+            self.warmup_epochs,
+            self.ema_decay,
+            self.dropout,
+            pixels=self.pixels,
+            noisy=self.noisy,
+        )
+
+    def begins_apart(self) -> bool:
+        """During the warm-up the teacher is not the student's."""
+        return self.warmup_epochs > 0
+
+    def init(self, key: Array) -> Bank:
+        """Empty banks."""
+        del key
+        return self.contrast.empty()
+
+    def memory(self, pixels: int, positions: int, groups: int) -> dict[str, int]:
+        """Of the banks and what is drawn from them."""
+        del pixels
+        return self.contrast.memory(positions, groups)
+
+    def augment(self, batch: Batch, state: PyTree, keys: Keys) -> Inputs:
+        del state
+        weak = self.unit(batch.unlabeled.image)
+        size = weak.shape[1:3]
+        # Published processes share these draws: one coin a step, one box a place.
+        coin = jax.random.bernoulli(keys.shared("coin"))
+        box_keys = jax.random.split(keys.shared("box"), self.group_size)
+        boxes = mixing.draw_half_boxes(box_keys, size[0])
+        boxes = jnp.tile(boxes, (len(keys.group), 1))
+        streams = ("labeled", "unlabeled")
+        return Inputs(
+            image=self.normalize(self.unit(batch.labeled.image)),
+            label=base.labels(batch),
+            labeled_real=mixing.extent_mask(batch.labeled.extent, *size),
+            weak=self.normalize(weak),
+            real=mixing.extent_mask(batch.unlabeled.extent, *size),
+            box=mixing.box_mask(boxes, *size) & coin,
+            dropout=decoder_dropout(keys, "student", streams, self.dropout),
+            teacher_dropout=decoder_dropout(keys, "teacher", streams, self.dropout),
+            draws=jax.vmap(self.contrast.draws)(keys.groups("contrast")),
+            group=keys.group,
+            key_choice=keys.groups("key_choice"),
+            kept_percent=100 - (100 - self.kept_percent) * (1 - keys.progress),
+            contrast_percent=self.contrast_percent * (1 - keys.progress),
+            noise=self.noise(keys.examples, "labeled", "unlabeled"),
+            teacher_noise=self.noise(
+                keys.examples, "teacher/labeled", "teacher/unlabeled"
+            ),
+        )
+
+    def _mix(self, inputs: Inputs, value: Array) -> Array:
+        """The next image of the group inside the box, the image itself outside."""
+        return mixing.paste_next(inputs.box, value, self.group_size)
+
+    def regions(self, inputs: Inputs) -> dict[str, Region]:
+        """Padding teaches as any pixel does."""
+        real = self._mix(inputs, inputs.real)
+        return {
+            "supervised": base.supervised_region(inputs.label, inputs.labeled_real),
+            "unlabeled": Region(valid=jnp.ones_like(real), real=real),
+        }
+
+    def prepare(self, teachers: dict[str, Network], inputs: Inputs, state: Bank):
+        teacher = teachers["student"]
+        weak, _ = base.full_pass(teacher, inputs.weak)
+        _, label = pseudo_labels.confidence_and_label(weak.logits)
+        label = self._mix(inputs, label)
+        images = jnp.concatenate([inputs.image, self._mix(inputs, inputs.weak)])
+        both, teacher = base.full_pass(
+            teacher.replace(train=True),
+            images,
+            inputs.teacher_dropout,
+            inputs.teacher_noise,
+        )
+        uncertain = entropy.entropy(both.logits[len(inputs.image) :])
+        share = inputs.contrast_percent
+        percents = jnp.stack([share, 100 - share, inputs.kept_percent])
+        weight, low, high = jax.vmap(_reliable, in_axes=(0, 0, None))(
+            *base.in_groups((uncertain, label), self.group_size), percents
+        )
+        known = inputs.label != IGNORE_LABEL
+        anchoring, bank = self.contrast.prepare(
+            state,
+            both,
+            (inputs.label, label),
+            (
+                jnp.concatenate([known, low.reshape(label.shape)]),
+                jnp.concatenate([known, high.reshape(label.shape)]),
+            ),
+            (inputs.group, inputs.key_choice),
+        )
+        targets = Targets(label, weight.reshape(label.shape), anchoring)
+        return targets, {"student": teacher.batch_stats}, bank
+
+    def views(
+        self,
+        students: dict[str, Network],
+        teachers: dict[str, Network],
+        inputs: Inputs,
+        targets: Targets,
+        state: Bank,
+    ) -> Outputs:
+        mixed = self._mix(inputs, inputs.weak)
+        images = jnp.concatenate([inputs.image, mixed])
+        both, student = base.full_pass(
+            students["student"], images, inputs.dropout, inputs.noise
+        )
+        labeled, unlabeled = both.halves()
+        view = View(
+            logits=unlabeled.logits,
+            taps=unlabeled.taps,
+            image=mixed,
+            target=targets.label,
+            weight=targets.weight,
+            region=self.regions(inputs)["unlabeled"],
+            teacher=teachers["student"],
+            # Each group's loss is a weighted sum; their mean counts.
+            normaliser=jnp.asarray(len(inputs.group)),
+            name="unlabeled",
+            coefficient=4.0,
+        )
+        contrast = self.contrast.term(both, inputs.draws, targets.anchoring, state)
+        metrics = {"bank": (jnp.sum(state.size), jnp.asarray(len(state.keys)))}
+        return Outputs(
+            base.supervised_part(labeled, inputs.label, inputs.labeled_real),
+            (view,),
+            {"student": student},
+            state,
+            metrics,
+            {"contrast": contrast},
+        )
+
+    def average(self, step: Array, steps_per_epoch: int) -> tuple[Array, None]:
+        """A copy in the first epoch after the warm-up; statistics are its own."""
+        decay = average(step, steps_per_epoch, self.warmup_epochs, self.ema_decay)
+        return decay, None
+
+
+def _reliable(
+    uncertain: Array, label: Array, percents: Array
+) -> tuple[Array, Array, Array]:
+    """Loss weights, and masks of low and of high entropy, of one group.
+
+    `percents` bound, in this order, what is low, what is high, and what teaches.
+    """
+    known = label != IGNORE_LABEL
+    low, high, limit = entropy.entropy_percentile(uncertain, known, percents)
+    weight = entropy.kept_weights(uncertain, known, limit)
+    return weight, known & (uncertain <= low), known & (uncertain >= high)

@@ -1,0 +1,94 @@
+"""U2PL's warm-up: supervision alone, while the teacher gathers its own statistics."""
+
+import dataclasses
+
+import jax.numpy as jnp
+from flax import struct
+
+from mpmc_jax.augmentation import mixing
+from mpmc_jax.augmentation.dropout import decoder_dropout
+from mpmc_jax.methods import base
+from mpmc_jax.random_keys import Keys
+from mpmc_jax.types import Array, Batch, Network, Outputs, PyTree, Region
+
+
+def average(
+    step: Array, steps_per_epoch: int, warmup_epochs: int, decay: float
+) -> Array:
+    """Decay of U2PL's teacher: 1 in the warm-up, 0 in the epoch after it.
+
+    The copy at the beginning of that epoch is made by the step before. Later it is
+    min(1 - 1/(t+1), decay), t counted from the end of the warm-up.
+    """
+    since = step - warmup_epochs * steps_per_epoch
+    warmed = base.warmed_decay(jnp.maximum(since, 0), decay)
+    copied = jnp.where(since < steps_per_epoch, 0, warmed)
+    return jnp.where(since < -1, 1, copied)
+
+
+class Inputs(struct.PyTreeNode):
+    """Normalised labelled images (b,h,w,c), labels and real pixels (b,h,w), masks."""
+
+    image: Array
+    label: Array
+    real: Array
+    dropout: dict[str, Array]
+    teacher_dropout: dict[str, Array]
+    noise: Array | None = None
+    teacher_noise: Array | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Warmup(base.Method):
+    """L = L_x; attributes as U2PL's."""
+
+    warmup_epochs: int
+    ema_decay: float
+    dropout: tuple[tuple[str, int], ...]
+
+    evaluated = "student"
+
+    def augment(self, batch: Batch, state: PyTree, keys: Keys) -> Inputs:
+        del state
+        image = self.unit(batch.labeled.image)
+        return Inputs(
+            image=self.normalize(image),
+            label=base.labels(batch),
+            real=mixing.extent_mask(batch.labeled.extent, *image.shape[1:3]),
+            dropout=decoder_dropout(keys, "student", ("labeled",), self.dropout),
+            teacher_dropout=decoder_dropout(
+                keys, "teacher", ("labeled",), self.dropout
+            ),
+            noise=self.noise(keys.examples, "labeled"),
+            teacher_noise=self.noise(keys.examples, "teacher/labeled"),
+        )
+
+    def regions(self, inputs: Inputs) -> dict[str, Region]:
+        return {"supervised": base.supervised_region(inputs.label, inputs.real)}
+
+    def prepare(self, teachers: dict[str, Network], inputs: Inputs, state: PyTree):
+        teacher = teachers["student"].replace(train=True)
+        _, teacher = base.full_pass(
+            teacher, inputs.image, inputs.teacher_dropout, inputs.teacher_noise
+        )
+        return None, {"student": teacher.batch_stats}, state
+
+    def views(
+        self,
+        students: dict[str, Network],
+        teachers: dict[str, Network],
+        inputs: Inputs,
+        targets: PyTree,
+        state: PyTree,
+    ) -> Outputs:
+        del teachers, targets
+        labeled, student = base.full_pass(
+            students["student"], inputs.image, inputs.dropout, inputs.noise
+        )
+        supervised = base.supervised_part(labeled, inputs.label, inputs.real)
+        return Outputs(supervised, (), {"student": student}, state)
+
+    def average(self, step: Array, steps_per_epoch: int) -> tuple[Array, None]:
+        """1, and 0 at the last step."""
+        decay = average(step, steps_per_epoch, self.warmup_epochs, self.ema_decay)
+        return decay, None

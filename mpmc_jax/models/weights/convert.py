@@ -1,0 +1,250 @@
+"""Weights as they travel between runs: a network's description and its variables."""
+
+import dataclasses
+import json
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+from flax import traverse_util
+
+from mpmc_jax.models.config import ModelConfig
+from mpmc_jax.models.weights import files as weight_files
+from mpmc_jax.models.weights.detect import detect
+from mpmc_jax.models.weights.files import WeightsError
+from mpmc_jax.models.weights.torch_names import (
+    load_torch_backbone,
+    load_torch_state_dict,
+    variable_shapes,
+)
+from mpmc_jax.types import PyTree
+
+# Marks our own files among those with PyTorch's keys.
+_FORMAT = "mpmc_jax"
+_VERSION = "1"
+# What describes a network; how it is computed does not.
+_DESCRIBED = (
+    "name",
+    "backbone",
+    "variant",
+    "num_classes",
+    "in_channels",
+    "embedding",
+    "auxiliary",
+    "width",
+)
+_FIRST = {
+    "deeplabv3plus": ("params", "backbone", "stem0", "conv", "kernel"),
+    "unet": ("params", "backbone", "stage1", "conv0", "conv", "kernel"),
+}
+
+Path = tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """A network, or its encoder alone.
+
+    Attributes:
+      model: the network; of an encoder the fields that describe a decoder mean nothing.
+      whole: whether the decoder is there.
+      variables: {"params", "batch_stats"}, as NumPy.
+      origin: where they come from, for manifests: names and checksums.
+    """
+
+    model: ModelConfig
+    whole: bool
+    variables: PyTree
+    origin: dict[str, str]
+
+    def encoder(self) -> "Weights":
+        """The same without its decoder."""
+        variables = {
+            kind: {"backbone": tree["backbone"]}
+            for kind, tree in self.variables.items()
+        }
+        return dataclasses.replace(self, whole=False, variables=variables)
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """What a run takes from weights.
+
+    Attributes:
+      variables: {"params", "batch_stats"}, some of the network's or all.
+      fresh: heads of the network that the weights do not have.
+      unused: heads of the weights that the network does not have.
+      adapted: whether the first convolution was made to fit other channels.
+    """
+
+    variables: PyTree
+    fresh: tuple[str, ...]
+    unused: tuple[str, ...]
+    adapted: bool
+
+
+def load(path: pathlib.Path, state: str = "") -> Weights:
+    """Reads weights: our own files, or PyTorch's keys in any format of `weight_files`.
+
+    Raises:
+      WeightsError: the file, or what is in it; every key is accounted for.
+      FileNotFoundError: there is none.
+    """
+    file = weight_files.read(path, state)
+    origin = {"file": path.name, "sha256": file.sha256}
+    if file.state:
+        origin["state"] = file.state
+    try:
+        if file.metadata.get("format") == _FORMAT:
+            found = _own(file, origin)
+        else:
+            found = _published(file.arrays, origin)
+        _check_variances(found.variables)
+    except ValueError as error:
+        raise WeightsError(f"{path}: {error}") from error
+    return found
+
+
+def save(path: pathlib.Path, weights: Weights) -> None:
+    """Writes our own .safetensors.
+
+    Raises:
+      WeightsError: another suffix.
+    """
+    arrays = {
+        "/".join(parts): np.asarray(leaf)
+        for parts, leaf in traverse_util.flatten_dict(weights.variables).items()
+    }
+    described = {name: getattr(weights.model, name) for name in _DESCRIBED}
+    metadata = {
+        "format": _FORMAT,
+        "version": _VERSION,
+        "whole": json.dumps(weights.whole),
+        "model": json.dumps(described),
+        "origin": json.dumps(weights.origin),
+    }
+    weight_files.write(path, arrays, metadata)
+
+
+def fit(weights: Weights, model: ModelConfig) -> Start:
+    """What a network of `model` can begin with.
+
+    Raises:
+      WeightsError: they are of another network; says which setting would fit.
+    """
+    _check_same(weights, model)
+    found: dict[Path, Any] = dict(traverse_util.flatten_dict(weights.variables))
+    first = _FIRST[model.name]
+    kernel = found[first]
+    adapted = kernel.shape[2] != model.in_channels
+    if adapted:
+        found[first] = adapt_channels(kernel, model.in_channels)
+    wanted = variable_shapes(model)
+    units = {path[:3] for path in wanted if path[1] == "decoder"}
+    given = {path[:3] for path in found if path[1] == "decoder"}
+    fresh = sorted({unit for _, _, unit in units - given}) if weights.whole else []
+    kept = {path: value for path, value in found.items() if path in wanted}
+    return Start(
+        variables=traverse_util.unflatten_dict(kept),
+        fresh=tuple(fresh),
+        unused=tuple(sorted({unit for _, _, unit in given - units})),
+        adapted=adapted,
+    )
+
+
+def adapt_channels(kernel: np.ndarray, channels: int) -> np.ndarray:
+    """A first convolution (h,w,i,o) for images of other channels: (h,w,channels,o).
+
+    One channel is what a grey image in all of them gives: the sum. Of more, each is a
+    given one, in turn, and all are scaled by i / channels.
+    """
+    given = kernel.shape[2]
+    if channels == 1:
+        return kernel.sum(2, keepdims=True)
+    turns = kernel[:, :, np.arange(channels) % given]
+    return turns * kernel.dtype.type(given / channels)
+
+
+_ENCODER_ALONE = "`python -m launch.convert_weights --part=encoder` takes its encoder"
+
+
+def _check_same(weights: Weights, model: ModelConfig) -> None:
+    names = ["name", "width"]
+    if model.name == "deeplabv3plus":
+        names += ["backbone", "variant"] if weights.whole else ["backbone"]
+    if weights.whole:
+        names.append("num_classes")
+    for name in names:
+        given, wanted = getattr(weights.model, name), getattr(model, name)
+        if given == wanted:
+            continue
+        mend = f"set --config.model.{name}={given}"
+        if name == "variant":
+            mend += f", or {_ENCODER_ALONE}"
+        if name == "num_classes":
+            mend = _ENCODER_ALONE
+        raise WeightsError(
+            f"{weights.origin['file']} is of a network with {name}={given!r}, this run "
+            f"has {wanted!r}; {mend}"
+        )
+
+
+def _check_variances(variables: PyTree) -> None:
+    """Raises WeightsError for a running variance below 0, whose root is NaN."""
+    for path, leaf in traverse_util.flatten_dict(variables["batch_stats"]).items():
+        least = np.asarray(leaf).min()
+        if path[-1] == "var" and least < 0:
+            raise WeightsError(
+                f"batch norm's variance {'/'.join(path[:-1])} is {least}, and none is "
+                "negative; the file is damaged"
+            )
+
+
+def _published(arrays: dict[str, np.ndarray], origin: dict[str, str]) -> Weights:
+    """From PyTorch's keys."""
+    model, whole = detect({key: value.shape for key, value in arrays.items()})
+    if whole:
+        variables = load_torch_state_dict(arrays, model)
+    else:
+        params, stats = load_torch_backbone(arrays, model)
+        variables = {"params": {"backbone": params}, "batch_stats": {"backbone": stats}}
+    return Weights(model, whole, jax.tree.map(np.asarray, variables), origin)
+
+
+def _own(file: weight_files.WeightFile, origin: dict[str, str]) -> Weights:
+    """From a file that `save` wrote."""
+    if file.metadata.get("version") != _VERSION:
+        raise WeightsError(
+            f"format version {file.metadata.get('version')!r}, not {_VERSION!r}; "
+            "convert the original again"
+        )
+    described = weight_files.parse(file.metadata, "model")
+    if set(described) != set(_DESCRIBED):
+        raise WeightsError(f"the metadata's model has {sorted(described)}")
+    example = ModelConfig()
+    for name, value in described.items():
+        if type(value) is not type(getattr(example, name)):
+            raise WeightsError(f"the metadata's model has {name}={value!r}")
+    model = ModelConfig(**described)
+    whole = {"true": True, "false": False}.get(file.metadata.get("whole", ""))
+    if whole is None:
+        raise WeightsError("the metadata's 'whole' is neither true nor false")
+    wanted = {
+        "/".join(path): leaf.shape
+        for path, leaf in variable_shapes(model).items()
+        if whole or path[1] == "backbone"
+    }
+    given = {key: value.shape for key, value in file.arrays.items()}
+    wrong = sorted(
+        key for key in wanted.keys() | given.keys() if wanted.get(key) != given.get(key)
+    )
+    if wrong:
+        raise WeightsError(
+            f"{len(wrong)} arrays are missing, not of the network or of another shape, "
+            f"such as {', '.join(wrong[:5])}"
+        )
+    flat = {tuple(key.split("/")): value for key, value in file.arrays.items()}
+    source = weight_files.parse(file.metadata, "origin")
+    origin = {**origin, **{f"source_{key}": str(v) for key, v in source.items()}}
+    return Weights(model, whole, traverse_util.unflatten_dict(flat), origin)

@@ -1,0 +1,93 @@
+"""Which network a PyTorch state dict is of, from its keys and shapes."""
+
+import re
+from collections.abc import Mapping
+
+from mpmc_jax.models.config import ModelConfig
+from mpmc_jax.models.encoders.resnet import BACKBONES, Backbone
+from mpmc_jax.models.weights.torch_names import DECODER_UNITS, ENCODER_PREFIX
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+# A key that only this variant's decoder has, first match.
+_MARKS = {
+    "unimatch": "head.b0.0.weight",
+    "augseg": "decoder.classifier.6.weight",
+    "u2pl": "decoder.classifier.8.weight",
+    "ael": "decoder.final.weight",
+}
+_UNET_FIRST = "encoder.in_conv.conv_conv.0.weight"
+_UNET_LAST = "decoder.out_conv.weight"
+
+
+def detect(shapes: Shapes) -> tuple[ModelConfig, bool]:
+    """The network of a state dict, and whether it is whole or an encoder alone.
+
+    Takes keys with and without DistributedDataParallel's "module.".
+
+    Raises:
+      ValueError: no network of ours; says what of it is unknown.
+    """
+    shapes = {key.removeprefix("module."): shape for key, shape in shapes.items()}
+    if _UNET_FIRST in shapes and _UNET_LAST in shapes:
+        channels, last = shapes[_UNET_FIRST], shapes[_UNET_LAST]
+        config = ModelConfig(
+            name="unet",
+            width=4 * channels[0],
+            in_channels=channels[1],
+            num_classes=last[0],
+        )
+        return config, True
+    variant = next((name for name, key in _MARKS.items() if key in shapes), None)
+    if variant is None:
+        return _encoder(shapes, ""), False
+    prefix = ENCODER_PREFIX[variant]
+    encoder = _encoder(shapes, prefix)
+    units = DECODER_UNITS[variant]
+
+    def has(unit: str) -> bool:
+        return unit in units and f"{units[unit][0]}.weight" in shapes
+
+    config = ModelConfig(
+        backbone=encoder.backbone,
+        variant=variant,
+        num_classes=shapes[f"{units['classifier'][0]}.weight"][0],
+        in_channels=encoder.in_channels,
+        embedding=has("embedding"),
+        auxiliary=has("auxiliary"),
+        width=encoder.width,
+    )
+    return config, True
+
+
+def _encoder(shapes: Shapes, prefix: str) -> ModelConfig:
+    """Stem, depths, kind of block, width and channels, as a configuration."""
+    shapes = {
+        key.removeprefix(prefix): shape
+        for key, shape in shapes.items()
+        if key.startswith(prefix)
+    }
+    deep = "conv1.0.weight" in shapes
+    first = shapes.get("conv1.0.weight", shapes.get("conv1.weight"))
+    inner = shapes.get("layer1.0.conv1.weight")
+    if first is None or inner is None or len(first) != 4:
+        some = ", ".join(list(shapes)[:3])
+        raise ValueError(
+            f"these are not the weights of a network that we know: {prefix}conv1.* or "
+            f"{prefix}layer1.0.conv1.weight is missing; the first keys are {some}"
+        )
+    numbers = [
+        {int(key.split(".")[1]) for key in shapes if re.match(rf"{layer}\.\d+\.", key)}
+        for layer in ("layer1", "layer2", "layer3", "layer4")
+    ]
+    depths = tuple(len(found) for found in numbers)
+    found = Backbone(depths, "layer1.0.conv3.weight" in shapes, deep)  # pyright: ignore
+    for name, backbone in BACKBONES.items():
+        if backbone == found:
+            return ModelConfig(backbone=name, in_channels=first[1], width=inner[0])
+    blocks = "bottleneck" if found.bottleneck else "basic"
+    stem = "deep" if deep else "plain"
+    raise ValueError(
+        f"these weights are of a ResNet with a {stem} stem and {depths} {blocks} "
+        f"blocks; ours are {', '.join(BACKBONES)}"
+    )

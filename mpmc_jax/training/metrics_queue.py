@@ -1,0 +1,51 @@
+"""Steps that were sent to the devices and whose numbers were not read yet."""
+
+import collections
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from mpmc_jax.training.train_step import Metrics
+from mpmc_jax.types import Batch
+
+
+class _Step(NamedTuple):
+    number: int
+    read: Callable[[], Metrics]
+    batch: Batch
+
+
+class RefusedError(Exception):
+    """A step's update was refused.
+
+    Attributes:
+      step, batch: which.
+      metrics: its numbers.
+    """
+
+    def __init__(self, step: int, batch: Batch, metrics: Metrics) -> None:
+        super().__init__()
+        self.step, self.batch, self.metrics = step, batch, metrics
+
+
+class Pending:
+    """The steps under way, oldest first."""
+
+    def __init__(self) -> None:
+        self._steps: collections.deque[_Step] = collections.deque()
+
+    def add(self, number: int, read: Callable[[], Metrics], batch: Batch) -> None:
+        """A step was sent; `read` waits for it and gives its numbers."""
+        self._steps.append(_Step(number, read, batch))
+
+    def settle(self, left: int) -> Iterator[tuple[int, Metrics]]:
+        """Number and numbers of all steps but the last `left`, as they are read.
+
+        Raises:
+          RefusedError: a step's update was refused.
+        """
+        while len(self._steps) > left:
+            oldest = self._steps.popleft()
+            metrics = oldest.read()
+            if metrics.refused >= 0:
+                raise RefusedError(oldest.number, oldest.batch, metrics)
+            yield oldest.number, metrics

@@ -1,0 +1,151 @@
+"""What every program does first."""
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+
+from configs import synthetic
+from launch import (
+    analyze_lambda,
+    check_data,
+    cli,
+    convert_weights,
+    evaluate,
+    plot_runs,
+    predict,
+    prepare_data,
+    visualize,
+)
+from launch.bench import __main__ as bench
+from launch.bench import smoke_matrix, topologies
+from mpmc_jax.experiments import config_checks
+from mpmc_jax.paths import as_path
+from tests.support.programs import ENVIRONMENT, ROOT
+
+# Twice the same 50 MB, as a step's temporaries: prints the second round's page faults.
+ROUNDS = """
+import ctypes, resource
+from launch import cli
+{before}
+libc = ctypes.CDLL(None)
+libc.malloc.restype = ctypes.c_void_p
+def use():
+    block = ctypes.c_void_p(libc.malloc(50_000_000))
+    ctypes.memset(block, 1, 50_000_000)
+    libc.free(block)
+use()
+faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+use()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="of glibc")
+def test_memory_is_kept():
+    chosen = ("GLIBC_TUNABLES", "MALLOC_ARENA_MAX")
+    plain = {k: v for k, v in ENVIRONMENT.items() if k not in chosen}
+
+    def faults(before, **environment):
+        done = subprocess.run(
+            [sys.executable, "-c", ROUNDS.format(before=before)],
+            cwd=ROOT,
+            env=plain | environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return int(done.stdout)
+
+    assert faults("cli.keep_memory()") < 100 < 10_000 < faults("")
+    # Who chose for themselves is left alone.
+    assert faults("cli.keep_memory()", MALLOC_ARENA_MAX="8") > 10_000
+
+
+def test_too_little_memory_says_what_to_turn():
+    message = "RESOURCE_EXHAUSTED: Out of memory allocating 28155077248 bytes."
+    said = r"28155077248(.|\n)*train\.accumulation"
+    with pytest.raises(SystemExit, match=said), cli.user_errors():
+        raise jax.errors.JaxRuntimeError(message)
+    with pytest.raises(jax.errors.JaxRuntimeError), cli.user_errors():
+        raise jax.errors.JaxRuntimeError("INTERNAL: a defect keeps its traceback")
+    said = r"memory is full: Unable to allocate 149(.|\n)*train\.accumulation"
+    with pytest.raises(SystemExit, match=said), cli.user_errors():
+        raise MemoryError("Unable to allocate 149. GiB for an array")
+
+
+def test_a_reader_that_has_enough_is_no_error():
+    code = "from launch import cli\nwith cli.user_errors():\n  print('y\\n' * 500_000)"
+    with subprocess.Popen(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 128 + signal.SIGPIPE
+
+
+def test_the_home_is_meant_by_a_tilde(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    assert as_path("--workdir", "~/runs") == Path("/home/me/runs")
+    assert as_path("--workdir", "a~b/c,d") == Path("a~b/c,d")
+    assert as_path("--workdir", "~nobody-of-that-name/x").parts[0].startswith("~")
+
+
+def test_settings_that_name_files_mean_the_home_too(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    config = synthetic.get_config("lists=~/lists,split=7")
+    config.data.data_dir = "~/data"
+    config_checks.expand_paths(config)
+    assert config.data.data_dir == "/home/me/data"
+    assert config.data.labeled_ids == "/home/me/lists/7/labeled.txt"
+    assert config.data.unlabeled_ids == "/home/me/lists/7/unlabeled.txt"
+    assert config.model.pretrained == ""
+    config.model.pretrained = "gs://bucket/resnet.safetensors"
+    with pytest.raises(ValueError, match=r"--config\.model\.pretrained=gs://.* mount"):
+        config_checks.expand_paths(config)
+
+
+@pytest.mark.parametrize(
+    ("program", "arguments"),
+    [
+        (check_data, ["--dataset=folder", "--source=URL"]),
+        (check_data, ["--dataset=folder", "--data_dir=URL"]),
+        (prepare_data, ["--dataset=folder", "--source=URL"]),
+        (prepare_data, ["--dataset=synthetic", "--data_dir=URL"]),
+        (evaluate, ["--workdir=URL"]),
+        (evaluate, ["--weights=URL", "--dataset=voc"]),
+        (evaluate, ["--weights=x", "--dataset=voc", "--data_dir=URL"]),
+        (predict, ["--workdir=URL", "--input=.", "--output=x"]),
+        (predict, ["--workdir=x", "--input=URL", "--output=x"]),
+        (predict, ["--workdir=x", "--input=.", "--output=URL"]),
+        (visualize, ["--workdir=URL", "--output=x.png"]),
+        (visualize, ["--workdir=x", "--output=URL"]),
+        (analyze_lambda, ["--workdir=URL"]),
+        (plot_runs, ["--output=URL", "x"]),
+        (plot_runs, ["--output=x", "URL"]),
+        (convert_weights, ["--input=URL", "--output=x.safetensors"]),
+        (convert_weights, ["--input=x", "--output=URL"]),
+        (bench, ["--what=data", "--images=0", "--data_dir=URL"]),
+        (bench, ["--profile=URL"]),
+        (smoke_matrix, ["--output=URL"]),
+        (topologies, ["--results=URL"]),
+    ],
+)
+def test_no_path_may_be_a_url(program, arguments, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    url = "s3://bucket/x.png"
+    with pytest.raises(SystemExit) as stopped:
+        program.main([argument.replace("URL", url) for argument in arguments])
+    message = str(stopped.value.code)
+    assert message.startswith("error: ") and f"={url} is a URL" in message
+    assert "mount it" in message and len(message.splitlines()) == 1
+    assert not list(tmp_path.iterdir())

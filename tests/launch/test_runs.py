@@ -1,0 +1,278 @@
+"""The programs as a user runs them: train, kill, resume, evaluate, predict, draw."""
+
+import hashlib
+import json
+import re
+import shutil
+import signal
+import time
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from mpmc_jax.models.weights import convert
+from tests.support.data_sets import prepare_synthetic
+from tests.support.programs import CONFIG, SMALL, run, start
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A data set, and a run that was killed once and finished."""
+    place = tmp_path_factory.mktemp("runs")
+    prepare_synthetic(place / "data", train=13, val=4)
+    command = ("launch.train", f"--config={CONFIG}", f"--workdir={place / 'run'}")
+    command += (f"--config.data.data_dir={place / 'data'}", *SMALL)
+    process = start(*command)
+    deadline = time.monotonic() + 900
+    while not (place / "run" / "checkpoints" / "2").is_dir():
+        assert process.poll() is None, process.communicate()[0][-4000:]
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    (place / "output.txt").write_text(run(*command))
+    return place
+
+
+@pytest.mark.full
+def test_a_killed_run_goes_on_and_finishes(place):
+    assert "going on from step" in (place / "output.txt").read_text()
+    text = (place / "run" / "metrics.jsonl").read_text()
+    lines = [json.loads(line) for line in text.splitlines()]
+    trained = [x["step"] for x in lines if "train/loss" in x]
+    assert trained[-1] == 6 and len(trained) == len(set(trained))
+    assert [x["step"] for x in lines if "val/miou" in x][-1] == 6
+    assert {"val/patch_map", "val/patch_hamming_constant"} <= set(lines[-1]) | set(
+        lines[-2]
+    )
+    assert any(name.startswith("val/iou/") for name in lines[-1] | lines[-2])
+    manifest = json.loads((place / "run" / "manifest.json").read_text())
+    assert {"versions", "device_kind", "seed", "data", "revision"} <= set(manifest)
+    assert manifest["data"]["fingerprint"]
+    assert len((place / "run" / "splits" / "labeled.txt").read_text().split()) == 4
+
+
+@pytest.mark.full
+def test_a_killed_run_ends_as_one_that_never_stopped(place):
+    """The real pipeline, augmentation, network, plug-in: every array and the data.
+
+    The other run has its images on the device, which changes nothing either.
+    """
+    data = f"--config.data.data_dir={place / 'data'}"
+    run(
+        "launch.train",
+        f"--config={CONFIG}",
+        f"--workdir={place / 'whole'}",
+        data,
+        *SMALL,
+        "--config.data.resident=True",
+    )
+
+    def last(name):
+        path = place / name / "checkpoints" / "6" / "meta" / "metadata"
+        return json.loads(path.read_text())
+
+    assert last("run")["data_state"] == {"next_index": 6}
+    assert last("run") == last("whole")
+
+
+@pytest.mark.full
+def test_a_method_with_a_memory_goes_on_from_its_checkpoint(place):
+    """Its bank, requests and what they ask of the pipeline, through the real programs.
+
+    U2PL's banks are in test_training_phases.
+    """
+    method = "ael"
+    command = (
+        "launch.train",
+        f"--config={CONFIG.replace('unimatch', method)}",
+        f"--config.data.data_dir={place / 'data'}",
+        *SMALL,
+    )
+    run(*command, f"--workdir={place / method}")
+    # As one that was killed behind its fourth step.
+    shutil.copytree(place / method, place / (method + "2"))
+    shutil.rmtree(place / (method + "2") / "checkpoints" / "6")
+    output = run(*command, f"--workdir={place / (method + '2')}")
+    assert "going on from step 4" in output
+
+    def last(name):
+        path = place / name / "checkpoints" / "6" / "meta" / "metadata"
+        return json.loads(path.read_text())
+
+    assert last(method) == last(method + "2")
+
+
+@pytest.mark.full
+def test_ctrl_c_before_the_first_step_and_a_finished_run_say_so_in_a_line(place):
+    command = ("launch.train", f"--config={CONFIG}", *SMALL)
+    command += (f"--config.data.data_dir={place / 'data'}",)
+    process = start(*command, f"--workdir={place / 'early'}")
+    line = process.stdout.readline()
+    assert "4 labelled images" in line and "9 unlabelled; " in line
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=600)
+    assert process.returncode == 128 + signal.SIGINT
+    assert output.splitlines()[-1] == "interrupted", output[-4000:]
+    output = run(*command, f"--workdir={place / 'run'}")
+    assert output.splitlines()[-1].endswith("finished already: step 6 of 6")
+
+
+@pytest.mark.full
+def test_the_same_workdir_with_other_settings_is_refused(place):
+    output = run(
+        "launch.train",
+        f"--config={CONFIG}",
+        f"--workdir={place / 'run'}",
+        f"--config.data.data_dir={place / 'data'}",
+        *SMALL,
+        "--config.seed=1",
+        fails=True,
+    )
+    assert "seed: 0 there, 1 now" in output
+    assert "Traceback" not in output
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("checkpoint", ["best", "last"])
+def test_evaluate_prints_a_table_and_writes_its_figures(place, checkpoint):
+    output = run(
+        "launch.evaluate", f"--workdir={place / 'run'}", f"--checkpoint={checkpoint}"
+    )
+    assert "building" in output and "own size" in output
+    path = place / "run" / f"eval_val_{checkpoint}.json"
+    found = json.loads(path.read_text())
+    assert 0 <= found["scalars"]["miou"] <= 1
+    assert found["manifest"]["versions"]["jax"]
+
+
+@pytest.mark.full
+def test_a_damaged_checkpoint_is_one_line_and_no_traceback(place):
+    shutil.copytree(place / "run", place / "damaged")
+    arrays = (place / "damaged" / "checkpoints" / "6" / "state").rglob("d/*")
+    largest = max(arrays, key=lambda path: path.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[:1000])
+    evaluate = ("launch.evaluate", f"--workdir={place / 'damaged'}")
+    output = run(*evaluate, "--checkpoint=last", fails=True)
+    (line,) = output.splitlines()
+    assert re.search(r"checkpoints/6 is damaged: .*--checkpoint=STEP .*\[", line)
+
+
+@pytest.mark.full
+def test_predict_figure_trust_and_compare(place):
+    images = place / "images"
+    images.mkdir()
+    rng = np.random.default_rng(0)
+    for name, shape in (("rgb", (40, 50, 3)), ("grey", (33, 41))):
+        Image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8)).save(
+            images / f"{name}.png"
+        )
+    (images / "broken.png").write_bytes(b"no picture")
+    output = run(
+        "launch.predict",
+        f"--workdir={place / 'run'}",
+        f"--input={images}",
+        f"--output={place / 'predictions'}",
+        fails=True,
+    )
+    assert "broken.png" in output and "2 of 3 images" in output
+    names = {path.name for path in (place / "predictions").iterdir()}
+    assert {"rgb_index.png", "grey_color.png", "rgb_overlay.png"} <= names
+    with Image.open(place / "predictions" / "grey_index.png") as image:
+        index = np.asarray(image)
+    assert index.shape == (33, 41) and index.max() < 9
+    run(
+        "launch.visualize",
+        f"--workdir={place / 'run'}",
+        f"--output={place / 'figure.png'}",
+        "--images=2",
+    )
+    with Image.open(place / "figure.png") as figure:
+        assert figure.width > 4 * 48
+    # A run keeps what predicting needs: its data set may be elsewhere.
+    (place / "data").rename(place / "gone")
+    run(
+        "launch.predict",
+        f"--workdir={place / 'run'}",
+        f"--input={images / 'grey.png'}",
+        f"--output={place / 'again'}",
+    )
+    (place / "gone").rename(place / "data")
+    again = (place / "again" / "grey_color.png").read_bytes()
+    assert again == (place / "predictions" / "grey_color.png").read_bytes()
+    run("launch.analyze_lambda", f"--workdir={place / 'run'}")
+    trust = json.loads((place / "run" / "trust_last.json").read_text())
+    assert trust["right_pixels"] > 0 and trust["wrong_pixels"] > 0
+    share = trust["right_pixels"] / (trust["right_pixels"] + trust["wrong_pixels"])
+    mean = share * trust["lambda_right"] + (1 - share) * trust["lambda_wrong"]
+    assert abs(mean - 1) < 1e-4
+    output = run("launch.plot_runs", f"--output={place / 'results'}", place / "run")
+    assert "| run |" in output
+    assert (place / "results" / "curves.png").stat().st_size > 1000
+    assert (place / "results" / "run" / "manifest.json").exists()
+
+
+@pytest.mark.full
+def test_a_trained_network_goes_out_and_begins_another_run(place):
+    path = place / "trained.safetensors"
+    last = ("launch.convert_weights", "--checkpoint=last")
+    run(*last, f"--input={place / 'run'}", f"--output={path}")
+    command = ("launch.train", f"--config={CONFIG}", *SMALL)
+    command += (f"--config.data.data_dir={place / 'data'}", "--config.train.steps=1")
+    command += (f"--config.model.pretrained={path}", "--config.optimizer.lr=0.0")
+    first = f"--workdir={place / 'from'}"
+    wrong = run(*command, first, "--config.model.width=16", fails=True)
+    assert "width=8, this run has 16" in wrong and "Traceback" not in wrong
+    assert not (place / "from").exists()
+    assert "the network begins with" in run(*command, first)
+    manifest = json.loads((place / "from" / "manifest.json").read_text())
+    pretrained = manifest["pretrained"]
+    assert pretrained["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert pretrained["source_step"] == "6" and pretrained["fresh"] == []
+    # At rate 0 the network is the same again; a finished run needs no weights.
+    again = place / "again.safetensors"
+    path.rename(place / "moved.safetensors")
+    run(*last, f"--input={place / 'from'}", f"--output={again}")
+    ours, theirs = (convert.load(x) for x in (again, place / "moved.safetensors"))
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        ours.variables["params"],
+        theirs.variables["params"],
+    )
+    run(*command, first)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("--config=configs/synthetic.py:method=unimatsch", "valid: .*'mean_teacher'"),
+        ("--config.data.name=coco", "one of synthetic"),
+        ("--config.data.data_dir=/nowhere", "launch.prepare_data --dataset=synthetic"),
+        ("--config.model.backbone=resnet34", "resnet101"),
+        ("--config.model.pretrained=gone.npz", "gone.npz: no such file of weights"),
+        (
+            "--config.train.bach_size=4",
+            "'train.batch_size'\\? valid: train.accumulation",
+        ),
+        ("--config.trian=4", "'trian'; valid: .*data.crop, .*train.batch_size"),
+        ("--config.train.batch_size=3", "train.group_size=2"),
+        ("--config=configs/synthetik.py", "there are .*'configs/synthetic.py'"),
+    ],
+)
+def test_mistakes_end_with_one_clear_error(place, change, message):
+    arguments = [f"--config={CONFIG}", f"--config.data.data_dir={place / 'data'}"]
+    if change.startswith("--config=") or "data_dir" in change:
+        arguments = [x for x in arguments if x.split("=")[0] != change.split("=")[0]]
+    if "--config=" not in "".join(x[:9] for x in [*arguments, change]):
+        arguments.insert(0, f"--config={CONFIG}")
+    output = run(
+        "launch.train",
+        *sorted([*arguments, change], key=lambda x: not x.startswith("--config=")),
+        f"--workdir={place / 'other'}",
+        fails=True,
+    )
+    assert re.search(message, output), output[-2000:]
+    assert "Traceback" not in output, output[-4000:]

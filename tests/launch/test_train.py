@@ -1,0 +1,108 @@
+"""What `launch.train` says before it trains."""
+
+import logging
+import types
+
+import jax
+import numpy as np
+import pytest
+
+from launch import train
+from mpmc_jax.data.splits import Split
+from mpmc_jax.experiments import run as runs
+from mpmc_jax.experiments.batches import make_place, make_recount
+from mpmc_jax.experiments.build import build_parallel, init_state
+from mpmc_jax.training import loop
+from tests.support import tiny
+from tests.support.data_sets import prepare_synthetic
+from tests.support.programs import run
+
+
+def _announce(caplog, labeled, unlabeled, method="unimatch", unused=0):
+    pipeline = types.SimpleNamespace(
+        split=Split(labeled, unlabeled),
+        num_labeled=len(labeled),
+        num_unlabeled=len(unlabeled),
+        repetition=1.0,
+        steps_per_epoch=1,
+        unused=unused,
+        warnings=("2 images are in two splits",),
+    )
+    rhythm = loop.LoopConfig(steps=7, log_every=1, eval_every=1, checkpoint_every=1)
+    config = tiny.config(f"method={method}", train__batch_size=4, u2pl__warmup_epochs=7)
+    caplog.clear()
+    with caplog.at_level(logging.INFO):
+        parallel = types.SimpleNamespace(devices=["cpu"])
+        train.announce(config, tiny.setup(config), pipeline, rhythm, parallel)
+    return caplog.text
+
+
+def test_images_in_both_lists_and_batches_larger_than_a_list_are_told(caplog):
+    letters = tuple("abcde")
+    both = _announce(caplog, letters[:2], letters)
+    assert "2 labelled images" in both
+    assert "5 unlabelled with the labelled ones among them; 1 steps" in both
+    assert "2 images are in two splits" in both
+    assert "come twice" not in both
+    few = _announce(caplog, letters[:2], letters[2:])
+    assert "3 unlabelled; 1 steps" in few
+    assert "takes 4 unlabelled images a step, but there are 3" in few
+    # One a group: two of three.
+    assert "come twice" not in _announce(caplog, letters[:2], letters[2:], "ael")
+
+
+def test_unused_labels_and_a_run_that_is_all_warmup_are_told(caplog):
+    lists = tuple("abcdefgh"), tuple("ijklmnop")
+    plain = _announce(caplog, *lists)
+    assert "stay unused" not in plain and "warm-up" not in plain
+    assert "3 labelled images stay unused" in _announce(caplog, *lists, unused=3)
+    warm = _announce(caplog, *lists, "u2pl")
+    assert "lasts the whole run of 7 steps (1 an epoch)" in warm
+
+
+def test_statistics_are_counted_from_the_runs_own_images(tmp_path):
+    prepare_synthetic(tmp_path)
+    # AEL would have to ask for its partners.
+    config = tiny.config("method=ael", data__split="4", data__threads=0)
+    config.data.data_dir, config.train.precise_bn = str(tmp_path), 2
+    _, pipeline, setup = runs.prepare(config)
+    parallel = build_parallel(config)
+    place = make_place(pipeline, parallel)
+    recount = make_recount(config, setup, pipeline, parallel, place)
+    state = jax.tree.map(np.asarray, init_state(setup, 0))
+    once = parallel.fetch(recount(parallel.replicate(state)))
+    twice = parallel.fetch(recount(parallel.replicate(once)))
+    assert tiny.difference(twice, once) == 0
+    # AEL is evaluated by its teacher.
+    assert tiny.difference(once.ema_batch_stats, state.ema_batch_stats) > 1e-3
+    assert tiny.difference(once.batch_stats, state.batch_stats) == 0
+    config.train.precise_bn = 0
+    assert make_recount(config, setup, pipeline, parallel, place) is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--workdir=w"], "error: --config is needed; --help says more"),
+        (["--config=configs/camvid.py"], "error: --workdir is needed; --help"),
+        (["--config=configs/camvid.py", "--workdir=w", "x"], "arguments ['x']"),
+        (["--confg=x"], "Did you mean: config"),
+        (
+            ["--config=configs/base.py", "--workdir=w"],
+            "error: --config names a file without get_config; there are ['configs/ac",
+        ),
+        (
+            ["--config=configs/camvid.py", "--workdir=w", "--config.data.flip=maybe"],
+            "data.flip=maybe: True or False is needed, not 'maybe'",
+        ),
+    ],
+)
+def test_a_command_line_that_lacks_something_ends_in_one_line(arguments, message):
+    output = run("launch.train", *arguments, fails=True)
+    assert message in output
+    assert len(output.splitlines()) == 1
+
+
+def test_help_is_no_failure():
+    output = run("launch.train", "--help")
+    assert "--workdir" in output and "--config" in output

@@ -1,0 +1,233 @@
+"""Layers against oracles: batch norm, resizing, max-pooling, 1x1 convolution."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mpmc_jax.models import layers, normalization
+from mpmc_jax.models.encoders.resnet import max_pool
+from mpmc_jax.models.layers import BatchNorm, Conv, ConvSpec
+from mpmc_jax.models.resize import resize_align_corners
+from tests.support.x64 import run_x64
+
+KEY = jax.random.key(0)
+
+
+def batch_norm_oracle(x, scale, bias, mean, var):
+    """PyTorch's rule in float64: (output, new running mean, new running variance)."""
+    x = np.asarray(x, np.float64)
+    batch_mean, batch_var = x.mean((0, 1, 2)), x.var((0, 1, 2))
+    count = x.size // x.shape[-1]
+    out = (x - batch_mean) / np.sqrt(batch_var + 1e-5) * scale + bias
+    unbiased = batch_var * count / (count - 1)
+    return out, 0.9 * mean + 0.1 * batch_mean, 0.9 * var + 0.1 * unbiased
+
+
+# A mean far above the deviation: E[x^2] - E[x]^2 would lose the variance.
+@pytest.mark.parametrize(("offset", "deviation"), [(0.5, 2.0), (30.0, 0.01)])
+def test_batch_norm_normalises_and_moves_statistics_as_pytorch(offset, deviation):
+    noise = np.random.default_rng(0).normal(size=(2, 3, 5, 4))
+    x = np.float32(offset + deviation * noise)
+    params = {"scale": jnp.arange(1.0, 5), "bias": jnp.arange(4.0)}
+    stats = {"mean": jnp.full(4, 0.3), "var": jnp.full(4, 1.7)}
+    out, moved = BatchNorm().apply(
+        {"params": params, "batch_stats": stats}, x, train=True, mutable=["batch_stats"]
+    )
+    leaves = [*params.values(), *stats.values()]
+    expected = batch_norm_oracle(x, *map(np.asarray, leaves))
+    # float32 resolves a deviation of 0.01 at 30 to 2e-4.
+    np.testing.assert_allclose(out, expected[0], atol=1e-5 if offset < 1 else 5e-3)
+    np.testing.assert_allclose(moved["batch_stats"]["mean"], expected[1], rtol=1e-6)
+    np.testing.assert_allclose(moved["batch_stats"]["var"], expected[2], rtol=1e-6)
+
+
+def test_batch_norm_evaluates_with_running_statistics():
+    x = jax.random.normal(KEY, (1, 2, 2, 1))
+    stats = {"mean": jnp.array([2.0]), "var": jnp.array([4.0])}
+    params = {"scale": jnp.array([3.0]), "bias": jnp.array([1.0])}
+    out = BatchNorm().apply({"params": params, "batch_stats": stats}, x, train=False)
+    np.testing.assert_allclose(out, (x - 2) / np.sqrt(4 + 1e-5) * 3 + 1, rtol=1e-5)
+
+
+def synchronisation_errors() -> dict[str, float]:
+    """Four devices under pmap against one: output, gradient, statistics."""
+    x = 3 + jax.random.normal(KEY, (8, 3, 4, 5), jnp.float64)
+    weights = jax.random.normal(jax.random.key(1), x.shape, jnp.float64)
+    variables = BatchNorm().init(KEY, x, train=False)
+    variables = jax.tree.map(lambda v: v.astype(jnp.float64), variables)
+
+    def loss(x, weights, axis_name):
+        out, moved = BatchNorm(axis_name).apply(
+            variables, x, train=True, mutable=["batch_stats"]
+        )
+        return jnp.sum(weights * jnp.sin(out)), (out, moved)
+
+    def run(x, weights, axis_name=None):
+        gradient_fn = jax.grad(loss, has_aux=True)
+        gradient, (out, moved) = gradient_fn(x, weights, axis_name)
+        return gradient, out, moved
+
+    split = (4, 2, *x.shape[1:])
+    one = run(x, weights)
+    four = jax.pmap(lambda x, w: run(x, w, "d"), axis_name="d")(
+        x.reshape(split), weights.reshape(split)
+    )
+
+    def error(a, b):
+        return float(jnp.abs(a - b).max())
+
+    moved = jax.tree.map(lambda a, b: error(a, b[0]), one[2], four[2])["batch_stats"]
+    return {
+        "gradient": error(one[0], four[0].reshape(x.shape)),
+        "output": error(one[1], four[1].reshape(x.shape)),
+        **moved,
+    }
+
+
+def test_batch_norm_is_synchronised_over_devices():
+    errors = run_x64(
+        "import json\nfrom tests.test_models_layers import synchronisation_errors\n"
+        "print(json.dumps(synchronisation_errors()))"
+    )
+    assert set(errors) == {"gradient", "output", "mean", "var"}
+    assert np.max(list(errors.values())) < 1e-12, errors
+
+
+def gradient_errors() -> dict[str, float]:
+    """The written-out gradient against autodiff of the textbook formula."""
+    x = 3 + 2 * jax.random.normal(KEY, (2, 3, 4, 5), jnp.float64)
+    weights = jax.random.normal(jax.random.key(1), x.shape, jnp.float64)
+    scale, bias = jnp.linspace(-1.0, 2.0, 5), jnp.linspace(0.3, -0.2, 5)
+
+    def textbook(x, scale, bias):
+        mean, var = x.mean((0, 1, 2), keepdims=True), x.var((0, 1, 2), keepdims=True)
+        return (x - mean) / jnp.sqrt(var + 1e-5) * scale[None, None, None] + bias[
+            None, None, None
+        ]
+
+    def ours(x, scale, bias):
+        return normalization.normalize_by_batch(None, x, scale, bias)[0]
+
+    def gradients(norm):
+        def loss(*arguments):
+            return jnp.sum(weights * jnp.sin(norm(*arguments)))
+
+        return jax.grad(loss, argnums=(0, 1, 2))(x, scale, bias)
+
+    found, expected = gradients(ours), gradients(textbook)
+    return {
+        name: float(jnp.abs(a - b).max())
+        for name, a, b in zip(("x", "scale", "bias"), found, expected, strict=True)
+    }
+
+
+def test_batch_norm_has_the_gradient_of_its_formula():
+    errors = run_x64(
+        "import json\nfrom tests.test_models_layers import gradient_errors\n"
+        "print(json.dumps(gradient_errors()))"
+    )
+    assert set(errors) == {"x", "scale", "bias"}
+    assert np.max(list(errors.values())) < 1e-12, errors
+
+
+def test_bfloat16_input_keeps_float32_parameters_and_statistics():
+    x = (100 + jax.random.normal(KEY, (4, 8, 8, 3))).astype(jnp.bfloat16)
+    module = layers.ConvNorm(ConvSpec(6, 3))
+    variables = module.init(KEY, x, train=True)
+    out, moved = module.apply(variables, x, train=True, mutable=["batch_stats"])
+    assert out.dtype == jnp.bfloat16
+    assert np.isfinite(np.float32(out)).all()
+    for leaf in jax.tree.leaves((variables["params"], moved)):
+        assert leaf.dtype == jnp.float32
+
+
+def resize_oracle(x, size):
+    """Align-corners bilinear interpolation, position by position."""
+    out = np.zeros((x.shape[0], *size, x.shape[3]))
+    for i in range(size[0]):
+        for j in range(size[1]):
+            r, c = (
+                k * (n - 1) / (m - 1) if m > 1 else 0.0
+                for k, n, m in zip((i, j), x.shape[1:3], size, strict=True)
+            )
+            r0, c0 = int(r), int(c)
+            r1, c1 = min(r0 + 1, x.shape[1] - 1), min(c0 + 1, x.shape[2] - 1)
+            top = x[:, r0, c0] * (1 - c + c0) + x[:, r0, c1] * (c - c0)
+            low = x[:, r1, c0] * (1 - c + c0) + x[:, r1, c1] * (c - c0)
+            out[:, i, j] = top * (1 - r + r0) + low * (r - r0)
+    return out
+
+
+@pytest.mark.parametrize("shape", [(3, 4), (1, 1), (1, 5), (9, 2)])
+@pytest.mark.parametrize("size", [(9, 6), (1, 1), (4, 7)])
+def test_resize_agrees_with_interpolation_by_hand(shape, size):
+    x = np.random.default_rng(0).normal(size=(2, *shape, 3)).astype(np.float32)
+    out = resize_align_corners(jnp.asarray(x), size)
+    assert out.shape == (2, *size, 3)
+    np.testing.assert_allclose(out, resize_oracle(x, size), atol=1e-6)
+
+
+def test_resize_keeps_corners_and_its_gradient_sums_to_the_output_size():
+    x = jax.random.normal(KEY, (1, 5, 4, 2))
+    out = resize_align_corners(x, (13, 10))
+    np.testing.assert_allclose(out[:, ::12, ::9], x[:, ::4, ::3], atol=1e-6)
+    gradient = jax.grad(lambda x: resize_align_corners(x, (13, 10)).sum())(x)
+    np.testing.assert_allclose(gradient.sum(), 13 * 10 * 2, rtol=1e-5)
+
+
+@pytest.mark.parametrize("size", [4, 5, 6, 7])
+@pytest.mark.parametrize("ceil", [False, True])
+def test_max_pool_rounds_its_size_as_asked(size, ceil):
+    x = np.random.default_rng(size).normal(size=(1, size, size, 1)).astype(np.float32)
+    out = max_pool(jnp.asarray(x), ceil=ceil)
+    rows = (size - 1 + ceil) // 2 + 1
+    assert out.shape == (1, rows, rows, 1)
+    for i in range(rows):
+        for j in range(rows):
+            window = x[0, max(2 * i - 1, 0) : 2 * i + 2, max(2 * j - 1, 0) : 2 * j + 2]
+            assert out[0, i, j, 0] == window.max()
+    gradient = jax.jit(jax.grad(lambda x: max_pool(x, ceil=ceil).sum()))(x)
+    assert gradient.sum() == rows**2
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("size", [6, 7])
+def test_one_by_one_convolution_equals_a_strided_convolution(stride, size):
+    x = jax.random.normal(KEY, (2, size, size + 1, 5))
+    module = Conv(ConvSpec(4, 1, stride), use_bias=True)
+    variables = module.init(KEY, x)
+    kernel, bias = variables["params"]["kernel"], variables["params"]["bias"]
+    expected = jax.lax.conv_general_dilated(
+        x, kernel, (stride, stride), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    out = module.apply(variables, x)
+    np.testing.assert_allclose(out, expected + bias[None, None, None], atol=1e-5)
+
+
+def test_convolution_pads_symmetrically_at_stride_two():
+    x = jnp.zeros((1, 6, 6, 1)).at[0, 0, 0, 0].set(1.0)
+    kernel = jnp.arange(9.0).reshape(3, 3, 1, 1)
+    out = Conv(ConvSpec(1, 3, 2)).apply({"params": {"kernel": kernel}}, x)
+    # Padding (1,1) puts the first pixel under the kernel's centre.
+    assert out.shape == (1, 3, 3, 1)
+    assert out[0, 0, 0, 0] == 4.0
+
+
+def test_initialisers_have_pytorchs_spread():
+    shape = (3, 3, 64, 128)
+    head = layers.torch_uniform(KEY, shape)
+    bound = (9 * 64) ** -0.5
+    assert np.abs(head).max() <= bound
+    np.testing.assert_allclose(np.std(head), bound / np.sqrt(3), rtol=0.02)
+    backbone = layers.kaiming_normal_fan_out(KEY, shape)
+    np.testing.assert_allclose(np.std(backbone), (2 / (9 * 128)) ** 0.5, rtol=0.02)
+
+
+def test_batch_norm_of_a_single_value_is_refused():
+    """Its output would be the bias, and its running variance go to 0."""
+    variables = BatchNorm().init(KEY, jnp.ones((1, 1, 1, 3)), train=False)
+    with pytest.raises(ValueError, match="one value per channel.*train.batch_size"):
+        BatchNorm().apply(
+            variables, jnp.ones((1, 1, 1, 3)), train=True, mutable=["batch_stats"]
+        )

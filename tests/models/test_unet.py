@@ -1,0 +1,132 @@
+"""The U-Net: published numbers, taps, dropout, refusals; every method trains on it."""
+
+import dataclasses
+import json
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import synthetic
+from mpmc_jax.models import (
+    ModelConfig,
+    build_segmenter,
+    default_tap,
+    init_variables,
+    load_torch_state_dict,
+    receptive_field,
+)
+from mpmc_jax.models.receptive_field import ReceptiveField
+from mpmc_jax.types import Network
+from tests.support import golden, tiny
+
+CONFIG = ModelConfig(name="unet", width=8, num_classes=4, in_channels=1)
+
+
+def test_evaluation_maps_and_size_are_the_published_ones():
+    (path,) = golden.golden_files("unet_*.json")
+    classes = json.loads(path.read_text())["num_classes"]
+    config = ModelConfig(name="unet", in_channels=1, num_classes=classes)
+    variables = load_torch_state_dict(golden.recipe_state_dict(path), config)
+    count = sum(x.size for x in jax.tree.leaves(variables["params"]))
+    assert count == 1_813_764
+    arrays = np.load(path.with_suffix(".npz"))
+    image = jnp.asarray(arrays["image_0"].transpose(0, 2, 3, 1))
+    with jax.default_matmul_precision("highest"):
+        logits = jax.jit(build_segmenter(config).apply)(variables, image).logits
+    found = np.asarray(logits).transpose(0, 3, 1, 2)
+    assert golden.spatial_error(found, arrays["logits_0"]) < 1e-4
+
+
+def test_the_default_tap_has_stride_4():
+    assert default_tap(CONFIG) == "stage3"
+    assert receptive_field(CONFIG, "stage3") == ReceptiveField(32, 4, 14)
+    with pytest.raises(ValueError, match="unet: valid are stage1, .*, decoder"):
+        receptive_field(CONFIG, "layer1")
+
+
+def test_dropout_follows_the_key_and_only_in_train_mode():
+    variables = init_variables(jax.random.key(0), CONFIG)
+    network = Network(build_segmenter(CONFIG), **variables)
+    image = jnp.broadcast_to(
+        jax.random.normal(jax.random.key(1), (1, 32, 32, 1)), (3, 32, 32, 1)
+    )
+    keys = jax.random.split(jax.random.key(2), 3)
+    train = jax.jit(lambda k: network.replace(train=True).encode(image, noise=k)[0])
+    first = train(keys).taps["stage1"]
+    turned = train(keys[::-1]).taps["stage1"]
+    np.testing.assert_allclose(turned, first[::-1], rtol=1e-4, atol=1e-5)
+    assert np.abs(first[0] - first[1]).max() > 0.01
+    plain, _ = network.encode(image)
+    noisy, _ = network.encode(image, noise=keys)
+    np.testing.assert_array_equal(plain.taps["stage5"], noisy.taps["stage5"])
+
+
+def test_rematerialisation_changes_no_gradient():
+    # The keys of live dropout cross the boundary, hence the same masks twice.
+    noise = jax.random.split(jax.random.key(2), 2)
+    image = jax.random.normal(jax.random.key(1), (2, 32, 32, 3))
+    config = ModelConfig(name="unet", width=8, num_classes=4)
+    variables = init_variables(jax.random.key(0), config)
+
+    def gradient(remat: bool):
+        module = build_segmenter(dataclasses.replace(config, remat=remat))
+
+        def loss(params):
+            network = Network(module, **{**variables, "params": params}, train=True)
+            features, _ = network.encode(image, noise=noise)
+            return sum(jnp.mean(tap**2) for tap in features.taps.values())
+
+        return jax.jit(jax.grad(loss))(variables["params"])
+
+    plain, again = gradient(False), gradient(True)
+    assert max(float(jnp.abs(x).max()) for x in jax.tree.leaves(plain)) > 1e-3
+    chex.assert_trees_all_close(plain, again, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("channels", [1, 5])
+def test_the_first_convolution_takes_the_images_channels(channels):
+    for name, stem in (("unet", "stage1"), ("deeplabv3plus", "stem0")):
+        config = ModelConfig(
+            name=name, backbone="tiny", width=8, num_classes=4, in_channels=channels
+        )
+        params = init_variables(jax.random.key(0), config)["params"]
+        kernels = jax.tree.leaves_with_path(params["backbone"][stem])
+        inputs = [x.shape[2] for _, x in kernels if x.ndim == 4]
+        assert inputs[0] == channels
+
+
+def test_dice_without_labels_is_for_unimatch_alone():
+    config = tiny.config("method=augseg", method__unlabeled_loss="dice")
+    with pytest.raises(ValueError, match=r"unlabeled_loss='dice': augseg takes ce"):
+        tiny.setup(config)
+
+
+def test_sides_that_do_not_halve_are_refused():
+    with pytest.raises(ValueError, match=r"33x48 .* multiples of 16; set data.crop"):
+        build_segmenter(CONFIG).init(jax.random.key(0), jnp.zeros((1, 33, 48, 1)))
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(
+    "method", ["supervised", "mean_teacher", "unimatch", "augseg", "u2pl", "ael"]
+)
+def test_every_method_takes_a_step(method, monkeypatch):
+    monkeypatch.setattr(tiny, "CROP", 32)
+    config = synthetic.get_config(f"method={method},mpmc=recommended")
+    config.data.crop = 32
+    config.model.name = "unet"
+    config.model.width = 16
+    config.train.batch_size = 4
+    config.train.group_size = 2
+    config.train.steps = 20
+    config.mpmc.tap = "auto"
+    config.u2pl.warmup_epochs = 0
+    config.method.supervised_loss = "ce_dice"
+    if method == "unimatch":
+        config.method.unlabeled_loss = "dice"
+    _, (metrics,) = tiny.run(config, 1)
+    assert np.isfinite(metrics.values["loss"])
+    assert metrics.refused == -1

@@ -1,0 +1,155 @@
+import itertools
+from functools import partial
+
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis.extra import numpy as hnp
+
+from mpmc_jax.models.receptive_field import ReceptiveField
+from mpmc_jax.plugins.mpmc.lambda_weights import CONFIDENCES, SCALES
+from mpmc_jax.plugins.mpmc.patches import nearest_patch
+from mpmc_jax.plugins.mpmc.plugin import adaptive_weights
+
+FIELD = ReceptiveField(7, 4, 3)
+CLASSES = 6
+CASES = list(itertools.product(CONFIDENCES, SCALES))
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def softmax(x):
+    e = np.exp(x - x.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+GAMMA = {
+    "softmax_prob": lambda a: softmax(sigmoid(a)),
+    "softmax_logit": softmax,
+    "sigmoid": sigmoid,
+}
+
+
+def reference(logits, labels, confidence, scale, where=None):
+    gamma = GAMMA[confidence](np.asarray(logits, np.float64))
+    row = nearest_patch(labels.shape[1], logits.shape[1], FIELD)
+    column = nearest_patch(labels.shape[2], logits.shape[2], FIELD)
+    weights = np.zeros(labels.shape)
+    for i, y, x in np.ndindex(*labels.shape):
+        patch, label = gamma[i, row[y], column[x]], labels[i, y, x]
+        if label < logits.shape[-1]:
+            weights[i, y, x] = patch[label] / (patch.max() if scale == "max" else 1)
+    if scale == "mean":
+        counted = labels < logits.shape[-1]
+        if where is not None:
+            counted &= where
+        weights /= weights[counted].mean()
+    return weights, gamma
+
+
+def draw(seed=0, b=2):
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(0, 2, (b, 5, 4, CLASSES)).astype(np.float32)
+    labels = rng.integers(0, CLASSES, (b, 17, 13))
+    labels[rng.random(labels.shape) < 0.1] = 255
+    return logits, labels.astype(np.int32)
+
+
+@pytest.mark.parametrize("confidence, scale", CASES)
+def test_weights_are_the_definition(confidence, scale):
+    logits, labels = draw()
+    lambda_s, lambda_m = adaptive_weights(
+        jnp.asarray(logits),
+        jnp.asarray(labels),
+        confidence=confidence,
+        scale=scale,
+        field=FIELD,
+    )
+    expected_s, expected_m = reference(logits, labels, confidence, scale)
+    np.testing.assert_allclose(lambda_s, expected_s, rtol=2e-6)
+    np.testing.assert_allclose(lambda_m, expected_m, rtol=2e-6)
+    assert not np.asarray(lambda_s)[labels == 255].any()
+
+
+@pytest.mark.parametrize("classes", [4, 21])
+def test_the_papers_confidence_is_nearly_flat(classes):
+    logits = jnp.asarray(np.random.default_rng(0).normal(0, 9, (1, 5, 4, classes)))
+    labels = jnp.zeros((1, 17, 13), jnp.int32)
+    _, gamma = adaptive_weights(logits, labels, confidence="softmax_prob", scale="none")
+    # One probability against the others', all within [0, 1] (D4).
+    assert gamma.min() >= 1 / (1 + (classes - 1) * np.e)
+    assert gamma.max() <= np.e / (np.e + classes - 1)
+
+
+def test_mean_scale_counts_the_named_pixels():
+    logits, labels = draw()
+    where = np.random.default_rng(1).random(labels.shape) < 0.3
+    lambda_s, _ = adaptive_weights(
+        jnp.asarray(logits),
+        jnp.asarray(labels),
+        confidence="softmax_prob",
+        scale="mean",
+        field=FIELD,
+        where=jnp.asarray(where),
+    )
+    expected, _ = reference(logits, labels, "softmax_prob", "mean", where)
+    np.testing.assert_allclose(lambda_s, expected, rtol=2e-6)
+    counted = where & (labels != 255)
+    np.testing.assert_allclose(np.asarray(lambda_s)[counted].mean(), 1, rtol=1e-6)
+
+
+def test_mean_scale_is_that_of_all_devices():
+    devices = jax.local_device_count()
+    logits, labels = draw(b=devices)
+    labels[0, 3:] = 255
+    arguments = {"confidence": "sigmoid", "scale": "mean", "field": FIELD}
+    total = partial(jax.lax.psum, axis_name="device")
+    spread = jax.pmap(
+        partial(adaptive_weights, **arguments, total=total), axis_name="device"
+    )
+    parts = spread(jnp.asarray(logits)[:, None], jnp.asarray(labels)[:, None])
+    whole = adaptive_weights(jnp.asarray(logits), jnp.asarray(labels), **arguments)
+    for part, one in zip(parts, whole, strict=True):
+        np.testing.assert_allclose(part[:, 0], one, rtol=1e-6)
+
+
+@pytest.mark.parametrize("confidence, scale", CASES)
+def test_any_logits_and_labels_give_finite_weights(confidence, scale):
+    compute = jax.jit(partial(adaptive_weights, confidence=confidence, scale=scale))
+
+    @settings(max_examples=15, deadline=None)
+    @given(
+        hnp.arrays(np.float32, (1, 2, 3, 3), elements=st.floats(-1e4, 1e4, width=32)),
+        hnp.arrays(np.uint8, (1, 7, 9)) | st.just(np.full((1, 7, 9), 255, np.uint8)),
+    )
+    def check(logits, labels):
+        for weights in compute(jnp.asarray(logits), jnp.asarray(labels)):
+            assert np.isfinite(weights).all()
+            assert (np.asarray(weights) >= 0).all()
+
+    check()
+
+
+def test_no_gradient_flows():
+    logits, labels = draw()
+
+    def weight(logits):
+        lambda_s, lambda_m = adaptive_weights(
+            logits, jnp.asarray(labels), confidence="softmax_logit", scale="mean"
+        )
+        return lambda_s.sum() + lambda_m.sum()
+
+    assert not jax.grad(weight)(jnp.asarray(logits)).any()
+
+
+def test_unknown_names_list_the_valid_ones():
+    logits, labels = map(jnp.asarray, draw())
+    with pytest.raises(ValueError, match="softmax_prob, softmax_logit, sigmoid"):
+        adaptive_weights(logits, labels, confidence="entropy", scale="none")
+    with pytest.raises(ValueError, match="none, max, mean"):
+        adaptive_weights(logits, labels, confidence="sigmoid", scale="sum")

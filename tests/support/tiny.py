@@ -1,0 +1,151 @@
+"""A network and batches small enough to train in a test, on plain arrays."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from configs import synthetic
+from mpmc_jax.experiments.build import Setup, build_base, build_setup, init_state
+from mpmc_jax.models.encoders import resnet
+from mpmc_jax.pixels import RGB
+from mpmc_jax.training.config import AXIS
+from mpmc_jax.training.parallel import Layout, Parallel
+from mpmc_jax.training.state import TrainState
+from mpmc_jax.training.train_step import make_order, make_step
+from mpmc_jax.types import Batch, Crops
+
+# One block a stage: half of ResNet-18's operations to compile.
+resnet.BACKBONES["tiny"] = resnet.Backbone((1,) * 4, bottleneck=False, deep_stem=False)
+
+CLASSES = 4
+CROP = 33
+STEPS_PER_EPOCH = 5
+
+
+def shrink(cfg):
+    """A configuration at toy size."""
+    cfg.data.crop = CROP
+    cfg.model.width = 8
+    cfg.model.backbone = "tiny"
+    cfg.train.batch_size = 8
+    cfg.train.group_size = 2
+    cfg.train.steps = 20
+    return cfg
+
+
+def config(argument: str = "", **changes):
+    """The synthetic configuration at toy size; `changes` are dotted keys."""
+    cfg = shrink(synthetic.get_config(argument))
+    cfg.update_from_flattened_dict(
+        {name.replace("__", "."): value for name, value in changes.items()}
+    )
+    return cfg
+
+
+def setup(cfg, axis_name: str | None = AXIS) -> Setup:
+    """The parts of a run of `cfg` on RGB images of four classes."""
+    model, method = build_base(
+        cfg,
+        num_classes=CLASSES,
+        pixels=RGB,
+        num_unlabeled=100,
+        axis_name=axis_name,
+    )
+    return build_setup(
+        cfg, model, method, steps_per_epoch=STEPS_PER_EPOCH, axis_name=axis_name
+    )
+
+
+def crops(
+    rng: np.random.Generator, size: int, *, label: bool, side: int = CROP
+) -> Crops:
+    """Blocks of colour by class; padding and void unevenly spread over examples."""
+    coarse = rng.integers(0, CLASSES, (size, 5, 5))
+    label_bhw = np.kron(coarse, np.ones((1, 7, 7), int))[:, :side, :side]
+    colour = np.array([[200, 60, 40], [40, 180, 60], [50, 70, 200], [190, 190, 60]])
+    noise = rng.normal(0, 25, (size, side, side, 3))
+    image = np.clip(colour[label_bhw] + noise, 0, 255).astype(np.uint8)
+    extent = np.tile(np.array([0, 0, side, side]), (size, 1))
+    extent[::3, 2] = rng.integers(10, side, len(extent[::3]))
+    rows = np.arange(side)[None, :, None]
+    padding = np.broadcast_to(rows >= extent[:, 2, None, None], label_bhw.shape)
+    image[padding] = 0
+    label_bhw = np.where(padding, 255, label_bhw)
+    label_bhw[0, :, : side // 2] = 255
+    return Crops(
+        image=image,
+        extent=extent.astype(np.int32),
+        index=rng.integers(0, 100, size).astype(np.int32),
+        record=np.arange(size, dtype=np.int32),
+        label=label_bhw.astype(np.uint8) if label else None,
+    )
+
+
+def batch(seed: int, cfg, method) -> Batch:
+    """A global batch of what `method` asks for."""
+    rng = np.random.default_rng(seed)
+    sizes = method.streams.sizes(cfg.train.batch_size, cfg.train.group_size)
+    labelled = ("labeled", "source")
+    return Batch(
+        **{
+            name: crops(rng, size, label=name in labelled, side=cfg.data.crop)
+            for name, size in sizes.items()
+        }
+    )
+
+
+def wide(state: TrainState) -> TrainState:
+    """The state in the default float type: float64 where a test runs in it."""
+
+    def cast(x):
+        return x.astype(float) if jnp.issubdtype(x.dtype, jnp.floating) else x
+
+    return jax.tree.map(cast, state)
+
+
+def difference(a, b) -> float:
+    """Largest absolute difference of two trees relative to 1 + |b|."""
+    chex.assert_trees_all_equal_structs(a, b)
+
+    def largest(x, y):
+        x, y = np.asarray(x, float), np.asarray(y, float)
+        return np.max(np.abs(x - y) / (1 + np.abs(y)), initial=0.0)
+
+    parts = jax.tree.map(largest, a, b)
+    return float(np.max([0.0, *jax.tree.leaves(parts)]))  # NaN if any is
+
+
+def run(
+    cfg,
+    steps: int,
+    *,
+    kind: str | None = None,
+    devices: int = 1,
+    state: TrainState | None = None,
+    change=lambda parts: parts,
+):
+    """`steps` steps on the batches 0, 1, ...; returns the last state and metrics.
+
+    `change` may alter the `Setup` before the step is built.
+    """
+    parts = change(setup(cfg))
+    if state is None:
+        state = wide(init_state(parts, cfg.seed))
+    layout = Layout(cfg.train.batch_size, cfg.train.group_size, cfg.train.accumulation)
+    parallel = Parallel(kind or cfg.train.parallel, layout, devices)
+    step = parallel.compile(make_step(parts.step))
+    start = int(state.step)
+    on_device = parallel.replicate(state)
+    metrics = []
+    for number in range(start, start + steps):
+        # Process p of P receives the records p, p + P, ...
+        mine = slice(jax.process_index(), None, jax.process_count())
+        rows = jax.tree.map(
+            lambda x, mine=mine: x[mine], batch(number, cfg, parts.method)
+        )
+        placed = parallel.place(rows)
+        order = parallel.replicate(make_order(number))
+        on_device, out = step(on_device, placed, order)
+        metrics.append(jax.device_get(parallel.fetch(out)))
+    return parallel.fetch(on_device), metrics

@@ -1,0 +1,161 @@
+"""What must not depend on devices, mapping, micro-batches or the plug-in's presence."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from mpmc_jax.training.state import PLUGIN
+from mpmc_jax.training.train_step import make_keys
+from tests.support import tiny
+from tests.support.x64 import call_x64
+from tests.training.test_compiled_steps import U2PL
+
+# The plug-in trains nothing and weighs nothing: lambda_s = 1, no term of its own.
+SILENT = {"mpmc__lambda_s": False, "mpmc__beta": 0.0, "mpmc__labeled_weight": 0.0}
+
+
+def _trees(state):
+    """Everything a step moves, the plug-in's part left out."""
+    network = [state.params, state.batch_stats, state.ema_params, state.ema_batch_stats]
+    return [
+        {k: v for k, v in tree.items() if k != PLUGIN} for tree in network if tree
+    ] + [state.opt_state[1].trace["student"]]
+
+
+def silent_plugin_difference(method: str) -> float:
+    """After three steps: MPMC that says nothing against MPMC off."""
+    off, _ = tiny.run(tiny.config(f"method={method}"), 3)
+    on, _ = tiny.run(tiny.config(f"method={method},mpmc=paper", **SILENT), 3)
+    return tiny.difference(_trees(on), _trees(off))
+
+
+def mapping_difference(
+    method: str, kinds=("pmap", "shard_map"), **changes
+) -> dict[str, float]:
+    """Two steps on one device against four, by pmap and by shard_map."""
+    cfg = tiny.config(f"method={method},mpmc=recommended", **changes)
+    one, metrics = tiny.run(cfg, 2)
+    found = {}
+    for kind in kinds:
+        four, values = tiny.run(cfg, 2, kind=kind, devices=4)
+        found[f"{kind} state"] = tiny.difference(four, one)
+        found[f"{kind} values"] = tiny.difference(_counted(values), _counted(metrics))
+    return found
+
+
+def _counted(metrics):
+    """Each step's numbers without those that had nothing to be the mean of."""
+    return [{k: v for k, v in m.values.items() if not np.isnan(v)} for m in metrics]
+
+
+def unet_difference() -> dict[str, float]:
+    """UniMatch with Dice, live dropout and MPMC on the U-Net: one device, then four."""
+    tiny.CROP = 32
+    changes = {
+        "model__name": "unet",
+        "mpmc__tap": "auto",
+        "method__supervised_loss": "ce_dice",
+        "method__unlabeled_loss": "dice",
+    }
+    return mapping_difference("unimatch", kinds=("pmap",), **changes)
+
+
+def micro_batch_difference(method: str) -> float:
+    """Two micro-batches on one device against the same on two."""
+    cfg = tiny.config(f"method={method},mpmc=recommended", train__accumulation=2)
+    one, _ = tiny.run(cfg, 2)
+    two, _ = tiny.run(cfg, 2, devices=2)
+    return tiny.difference(two, one)
+
+
+def _x64(call: str):
+    return call_x64("tests.training.test_parity", call)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(
+    "method", ["mean_teacher", "unimatch", "augseg", "u2pl", "ael"]
+)
+def test_a_silent_plugin_moves_nothing(method):
+    assert _x64(f"silent_plugin_difference({method!r})") < 1e-12
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(
+    "method", ["mean_teacher", "unimatch", "augseg", "u2pl", "ael"]
+)
+def test_devices_and_mappings_agree(method):
+    # The mapping is no method's business: one sees both.
+    kinds = ("pmap", "shard_map")[: 2 if method == "mean_teacher" else 1]
+    changes = U2PL if method == "u2pl" else {}
+    found = _x64(f"mapping_difference({method!r}, {kinds!r}, **{changes})")
+    assert set(found) == {
+        f"{kind} {what}" for kind in kinds for what in ("state", "values")
+    }
+    assert np.max(list(found.values())) < 1e-10, json.dumps(found)
+
+
+@pytest.mark.full
+def test_devices_agree_on_the_unet():
+    found = _x64("unet_difference()")
+    assert np.max(list(found.values())) < 1e-10, json.dumps(found)
+
+
+@pytest.mark.full
+def test_drawn_keys_do_not_depend_on_devices():
+    found = _x64(
+        "mapping_difference('u2pl', kinds=('pmap',), u2pl__contrast='corrected', "
+        "u2pl__bank_size=60, u2pl__bank_size_first=60)"
+    )
+    assert np.max(list(found.values())) < 1e-10, json.dumps(found)
+
+
+@pytest.mark.full
+def test_micro_batches_hold_the_same_groups_on_any_number_of_devices():
+    # With one image a group, requests, and a memory that every part moves.
+    assert _x64("micro_batch_difference('ael')") < 1e-10
+
+
+def _strong(inputs):
+    """Every strong view that a method drew."""
+    if isinstance(inputs.strong, tuple):
+        return [*inputs.strong, *inputs.partner_strong]
+    return [inputs.strong]
+
+
+@pytest.mark.parametrize("method", ["mean_teacher", "unimatch"])
+def test_no_two_examples_draw_the_same(method):
+    cfg = tiny.config(f"method={method}")
+    parts = tiny.setup(cfg)
+    state = tiny.init_state(parts, 0)
+    batch = tiny.batch(0, cfg, parts.method)
+    # The same image everywhere: what differs afterwards was drawn.
+    image = np.repeat(batch.unlabeled.image[1:2], 8, axis=0)
+    batch = batch.replace(unlabeled=batch.unlabeled.replace(image=image))
+    if batch.partner is not None:
+        batch = batch.replace(partner=batch.partner.replace(image=image))
+    augment = jax.jit(
+        lambda state, batch: parts.method.augment(
+            batch, {}, make_keys(parts.step, state, batch)
+        )
+    )
+    inputs = augment(state, batch)
+    views = np.concatenate(_strong(inputs))
+    # Some views are the image itself (no jitter, no grey, no blur: 1 in 13); the
+    # others must all differ.
+    plain = np.abs(views - np.asarray(inputs.weak[:1])).max(axis=(1, 2, 3)) < 1e-6
+    changed = views[~plain].reshape((~plain).sum(), -1)
+    assert len(changed) >= 4
+    assert len(np.unique(changed, axis=0)) == len(changed)
+    masks = getattr(inputs, "dropout", {}).values()
+    # Of 8 channels, two of 16 examples draw the same by chance every third time.
+    wide = [np.asarray(mask)[:, 0, 0] for mask in masks if mask.shape[-1] >= 32]
+    assert bool(wide) == (method == "unimatch")
+    for flat in wide:
+        assert len(np.unique(flat, axis=0)) == len(flat)
+    later = augment(state.replace(step=state.step + 1), batch)
+    assert not np.array_equal(_strong(later)[0], _strong(inputs)[0])
+    again = augment(state, batch)
+    np.testing.assert_array_equal(_strong(again)[0], _strong(inputs)[0])

@@ -1,0 +1,95 @@
+"""Statistics counted anew: which, from what, and that a run goes on with them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mpmc_jax.experiments.build import init_state
+from mpmc_jax.methods import base
+from mpmc_jax.training.parallel import Layout, Parallel
+from mpmc_jax.training.precise_bn import make_recount
+from mpmc_jax.training.state import PLUGIN
+from mpmc_jax.types import Network
+from tests.support import tiny
+
+
+def recounted(cfg, parts, state, seeds, which="student", kind="pmap", devices=1):
+    """The state after a recount over the toy batches of `seeds`."""
+    layout = Layout(cfg.train.batch_size, cfg.train.group_size, 1)
+    parallel = Parallel(kind, layout, devices)
+
+    def read():
+        for seed in seeds:
+            yield parallel.place(tiny.batch(seed, cfg, parts.method))
+
+    recount = make_recount(parallel, parts.step, read, len(seeds))
+    return parallel.fetch(recount(parallel.replicate(state), which))
+
+
+def settled(parts, params, stats, batch):
+    """Running statistics after so many passes over a batch that only it counts."""
+    images = [parts.method.unit(jnp.asarray(c.image)) for c in batch]
+    images = parts.method.normalize(jnp.concatenate(images))
+
+    @jax.jit
+    def once(stats):
+        network = Network(parts.step.modules["student"], params, stats, train=True)
+        _, network = base.full_pass(network, images)
+        return network.batch_stats
+
+    for _ in range(200):  # 0.9^200 < 1e-9
+        stats = once(stats)
+    return stats
+
+
+@pytest.mark.parametrize(
+    ("method", "changes"),
+    [
+        ("unimatch", {}),
+        (
+            "u2pl",
+            {"model__name": "unet", "data__crop": 32, "method__auxiliary_weight": 0.4},
+        ),
+    ],
+)
+def test_statistics_are_means_over_plain_batches(method, changes):
+    cfg = tiny.config(f"method={method},mpmc=recommended", **changes)
+    parts = tiny.setup(cfg, None)
+    state = init_state(parts, 0)
+    found = recounted(cfg, tiny.setup(cfg), state, (3, 4))
+    params, stats = state.params["student"], state.batch_stats["student"]
+    each = []
+    for seed in (3, 4):
+        batch = tiny.batch(seed, cfg, parts.method)
+        each.append(settled(parts, params, stats, (batch.labeled, batch.unlabeled)))
+    wanted = jax.tree.map(lambda a, b: (a + b) / 2, *each)
+    assert tiny.difference(found.batch_stats["student"], wanted) < 1e-5
+    for name in ("params", "ema_params", "ema_batch_stats", "opt_state"):
+        assert tiny.difference(getattr(found, name), getattr(state, name)) == 0
+    plugin = found.batch_stats[PLUGIN], state.batch_stats[PLUGIN]
+    assert tiny.difference(*plugin) == 0
+
+
+def test_the_teacher_has_its_own_and_old_ones_are_forgotten():
+    cfg = tiny.config("method=mean_teacher", method__ema_decay=0.6)
+    parts = tiny.setup(cfg)
+    state, _ = tiny.run(cfg, 2)
+    found = recounted(cfg, parts, state, (3,), "teacher")
+    assert tiny.difference(found.batch_stats, state.batch_stats) == 0
+    assert tiny.difference(found.ema_batch_stats, state.ema_batch_stats) > 1e-3
+    forgotten = jax.tree.map(lambda x: x + 7, state.ema_batch_stats)
+    again = recounted(
+        cfg, parts, state.replace(ema_batch_stats=forgotten), (3,), "teacher"
+    )
+    assert tiny.difference(again.ema_batch_stats, found.ema_batch_stats) == 0
+
+
+def test_statistics_do_not_depend_on_devices_or_mapping():
+    cfg = tiny.config("method=unimatch")
+    parts = tiny.setup(cfg)
+    state = jax.tree.map(np.asarray, init_state(parts, 0))
+    one = recounted(cfg, parts, state, (3, 4)).batch_stats
+    for kind in ("pmap", "shard_map"):
+        four = recounted(cfg, parts, state, (3, 4), kind=kind, devices=4).batch_stats
+        assert tiny.difference(four, one) < 1e-5
