@@ -4,7 +4,7 @@ r"""ACDC, cardiac MRI in four classes: slices for training, volumes for validati
     python -m launch.train --config=configs/acdc.py:split=3,lists=LISTS \
         --workdir=runs/acdc
 
-LISTS is a folder of published lists; splits 1, 3 and 7 are numbers of labelled cases.
+LISTS is a folder of published lists; splits 1, 3 and 7 are numbers of labeled cases.
 The network is UniMatch's U-Net; model=deeplabv3plus,backbone=resnet101,crop=224 is what
 the text of the paper says (D12).
 """

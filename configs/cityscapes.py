@@ -5,7 +5,7 @@ r"""Cityscapes, 19 classes, 2048 x 1024 pixels.
         --config.model.pretrained=resnet50.safetensors --workdir=runs/cityscapes
 
 LISTS is a folder of published lists: SPLIT/labeled.txt and unlabeled.txt. U2PL and AEL
-are scored on the centre of the images during training, and afterwards by
+are scored on the center of the images during training, and afterwards by
 `launch.evaluate --protocol=slide_u2pl` or `slide_ael`.
 """
 

@@ -150,7 +150,7 @@ for _methods in PUBLISHED.values():
     _methods["supervised"] = _baseline(_unimatch)
     # Nobody published this one: it trains as UniMatch does.
     _methods["mean_teacher"] = _unimatch
-# UniMatch's. Nobody published the others, which have its data, optimiser, schedule and
+# UniMatch's. Nobody published the others, which have its data, optimizer, schedule and
 # supervised loss (D22).
 _ACDC = {
     "data.crop": 256,

@@ -2,7 +2,7 @@
 
 python -m launch.analyze_lambda --workdir=runs/camvid --checkpoint=last
 
-Predicts the run's unlabelled training images and opens their labels, which training
+Predicts the run's unlabeled training images and opens their labels, which training
 never does, for this analysis alone. Writes WORKDIR/trust_<checkpoint>.json.
 """
 
@@ -43,7 +43,7 @@ def measure(run: runs.Run, workdir: Path) -> dict[str, Any]:
     """Mean lambda_s, relative to the mean of all, on right and on wrong pixels.
 
     Raises:
-      ValueError: the run has no patch classifier, or its unlabelled images no labels.
+      ValueError: the run has no patch classifier, or its unlabeled images no labels.
       FileNotFoundError, ValueError: see `unlabeled_ids`.
     """
     trust = runs.trust_function(run)
@@ -60,7 +60,7 @@ def measure(run: runs.Run, workdir: Path) -> dict[str, Any]:
     unlabeled = unlabeled_ids(run, workdir, source.info)
     chosen = [i for i, name in enumerate(source.ids) if name in unlabeled]
     if not chosen:
-        raise ValueError("none of the unlabelled images has a label to compare with")
+        raise ValueError("none of the unlabeled images has a label to compare with")
     total = np.zeros(4)
     for number in chosen:
         example = source[number]

@@ -1,4 +1,4 @@
-r"""Evaluates a checkpoint of a run on a labelled split.
+r"""Evaluates a checkpoint of a run on a labeled split.
 
 python -m launch.evaluate --workdir=runs/camvid [--checkpoint=best|last|STEP] \
     [--split=val] [--protocol=NAME] [--crop=N] [--scales=0.5,1,1.5] [--flip] \

@@ -147,12 +147,12 @@ def announce(
     """Says what the run trains on, and for how long."""
     both = set(pipeline.split.labeled) & set(pipeline.split.unlabeled)
     _LOG.info(
-        "%d labelled images (each %.1f times an epoch), %d unlabelled%s; %d steps an "
+        "%d labeled images (each %.1f times an epoch), %d unlabeled%s; %d steps an "
         "epoch, %d in all; %d devices",
         pipeline.num_labeled,
         pipeline.repetition,
         pipeline.num_unlabeled,
-        " with the labelled ones among them" if both else "",
+        " with the labeled ones among them" if both else "",
         pipeline.steps_per_epoch,
         rhythm.steps,
         len(parallel.devices),
@@ -161,14 +161,14 @@ def announce(
         _LOG.warning("%s", warning)
     if pipeline.unused:
         _LOG.warning(
-            "%d labelled images stay unused: the method's authors take no more of them "
-            "than there are unlabelled ones; add such images, or change the method",
+            "%d labeled images stay unused: the method's authors take no more of them "
+            "than there are unlabeled ones; add such images, or change the method",
             pipeline.unused,
         )
     sizes = setup.method.streams.sizes(config.train.batch_size, config.train.group_size)
     if pipeline.num_unlabeled < sizes.get("unlabeled", 0):
         _LOG.warning(
-            "train.batch_size=%d takes %d unlabelled images a step, but there are %d: "
+            "train.batch_size=%d takes %d unlabeled images a step, but there are %d: "
             "some come twice in a batch",
             config.train.batch_size,
             sizes["unlabeled"],
@@ -177,7 +177,7 @@ def announce(
     last = (rhythm.steps - 1) // pipeline.steps_per_epoch
     if setup.method.phase(last) != setup.method:
         _LOG.warning(
-            "the warm-up, without unlabelled images, lasts the whole run of %d steps "
+            "the warm-up, without unlabeled images, lasts the whole run of %d steps "
             "(%d an epoch); lower u2pl.warmup_epochs or train longer",
             rhythm.steps,
             pipeline.steps_per_epoch,

@@ -3,7 +3,7 @@
 python -m launch.visualize --workdir=runs/quickstart --output=figure.png [--images=4]
 
 lambda_s weighs the prediction at every pixel as it would as a pseudo-label (eq. 5);
-the grey runs from the image's least to its largest value, so only images' own pixels
+the gray runs from the image's least to its largest value, so only images' own pixels
 compare.
 """
 

@@ -1,4 +1,4 @@
-"""How images are stored and normalised: plain data that every part reads."""
+"""How images are stored and normalized: plain data that every part reads."""
 
 import dataclasses
 
@@ -75,4 +75,4 @@ class PixelFormat:
 
 # Bytes as pretrained encoders know them: the mean and deviation are ImageNet's.
 RGB = PixelFormat(3, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
-GREY = PixelFormat(1, mean=(0.0,), std=(1.0,))
+GRAY = PixelFormat(1, mean=(0.0,), std=(1.0,))

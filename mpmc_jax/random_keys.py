@@ -19,7 +19,7 @@ class Keys:
     Attributes:
       root: the run's key.
       step: () int32.
-      record: (b,) int32, of the labelled examples.
+      record: (b,) int32, of the labeled examples.
       group: (g,) int32, the groups that they make.
       progress: () epochs that are over, as a share of the run's: what schedules by
         epoch read.

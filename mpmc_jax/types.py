@@ -47,14 +47,14 @@ class Crops(struct.PyTreeNode):
 
 
 class Batch(struct.PyTreeNode):
-    """What one optimiser step consumes.
+    """What one optimizer step consumes.
 
     Attributes:
       labeled: crops with labels.
       unlabeled: crops without labels, or None for a supervised method.
-      partner: a crop to mix with each unlabelled one, or None: of the same image
+      partner: a crop to mix with each unlabeled one, or None: of the same image
         (UniMatch), or of one that the method asked for some steps before (AEL).
-      source: labelled crops to copy objects from, all void where nothing is to be
+      source: labeled crops to copy objects from, all void where nothing is to be
         copied (AEL), or None.
     """
 
@@ -124,7 +124,7 @@ class Network(struct.PyTreeNode):
     def encode(
         self, images: Array, until: str | None = None, noise: Array | None = None
     ):
-        """(b,h,w,c) normalised images, (b,) keys of dropout -> (Features, Network)."""
+        """(b,h,w,c) normalized images, (b,) keys of dropout -> (Features, Network)."""
         drawn = {} if noise is None else {"noise": noise}
         return self._apply("encode", images, until=until, **drawn)
 
@@ -171,7 +171,7 @@ class Region(struct.PyTreeNode):
 
 
 class Supervised(struct.PyTreeNode):
-    """The labelled part of a step.
+    """The labeled part of a step.
 
     Attributes:
       logits: (b,h,w,c) full size.
@@ -194,20 +194,20 @@ class View(struct.PyTreeNode):
     Attributes:
       logits: (b,h,w,c) student logits at full size.
       taps: tap name -> (b,h,w,d) of the same pass.
-      image: (b,h,w,c) normalised weak image, mixed as the view was; what a plug-in
+      image: (b,h,w,c) normalized weak image, mixed as the view was; what a plug-in
         shows to its teacher.
       target: (b,h,w) integer pseudo-labels.
       weight: (b,h,w) weight of each pixel's loss; 0 where its confidence is too low.
       region: where it counts. The term divides by the number of `region.valid`
-        pixels of the whole batch unless `normaliser` is given.
+        pixels of the whole batch unless `normalizer` is given.
       teacher: the network that made the target, frozen.
       truth: (b,h,w) bool, pixels whose target is ground truth, or None.
-      normaliser: this device's share of another divisor: one that depends on
+      normalizer: this device's share of another divisor: one that depends on
         predictions, or a number of groups.
       name: names the term in the metrics.
       loss: one of `VIEW_LOSSES`.
       coefficient: the method's own weight of the term, before alpha.
-      unlabelled: False where the images are labelled ones.
+      unlabeled: False where the images are labeled ones.
       network: the student that made the logits.
     """
 
@@ -219,11 +219,11 @@ class View(struct.PyTreeNode):
     region: Region
     teacher: Network
     truth: Array | None = None
-    normaliser: Array | None = None
+    normalizer: Array | None = None
     name: str = struct.field(pytree_node=False, default="unlabeled")
     loss: ViewLoss = struct.field(pytree_node=False, default="ce")
     coefficient: float = struct.field(pytree_node=False, default=1.0)
-    unlabelled: bool = struct.field(pytree_node=False, default=True)
+    unlabeled: bool = struct.field(pytree_node=False, default=True)
     network: str = struct.field(pytree_node=False, default="student")
 
 
@@ -232,14 +232,14 @@ class Streams:
     """What a method asks of the data pipeline.
 
     Attributes:
-      unlabeled: whether there is an unlabelled stream.
-      one_a_group: one unlabelled image a group, instead of as many as labelled ones.
-      partner: "none"; "same", a second, independent crop of each unlabelled image;
+      unlabeled: whether there is an unlabeled stream.
+      one_a_group: one unlabeled image a group, instead of as many as labeled ones.
+      partner: "none"; "same", a second, independent crop of each unlabeled image;
         "other", in an order of its own; "requested", of those that the method asks for.
       source: range of scales of copy-paste sources, or None for none.
-      order: how the labelled list fills an epoch, see `data.orders`.
+      order: how the labeled list fills an epoch, see `data.orders`.
       geometry: how an image becomes a crop; a key of `data.host.GEOMETRIES`.
-      fill: colour of the padding, a key of `data.cropping.FILLS`.
+      fill: color of the padding, a key of `data.cropping.FILLS`.
     """
 
     unlabeled: bool = True
@@ -263,7 +263,7 @@ class Streams:
         return sizes
 
     def images(self, batch_size: int, group_size: int) -> int:
-        """Labelled and unlabelled images that a step reads."""
+        """Labeled and unlabeled images that a step reads."""
         sizes = self.sizes(batch_size, group_size)
         read = ["labeled", "unlabeled"]
         read += ["partner"] if self.partner in ("other", "requested") else []
@@ -288,8 +288,8 @@ class Outputs(struct.PyTreeNode):
     """What `Method.views` returns.
 
     Attributes:
-      supervised: the labelled part.
-      views: the unlabelled parts, empty for a supervised method.
+      supervised: the labeled part.
+      views: the unlabeled parts, empty for a supervised method.
       students: the networks after the passes, with their moved statistics.
       state: the method's own state after the step.
       metrics: name -> (sum, count) of this device, averaged over devices.

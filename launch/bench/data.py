@@ -168,7 +168,7 @@ def _stages(
 
 
 def made_up(images: int, largest: int) -> list[bytes]:
-    """Smooth colours with some grain: files about as large as photographs'."""
+    """Smooth colors with some grain: files about as large as photographs'."""
     rows = int(largest * _ASPECTS[largest])
     rng = np.random.default_rng(0)
     files = []
@@ -190,7 +190,7 @@ def made_up(images: int, largest: int) -> list[bytes]:
 
 @dataclasses.dataclass(frozen=True)
 class PlainSample:
-    """Three views as a published loader gives them: (3,s,s) float32, normalised."""
+    """Three views as a published loader gives them: (3,s,s) float32, normalized."""
 
     weak: np.ndarray
     strong: tuple[np.ndarray, np.ndarray]
@@ -199,7 +199,7 @@ class PlainSample:
 def plain_sample(
     content: bytes, rng: np.random.Generator, crop: CropConfig
 ) -> PlainSample:
-    """UniMatch's order of work: resize all, pad, cut, mirror, jitter, blur, normalise.
+    """UniMatch's order of work: resize all, pad, cut, mirror, jitter, blur, normalize.
 
     Source: UniMatch, dataset/semi.py and transform.py.
     """
@@ -215,7 +215,7 @@ def plain_sample(
         picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     strong = (_strong(picture, rng), _strong(picture, rng))
     return PlainSample(
-        _normalised(picture), (_normalised(strong[0]), _normalised(strong[1]))
+        _normalized(picture), (_normalized(strong[0]), _normalized(strong[1]))
     )
 
 
@@ -235,13 +235,13 @@ def _strong(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
 
 
 def turn_hue(picture: Image.Image, shift: int) -> Image.Image:
-    """By `shift` of 256 steps around the colour circle."""
+    """By `shift` of 256 steps around the color circle."""
     hue, saturation, value = picture.convert("HSV").split()
     turned = Image.fromarray((np.asarray(hue, int) + shift).astype(np.uint8))
     return Image.merge("HSV", (turned, saturation, value)).convert("RGB")
 
 
-def _normalised(picture: Image.Image) -> np.ndarray:
+def _normalized(picture: Image.Image) -> np.ndarray:
     unit = np.asarray(picture, np.float32) / np.float32(255)
     mean, std = (np.asarray(v, np.float32) for v in (RGB.mean, RGB.std))
     return np.ascontiguousarray(np.moveaxis((unit - mean) / std, -1, 0))

@@ -43,7 +43,7 @@ class MadeUp(NamedTuple):
 
 
 class _Images:
-    """Made-up labelled images of a number of sizes, as many of each as of any other."""
+    """Made-up labeled images of a number of sizes, as many of each as of any other."""
 
     def __init__(self, images: int, sizes: int, largest: int):
         rng = np.random.default_rng(0)
@@ -72,7 +72,7 @@ class _Images:
 
 
 class _Parts(NamedTuple):
-    """What is evaluated: a network that begins at random, and labelled images."""
+    """What is evaluated: a network that begins at random, and labeled images."""
 
     facts: DatasetFacts
     model: ModelConfig

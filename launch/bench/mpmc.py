@@ -25,7 +25,7 @@ from mpmc_jax.types import Array, Batch, PyTree, Region
 
 
 def count_images(config: ml_collections.ConfigDict, setup: Setup) -> int:
-    """Unlabelled images, of all views, that the method trains on in a step."""
+    """Unlabeled images, of all views, that the method trains on in a step."""
 
     def regions(state: TrainState, batch: Batch) -> dict[str, Region]:
         keys = make_keys(setup.step, state, batch)
@@ -35,15 +35,15 @@ def count_images(config: ml_collections.ConfigDict, setup: Setup) -> int:
 
     batch = random_batch(config, setup)
     named = jax.eval_shape(regions, state_shape(setup), batch)
-    labelled = ("supervised", "labeled")
-    return sum(r.valid.shape[0] for name, r in named.items() if name not in labelled)
+    labeled = ("supervised", "labeled")
+    return sum(r.valid.shape[0] for name, r in named.items() if name not in labeled)
 
 
 def bench_mpmc(config: ml_collections.ConfigDict, repeats: int) -> dict[str, Any]:
     """Seconds of MPMC's own operations at the step's shapes, and their share of it.
 
-    Pooling runs on the taps of the labelled images and of all views, with its gradient,
-    and once more without on the views for the teacher; targets on the labelled images;
+    Pooling runs on the taps of the labeled images and of all views, with its gradient,
+    and once more without on the views for the teacher; targets on the labeled images;
     weights on the views. The head's rate is that of a forward and backward pass on all
     taps, beside the rate of the decoder's 3x3 convolutions on as many positions.
     """

@@ -53,7 +53,7 @@ COLUMNS = (
 
 
 def batch_size(method: str) -> int:
-    """Labelled images a step; AEL normalises a mixture of half of them alone."""
+    """Labeled images a step; AEL normalizes a mixture of half of them alone."""
     return 4 if method == "ael" else 2
 
 

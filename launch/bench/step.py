@@ -123,7 +123,7 @@ class TimedStep:
 def bench_step(
     config: ml_collections.ConfigDict, repeats: int, profile: pathlib.Path | None = None
 ) -> dict[str, Any]:
-    """images/s (labelled and unlabelled), FLOPs, bytes, memory and compile times.
+    """images/s (labeled and unlabeled), FLOPs, bytes, memory and compile times.
 
     Compiles twice: into an empty cache, and from it. With a `profile` folder one more
     step leaves its trace there, and the ten most expensive operations are listed.

@@ -27,7 +27,7 @@ class Program(NamedTuple):
 
     topology: str
     method: str
-    # Images of a chip, labelled and as many unlabelled ones; of a group, as many.
+    # Images of a chip, labeled and as many unlabeled ones; of a group, as many.
     each: int
     group_size: int
     remat: bool = False

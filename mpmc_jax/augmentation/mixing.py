@@ -59,10 +59,10 @@ def draw_boxes(keys_b: Array, size: int, *, probability: float = 0.5) -> Array:
 def draw_squares(
     group_keys: Array, keys_b: Array, size: int, *, beta: tuple[float, float]
 ) -> Array:
-    """AugSeg's boxes: of one size in a group, each around a centre of its own.
+    """AugSeg's boxes: of one size in a group, each around a center of its own.
 
     The side is floor(size sqrt(1 - lambda)) with lambda ~ Beta(a, b), one a group; the
-    centre is uniform on the pixels from size // 8 on, and the box, half the side to
+    center is uniform on the pixels from size // 8 on, and the box, half the side to
     either hand, is cut at the border (dataset/augs_ALIA.py).
 
     Args:
@@ -79,12 +79,12 @@ def draw_squares(
         rest = 1 - jax.random.beta(key, *beta, dtype=jnp.float32)
         return jnp.floor(size * jnp.sqrt(rest)).astype(jnp.int32) // 2
 
-    def centre(key: Array) -> Array:
+    def center(key: Array) -> Array:
         return jax.random.randint(key, (2,), size // 8, size)
 
     halves = jnp.repeat(jax.vmap(half)(group_keys), len(keys_b) // len(group_keys))
-    centres = jax.vmap(centre)(keys_b)
-    corners = [centres - halves[:, None], centres + halves[:, None]]
+    centers = jax.vmap(center)(keys_b)
+    corners = [centers - halves[:, None], centers + halves[:, None]]
     return jnp.clip(jnp.concatenate(corners, axis=-1), 0, size)
 
 

@@ -1,14 +1,14 @@
 """Pillow's photometric operations on the device, for one image.
 
 They work on *levels*, whole numbers 0..255 held as float32, and round or truncate
-where Pillow does. Without this, four operations in a row drift by several grey levels,
-and a hue byte that falls to the other side of its boundary moves a colour by six.
-Measured against Pillow 13: within one level, the hue on all 2^24 colours included. The
+where Pillow does. Without this, four operations in a row drift by several gray levels,
+and a hue byte that falls to the other side of its boundary moves a color by six.
+Measured against Pillow 13: within one level, the hue on all 2^24 colors included. The
 exception is a blur whose kernel weights have a small common denominator (sigma exactly
 1 or 2), where sums end in one half and each of the six passes may round the other way.
 
 Levels are (h,w,3), or have any other number of channels: then saturation, hue and
-greyscale change nothing, as in Pillow's mode L, and the grey image whose mean the
+grayscale change nothing, as in Pillow's mode L, and the gray image whose mean the
 contrast takes is that of all channels.
 
 Source: Pillow's ImageEnhance, ImageOps, convert("L"), convert("HSV") and GaussianBlur;
@@ -36,7 +36,7 @@ def adjust_brightness(levels_hwc: Array, factor: Array) -> Array:
 
 
 def adjust_contrast(levels_hwc: Array, factor: Array) -> Array:
-    """Blends with the mean of the grey image, rounded to a level."""
+    """Blends with the mean of the gray image, rounded to a level."""
     gray_hw = _luma(levels_hwc).astype(jnp.int32)
     # Whole numbers: the same mean on every device, whatever the order of addition.
     mean = (jnp.sum(gray_hw) + gray_hw.size // 2) // gray_hw.size
@@ -45,7 +45,7 @@ def adjust_contrast(levels_hwc: Array, factor: Array) -> Array:
 
 
 def adjust_saturation(levels_hwc: Array, factor: Array) -> Array:
-    """Blends with the grey image."""
+    """Blends with the gray image."""
     if levels_hwc.shape[-1] != 3:
         return levels_hwc
     return _blend(grayscale(levels_hwc), levels_hwc, factor)
@@ -64,14 +64,14 @@ def adjust_hue(levels_hwc: Array, turns: Array) -> Array:
 def adjust_sharpness(levels_hwc: Array, factor: Array) -> Array:
     """Blends with the image smoothed by a 3 x 3 kernel; its border stays as it is."""
     height, width, _ = levels_hwc.shape
-    neighbours = sum(
+    neighbors = sum(
         levels_hwc[1 + row : height - 1 + row, 1 + column : width - 1 + column]
         for row in (-1, 0, 1)
         for column in (-1, 0, 1)
     )
     inner = levels_hwc[1:-1, 1:-1]
-    # The centre weighs 5 of 13; sums of levels are whole, so none is half-way.
-    smooth = jnp.floor((neighbours + 4 * inner) / 13 + 0.5)
+    # The center weighs 5 of 13; sums of levels are whole, so none is half-way.
+    smooth = jnp.floor((neighbors + 4 * inner) / 13 + 0.5)
     return _blend(levels_hwc.at[1:-1, 1:-1].set(smooth), levels_hwc, factor)
 
 

@@ -2,7 +2,7 @@
 
 Drawing is apart from applying: `draw_strong` turns a key into parameters,
 `apply_strong` is a function of image and parameters alone. Both treat one example, so
-an example's result never depends on its neighbours. The operations are those of
+an example's result never depends on its neighbors. The operations are those of
 `photometric.py`.
 
 Source: UniMatch, dataset/semi.py and dataset/transform.py; torchvision's ColorJitter
@@ -16,10 +16,10 @@ from flax import struct
 from mpmc_jax.augmentation import photometric
 from mpmc_jax.types import Array
 
-# Operations of the colour jitter, in the order of `StrongParams.factors`.
+# Operations of the color jitter, in the order of `StrongParams.factors`.
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 
-# Probabilities of jitter, greyscale and blur.
+# Probabilities of jitter, grayscale and blur.
 _PROBABILITIES = (0.8, 0.2, 0.5)
 # Ranges of the four factors and of the blur's sigma.
 _LOWEST = (0.5, 0.5, 0.5, -0.25, 0.1)
@@ -41,8 +41,8 @@ class StrongParams:
         which they act.
       factors: (4,) float32, brightness, contrast and saturation factor (1 changes
         nothing) and the hue shift in turns.
-      jitter: () bool, whether the colour jitter acts.
-      grayscale: () bool, whether colours become grey.
+      jitter: () bool, whether the color jitter acts.
+      grayscale: () bool, whether colors become gray.
       sigma: () float32, deviation of the blur in pixels, below 2.449; 0 is no blur.
     """
 
@@ -71,11 +71,11 @@ def draw_strong(key: Array) -> StrongParams:
 
 
 def apply_strong(image_hwc: Array, params: StrongParams) -> Array:
-    """Applies jitter, greyscale and blur to one image.
+    """Applies jitter, grayscale and blur to one image.
 
     Args:
       image_hwc: values in 0..1. Unless there are three channels, saturation, hue and
-        greyscale change nothing; brightness, contrast and blur act on all alike.
+        grayscale change nothing; brightness, contrast and blur act on all alike.
       params: of one image.
 
     Returns:
@@ -144,7 +144,7 @@ _STRENGTHS = {
     "hue": (-0.5, 1),
 }
 _WHOLE = ("posterize", "solarize")
-# These would do nothing to an image that is not of three colours (D22).
+# These would do nothing to an image that is not of three colors (D22).
 _COLOR_ONLY = ("saturation", "hue")
 _MOST_OPERATIONS = 3
 
@@ -165,7 +165,7 @@ class IntensityParams:
 def draw_intensity(key: Array, channels: int = 3) -> IntensityParams:
     """Draws one image's operations: k of 1..3, with replacement, from all eleven.
 
-    The pool of an image without three channels lacks those that act on colours.
+    The pool of an image without three channels lacks those that act on colors.
     """
     pool = [
         place

@@ -128,10 +128,10 @@ def has_changed(
 
 
 def dataset_info(config: ml_collections.ConfigDict) -> DatasetInfo:
-    """The facts of the configured data set, its images normalised as configured.
+    """The facts of the configured data set, its images normalized as configured.
 
     Raises:
-      ValueError: unknown name; a normalisation that is unknown or does not fit.
+      ValueError: unknown name; a normalization that is unknown or does not fit.
       FileNotFoundError: it was not prepared.
     """
     info = open_dataset(config.data.data_dir, _known(config.data.name))
@@ -244,7 +244,7 @@ def _configured(streams: Streams, data: ml_collections.ConfigDict) -> Streams:
 
 
 def build_eval(config: ml_collections.ConfigDict, split: str = "val") -> EvalSource:
-    """Whole labelled images of one split of the configured data set.
+    """Whole labeled images of one split of the configured data set.
 
     Raises:
       FileNotFoundError, ValueError: see `dataset_info` and `EvalSource`.

@@ -54,7 +54,7 @@ class Report:
       problems: one line each; empty if the data set can be prepared.
       pixels: (256,) pixels of each label value, over all readable masks.
       images: (256,) masks in which each value occurs.
-      present: id of each labelled sample -> the classes in its mask.
+      present: id of each labeled sample -> the classes in its mask.
       digests: id -> `Sample.digest`, of every sample that could be read.
       measured: how images are stored, with the figures of the training images where
         the source asks for them (`Source.measure`).
@@ -344,9 +344,9 @@ def _mend(values: list[int], facts: MaskFacts, source: Source) -> str:
             mend += f" If 0 is void and labels start at 1, {shift}"
         return mend
     if facts.has_palette:
-        mend = "a palette PNG: its indices count, not its colours; void must be 255"
+        mend = "a palette PNG: its indices count, not its colors; void must be 255"
         if path:
-            mend += f'. If colours are the classes, give them as "palette" in {path}'
+            mend += f'. If colors are the classes, give them as "palette" in {path}'
         return mend
     return f"store class indices 0..{num_classes - 1}, and 255 for void"
 
@@ -378,7 +378,7 @@ def summary(source: Source) -> str:
 
 def _describe(pixels: PixelFormat) -> str:
     if images.is_bytes(pixels):
-        return {1: "grey", 3: "RGB"}[pixels.channels]
+        return {1: "gray", 3: "RGB"}[pixels.channels]
     return f"{pixels.channels} channels of {pixels.dtype}"
 
 

@@ -19,8 +19,8 @@ class DatasetFacts:
     Attributes:
       dataset: its name.
       class_names: index -> name.
-      palette: index -> RGB colour.
-      pixels: how images are stored, and normalised.
+      palette: index -> RGB color.
+      pixels: how images are stored, and normalized.
       fingerprint: SHA-256 of the source it was prepared from.
       partial: whether it holds another number of images than the published data set.
     """
@@ -59,7 +59,7 @@ class DatasetInfo:
       directory: its folder.
       ids: split -> ids; position i is record i.
       contents: split -> SHA-256 of its records, see `builders.base`.
-      present: id of each labelled image -> indices of the classes in its mask.
+      present: id of each labeled image -> indices of the classes in its mask.
       volumes: id -> the volume that it is a slice of, where it is one.
       warnings: what `check` warned of when it was prepared, one line each.
     """

@@ -1,6 +1,6 @@
 """Encoded bytes of images, and the arrays that they hold; of masks see `masks`.
 
-Images of 8-bit grey or RGB are read by Pillow, others by `deep`. A record keeps the
+Images of 8-bit gray or RGB are read by Pillow, others by `deep`. A record keeps the
 former as they came (or uncompressed), the latter as .npy. Every image is turned as its
 EXIF says, so that arrays are what a viewer shows.
 """
@@ -16,8 +16,8 @@ from mpmc_jax.pixels import PixelFormat
 
 Color = tuple[int, int, int]
 
-_GREY = ("1", "L", "LA")
-_EIGHT_BITS = (*_GREY, "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
+_GRAY = ("1", "L", "LA")
+_EIGHT_BITS = (*_GRAY, "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
 
 
 # Pillow knows many more; some of them run another program, as EPS does.
@@ -52,13 +52,13 @@ def open_turned(content: bytes) -> tuple[Image.Image, Image.Image]:
     """The image of `open_image`, and as it was opened: format, info and tags."""
     if not content:
         raise UnreadableImage("an empty file")
-    if raster_formats.is_deep_colour(content):
+    if raster_formats.is_deep_color(content):
         raise UnreadableImage(
-            "16 bits a colour in a PNG, of which Pillow keeps 8; store TIFF or .npy"
+            "16 bits a color in a PNG, of which Pillow keeps 8; store TIFF or .npy"
         )
     if raster_formats.is_tiff(content) and raster_formats.is_more_than_pillows(content):
         raise UnreadableImage(
-            "a TIFF with more channels, bits or pages than 8-bit grey or RGB have"
+            "a TIFF with more channels, bits or pages than 8-bit gray or RGB have"
         )
     opened = _open(content)
     try:
@@ -157,7 +157,7 @@ def decode_stored(content: bytes, pixels: PixelFormat) -> np.ndarray:
         if raster_formats.is_array(content) or raster_formats.is_tiff(content):
             array_hwc = raster_formats.read_array(content)
         else:
-            # uint16 from 16-bit grey; what is not is told by its type.
+            # uint16 from 16-bit gray; what is not is told by its type.
             array_hwc = np.atleast_3d(np.asarray(open_image(content)))
     except MemoryError as error:
         raise UnreadableImage(f"does not fit into memory ({error})") from error
@@ -171,17 +171,17 @@ def decode_stored(content: bytes, pixels: PixelFormat) -> np.ndarray:
 
 
 def _is_pillows(content: bytes, pixels: PixelFormat) -> bool:
-    """Whether it is for Pillow to make 8-bit grey or RGB of an image."""
+    """Whether it is for Pillow to make 8-bit gray or RGB of an image."""
     return is_bytes(pixels) and not raster_formats.is_array(content)
 
 
 def is_bytes(pixels: PixelFormat) -> bool:
-    """Whether images are 8-bit grey or RGB, as picture files are."""
+    """Whether images are 8-bit gray or RGB, as picture files are."""
     return pixels.dtype == "uint8" and pixels.channels in (1, 3)
 
 
 def read_header(content: bytes) -> raster_formats.Header:
-    """Size, channels and type of an image, not decoded; RGB for all that has colour.
+    """Size, channels and type of an image, not decoded; RGB for all that has color.
 
     Raises:
       UnreadableImage: not an image, or see `deep`.
@@ -206,7 +206,7 @@ def read_header(content: bytes) -> raster_formats.Header:
         return raster_formats.read_header(content)
     if mode.startswith("I;16"):
         return raster_formats.Header(size, 1, "uint16")
-    return raster_formats.Header(size, 1 if mode in _GREY else 3, "uint8")
+    return raster_formats.Header(size, 1 if mode in _GRAY else 3, "uint8")
 
 
 def encode_record(content: bytes, pixels: PixelFormat, *, unpacked: bool) -> bytes:

@@ -77,7 +77,7 @@ class Resident:
     """The images of both lists, and the program that cuts crops out of them.
 
     Attributes:
-      arrays: list -> {"image": (n,h,w,c), and "label": (n,h,w) where it is labelled},
+      arrays: list -> {"image": (n,h,w,c), and "label": (n,h,w) where it is labeled},
         padded to the largest image.
     """
 
@@ -185,7 +185,7 @@ def cut_stream(
     Args:
       arrays: of its list, see `Resident`.
       crops: `image` holds the plans.
-      fill: (c,) colour of the padding.
+      fill: (c,) color of the padding.
       label_fill: label of the padding.
     """
 

@@ -27,12 +27,12 @@ class EvalExample:
 
 
 class EvalSource:
-    """The labelled images of one split of a prepared data set, in order.
+    """The labeled images of one split of a prepared data set, in order.
 
     Attributes:
       ids: their names.
       volumes: the volume that each is a slice of, "" for none; slices of a volume are
-        neighbours, in order.
+        neighbors, in order.
 
     Raises:
       ValueError: the data set has no such split, or no labeled pixel in it.

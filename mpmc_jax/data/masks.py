@@ -1,11 +1,11 @@
 """Masks: files whose pixels are labels, in the ways in which people store them.
 
-    values   a grey value, a palette's index or a number is the class; 255 and -1 void
+    values   a gray value, a palette's index or a number is the class; 255 and -1 void
     colors   what a viewer shows is looked up among the data set's colors
 
 Where a data set names colors, the colors of a palette PNG count and not its indices,
-which any optimizer may reorder. Grey masks are read by colors where the data set names
-their greys, else by values. Void is 255 in what is returned, always.
+which any optimizer may reorder. Gray masks are read by colors where the data set names
+their grays, else by values. Void is 255 in what is returned, always.
 """
 
 import dataclasses
@@ -145,7 +145,7 @@ def read_mask(content: bytes, form: MaskFormat) -> Mask:
         if image.mode == "P":
             mask = _from_palette(image, form)
         elif image.mode in ("1", "L"):
-            mask = _from_grey(image, _bits(content, opened), form)
+            mask = _from_gray(image, _bits(content, opened), form)
         elif image.mode[0] in "IF":
             mask = _from_numbers(np.asarray(image), form)
         else:
@@ -179,7 +179,7 @@ def _refuse_lossy(content: bytes, image: Image.Image) -> None:
 
 
 def _bits(content: bytes, image: Image.Image) -> int:
-    """Bits of a grey value in the file; Pillow stretches fewer than 8."""
+    """Bits of a gray value in the file; Pillow stretches fewer than 8."""
     tags = getattr(image, "tag_v2", {})
     # Of 1 bit too: as such tifffile stores a bool array, and Pillow inverts it.
     if image.format == "TIFF" and tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
@@ -202,7 +202,7 @@ def _from_numbers(values_hw: np.ndarray, form: MaskFormat) -> Mask:
     return Mask((values_hw == _FOREGROUND).astype(np.uint8))
 
 
-def _from_grey(image: Image.Image, bits: int, form: MaskFormat) -> Mask:
+def _from_gray(image: Image.Image, bits: int, form: MaskFormat) -> Mask:
     values_hw = np.asarray(image, np.uint8)
     step = 255 // (2**bits - 1)
     if 1 < bits < 8:
@@ -213,7 +213,7 @@ def _from_grey(image: Image.Image, bits: int, form: MaskFormat) -> Mask:
 def _from_bytes(
     values_hw: np.ndarray, step: int, form: MaskFormat, *, is_plain: bool = False
 ) -> Mask:
-    """Of grey values as written, which a viewer shows times `step`."""
+    """Of gray values as written, which a viewer shows times `step`."""
     if form.binary:
         shown_hw = values_hw * np.uint8(step)
         _check_binary(shown_hw)
@@ -276,11 +276,11 @@ def _from_palette(image: Image.Image, form: MaskFormat) -> Mask:
 
 def _from_two_colors(index_hw: np.ndarray, used: np.ndarray, shown: np.ndarray) -> Mask:
     """A "binary" mask with a palette: black and white, or the indices 0 and 255."""
-    grey = shown[:, 0]
-    black_or_white = (shown[used] == grey[used, None]).all() and np.isin(
-        grey[used], (0, _FOREGROUND)
+    gray = shown[:, 0]
+    black_or_white = (shown[used] == gray[used, None]).all() and np.isin(
+        gray[used], (0, _FOREGROUND)
     ).all()
-    shown_hw = grey[index_hw] if black_or_white else index_hw
+    shown_hw = gray[index_hw] if black_or_white else index_hw
     _check_binary(shown_hw)
     return Mask((shown_hw == _FOREGROUND).astype(np.uint8))
 
@@ -291,17 +291,17 @@ def _from_color(image: Image.Image, form: MaskFormat) -> Mask:
         _check_alpha(np.asarray(image.convert("RGBA")))
     rgb_hwc = np.asarray(image.convert("RGB"))
     red_hw = rgb_hwc[..., 0]
-    is_grey = (rgb_hwc == red_hw[..., None]).all()
+    is_gray = (rgb_hwc == red_hw[..., None]).all()
     if form.colors is None or form.binary:
-        if not is_grey:
+        if not is_gray:
             raise UnreadableImage(
-                f"a colour mask (PIL mode {image.mode}), and no palette says which "
-                "class a colour is; give the palette, or store class indices (a "
+                f"a color mask (PIL mode {image.mode}), and no palette says which "
+                "class a color is; give the palette, or store class indices (a "
                 "palette PNG that was flattened has lost them: take the original file "
                 "again)"
             )
         return _from_bytes(red_hw, 1, form)
-    if is_grey:
+    if is_gray:
         return _from_bytes(red_hw, 1, form)
     return Mask(_look_up(rgb_hwc, form.colors), "colors")
 
@@ -339,7 +339,7 @@ def _pack(rgb_hwc: np.ndarray) -> np.ndarray:
 
 def _unknown(colors: list[Color]) -> str:
     return (
-        f"holds {len(colors)} colours that the palette lacks: {shorten(colors)}; add "
+        f"holds {len(colors)} colors that the palette lacks: {shorten(colors)}; add "
         "them, or list them under void"
     )
 

@@ -19,7 +19,7 @@ class Requests:
     """Reads requested images in threads; `close` it when done.
 
     Args:
-      read: (place in the unlabelled list, draws) -> arrays of one crop.
+      read: (place in the unlabeled list, draws) -> arrays of one crop.
       rows: rows of a request that this process serves.
       seed: of the crops.
       threads: how many.

@@ -10,7 +10,7 @@ on the seed and its place in the global order: they differ between epochs and st
 and not between numbers of threads or processes. The iterator's position is the step.
 
 Crops that a method wants beside an example (`Streams`) are made with it: a second one
-of the same decoded image, or a labelled one to copy objects from.
+of the same decoded image, or a labeled one to copy objects from.
 """
 
 import dataclasses
@@ -36,7 +36,7 @@ class PipelineConfig:
     """How training batches are made.
 
     Attributes:
-      batch_size: labelled images a step, over all processes.
+      batch_size: labeled images a step, over all processes.
       group_size: of them that mix and rank among themselves.
       crop: geometry settings.
       streams: what the method asks for.
@@ -108,7 +108,7 @@ class TrainIterator(Iterator[Batch]):
         return Batch(**{k: Crops(record=self._rows[k], **v) for k, v in crops.items()})
 
     def request(self, step: int, images: np.ndarray) -> None:
-        """Asks for the partners of `step`: a place in the unlabelled list a group."""
+        """Asks for the partners of `step`: a place in the unlabeled list a group."""
         if self._requests is not None:
             self._requests.ask(step, images)
 
@@ -130,27 +130,27 @@ class TrainIterator(Iterator[Batch]):
 class TrainPipeline:
     """The training batches of one run, as a function of data, split and seed.
 
-    How the labelled list fills an epoch is the method's to say, see `orders`.
+    How the labeled list fills an epoch is the method's to say, see `orders`.
 
     Attributes:
       split: the ids in use.
       steps_per_epoch: see `orders`.
-      num_labeled: distinct labelled images.
-      num_unlabeled: unlabelled images; the method may leave them unused.
-      repetition: passes over the labelled list an epoch.
-      unused: labelled images that no epoch uses, see `orders`.
+      num_labeled: distinct labeled images.
+      num_unlabeled: unlabeled images; the method may leave them unused.
+      repetition: passes over the labeled list an epoch.
+      unused: labeled images that no epoch uses, see `orders`.
       resident: what makes crops of the batches' plans, if images live on the device.
       warnings: what was found wrong with the data set when it was prepared.
 
     Raises:
-      ValueError: the method wants unlabelled images and the split has none; see also
+      ValueError: the method wants unlabeled images and the split has none; see also
         `Resident`.
     """
 
     def __init__(self, info: DatasetInfo, split: Split, config: PipelineConfig):
         if config.streams.unlabeled and not split.unlabeled:
             raise ValueError(
-                "the split leaves no unlabelled image, and the method needs some; "
+                "the split leaves no unlabeled image, and the method needs some; "
                 "label fewer images (data.split), add images, or use method=supervised"
             )
         self.split = split

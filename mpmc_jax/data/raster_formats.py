@@ -1,6 +1,6 @@
 """Images that Pillow does not hold: more than 8 bits, or any number of channels.
 
-Three formats: NumPy's .npy, TIFF by tifffile, and Pillow's 16-bit grey. Files are not
+Three formats: NumPy's .npy, TIFF by tifffile, and Pillow's 16-bit gray. Files are not
 trusted: headers are looked at before a byte is allocated, nothing is unpickled, and
 nothing is unpacked beyond `MAX_BYTES`.
 """
@@ -74,7 +74,7 @@ def is_tiff(content: bytes) -> bool:
 def is_more_than_pillows(content: bytes) -> bool:
     """Whether a TIFF holds what Pillow would leave out without a word.
 
-    That is a second page, a band that is no alpha, or a colour's lower bits.
+    That is a second page, a band that is no alpha, or a color's lower bits.
 
     Raises:
       UnreadableImage: it is damaged.
@@ -85,8 +85,8 @@ def is_more_than_pillows(content: bytes) -> bool:
             alphas = sum(kind in (1, 2) for kind in page.extrasamples)
             bands = page.samplesperpixel - alphas
             separated = page.photometric == tifffile.PHOTOMETRIC.SEPARATED
-            colour = bands == 3 or (bands == 4 and separated)
-            whole = bands == 1 or (colour and page.bitspersample == 8)
+            color = bands == 3 or (bands == 4 and separated)
+            whole = bands == 1 or (color and page.bitspersample == 8)
             return len(tiff.pages) > 1 or not whole
         except Exception as error:  # See `_open_tiff`.
             raise UnreadableImage(
@@ -104,10 +104,10 @@ def type_of_tiff(content: bytes) -> str:
         return _tiff_shape(tiff)[1].name
 
 
-def is_deep_colour(content: bytes) -> bool:
+def is_deep_color(content: bytes) -> bool:
     """Whether encoded bytes are a PNG of 16 bits that Pillow reads as 8.
 
-    That is one with color or with alpha; plain grey keeps its bits.
+    That is one with color or with alpha; plain gray keeps its bits.
     """
     kinds = (b"\x10\x02", b"\x10\x04", b"\x10\x06")
     return content.startswith(_PNG) and content[24:26] in kinds

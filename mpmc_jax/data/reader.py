@@ -102,7 +102,7 @@ class Reader:
 
 @dataclasses.dataclass(frozen=True)
 class ReadLabeled(grain.transforms.RandomMap):
-    """Place in the labelled list -> its crop, and half of the time one to copy from.
+    """Place in the labeled list -> its crop, and half of the time one to copy from.
 
     The source's draws come first, as published.
     """
@@ -124,7 +124,7 @@ class ReadLabeled(grain.transforms.RandomMap):
 
 @dataclasses.dataclass(frozen=True)
 class ReadUnlabeled(grain.transforms.RandomMap):
-    """Place in the unlabelled list -> crops of that image, by what they are for."""
+    """Place in the unlabeled list -> crops of that image, by what they are for."""
 
     reader: CropReader
     crop: CropConfig

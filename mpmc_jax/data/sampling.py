@@ -1,21 +1,21 @@
 """Which image stands where in a run, for each stream, before it is read.
 
-The labelled list is shorter than the unlabelled one, and published methods fill an
+The labeled list is shorter than the unlabeled one, and published methods fill an
 epoch with it in three ways:
 
-    tiled       repeated to the unlabelled list's length and cut (UniMatch)
-    drawn       as many drawn from the repeated list, once a run, as are unlabelled
+    tiled       repeated to the unlabeled list's length and cut (UniMatch)
+    drawn       as many drawn from the repeated list, once a run, as are unlabeled
                 (AugSeg, U2PL)
     restarted   permutation after permutation, begun anew each epoch (AEL)
 
-The first two are then shuffled anew each epoch, both streams alike: a labelled image
-stays paired with its unlabelled ones. Partners that are other images are shuffled by
-themselves (UniMatch on ACDC). When tiled, a labelled list that is longer than
-the unlabelled one is not cut: another part of it is used each epoch.
+The first two are then shuffled anew each epoch, both streams alike: a labeled image
+stays paired with its unlabeled ones. Partners that are other images are shuffled by
+themselves (UniMatch on ACDC). When tiled, a labeled list that is longer than
+the unlabeled one is not cut: another part of it is used each epoch.
 
-An epoch has as many steps as the published loaders make of the unlabelled list: each
+An epoch has as many steps as the published loaders make of the unlabeled list: each
 process takes every W-th image, the list filled up from its beginning, in whole batches.
-The loaders of a supervised baseline do the same with the labelled list alone
+The loaders of a supervised baseline do the same with the labeled list alone
 (`unlabeled` 0): no image comes twice but to fill the list up.
 """
 
@@ -36,10 +36,10 @@ class Order:
     """The places of one stream.
 
     Attributes:
-      kind: of the labelled stream, see above.
+      kind: of the labeled stream, see above.
       labeled, unlabeled: lengths of the two lists; `unlabeled` is 0 where an epoch is
-        over the labelled list.
-      batch_size: labelled images a step.
+        over the labeled list.
+      batch_size: labeled images a step.
       groups: W, the processes that they were on as published.
       per_step: images of this stream a step.
       seed: of the run.
@@ -66,7 +66,7 @@ class Order:
 
     @property
     def unused(self) -> int:
-        """Labelled images that no epoch uses, as published loaders cut the list."""
+        """Labeled images that no epoch uses, as published loaders cut the list."""
         if self.kind == "drawn":
             return max(self.labeled - self.epoch, 0)
         if self.kind == "restarted":
@@ -80,7 +80,7 @@ class Order:
         return int(entropy.generate_state(1)[0])
 
     def build(self, name: str) -> grain.MapDataset:
-        """Endless places in the list of a stream, "partner" in the unlabelled one."""
+        """Endless places in the list of a stream, "partner" in the unlabeled one."""
         if name == "labeled" and self.kind == "restarted":
             restarted = _Restarted(
                 self.labeled, self.per_step, self.steps_per_epoch, self.seed
@@ -128,7 +128,7 @@ class _Filled:
 
 
 class _Restarted:
-    """Place i of the run -> place in the labelled list, as AEL's loader serves it.
+    """Place i of the run -> place in the labeled list, as AEL's loader serves it.
 
     A loader is begun anew each epoch. Whenever it ends within one, the next
     permutation takes over; the new epoch begins with the one that was interrupted. The

@@ -40,7 +40,7 @@ class Sample:
     Attributes:
       id: name of the example, unique in its data set.
       image: a file, the encoded bytes of one, or what is derived from one.
-      mask: likewise, or None for an unlabelled image.
+      mask: likewise, or None for an unlabeled image.
       volume: of which this is a slice, or "".
     """
 
@@ -72,8 +72,8 @@ class Source:
     Attributes:
       name: the data set.
       class_names: index -> name.
-      palette: index -> colour, for display and for decoding colour masks.
-      pixels: how images are stored, and normalised.
+      palette: index -> color, for display and for decoding color masks.
+      pixels: how images are stored, and normalized.
       splits: "train" and "val" -> samples, in order.
       problems: what is already known to be wrong; one line each.
       notes: what is right but may surprise; one line each.
@@ -155,7 +155,7 @@ def read_bytes(blob: Blob) -> bytes:
 
 
 def default_palette(num_classes: int) -> tuple[Color, ...]:
-    """Distinct colours: hues by the golden ratio, two brightnesses in turn."""
+    """Distinct colors: hues by the golden ratio, two brightnesses in turn."""
     palette = []
     for i in range(num_classes):
         color = colorsys.hsv_to_rgb(0.618034 * i % 1, 0.65, 0.95 - 0.3 * (i % 2))

@@ -1,7 +1,7 @@
 """Which training images give their labels and which do not.
 
 A split comes from two published id lists, or is drawn from a seed such that every class
-occurs among the labelled images. Without a mask an image can only be unlabelled.
+occurs among the labeled images. Without a mask an image can only be unlabeled.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from mpmc_jax.data.lists import shorten
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """Ids of the labelled and of the unlabelled training images, in order."""
+    """Ids of the labeled and of the unlabeled training images, in order."""
 
     labeled: tuple[str, ...]
     unlabeled: tuple[str, ...]
@@ -33,7 +33,7 @@ class Split:
 
 
 def count_labeled(split: str, available: int) -> int:
-    """Number of labelled images that "1_16", "full" or "30" asks of `available`.
+    """Number of labeled images that "1_16", "full" or "30" asks of `available`.
 
     Fractions round up, as in the published splits (1/16 of 10582 is 662).
 
@@ -49,16 +49,16 @@ def count_labeled(split: str, available: int) -> int:
     except ValueError:
         raise ValueError(
             f"data.split={split!r} is none of: a fraction such as 1_16, a number of "
-            "labelled images such as 30, full"
+            "labeled images such as 30, full"
         ) from None
     count = numerator
     if denominator:
         count = math.ceil(available * numerator / denominator[0])
     if not count:
-        raise ValueError(f"data.split={split!r} leaves no labelled image at all")
+        raise ValueError(f"data.split={split!r} leaves no labeled image at all")
     if count > available:
         raise ValueError(
-            f"data.split={split!r} asks for {count} labelled images; only {available} "
+            f"data.split={split!r} asks for {count} labeled images; only {available} "
             "training images have a mask"
         )
     return count
@@ -69,9 +69,9 @@ def draw_split(
 ) -> Split:
     """Draws a split from a seed; each half keeps the order of `ids`.
 
-    Every class that occurs at all occurs among the labelled images if their number
+    Every class that occurs at all occurs among the labeled images if their number
     allows: classes are served rarest first, each by a random image that has it.
-    "full" labels everything, in a drawn order, and leaves every image in the unlabelled
+    "full" labels everything, in a drawn order, and leaves every image in the unlabeled
     list as well.
 
     Args:
@@ -85,7 +85,7 @@ def draw_split(
     """
     candidates = [key for key in ids if key in present]
     if not candidates:
-        raise ValueError("no training image has a mask: no labelled image at all")
+        raise ValueError("no training image has a mask: no labeled image at all")
     count = count_labeled(split, len(candidates))
     permutation = np.random.default_rng(seed).permutation(len(candidates))
     order = [candidates[i] for i in permutation]
@@ -142,10 +142,10 @@ def absent_classes(
 def check_classes(
     split: Split, present: dict[str, tuple[int, ...]], names: Sequence[str]
 ) -> None:
-    """Refuses a split whose labelled images lack a class altogether.
+    """Refuses a split whose labeled images lack a class altogether.
 
     Args:
-      split: its labelled ids are looked at.
+      split: its labeled ids are looked at.
       present: see `draw_split`.
       names: of the classes.
 
@@ -156,7 +156,7 @@ def check_classes(
     if absent:
         raise ValueError(
             f"{len(absent)} of {len(names)} classes occur in none of the "
-            f"{len(split.labeled)} labelled images and could not be learned: "
+            f"{len(split.labeled)} labeled images and could not be learned: "
             f"{shorten(absent)}; label more images (data.split, data.labeled_ids), "
             "remove these classes, or pass --config.data.allow_absent_classes=True"
         )
@@ -191,21 +191,21 @@ def read_split(
     Args:
       ids: the training images of the data set.
       present: see `draw_split`.
-      labeled_path: list of the labelled images.
+      labeled_path: list of the labeled images.
       unlabeled_path: list of the others; "" means all other training images.
 
     Raises:
       FileNotFoundError: a list does not exist.
       ValueError: a list names absent ids, repeats ids, overlaps the other, names an
-        image without a mask as labelled, or no labelled image is left.
+        image without a mask as labeled, or no labeled image is left.
     """
     labeled = read_ids(labeled_path, ids)
     if not labeled:
-        raise ValueError(f"{labeled_path}: empty list; no labelled image at all")
+        raise ValueError(f"{labeled_path}: empty list; no labeled image at all")
     bare = [key for key in labeled if key not in present]
     if bare:
         raise ValueError(
-            f"{labeled_path}: labelled images without mask: {shorten(bare)}"
+            f"{labeled_path}: labeled images without mask: {shorten(bare)}"
         )
     chosen = set(labeled)
     if not unlabeled_path:
@@ -215,7 +215,7 @@ def read_split(
     if both:
         raise ValueError(
             f"{labeled_path} and {unlabeled_path} overlap in {len(both)} ids: "
-            f"{shorten(both)}; an image is labelled or unlabelled (data.split=full "
+            f"{shorten(both)}; an image is labeled or unlabeled (data.split=full "
             "makes every image both, without lists)"
         )
     return Split(labeled, unlabeled)

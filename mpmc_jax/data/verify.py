@@ -82,7 +82,7 @@ def _open(info: DatasetInfo, split: str, problems: list[str]) -> Sequence[dict]:
 def _check_record(
     info: DatasetInfo, split: str, position: int, records: Sequence[dict]
 ) -> tuple[list[str], np.ndarray | None, tuple[str, bytes, bytes] | None]:
-    """Problems of a record, its label counts if it is labelled, id, image and mask."""
+    """Problems of a record, its label counts if it is labeled, id, image and mask."""
     name = f"{split}, record {position} ({info.ids[split][position]})"
     try:
         record: Any = records[position]

@@ -38,7 +38,7 @@ class Example(Protocol):
 
 
 class Source(Protocol):
-    """A labelled set with random access; `__getitem__` is called from threads."""
+    """A labeled set with random access; `__getitem__` is called from threads."""
 
     def __len__(self) -> int:
         """The number of images."""
@@ -103,7 +103,7 @@ def load(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Reads a batch: images (b,h,w,c) as stored, and labels (b,h,w) uint8.
 
-    Padding and the rows that only fill the batch up are black and labelled 255.
+    Padding and the rows that only fill the batch up are black and labeled 255.
 
     Args:
       source, batch: what to read.

@@ -35,7 +35,7 @@ class PatchProbe:
 
     Attributes:
       variables: what `apply` needs; traced, so that new values compile nothing.
-      apply: (variables, normalised images (b,h,w,c), labels (b,h,w)) -> logits
+      apply: (variables, normalized images (b,h,w,c), labels (b,h,w)) -> logits
         (b,r,s,C), targets (b,r,s,C) bool, valid (b,r,s) bool. Pass the same
         function every time: another one is another program.
     """
@@ -167,7 +167,7 @@ class Evaluator:
 
         Args:
           variables: {"params", "batch_stats"} of the module.
-          source: the labelled images. Every process passes the same one; they share
+          source: the labeled images. Every process passes the same one; they share
             the work and all return the sums.
           probe: the patch classifier, where there is one.
 
@@ -243,12 +243,12 @@ class Evaluator:
         probe: PatchProbe | None,
     ) -> tuple[Array, Array, Array | None]:
         """Confusion matrix, classes and score histogram of one batch."""
-        normalised = self._normalize(images)
-        scores = self.protocol.scores(network, normalised)
+        normalized = self._normalize(images)
+        scores = self.protocol.scores(network, normalized)
         confusion, classes = self._count(scores, labels)
         if probe is None:
             return confusion, classes, None
-        histogram = self._probe(probe, *self.protocol.probed(normalised, labels))
+        histogram = self._probe(probe, *self.protocol.probed(normalized, labels))
         return confusion, classes, histogram
 
 

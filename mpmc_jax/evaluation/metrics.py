@@ -104,7 +104,7 @@ def mean_iou_peer(confusion: np.ndarray) -> float:
 def class_accuracy(confusion: np.ndarray) -> np.ndarray:
     """Share of each class's pixels that are found (recall): (C,C) -> (C,).
 
-    It is nan for a class without labelled pixels.
+    It is nan for a class without labeled pixels.
     """
     confusion = np.asarray(confusion, np.int64)
     return _ratio(np.diagonal(confusion), confusion.sum(1))

@@ -1,4 +1,4 @@
-"""Predictions as pictures: index map, colours, overlay, and panels side by side."""
+"""Predictions as pictures: index map, colors, overlay, and panels side by side."""
 
 import io
 import pathlib
@@ -25,7 +25,7 @@ _KINDS = ("index", "color", "overlay")
 
 
 def colorize(index: np.ndarray, palette: Palette) -> np.ndarray:
-    """Class indices in their colours: (h,w) uint8 -> (h,w,3) uint8; the rest black."""
+    """Class indices in their colors: (h,w) uint8 -> (h,w,3) uint8; the rest black."""
     table = np.full((256, 3), _VOID_COLOR, np.uint8)
     table[: len(palette)] = palette
     return table[index]
@@ -39,13 +39,13 @@ def displayable(image: np.ndarray, pixels: PixelFormat) -> np.ndarray:
 
 
 def overlay(image: np.ndarray, colors: np.ndarray) -> np.ndarray:
-    """Half-transparent colours (h,w,3) over an image (h,w,1 or 3): (h,w,3) uint8."""
+    """Half-transparent colors (h,w,3) over an image (h,w,1 or 3): (h,w,3) uint8."""
     mixed = (1 - _OVERLAY_OPACITY) * image + _OVERLAY_OPACITY * colors
     return np.round(mixed).astype(np.uint8)
 
 
 def heat_map(values: np.ndarray) -> np.ndarray:
-    """Values (h,w) as grey (h,w,1) uint8, from black at the least to white."""
+    """Values (h,w) as gray (h,w,1) uint8, from black at the least to white."""
     low, high = float(values.min()), float(values.max())
     unit = (values - low) / (high - low) if high > low else np.zeros_like(values)
     return np.round(255 * unit).astype(np.uint8)[..., None]
@@ -79,7 +79,7 @@ def write_prediction(
     Args:
       stem: path without a suffix; its folder exists.
       index: (h,w) uint8 classes. The file is a palette PNG: its values are the
-        classes, and viewers show the colours.
+        classes, and viewers show the colors.
       image: (h,w,1 or 3) uint8.
       palette: class -> RGB.
 
@@ -87,7 +87,7 @@ def write_prediction(
       The three paths.
     """
     colors = colorize(index, palette)
-    # A palette turns a grey picture into mode "P" and leaves its values alone.
+    # A palette turns a gray picture into mode "P" and leaves its values alone.
     indexed = Image.fromarray(index)
     indexed.putpalette(colorize(np.arange(256), palette).tobytes())
     shown = (Image.fromarray(colors), Image.fromarray(overlay(image, colors)))

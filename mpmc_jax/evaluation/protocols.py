@@ -9,7 +9,7 @@
 
 On request an image is also seen at other scales and mirrored. Each view's scores are
 brought back to the image's size, turned into probabilities and averaged; resizing is
-bilinear between pixel centres, without antialias.
+bilinear between pixel centers, without antialias.
 """
 
 import dataclasses
@@ -37,7 +37,7 @@ class Protocol:
     """The whole image at once; other protocols change parts of it.
 
     Attributes:
-      size: side of a window, of the centre, or of what slices are resized to.
+      size: side of a window, of the center, or of what slices are resized to.
       scales: factors on the image's sides.
       flip: whether each view is also seen mirrored.
     """
@@ -179,7 +179,7 @@ class CenterCrop(Protocol):
     def place(
         self, image: np.ndarray, label: np.ndarray, pixels: PixelFormat
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Images are padded with their mean, the zero of what is normalised."""
+        """Images are padded with their mean, the zero of what is normalized."""
         shape = (self.size, self.size)
         canvas = np.empty((*shape, image.shape[2]), image.dtype)
         canvas[:] = pixels.stored(np.array(pixels.mean))
@@ -243,7 +243,7 @@ def build_protocol(
 
 @bounded_jit()
 def resize(x_bhwc: Array, size: tuple[int, int]) -> Array:
-    """Bilinear between pixel centres, no antialias; what has that size stays."""
+    """Bilinear between pixel centers, no antialias; what has that size stays."""
     if x_bhwc.shape[1:3] == tuple(size):
         return x_bhwc
     shape = (x_bhwc.shape[0], *size, x_bhwc.shape[3])

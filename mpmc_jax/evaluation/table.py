@@ -8,7 +8,7 @@ from mpmc_jax.evaluation.volumes import VolumeScores
 
 
 def format_table(result: EvalResult, class_names: Sequence[str]) -> str:
-    """A line a class (IoU, accuracy, labelled pixels), the means and how it was made.
+    """A line a class (IoU, accuracy, labeled pixels), the means and how it was made.
 
     A dash stands where a figure is undefined because the class does not occur.
     """

@@ -1,7 +1,7 @@
 """Figures of whole volumes: Dice, HD95 and ASD of every class but the background.
 
 As medpy defines them, which the published tables use: a surface is what erosion by the
-six neighbours takes away, distances are Euclidean, in voxels. Dice is 2 I / (P + T).
+six neighbors takes away, distances are Euclidean, in voxels. Dice is 2 I / (P + T).
 HD95 is the 95th percentile of the distances from either surface to the other, ASD the
 mean distance from the predicted surface to the true one.
 """
@@ -101,5 +101,5 @@ def surface_distances(mask: np.ndarray, other: np.ndarray) -> np.ndarray:
 
 
 def _surface(mask: np.ndarray) -> np.ndarray:
-    neighbours = ndimage.generate_binary_structure(mask.ndim, 1)
-    return mask ^ ndimage.binary_erosion(mask, neighbours)
+    neighbors = ndimage.generate_binary_structure(mask.ndim, 1)
+    return mask ^ ndimage.binary_erosion(mask, neighbors)

@@ -37,13 +37,13 @@ def _data() -> dict:
         "name": "synthetic",
         # Where launch.prepare_data put the data set.
         "data_dir": "data",
-        # 1_16 ... 1_2, full, or a number of labelled images. Used to draw the split
+        # 1_16 ... 1_2, full, or a number of labeled images. Used to draw the split
         # from split_seed, unless the two id lists are given.
         "split": "1_16",
         "split_seed": 0,
         "labeled_ids": "",
         "unlabeled_ids": "",
-        # Train although some class occurs in no labelled image, and so is not learned.
+        # Train although some class occurs in no labeled image, and so is not learned.
         "allow_absent_classes": False,
         # Side of the square training crop, and the range of the random resize.
         "crop": 321,
@@ -106,11 +106,11 @@ def _method() -> dict:
         "supervised_loss": "ce",
         "ohem_threshold": 0.7,
         "ohem_min_kept": 200_000,
-        # Loss of unimatch's and mean_teacher's unlabelled terms; others have their own.
+        # Loss of unimatch's and mean_teacher's unlabeled terms; others have their own.
         # "ce"; "balanced_ce", in which each class of the pseudo-labels weighs the same;
         # or "dice".
         "unlabeled_loss": "ce",
-        # Steps over which the weight of the unlabelled terms grows to mpmc.alpha, as
+        # Steps over which the weight of the unlabeled terms grows to mpmc.alpha, as
         # exp(-5 (1 - step / rampup)^2); 0: full from the start; -1: a tenth of the run.
         "rampup": 0,
         # Weight of the auxiliary classifier's loss; 0: the network has none.
@@ -155,7 +155,7 @@ def _u2pl() -> dict:
 
 def _ael() -> dict:
     return {
-        # Draws of a class to copy into labelled images, and classes never drawn.
+        # Draws of a class to copy into labeled images, and classes never drawn.
         "query_classes": 1,
         "unqueried": (),
         # Share of the crop that an object exceeds to be cut out, and that a class
@@ -195,7 +195,7 @@ def _mpmc() -> dict:
         "target": "soft",
         # Head that plays the teacher: "student" or "ema" (D8).
         "teacher_head": "student",
-        # Epochs without the unlabelled terms and lambda (D23).
+        # Epochs without the unlabeled terms and lambda (D23).
         "warmup_epochs": 0,
         # Ablations: L_l^M, L_u^M, lambda_s and lambda_m on or off.
         "labeled": True,
@@ -221,14 +221,14 @@ def _optimizer() -> dict:
 
 def _train() -> dict:
     return {
-        # Length of the run: steps if positive, else epochs over the unlabelled list.
+        # Length of the run: steps if positive, else epochs over the unlabeled list.
         "steps": 0,
         "epochs": 80,
         # What an epoch passes over: "unlabeled", that list whatever the method (the
         # labeled one where it is empty); "labeled", for supervised alone, as its
         # published rows are trained: short batches are dropped.
         "epoch_of": "unlabeled",
-        # Labelled images a step, over all devices; as many unlabelled ones (ael: one
+        # Labeled images a step, over all devices; as many unlabeled ones (ael: one
         # and its partner a group).
         "batch_size": 8,
         # Images that rank, mix and draw among themselves (D14): what a published

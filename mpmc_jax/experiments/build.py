@@ -299,7 +299,7 @@ def rampup_steps(config: ml_collections.ConfigDict, steps: int) -> int:
 
 def init_state(setup: Setup, seed: int) -> TrainState:
     """The state at step 0, on one device."""
-    # Compiled to run once: optimising it would take three times as long.
+    # Compiled to run once: optimizing it would take three times as long.
     options = {"xla_backend_optimization_level": 0}
     return jax.jit(lambda: _init(setup, seed), compiler_options=options)()
 

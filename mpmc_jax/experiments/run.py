@@ -326,7 +326,7 @@ def use_data(run: Run, data_dir: str, dataset: str = "", *, other: bool = False)
 
 
 def open_split(run: Run, split: str) -> EvalSource:
-    """Labelled images of a split, from the run's data set as it is now.
+    """Labeled images of a split, from the run's data set as it is now.
 
     Raises:
       FileNotFoundError, ValueError: see `EvalSource`; or these are other data than the
@@ -378,8 +378,8 @@ def trust_function(run: Run) -> Callable[[Array, Array], tuple[Array, Array]]:
     def trust(
         variables: PyTree, head: PyTree, images: Array, labels: Array
     ) -> tuple[Array, Array]:
-        normalised = network_input(images, run.facts.pixels)
-        seen, targets = protocol.probed(normalised, labels)
+        normalized = network_input(images, run.facts.pixels)
+        seen, targets = protocol.probed(normalized, labels)
         pseudo = predict_classes(run.module, variables, seen)
         logits, _, _ = probe.apply(head, seen, targets)
         weight, _ = plugin.weigh(logits, pseudo)

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from mpmc_jax.losses.pixel import labelled_pixels
+from mpmc_jax.losses.pixel import labeled_pixels
 from mpmc_jax.losses.reduction import GlobalSum, at_least_float32, identity
 from mpmc_jax.types import IGNORE_LABEL, Array
 
@@ -37,7 +37,7 @@ def dice_loss(
     """
     logits = at_least_float32(logits)
     num_classes = logits.shape[-1]
-    valid_bhw = labelled_pixels(labels, num_classes, ignore_label)
+    valid_bhw = labeled_pixels(labels, num_classes, ignore_label)
     ones_bhw = jnp.ones(labels.shape, logits.dtype)
     given_bhw = ones_bhw if weights is None else weights.astype(logits.dtype)
     weight_bhw1 = jnp.where(valid_bhw, given_bhw, 0)[..., None]

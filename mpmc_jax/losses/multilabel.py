@@ -46,7 +46,7 @@ def asymmetric_focal_loss(
     where: Array | None = None,
     total: GlobalSum = identity,
 ) -> Array:
-    """Asymmetric focal loss of labelled patches, eq. 3-4.
+    """Asymmetric focal loss of labeled patches, eq. 3-4.
 
     Args:
       logits: (b,h,w,c) patch logits.
@@ -94,7 +94,7 @@ def binary_cross_entropy(
       logits: (b,h,w,c) patch logits of the student.
       targets: (b,h,w,c) probabilities of the teacher.
       weights: (b,h,w,c) lambda_m, or None for 1. Weights scale, they do not
-        renormalise.
+        renormalize.
       where: (b,h,w) bool, the valid patches, or None for all.
       total: sums over devices.
 

@@ -14,7 +14,7 @@ from mpmc_jax.losses.reduction import (
 from mpmc_jax.types import IGNORE_LABEL, Array, View
 
 
-def labelled_pixels(
+def labeled_pixels(
     label_bhw: Array, num_classes: int, ignore_label: int = IGNORE_LABEL
 ) -> Array:
     """Pixels that carry a class, (b,h,w) bool: neither `ignore_label` nor >= c."""
@@ -27,7 +27,7 @@ def confident_pixels(view: View) -> Array:
 
     They lie in the view's region, carry a class and have a positive weight.
     """
-    known_bhw = labelled_pixels(view.target, view.logits.shape[-1])
+    known_bhw = labeled_pixels(view.target, view.logits.shape[-1])
     return (view.weight > 0) & view.region.valid & known_bhw
 
 
@@ -87,7 +87,7 @@ def pixel_cross_entropy(
     """
     logits_bhwc = at_least_float32(logits_bhwc)
     num_classes = logits_bhwc.shape[-1]
-    valid_bhw = labelled_pixels(label_bhw, num_classes, ignore_label)
+    valid_bhw = labeled_pixels(label_bhw, num_classes, ignore_label)
     # Relative to the largest score, so that a common offset costs no digits.
     peak_bhw1 = jax.lax.stop_gradient(jnp.max(logits_bhwc, axis=-1, keepdims=True))
     score_bhwc = logits_bhwc - peak_bhw1
@@ -111,7 +111,7 @@ def cross_entropy(
     """Sum of weights * cross-entropy over the *number* of counted pixels.
 
     Weights scale the numerator only (eq. 5: lambda_s lowers a pixel's share, it does
-    not renormalise the others'), so weights of 1 give the plain mean.
+    not renormalize the others'), so weights of 1 give the plain mean.
 
     Args:
       logits: (b,h,w,c) class scores.
@@ -125,7 +125,7 @@ def cross_entropy(
       A scalar; 0 where no pixel counts.
     """
     loss_bhw = pixel_cross_entropy(logits, labels, ignore_label=ignore_label)
-    counted_bhw = labelled_pixels(labels, logits.shape[-1], ignore_label)
+    counted_bhw = labeled_pixels(labels, logits.shape[-1], ignore_label)
     if where is not None:
         counted_bhw = counted_bhw & where
     if weights is not None:
@@ -160,7 +160,7 @@ def ohem_keep(
     Returns:
       (b,h,w) bool, without gradient.
     """
-    valid_bhw = labelled_pixels(labels, logits.shape[-1], ignore_label)
+    valid_bhw = labeled_pixels(labels, logits.shape[-1], ignore_label)
     if not 0 < min_kept <= labels.size:
         return valid_bhw
     logits = jax.lax.stop_gradient(logits)

@@ -1,7 +1,7 @@
 """AugSeg (CVPR 2023): random intensity operations and adaptive CutMix.
 
-Faithful to the published implementation: labelled images are injected where the
-teacher is unsure of an unlabelled one, in two stages; the term divides by all pixels,
+Faithful to the published implementation: labeled images are injected where the
+teacher is unsure of an unlabeled one, in two stages; the term divides by all pixels,
 padding included, which is trained on; the teacher is a copy in the first epoch.
 """
 
@@ -26,23 +26,23 @@ from mpmc_jax.types import (
     View,
 )
 
-# Beta distributions of the share that labelled and unlabelled boxes leave.
+# Beta distributions of the share that labeled and unlabeled boxes leave.
 _LABELED_BETA = (8.0, 2.0)
 _UNLABELED_BETA = (4.0, 4.0)
 
 
 class Inputs(struct.PyTreeNode):
-    """Normalised images, not yet mixed.
+    """Normalized images, not yet mixed.
 
     Attributes:
-      image, label: (b,h,w,c) labelled images, (b,h,w) labels with 255 void.
-      weak, strong: (b,h,w,c) two views of the unlabelled images.
+      image, label: (b,h,w,c) labeled images, (b,h,w) labels with 255 void.
+      weak, strong: (b,h,w,c) two views of the unlabeled images.
       real: (b,h,w) bool, their real pixels.
       orders: (g,n) the partner of each example within its group.
-      labeled_box: (b,h,w) bool, where the partner's labelled image may be injected.
-      box: (b,h,w) bool, where the partner's unlabelled image goes.
+      labeled_box: (b,h,w) bool, where the partner's labeled image may be injected.
+      box: (b,h,w) bool, where the partner's unlabeled image goes.
       coin: (b,) in 0..1; an image is injected into if 1 - its confidence exceeds it.
-      noise: of the pass over [labelled, mixed], see `Method.noise`.
+      noise: of the pass over [labeled, mixed], see `Method.noise`.
     """
 
     image: Array
@@ -61,7 +61,7 @@ class Targets(struct.PyTreeNode):
     """What the teacher makes of the weak views, mixed.
 
     Attributes:
-      injected: (b,h,w) bool, pixels of the copies that a labelled image covers.
+      injected: (b,h,w) bool, pixels of the copies that a labeled image covers.
       label: (b,h,w) int32, 255 where an injected label is void.
       confidence: (b,h,w), 1 where the label is the truth.
       truth: (b,h,w) bool.
@@ -122,7 +122,7 @@ class AugSeg(base.Method):
     def _mix(
         self, inputs: Inputs, injected: Array, labeled: Array, unlabeled: Array
     ) -> Array:
-        """Injects the labelled partner into a copy, then pastes the partner's copy."""
+        """Injects the labeled partner into a copy, then pastes the partner's copy."""
         partner = mixing.permute_in_groups(labeled, inputs.orders)
         copy = mixing.paste(injected, partner, unlabeled)
         partner = mixing.permute_in_groups(copy, inputs.orders)

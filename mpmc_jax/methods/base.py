@@ -1,7 +1,7 @@
-"""What a base method is: how unlabelled images supervise the student.
+"""What a base method is: how unlabeled images supervise the student.
 
 A method draws (`augment`), makes targets without gradient (`prepare`) and makes the
-predictions that the targets supervise (`views`). It knows no optimiser, no plug-in
+predictions that the targets supervise (`views`). It knows no optimizer, no plug-in
 and no device: the step calls it once per micro-batch on every device.
 """
 
@@ -39,7 +39,7 @@ class Method(abc.ABC):
     """The interface of a base method; implementations are frozen dataclasses.
 
     Attributes:
-      pixels: how images come, and how they are normalised.
+      pixels: how images come, and how they are normalized.
       scale: factor on the whole objective, the plug-in's terms included.
       delay: steps from the request of a partner image to its use; 0 for no requests.
       noisy: whether the network drops single elements in train mode; see `noise`.
@@ -108,7 +108,7 @@ class Method(abc.ABC):
         return {}
 
     def requested(self, state: PyTree, step: Array | int) -> Array:
-        """(groups,) unlabelled images to serve as the partners of `step`."""
+        """(groups,) unlabeled images to serve as the partners of `step`."""
         raise NotImplementedError(f"{type(self).__name__} requests no images")
 
     @abc.abstractmethod
@@ -153,7 +153,7 @@ class Method(abc.ABC):
 
 
 def supervised_region(label: Array, real: Array | None = None) -> Region:
-    """Labelled pixels; `real` (b,h,w) bool where a method labels padding as well."""
+    """Labeled pixels; `real` (b,h,w) bool where a method labels padding as well."""
     labeled = label != IGNORE_LABEL
     return Region(valid=labeled, real=labeled if real is None else labeled & real)
 
@@ -182,7 +182,7 @@ def optional_average(step: Array, decay: float) -> tuple[Array, Array] | None:
 
 
 def labels(batch: Batch) -> Array:
-    """The labels of the labelled crops as int32."""
+    """The labels of the labeled crops as int32."""
     return batch.labeled.label.astype(jnp.int32)
 
 
@@ -216,7 +216,7 @@ class Pass(struct.PyTreeNode):
         return jax.tree.map(lambda x: x[start:stop], self)
 
     def halves(self) -> tuple["Pass", "Pass"]:
-        """[labelled, unlabelled] images -> those of either."""
+        """[labeled, unlabeled] images -> those of either."""
         total = len(self.logits)
         return self.part(0, total // 2), self.part(total // 2, total)
 
@@ -249,7 +249,7 @@ def full_pass(
 def supervised_part(
     labeled: Pass, label: Array, real: Array | None = None
 ) -> Supervised:
-    """The labelled part of a step; `real` as in `supervised_region`."""
+    """The labeled part of a step; `real` as in `supervised_region`."""
     return Supervised(
         logits=labeled.logits,
         taps=labeled.taps,

@@ -3,7 +3,7 @@
 The paper leaves its details open; this project's baseline is: teacher = average of
 the student (decay 0.999, warmed up as min(1 - 1/(t+1), decay)), in evaluation mode on
 the weak view; threshold 0.95; UniMatch's strong augmentation and CutMix box, the
-partner being the next image of the group; one student pass over [labelled, mixed]. On
+partner being the next image of the group; one student pass over [labeled, mixed]. On
 ACDC, where foreground is small, images are normalized apart (see `MeanTeacher`).
 """
 
@@ -29,14 +29,14 @@ from mpmc_jax.types import (
 
 
 class Inputs(struct.PyTreeNode):
-    """Normalised images, not yet mixed.
+    """Normalized images, not yet mixed.
 
     Attributes:
-      image, label: (b,h,w,c) labelled images, (b,h,w) labels with 255 void.
-      weak, strong: (b,h,w,c) two views of the unlabelled images.
+      image, label: (b,h,w,c) labeled images, (b,h,w) labels with 255 void.
+      weak, strong: (b,h,w,c) two views of the unlabeled images.
       real: (b,h,w) bool, their real pixels.
       box: (b,h,w) bool, where the next image of the group goes; None without CutMix.
-      noise: of the pass over [labelled, mixed], see `Method.noise`.
+      noise: of the pass over [labeled, mixed], see `Method.noise`.
     """
 
     image: Array

@@ -24,7 +24,7 @@ class Sizes:
 
     Attributes:
       num_classes: void not counted.
-      num_unlabeled: unlabelled images in the list.
+      num_unlabeled: unlabeled images in the list.
       pixels: how images come.
       perturbed: tap -> channels of the encoder outputs that the decoder reads.
       noisy: whether the encoder drops single elements in train mode.

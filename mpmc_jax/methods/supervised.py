@@ -1,4 +1,4 @@
-"""Plain supervision: the labelled images alone, the baseline of every comparison."""
+"""Plain supervision: the labeled images alone, the baseline of every comparison."""
 
 import dataclasses
 
@@ -18,7 +18,7 @@ from mpmc_jax.types import (
 
 
 class Inputs(struct.PyTreeNode):
-    """Normalised labelled images (b,h,w,c), labels (b,h,w) with 255 void, noise."""
+    """Normalized labeled images (b,h,w,c), labels (b,h,w) with 255 void, noise."""
 
     image: Array
     label: Array
@@ -27,7 +27,7 @@ class Inputs(struct.PyTreeNode):
 
 @dataclasses.dataclass(frozen=True)
 class SupervisedOnly(base.Method):
-    """Cross-entropy (or OHEM) on labelled crops; L = L_x.
+    """Cross-entropy (or OHEM) on labeled crops; L = L_x.
 
     Attributes:
       ema_decay: if positive, an average is kept for evaluation only.

@@ -3,7 +3,7 @@
 Faithful to the published implementation: the CutMix partner is a second crop of the
 same image; its pseudo-labels come from an evaluation-mode pass, those outside the
 boxes from the train-mode pass of the weak view; the perturbed features are decoded
-in one batch with the clean ones; the three unlabelled terms divide by the number of
+in one batch with the clean ones; the three unlabeled terms divide by the number of
 pixels that are not padding. There is no averaged teacher.
 """
 
@@ -32,11 +32,11 @@ from mpmc_jax.types import (
 
 
 class Inputs(struct.PyTreeNode):
-    """Normalised images, not yet mixed.
+    """Normalized images, not yet mixed.
 
     Attributes:
-      image, label: (b,h,w,c) labelled images, (b,h,w) labels with 255 void.
-      weak: (b,h,w,c) unlabelled images.
+      image, label: (b,h,w,c) labeled images, (b,h,w) labels with 255 void.
+      weak: (b,h,w,c) unlabeled images.
       real: (b,h,w) bool, real pixels of `weak`.
       strong: two strong views of `weak`.
       partner_weak, partner_real, partner_strong: the same of the partner crops.
@@ -67,7 +67,7 @@ class UniMatch(base.Method):
       perturbed: (tap, channels) of the encoder outputs whose channels are dropped.
       threshold: pseudo-labels below this confidence do not count.
       ema_decay: if positive, an average is kept for evaluation only.
-      loss: of the three unlabelled terms, see `training.objective.view_loss`.
+      loss: of the three unlabeled terms, see `training.objective.view_loss`.
     """
 
     perturbed: tuple[tuple[str, int], ...]
@@ -120,7 +120,7 @@ class UniMatch(base.Method):
         return tuple(jnp.split(self.normalize(views), len(streams)))
 
     def _dropout(self, keys: Keys, dtype: jnp.dtype) -> dict[str, Array]:
-        """Multipliers of the features of [labelled, weak], by tap."""
+        """Multipliers of the features of [labeled, weak], by tap."""
 
         def masks(tap: str, channels: int) -> Array:
             parts = [
@@ -196,7 +196,7 @@ class UniMatch(base.Method):
             return base.Pass(logits, {**taps, **decoder}, coarse)
 
         clean = part(clean_taps, 0, n)
-        # The perturbed labelled half is decoded for its share of the statistics only.
+        # The perturbed labeled half is decoded for its share of the statistics only.
         unlabeled_taps = base.take({**clean_taps, **dropped}, b, n)
         perturbed = part(unlabeled_taps, n + b, 2 * n)
         return clean, perturbed, student

@@ -70,7 +70,7 @@ class Conv(nn.Module):
 
 
 class BatchNorm(nn.Module):
-    """Batch norm over (b,h,w), synchronised over the devices of `axis_name`.
+    """Batch norm over (b,h,w), synchronized over the devices of `axis_name`.
 
     Train mode uses the global batch's mean and its two-pass variance (the one-pass
     form E[x^2] - E[x]^2 loses the variance where the mean is large), and moves the
@@ -83,7 +83,7 @@ class BatchNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x_bhwc: Array, *, train: bool) -> Array:
-        """Normalise by the batch if `train`, else by the running statistics.
+        """Normalize by the batch if `train`, else by the running statistics.
 
         Raises:
           ValueError: the batch holds one value per channel.

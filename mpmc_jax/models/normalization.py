@@ -33,7 +33,7 @@ def normalize(
 def normalize_by_batch(
     axis_name: str | None, x_bhwc: Array, scale_c: Array, bias_c: Array
 ) -> tuple[Array, Array, Array]:
-    """The normalised batch, its mean and its biased variance, over all devices.
+    """The normalized batch, its mean and its biased variance, over all devices.
 
     The variance takes a second pass: E[x^2] - E[x]^2 loses it where the mean is large.
     Mean and variance are for running statistics; no gradient flows through them.
@@ -69,17 +69,17 @@ def _forward(axis_name, x_bhwc, scale_c, bias_c):
 def _backward(axis_name, residuals, cotangents):
     x_bhwc, scale_c, mean_c, var_c = residuals
     dy_bhwc = at_least_float32(cotangents[0])
-    centred_bhwc = at_least_float32(x_bhwc) - per_channel(mean_c)
+    centerd_bhwc = at_least_float32(x_bhwc) - per_channel(mean_c)
     inverse_c = lax.rsqrt(var_c + EPSILON)
     sums_2c = jnp.stack(
         [
             jnp.sum(dy_bhwc, axis=(0, 1, 2)),
-            jnp.sum(dy_bhwc * centred_bhwc, axis=(0, 1, 2)),
+            jnp.sum(dy_bhwc * centerd_bhwc, axis=(0, 1, 2)),
         ]
     )
     means_2c = distributed.mean(sums_2c, axis_name) / (x_bhwc.size // x_bhwc.shape[-1])
     slope_c = jnp.square(inverse_c) * means_2c[1]
-    dx_bhwc = dy_bhwc - per_channel(means_2c[0]) - centred_bhwc * per_channel(slope_c)
+    dx_bhwc = dy_bhwc - per_channel(means_2c[0]) - centerd_bhwc * per_channel(slope_c)
     dx_bhwc = dx_bhwc * per_channel(scale_c * inverse_c)
     # Of this device's share: the step sums parameters' gradients over devices.
     dscale_c, dbias_c = sums_2c[1] * inverse_c, sums_2c[0]

@@ -48,7 +48,7 @@ class PatchClassifier(nn.Module):
       num_classes: channels of the logits.
       head: a key of `HEADS`.
       windows: pooling windows, any non-empty selection of (1, 7, 19).
-      axis_name: devices over which batch norm is synchronised, or None.
+      axis_name: devices over which batch norm is synchronized, or None.
       width: scales all widths by width/64; for tests.
     """
 

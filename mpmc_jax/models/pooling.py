@@ -14,7 +14,7 @@ WINDOWS = (1, 7, 19)
 
 
 def average_pool(z_bhwd: Array, window: int) -> Array:
-    """Mean over a centred window x window square: (b,h,w,d) -> the same shape.
+    """Mean over a centerd window x window square: (b,h,w,d) -> the same shape.
 
     Zero padding counts: the sum is divided by window^2 at the border too, as the
     published MPMC does. Two one-dimensional sums cost 1/40 of the square one on a CPU
@@ -34,7 +34,7 @@ def average_pool(z_bhwd: Array, window: int) -> Array:
         dimensions[axis] = window
         padding = [(0, 0)] * 4
         padding[axis] = (window // 2, window // 2)
-        # The initial value is concrete, or it is not recognised as a sum and has no
+        # The initial value is concrete, or it is not recognized as a sum and has no
         # gradient.
         sum_bhwd = lax.reduce_window(
             sum_bhwd, 0.0, lax.add, dimensions, (1,) * 4, padding

@@ -14,7 +14,7 @@ from mpmc_jax.models.layers import ConvSpec
 
 @dataclasses.dataclass(frozen=True)
 class Interpolation:
-    """Bilinear upsampling as a window: its two neighbours, within +-1 position."""
+    """Bilinear upsampling as a window: its two neighbors, within +-1 position."""
 
     factor: int
     kernel: int = 3
@@ -38,7 +38,7 @@ class ReceptiveField:
 
     Attributes:
       size: side of the square, in pixels.
-      stride: pixels between neighbouring positions.
+      stride: pixels between neighboring positions.
       padding: pixels by which the first position's square leaves the image.
     """
 
@@ -59,5 +59,5 @@ def compose(windows: Iterable[Window]) -> ReceptiveField:
 
 
 def stride_of(windows: Iterable[Window]) -> int:
-    """Pixels between neighbouring positions at the end of a chain."""
+    """Pixels between neighboring positions at the end of a chain."""
     return compose(windows).stride

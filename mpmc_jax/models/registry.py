@@ -141,7 +141,7 @@ ARCHITECTURES = {"deeplabv3plus": _deeplabv3plus, "unet": _unet}
 
 
 def build_segmenter(config: ModelConfig, *, axis_name: str | None = None) -> nn.Module:
-    """The network of a config, its batch norm synchronised over `axis_name`."""
+    """The network of a config, its batch norm synchronized over `axis_name`."""
     return _architecture(config).module.clone(axis_name=axis_name)
 
 

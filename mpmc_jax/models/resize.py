@@ -1,7 +1,7 @@
 """Align-corners bilinear resizing, as two matrix products.
 
 The published networks interpolate with align_corners=True, which `jax.image.resize`
-does not offer (it samples at half-pixel centres). A product with a (out,in) matrix of
+does not offer (it samples at half-pixel centers). A product with a (out,in) matrix of
 two non-zeros a row costs more arithmetic than a gather and is still the faster form:
 its gradient is a product too, where a gather's is a scatter-add.
 """

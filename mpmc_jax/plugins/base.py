@@ -26,7 +26,7 @@ class Plugin(Protocol):
 
     @property
     def alpha(self) -> float:
-        """Weight of the base method's unlabelled terms in eq. 7."""
+        """Weight of the base method's unlabeled terms in eq. 7."""
         ...
 
     @property
@@ -42,7 +42,7 @@ class Plugin(Protocol):
     def init(self, key: Array, taps: Mapping[str, Array]) -> dict[str, PyTree]:
         """Variables {"params", "batch_stats"} from one example (1,h,w,d) of each tap.
 
-        {} for a plug-in without any. They live beside the network's, so optimiser,
+        {} for a plug-in without any. They live beside the network's, so optimizer,
         average and checkpoint see them.
         """
         ...
@@ -89,7 +89,7 @@ class Plugin(Protocol):
 
         Args:
           variables: the student's.
-          supervised: the labelled part of the step.
+          supervised: the labeled part of the step.
           views: the views as `refine` returned them, with the student's gradient.
           targets: what `refine` made.
           counts: totals over micro-batches and devices. Terms divide by them, so

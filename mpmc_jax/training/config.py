@@ -29,7 +29,7 @@ class StepConfig:
       optimizer, schedule: update rule, and the rate it follows (for the metrics).
       supervised_loss: L_x.
       rampup: steps over which the weight of L_u grows, see `alpha`.
-      batch_size: labelled images a step over all devices.
+      batch_size: labeled images a step over all devices.
       group_size: images that rank, mix and draw among themselves.
       micro_batches: parts worked off one after the other.
       steps_per_epoch: length of an epoch.

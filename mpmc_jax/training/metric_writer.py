@@ -101,7 +101,7 @@ class Report:
       workdir: the run's directory.
       start: steps made already.
       steps: length of the run.
-      images: labelled and unlabelled images that a step reads.
+      images: labeled and unlabeled images that a step reads.
       classes: names of the classes, for their shares.
       rampup: see `ClassWatch`.
     """

@@ -100,11 +100,11 @@ class SupervisedLoss:
 
 
 def view_loss(view: View, totals: Totals) -> Array:
-    """One unlabelled term, by the view's loss.
+    """One unlabeled term, by the view's loss.
 
     With w the weight of a pixel:
 
-        ce           sum w CE / divisor; the number of valid pixels, or `normaliser`
+        ce           sum w CE / divisor; the number of valid pixels, or `normalizer`
         balanced_ce  the same, each w times its class's `losses.class_balance`
         dice         `losses.dice_loss` weighted by w
 
@@ -130,9 +130,9 @@ def view_loss(view: View, totals: Totals) -> Array:
             total=totals.sum,
         ).astype(pixel.dtype)
     summed = jnp.where(valid, view.weight.astype(pixel.dtype) * pixel, 0).sum()
-    if view.normaliser is None:
+    if view.normalizer is None:
         return totals.mean(view.name, summed)
-    return totals.local_mean(summed, view.normaliser)
+    return totals.local_mean(summed, view.normalizer)
 
 
 def combine(
@@ -156,7 +156,7 @@ def combine(
       totals: sums and counts.
       supervised_loss: L_x.
       scale: the method's factor on everything.
-      alpha: weight of the unlabelled terms, eq. 7.
+      alpha: weight of the unlabeled terms, eq. 7.
     """
     terms = supervised_loss.terms(outputs.supervised, totals)
     loss = terms["supervised"]
@@ -213,7 +213,7 @@ def view_metrics(
       after: the same views as the plug-in refined them.
       scale, alpha: as in `combine`.
     """
-    pairs = [pair for pair in zip(before, after, strict=True) if pair[0].unlabelled]
+    pairs = [pair for pair in zip(before, after, strict=True) if pair[0].unlabeled]
     if not pairs:
         return {}
     confident = pixels = jnp.zeros((), jnp.int32)
@@ -249,7 +249,7 @@ def classes_seen(outputs: Outputs) -> dict[str, Array]:
         )
     }
     for view in outputs.views:
-        if not view.unlabelled:
+        if not view.unlabeled:
             continue
         where = confident_pixels(view) & view.region.real
         if view.truth is not None:

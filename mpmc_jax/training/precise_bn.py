@@ -38,7 +38,7 @@ def make_recount(
       parallel: the devices.
       config: whose networks and pixels.
       read: gives `batches` placed batches, the same ones whenever it is called; their
-        labelled and unlabelled images are looked at.
+        labeled and unlabeled images are looked at.
       batches: at least 1.
 
     Returns:
@@ -49,13 +49,13 @@ def make_recount(
     def add(total: PyTree, batch: Batch, params: PyTree) -> PyTree:
         crops = [c for c in (batch.labeled, batch.unlabeled) if c is not None]
         images = jnp.concatenate([config.method.unit(c.image) for c in crops])
-        normalised = config.method.normalize(images)
+        normalized = config.method.normalize(images)
 
         def moved(name: str) -> PyTree:
             """From zero a pass moves statistics by its own, times the momentum."""
             zeros = jax.tree.map(jnp.zeros_like, total[name])
             network = Network(config.modules[name], params[name], zeros, train=True)
-            _, network = base.full_pass(network, normalised)
+            _, network = base.full_pass(network, normalized)
             return network.batch_stats
 
         return jax.tree.map(

@@ -11,13 +11,13 @@ class TrainState(struct.PyTreeNode):
     """What a step takes and returns; a run is a function of config, data and seed.
 
     `params` and `batch_stats` hold one tree a network, by name, and the plug-in's under
-    `PLUGIN`, so that optimiser, average and checkpoint treat all of them alike.
+    `PLUGIN`, so that optimizer, average and checkpoint treat all of them alike.
 
     Attributes:
-      step: () int32, optimiser updates so far; also the position in the data.
+      step: () int32, optimizer updates so far; also the position in the data.
       params, batch_stats: the students' and the plug-in's.
       ema_params, ema_batch_stats: the averaged teacher's, or None.
-      opt_state: the optimiser's.
+      opt_state: the optimizer's.
       method_state: the base method's own (banks, confidences).
       key: (2,) uint32, the root of every random key of the run; never changes. Plain
         numbers: pmap over several processes takes a typed key through the host.

@@ -1,4 +1,4 @@
-"""One optimiser step as a pure function of state and batch, on one device.
+"""One optimizer step as a pure function of state and batch, on one device.
 
 `parallel.py` maps it over devices. The step draws, asks the teacher for targets,
 differentiates the student's views with the plug-in's terms, sums the gradients over

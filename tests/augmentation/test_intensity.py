@@ -29,7 +29,7 @@ PILLOW = {
     "solarize": lambda image, threshold: ImageOps.solarize(image, int(threshold)),
     "hue": pil_hue,
 }
-PILLOW_COLOR = ("saturation", "hue")  # nothing to a grey image
+PILLOW_COLOR = ("saturation", "hue")  # nothing to a gray image
 NAMES = tuple(strong_views.INTENSITY)
 DRAWS = 4000
 
@@ -46,7 +46,7 @@ def _strength(name, rng):
 
 
 def _photographs(folder):
-    """CamVid's, every fourth one in grey."""
+    """CamVid's, every fourth one in gray."""
     paths = sorted(folder.glob("camvid/train/*.jpg"))[:40:3]
     for i, path in enumerate(paths):
         with Image.open(path) as picture:
@@ -54,7 +54,7 @@ def _photographs(folder):
 
 
 def _slices(folder):
-    """ACDC's, as grey levels."""
+    """ACDC's, as gray levels."""
     for path in sorted(folder.glob("acdc/data/slices/*.h5"))[:40:3]:
         with h5py.File(path) as file:
             yield (np.asarray(file["image"]) * 255).astype(np.uint8)[..., None]
@@ -159,12 +159,12 @@ def test_squares_have_one_size_a_group_and_published_areas():
         grouped = np.where(whole, sides[0], -1).reshape(groups, members)
         most = grouped.max(1, keepdims=True)
         assert ((grouped == most) | (grouped == -1)).all()
-        # Of boxes whose centre is far from the border none is cut: their mean area is
+        # Of boxes whose center is far from the border none is cut: their mean area is
         # that of all, E[1 - lambda] = b / (a + b), less the rounding down.
         share = (np.maximum(sides[0], sides[1]) ** 2).mean() / size**2
         assert 0.6 * beta[1] / sum(beta) < share < beta[1] / sum(beta)
-        centres = (top + bottom)[whole] / 2
-        assert centres.min() >= size // 8 and centres.max() <= size - 1
+        centers = (top + bottom)[whole] / 2
+        assert centers.min() >= size // 8 and centers.max() <= size - 1
 
 
 def test_a_permutation_stays_within_its_group():

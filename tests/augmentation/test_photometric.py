@@ -70,9 +70,9 @@ def test_blur_of_a_constant_and_of_a_step():
 
 
 @pytest.mark.full
-def test_hue_is_pillows_on_every_colour():
+def test_hue_is_pillows_on_every_color():
     axes = np.meshgrid(*[np.arange(256)] * 3, indexing="ij")
-    colours = np.stack(axes, -1).astype(np.uint8).reshape(16, 256, 4096, 3)
-    for part in colours:
+    colors = np.stack(axes, -1).astype(np.uint8).reshape(16, 256, 4096, 3)
+    for part in colors:
         got = JITTER[strong_views.HUE](jnp.float32(part), jnp.float32(0.1))
         assert_levels(got, pil_hue(to_pil(part), 0.1), most=1)

@@ -1,4 +1,4 @@
-"""The strong view against Pillow, its draws, and its independence of neighbours."""
+"""The strong view against Pillow, its draws, and its independence of neighbors."""
 
 import itertools
 
@@ -85,7 +85,7 @@ def test_one_channel_takes_brightness_and_contrast_only():
     assert float(apply_strong(image, darker).max()) <= 0.5
 
 
-def test_other_channel_counts_see_no_colour_operation():
+def test_other_channel_counts_see_no_color_operation():
     rng = np.random.default_rng(3)
     image = unit(rng.integers(0, 256, (*SIZE, 4), np.uint8))
     params = strong_views.draw_strong(jax.random.key(0)).replace(

@@ -11,7 +11,7 @@ from mpmc_jax.data import build, check, decode, source
 from mpmc_jax.data.builders import synthetic
 from mpmc_jax.data.geometry import registry as host
 from mpmc_jax.data.pipeline import TrainPipeline
-from mpmc_jax.pixels import GREY, RGB
+from mpmc_jax.pixels import GRAY, RGB
 from mpmc_jax.types import Streams
 from tests.support.data_sets import SIZES, config_for, make_folder, prepare_synthetic
 
@@ -52,7 +52,7 @@ def _with_records(pipeline, config, edit):
     return TrainPipeline(Edited(**facts), pipeline.split, config)
 
 
-def test_unlabelled_masks_are_never_opened(data_dir):
+def test_unlabeled_masks_are_never_opened(data_dir):
     pipeline = build.build_train(config_for(data_dir), Streams(partner="same"))
     closed = {key.encode() for key in pipeline.split.unlabeled}
 
@@ -112,13 +112,13 @@ def test_labels_move_with_their_image(tmp_path):
             assert (label[~real] == void).all()
             assert (label[real] < 4).all()
             agree = (shown == label)[real]
-            # All but blurred edges. PyTorch's nearest neighbour, as published, lies up
+            # All but blurred edges. PyTorch's nearest neighbor, as published, lies up
             # to half a pixel off the interpolated image.
             assert agree.mean() > (0.85 if geometry == "u2pl" else 0.9)
 
 
-def test_grey_folder_with_unlabelled_images(tmp_path):
-    root = make_folder(tmp_path / "src", grey=True, palette_masks=True)
+def test_gray_folder_with_unlabeled_images(tmp_path):
+    root = make_folder(tmp_path / "src", gray=True, palette_masks=True)
     (root / "unlabeled").mkdir()
     for i in range(3):
         (root / "images" / f"im{i:02d}.png").rename(root / "unlabeled" / f"u{i}.png")
@@ -129,7 +129,7 @@ def test_grey_folder_with_unlabelled_images(tmp_path):
     build.prepare(data, report.present, str(tmp_path / "data"))
     config = config_for(tmp_path / "data", "folder", split="full")
     info = build.dataset_info(config)
-    assert info.facts.pixels == GREY
+    assert info.facts.pixels == GRAY
     assert len(info.present) == 9
     pipeline = build.build_train(config, Streams())
     assert (pipeline.num_labeled, pipeline.num_unlabeled) == (8, 11)

@@ -72,11 +72,11 @@ def test_voc_truncated_files(voc):
     assert second.startswith(f"{mask}: truncated or damaged")
 
 
-def test_a_palette_mask_flattened_to_colour(voc):
+def test_a_palette_mask_flattened_to_color(voc):
     path = tree(voc) / "SegmentationClass" / "2007_000039.png"
     Image.open(path).convert("RGB").save(path)
     text = only("voc", voc)
-    assert text.startswith(f"{path}: a colour mask (PIL mode RGB)")
+    assert text.startswith(f"{path}: a color mask (PIL mode RGB)")
     assert "flattened has lost them: take the original file again" in text
 
 

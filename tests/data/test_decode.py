@@ -23,7 +23,7 @@ from mpmc_jax.data.builders import volumes
 from mpmc_jax.data.masks import decode_mask
 from mpmc_jax.data.pipeline import TrainPipeline
 from mpmc_jax.data.raster_formats import UnreadableImage
-from mpmc_jax.pixels import GREY, RGB, PixelFormat
+from mpmc_jax.pixels import GRAY, RGB, PixelFormat
 from mpmc_jax.types import Streams
 from tests.support.data_sets import config_for, make_folder
 
@@ -414,7 +414,7 @@ except UnreadableImage as error:
     assert resource.getrlimit(resource.RLIMIT_AS)[0] == resource.RLIM_INFINITY
 
 
-def test_grey_images_of_few_bits_keep_their_look():
+def test_gray_images_of_few_bits_keep_their_look():
     stream = io.BytesIO()
     Image.fromarray(np.array([[0, 255]], np.uint8)).convert("1").save(stream, "PNG")
-    assert decode.decode_array(stream.getvalue(), GREY).ravel().tolist() == [0, 255]
+    assert decode.decode_array(stream.getvalue(), GRAY).ravel().tolist() == [0, 255]

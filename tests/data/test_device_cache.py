@@ -13,7 +13,7 @@ from PIL import Image
 from mpmc_jax.data import build, crop_plan, device_cache
 from mpmc_jax.data.geometry import registry as host
 from mpmc_jax.data.geometry.cropping import CropConfig
-from mpmc_jax.pixels import GREY, RGB
+from mpmc_jax.pixels import GRAY, RGB
 from mpmc_jax.training.parallel import Layout, Parallel
 from mpmc_jax.types import Batch, Crops, Streams
 from tests.data.test_acdc import prepare
@@ -114,12 +114,12 @@ def test_deep_images_are_not_resampled_on_the_device(tmp_path):
     columns=st.integers(3, 70),
     scales=st.tuples(st.floats(0.2, 2.5), st.floats(0.2, 2.5)).map(sorted),
     geometry=st.sampled_from(["unimatch", "augseg", "u2pl"]),
-    grey=st.booleans(),
+    gray=st.booleans(),
 )
-def test_plans_are_followed(seed, rows, columns, scales, geometry, grey):
+def test_plans_are_followed(seed, rows, columns, scales, geometry, gray):
     rng = np.random.default_rng(seed)
-    pixels = GREY if grey else RGB
-    shape = (rows, columns) if grey else (rows, columns, 3)
+    pixels = GRAY if gray else RGB
+    shape = (rows, columns) if gray else (rows, columns, 3)
     image = rng.integers(0, 256, shape, dtype=np.uint8)
     label = rng.integers(0, 5, (rows, columns), dtype=np.uint8)
     crop = CropConfig(24, *scales)

@@ -22,7 +22,7 @@ from mpmc_jax.data import decode, raster_formats
 from mpmc_jax.data.builders import volumes
 from mpmc_jax.data.masks import MaskFormat, read_mask
 from mpmc_jax.data.raster_formats import UnreadableImage
-from mpmc_jax.pixels import GREY, RGB, PixelFormat
+from mpmc_jax.pixels import GRAY, RGB, PixelFormat
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Of Pillow, of damaged EXIF.
 
@@ -76,7 +76,7 @@ def seeds():
     four = rng.integers(0, 9999, (12, 16, 4), dtype=np.uint16)
     return {
         "PNG": saved(rgb, "PNG", exif=exif()),
-        "grey PNG": saved(rgb[..., 0], "PNG"),
+        "gray PNG": saved(rgb[..., 0], "PNG"),
         "palette PNG": palette(rgb[..., 0] % 4),
         "16-bit PNG": saved(four[..., 0], "PNG"),
         "JPEG": saved(rgb, "JPEG", exif=exif()),
@@ -143,7 +143,7 @@ def bounded():
 
 
 def readers():
-    for pixels in (RGB, GREY, DEEP):
+    for pixels in (RGB, GRAY, DEEP):
         yield lambda content, pixels=pixels: decode.decode_array(content, pixels)
     yield lambda content: np.array(decode.read_header(content).size)
     for form in MASKS:

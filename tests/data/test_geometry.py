@@ -202,11 +202,11 @@ def test_no_flip_when_switched_off_and_draws_stay_the_same():
                 assert a.window == b.window
 
 
-def test_grey_images_keep_one_channel():
+def test_gray_images_keep_one_channel():
     config = CropConfig(30, fill="mean")
     placement = Placement((20, 20), (0, 0, 20, 20), False, 0)
-    grey = PixelFormat(1, mean=(0.45,), std=(1.0,))
-    crop = placement.image(Image.new("L", (20, 20), 9), config, grey)
+    gray = PixelFormat(1, mean=(0.45,), std=(1.0,))
+    crop = placement.image(Image.new("L", (20, 20), 9), config, gray)
     assert crop.shape == (30, 30, 1)
     assert crop[0, 0, 0] == 9
     assert crop[29, 29, 0] == 114

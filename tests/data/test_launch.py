@@ -79,7 +79,7 @@ def test_command_line_lists_all_problems_and_writes_nothing(folder, tmp_path, ca
         )
 
 
-def test_class_names_by_hand_and_labelled_images_in_no_list(folder, capsys):
+def test_class_names_by_hand_and_labeled_images_in_no_list(folder, capsys):
     (folder / "classes.json").unlink()
     (folder / "train.txt").write_text("im00\nim01\nim02\nim03\n")
     named = ("--dataset=folder", f"--source={folder}")

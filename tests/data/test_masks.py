@@ -52,8 +52,8 @@ def npy(array):
     return stream.getvalue()
 
 
-def grey_png(values, bits):
-    """A grey PNG of 1, 2 or 4 bits, which Pillow does not write."""
+def gray_png(values, bits):
+    """A gray PNG of 1, 2 or 4 bits, which Pillow does not write."""
     rows = []
     for row in values:
         whole = np.resize(row, -(-len(row) * bits // 8) * 8 // bits)
@@ -70,13 +70,13 @@ def grey_png(values, bits):
 
 WITH_ALPHA = np.dstack([LABEL, np.full_like(LABEL, 255)])
 BY_VALUE = {
-    "grey": encoded(image(LABEL)),
+    "gray": encoded(image(LABEL)),
     "palette of any colors": encoded(paletted(LABEL, [(9, 9, 9)] * 3)),
-    "grey with alpha": encoded(image(WITH_ALPHA)),
+    "gray with alpha": encoded(image(WITH_ALPHA)),
     "equal channels": encoded(image(LABEL, "RGB")),
     "equal channels with alpha": encoded(image(LABEL, "RGBA")),
-    "2 bits": grey_png(LABEL, 2),
-    "4 bits": grey_png(LABEL, 4),
+    "2 bits": gray_png(LABEL, 2),
+    "4 bits": gray_png(LABEL, 4),
     "16 bits": encoded(image(LABEL.astype(np.uint16))),
     "lossless WebP": encoded(image(LABEL, "RGB"), "WEBP", lossless=True),
     "BMP": encoded(image(LABEL), "BMP"),
@@ -97,7 +97,7 @@ def test_values_are_classes_however_they_are_stored(kind):
 
 
 def test_one_bit_is_two_classes():
-    np.testing.assert_array_equal(decode_mask(grey_png(LABEL % 2, 1)), LABEL % 2)
+    np.testing.assert_array_equal(decode_mask(gray_png(LABEL % 2, 1)), LABEL % 2)
 
 
 @pytest.mark.parametrize("dtype", ["int8", "int16", "int32", "int64", "float32"])
@@ -195,7 +195,7 @@ def test_where_colors_are_named(picture, convention):
     assert found.convention == convention
 
 
-def test_named_greys_are_colors():
+def test_named_grays_are_colors():
     form = MaskFormat({(0, 0, 0): 0, (255, 255, 255): 1}, declared_in="x")
     shown = (LABEL % 2 * 255).astype(np.uint8)
     for picture in (image(shown), image(shown, "RGB"), image(shown, "1")):

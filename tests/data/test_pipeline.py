@@ -125,7 +125,7 @@ def test_processes_share_the_global_batch(data_dir, processes):
 
 @pytest.mark.parametrize("processes", [1, 2, 4])
 def test_an_epoch_has_each_record_once_over_all_processes(data_dir, processes):
-    """Thirteen images less four labelled ones: two batches of four, one image left."""
+    """Thirteen images less four labeled ones: two batches of four, one image left."""
     config = config_for(data_dir)
     seen = collections.Counter()
     for p in range(processes):
@@ -178,7 +178,7 @@ def test_epochs_have_whole_batches_of_distinct_images(data_dir):
     assert set(indices.ravel()) == set(range(9))
 
 
-def test_labelled_list_is_tiled_and_cut(data_dir):
+def test_labeled_list_is_tiled_and_cut(data_dir):
     config = config_for(data_dir, batch_size=3)
     pipeline = build.build_train(config, Streams())
     assert pipeline.repetition == 9 / 4
@@ -242,7 +242,7 @@ def test_fewer_images_than_a_batch_is_legal(data_dir):
     assert len({crop.tobytes() for crop in batch.labeled.image}) == 16
 
 
-def test_no_unlabelled_image_is_refused_where_the_method_needs_some(data_dir):
+def test_no_unlabeled_image_is_refused_where_the_method_needs_some(data_dir):
     config = config_for(data_dir, split="13")
     with pytest.raises(ValueError, match="method=supervised"):
         build.build_train(config, Streams())
@@ -250,6 +250,6 @@ def test_no_unlabelled_image_is_refused_where_the_method_needs_some(data_dir):
     assert pipeline.steps_per_epoch == 3
 
 
-def test_full_split_leaves_all_images_unlabelled(data_dir):
+def test_full_split_leaves_all_images_unlabeled(data_dir):
     pipeline = build.build_train(config_for(data_dir, split="full"), Streams())
     assert pipeline.num_labeled == pipeline.num_unlabeled == 13

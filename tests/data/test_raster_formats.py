@@ -16,7 +16,7 @@ from mpmc_jax.data.dataset import open_dataset
 from mpmc_jax.data.geometry import registry as host
 from mpmc_jax.data.geometry.cropping import CropConfig, fill_color, to_bytes
 from mpmc_jax.data.raster_formats import UnreadableImage
-from mpmc_jax.pixels import GREY, RGB, PixelFormat
+from mpmc_jax.pixels import GRAY, RGB, PixelFormat
 from mpmc_jax.types import Streams
 from tests.support.data_sets import config_for, write_image
 
@@ -50,17 +50,17 @@ def values(shape, dtype):
     return (unit * top).astype(dtype)
 
 
-FOUR, GREY16 = values((6, 9, 4), "uint16"), values((6, 9), "uint16")
+FOUR, GRAY16 = values((6, 9, 4), "uint16"), values((6, 9), "uint16")
 BANDS = values((6, 9, 4), "uint8")
 FILES = {
     "npy": (npy(FOUR), FOUR),
     "npy, columns first": (npy(np.asfortranarray(FOUR)), FOUR),
     "npy, big-endian": (npy(FOUR.astype(">u2")), FOUR),
-    "npy, grey": (npy(GREY16), GREY16[..., None]),
+    "npy, gray": (npy(GRAY16), GRAY16[..., None]),
     "npy, floats": (npy(values((6, 9, 2), "float32")), values((6, 9, 2), "float32")),
     "npy, RGB": (npy(values((6, 9, 3), "uint8")), values((6, 9, 3), "uint8")),
-    "png, grey": (png(GREY16), GREY16[..., None]),
-    "tiff, grey": (tiff(GREY16), GREY16[..., None]),
+    "png, gray": (png(GRAY16), GRAY16[..., None]),
+    "tiff, gray": (tiff(GRAY16), GRAY16[..., None]),
     "tiff, interleaved": (
         tiff(FOUR, photometric="minisblack", planarconfig="contig"),
         FOUR,
@@ -71,9 +71,9 @@ FILES = {
         ),
         FOUR,
     ),
-    "tiff, deflate": (tiff(GREY16, compression="zlib"), GREY16[..., None]),
-    "tiff, deep colour": (tiff(FOUR[..., :3], photometric="rgb"), FOUR[..., :3]),
-    "tiff, colour and a band": (
+    "tiff, deflate": (tiff(GRAY16, compression="zlib"), GRAY16[..., None]),
+    "tiff, deep color": (tiff(FOUR[..., :3], photometric="rgb"), FOUR[..., :3]),
+    "tiff, color and a band": (
         tiff(BANDS, photometric="rgb", extrasamples=["unspecified"]),
         BANDS,
     ),
@@ -132,7 +132,7 @@ def huge(shape):
         (npy(FOUR), RGB, "4 channels of uint16, .* 3 of uint8"),
         (png(values((6, 9, 3), "uint8")), plain(4, "uint16"), "3 channels of uint8"),
         (tiff(FOUR[..., :3], photometric="rgb"), RGB, "TIFF with more .* bits"),
-        (tiff(np.stack([BANDS[..., 0]] * 2)), GREY, "TIFF with more .* pages"),
+        (tiff(np.stack([BANDS[..., 0]] * 2)), GRAY, "TIFF with more .* pages"),
         (npy(FOUR.astype(float)), plain(4, "float32"), "values are float64; convert"),
         (npy(FOUR[None]), plain(4, "uint16"), "no image"),
         (npy(np.zeros((3, 9, 99), "u2")), plain(3, "uint16"), "channels.* come last"),
@@ -146,11 +146,11 @@ def test_what_is_no_such_image_is_refused(content, pixels, message):
         decode.decode_array(content, pixels)
 
 
-def test_deep_colour_is_not_silently_halved():
+def test_deep_color_is_not_silently_halved():
     # By hand, since Pillow writes no such PNG either.
     content = bytearray(png(values((6, 9, 3), "uint8")))
     content[24:26] = b"\x10\x02"
-    with pytest.raises(UnreadableImage, match="16 bits a colour"):
+    with pytest.raises(UnreadableImage, match="16 bits a color"):
         decode.decode_array(bytes(content), RGB)
 
 
@@ -198,7 +198,7 @@ def test_deep_images_become_bytes_by_truncation():
 
 @pytest.fixture
 def folder(tmp_path):
-    """Twelve labelled images of four channels of 16 bits, and four without masks."""
+    """Twelve labeled images of four channels of 16 bits, and four without masks."""
     rng = np.random.default_rng(1)
     root = tmp_path / "src"
     for i in range(16):
@@ -278,7 +278,7 @@ def test_binary_masks_of_other_values_are_refused(folder):
         check_data.main(["--dataset=folder", f"--source={folder}"])
 
 
-def test_figures_of_the_normalisation():
+def test_figures_of_the_normalization():
     own = PixelFormat(3, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
     assert build.normalization("auto", own) == RGB
     assert build.normalization("dataset", own) == own

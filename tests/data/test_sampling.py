@@ -1,4 +1,4 @@
-"""U2PL's and AEL's orders of the labelled list, their sources, and requested images."""
+"""U2PL's and AEL's orders of the labeled list, their sources, and requested images."""
 
 import itertools
 
@@ -89,7 +89,7 @@ def test_an_epoch_of_the_labeled_list_drops_what_fills_no_batch():
 
 @pytest.mark.parametrize(
     "kind, labeled, unlabeled",
-    # A longer labelled list is not cut when tiled, and so not paired.
+    # A longer labeled list is not cut when tiled, and so not paired.
     [("drawn", 13, 12)]
     + [(kind, *sizes) for kind in ("tiled", "drawn") for sizes in ((3, 14), (5, 12))],
 )
@@ -110,7 +110,7 @@ def test_pairs_are_the_same_in_every_epoch(kind, labeled, unlabeled):
     if labeled > unlabeled:
         assert sorted(times) == [0] * (labeled - epoch) + [1] * epoch
     else:
-        # Cut from one list more than the unlabelled ones fill.
+        # Cut from one list more than the unlabeled ones fill.
         assert times.max() <= -(-unlabeled // labeled)
 
 
@@ -118,7 +118,7 @@ def test_pairs_are_the_same_in_every_epoch(kind, labeled, unlabeled):
     "kind, labeled, unused",
     [("tiled", 30, 0), ("drawn", 30, 20), ("restarted", 30, 20), ("restarted", 9, 0)],
 )
-def test_labelled_images_that_no_epoch_uses_are_counted(kind, labeled, unused):
+def test_labeled_images_that_no_epoch_uses_are_counted(kind, labeled, unused):
     order = _order(kind, labeled, 10, batch=2)
     places = set(_places(order, "labeled", 30 * 10))
     assert len(places) == labeled - unused == labeled - order.unused
@@ -232,7 +232,7 @@ def test_a_step_without_its_request_says_so(data_dir):
         _batches(AEL, data_dir, 1)
 
 
-def test_a_class_that_is_never_labelled_is_refused():
+def test_a_class_that_is_never_labeled_is_refused():
     split = splits.Split(("a", "b"), ("c",))
     present = {"a": (0,), "b": (0, 2), "c": (1,)}
     with pytest.raises(ValueError, match="1 of 3 classes .*: tree; .*allow_absent"):

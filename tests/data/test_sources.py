@@ -111,8 +111,8 @@ def test_pairs_that_do_not_match(folder):
     [
         ({}, "no class names"),
         ({"classes": ["a", "b", "a"]}, "repeats a"),
-        ({"classes": ["a", "b", "c"], "colours": []}, "unknown keys colours"),
-        ({"classes": ["a", "b", "c"], "palette": [[0, 0, 0]]}, "1 colours for 3"),
+        ({"classes": ["a", "b", "c"], "colors": []}, "unknown keys colors"),
+        ({"classes": ["a", "b", "c"], "palette": [[0, 0, 0]]}, "1 colors for 3"),
         ({"classes": ["a", "b", "c"], "palette": [[0, 0, 999]] * 3}, "not 8-bit"),
         ({"classes": ["a", "b", "c"], "palette": [[0, 0, 9]] * 3}, "mean two things"),
         (["a", "b"], "not an object"),
@@ -138,7 +138,7 @@ def test_class_names_by_hand(folder):
     assert any("no class names" in problem for problem in _problems(folder))
 
 
-def test_colour_masks_need_a_palette(folder):
+def test_color_masks_need_a_palette(folder):
     label = np.resize(np.arange(3), (20, 24))
     colors = np.array([[10, 0, 0], [0, 10, 0], [224, 224, 192]], np.uint8)
     for path in (folder / "masks").iterdir():
@@ -168,7 +168,7 @@ def test_lists_of_a_folder(folder):
         assert message in text
 
 
-def test_zero_labelled_images(folder):
+def test_zero_labeled_images(folder):
     (folder / "val.txt").write_text("im00")
     (folder / "train.txt").write_text("\n")
     (problem,) = _problems(folder)
@@ -280,7 +280,7 @@ def test_real_camvid():
     assert report.pixels.sum() == report.pixels[[*range(11), 255]].sum()
 
 
-def test_a_list_names_labelled_images_only(folder):
+def test_a_list_names_labeled_images_only(folder):
     (folder / "unlabeled").mkdir()
     (folder / "images" / "im03.png").rename(folder / "unlabeled" / "im03.png")
     _label(folder).unlink()

@@ -41,7 +41,7 @@ def test_counts_are_the_published_ones(total, split, count):
     assert splits.count_labeled(split, total) == count
 
 
-def test_full_leaves_every_image_unlabelled_too():
+def test_full_leaves_every_image_unlabeled_too():
     present = _present()
     del present[IDS[3]]
     drawn = splits.draw_split(IDS, present, "full", 0)
@@ -51,7 +51,7 @@ def test_full_leaves_every_image_unlabelled_too():
     assert drawn.labeled != tuple(key for key in IDS if key != IDS[3])
 
 
-def test_images_without_mask_stay_unlabelled():
+def test_images_without_mask_stay_unlabeled():
     present = dict.fromkeys(IDS[:4], (0,))
     drawn = splits.draw_split(IDS, present, "1_2", 0)
     assert len(drawn.labeled) == 2
@@ -66,7 +66,7 @@ def test_unreadable_split_lists_what_is_valid(split):
 
 
 def test_impossible_splits():
-    with pytest.raises(ValueError, match="no labelled image"):
+    with pytest.raises(ValueError, match="no labeled image"):
         splits.draw_split(IDS, _present(), "0", 0)
     with pytest.raises(ValueError, match="asks for 41.*only 40"):
         splits.draw_split(IDS, _present(), "41", 0)
@@ -117,7 +117,7 @@ def test_list_errors_name_what_is_wrong(tmp_path):
     cases = {
         "name no training image.*zz9.*yy8": "zz9\nim01\nyy8\n",
         "repeats 1 ids: im02": "im02\nim03\nim02\n",
-        "no labelled image at all": "\n\n",
+        "no labeled image at all": "\n\n",
     }
     for message, text in cases.items():
         with pytest.raises(ValueError, match=message):

@@ -22,8 +22,8 @@ def test_scenes_are_deterministic_and_hold_every_class():
     assert np.mean(shares, axis=0).min() > 0.005
 
 
-def test_colour_alone_does_not_tell_classes():
-    """The nearest mean colour, fitted on these very scenes, is often wrong."""
+def test_color_alone_does_not_tell_classes():
+    """The nearest mean color, fitted on these very scenes, is often wrong."""
     pixels, labels = [], []
     for i in range(12):
         image, label = synthetic.draw_scene(0, i, (144, 208))

@@ -169,7 +169,7 @@ def test_probe_is_counted_in_the_same_pass(variables):
     evaluator = Evaluator(_Net(), NUM_CLASSES, batch_size=4)
     result = evaluator.run(variables, source, PatchProbe(weights, _probe))
     np.testing.assert_array_equal(result.confusion, _by_hand(variables, source))
-    # A logit on an edge may round into the neighbouring bin.
+    # A logit on an edge may round into the neighboring bin.
     assert np.abs(result.histogram - expected).sum() <= 4
     figures = result.scalars(NAMES)
     assert figures["patch_map"] == metrics.mean_average_precision(result.histogram)

@@ -123,13 +123,13 @@ def test_predict_writes_three_pictures_an_image(run, tmp_path):
     (tmp_path / "in").mkdir()
     for seed, suffix in enumerate(("png", "BMP")):
         Image.fromarray(_picture(seed)[1]).save(tmp_path / "in" / f"{seed}.{suffix}")
-    Image.fromarray(_picture(2)[1][..., 0]).save(tmp_path / "in" / "grey.png")
+    Image.fromarray(_picture(2)[1][..., 0]).save(tmp_path / "in" / "gray.png")
     (tmp_path / "in" / "notes.txt").write_text("not an image")
     output = tmp_path / "new" / "out"
     launch_predict.main(
         ["--workdir=run", f"--input={tmp_path / 'in'}", f"--output={output}"]
     )
-    for stem, seed in (("0", 0), ("1", 1), ("grey", 2)):
+    for stem, seed in (("0", 0), ("1", 1), ("gray", 2)):
         bright, image = _picture(seed)
         index = Image.open(output / f"{stem}_index.png")
         assert index.mode == "P"

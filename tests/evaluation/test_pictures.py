@@ -38,14 +38,14 @@ def test_void_and_unknown_indices_are_black():
 
 def test_panel_sets_pictures_where_they_belong():
     red, blue = (np.full((10, 12, 3), c, np.uint8) for c in ((255, 0, 0), (0, 0, 255)))
-    grey = np.full((10, 12, 1), 77, np.uint8)
-    picture = np.asarray(pictures.panel([[red, grey], [blue, red]], ["one", "two"]))
+    gray = np.full((10, 12, 1), 77, np.uint8)
+    picture = np.asarray(pictures.panel([[red, gray], [blue, red]], ["one", "two"]))
     assert (picture[16:26, 4:16] == red).all()
     assert (picture[16:26, 20:32] == 77).all()
     assert (picture[30:40, 4:16] == blue).all()
     assert (picture[:16] < 128).any()
     with pytest.raises(ValueError, match="2 a row"):
-        pictures.panel([[red, grey], [blue]], ["one", "two"])
+        pictures.panel([[red, gray], [blue]], ["one", "two"])
 
 
 def test_heat_map_spans_black_to_white():

@@ -1,4 +1,4 @@
-"""Views of other scales and mirrored, centres, and counts whatever the devices."""
+"""Views of other scales and mirrored, centers, and counts whatever the devices."""
 
 import flax.linen as nn
 import jax
@@ -21,7 +21,7 @@ def _softmax(x):
 
 
 def _bilinear(x, size):
-    """Between pixel centres, edge repeated: (h,w,c) -> (*size,c)."""
+    """Between pixel centers, edge repeated: (h,w,c) -> (*size,c)."""
     for axis, wanted in enumerate(size):
         given = x.shape[axis]
         at = (np.arange(wanted) + 0.5) * given / wanted - 0.5
@@ -68,7 +68,7 @@ def test_views_come_back_and_are_averaged(name, scales, flip):
 
 @pytest.mark.parametrize("shape", [(9, 20), (20, 9), (7, 8), (16, 16), (30, 11)])
 @pytest.mark.parametrize("dtype", ["uint8", "float32"])
-def test_the_centre_is_cut_and_padded_with_the_mean(shape, dtype):
+def test_the_center_is_cut_and_padded_with_the_mean(shape, dtype):
     pixels = PixelFormat(2, (0.3, 0.7), (1.0, 1.0), dtype, high=(255.0, 51.0))
     rng = np.random.default_rng(0)
     image = rng.integers(1, 50, (*shape, 2)).astype(dtype)
@@ -132,7 +132,7 @@ def test_counts_depend_on_neither_devices_nor_batches(name):
         assert found[0].confusion.sum() == pixels
 
 
-def test_centre_crops_are_scored_as_cut():
+def test_center_crops_are_scored_as_cut():
     rng = np.random.default_rng(0)
     image = rng.integers(0, 256, (6, 11, 3), dtype=np.uint8)
     label = rng.integers(0, 3, (6, 11), dtype=np.uint8)

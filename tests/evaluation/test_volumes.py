@@ -12,7 +12,7 @@ from mpmc_jax.evaluation.evaluator import Evaluator
 from mpmc_jax.evaluation.protocols import build_protocol
 from mpmc_jax.evaluation.table import format_table
 from mpmc_jax.evaluation.volumes import VolumeScores, score_class, score_volume
-from mpmc_jax.pixels import GREY
+from mpmc_jax.pixels import GRAY
 from mpmc_jax.types import Prediction
 from tests.support.toy_source import Example, Source
 
@@ -20,7 +20,7 @@ NAMES = ("background", "ventricle", "muscle", "chamber")
 
 
 def _surface(mask):
-    """Voxels with a neighbour, of six, that is outside of the mask or of the array."""
+    """Voxels with a neighbor, of six, that is outside of the mask or of the array."""
     found = []
     for at in np.argwhere(mask):
         for axis in range(3):
@@ -141,7 +141,7 @@ def evaluate_bands(source, size, devices=4, batch_size=4):
     evaluator = Evaluator(
         module,
         4,
-        pixels=GREY,
+        pixels=GRAY,
         batch_size=batch_size,
         protocol=build_protocol("volume", size),
         devices=jax.local_devices()[:devices],

@@ -115,7 +115,7 @@ def test_each_argument_acts_on_something_that_is_measured():
 @pytest.mark.full
 def test_step_and_its_trace(tmp_path):
     profile = f"--profile={tmp_path}"
-    # Optimised: without, other operations than convolutions are the dearest.
+    # Optimized: without, other operations than convolutions are the dearest.
     found = _bench("--what=step", *SMALL, *SUPERVISED, profile, XLA_FLAGS="")
     assert found["images_per_second"] > 0
     assert found["flops"] > 1e9 and found["peak_bytes"] > 1e6
@@ -200,7 +200,7 @@ def test_figures_of_a_prepared_data_set(what, tmp_path):
     found = _bench(*arguments, f"--data_dir={tmp_path}")
     assert found["images_per_second"] > 0
     if what.startswith("data"):
-        # The others are the split's 13 labelled ones.
+        # The others are the split's 13 labeled ones.
         assert found["records"] == 187
         assert found["resident_bytes"] > 2**26
 
@@ -295,7 +295,7 @@ def test_data_beside_a_plain_pipeline(capsys):
         bench.main(["--what=data", "--images=1", "--largest=501"])
 
 
-def test_the_plain_pipeline_makes_normalised_views():
+def test_the_plain_pipeline_makes_normalized_views():
     (content,) = bench_data.made_up(1, 500)
     rng = np.random.default_rng(0)
     sample = bench_data.plain_sample(content, rng, CropConfig(65, 1.0, 1.0))

@@ -86,8 +86,8 @@ def test_voc_with_the_masks_of_sbd(tmp_path, capsys):
     np.testing.assert_array_equal(
         np.sum(written["confusion"], 1), np.bincount(truth[truth != 255], minlength=21)
     )
-    centre = scored(run, "--protocol=center_crop")
-    assert (centre["protocol"], centre["window"]) == ("center_crop", tiny.CROP)
+    center = scored(run, "--protocol=center_crop")
+    assert (center["protocol"], center["window"]) == ("center_crop", tiny.CROP)
     several = scored(run, "--scales=0.5,1", "--flip")
     assert several["scales"] == [0.5, 1.0] and several["flip"] is True
     out = capsys.readouterr().out
@@ -199,8 +199,8 @@ def test_deeplab_reads_acdc_with_a_stem_from_rgb_weights(tmp_path, capsys, caplo
     )
 
 
-def test_a_folder_of_grey_images(tmp_path, capsys):
-    source = make_folder(tmp_path / "source", grey=True)
+def test_a_folder_of_gray_images(tmp_path, capsys):
+    source = make_folder(tmp_path / "source", gray=True)
     prepare("folder", source, tmp_path / "data")
     config = folder.get_config("method=mean_teacher,mpmc=recommended,split=4")
     two_steps(config, tmp_path / "data", tmp_path / "run", tiny.CROP)

@@ -8,7 +8,7 @@ import ml_collections
 import pytest
 
 from mpmc_jax.experiments.build import build_base, build_setup
-from mpmc_jax.pixels import GREY, RGB
+from mpmc_jax.pixels import GRAY, RGB
 from tests.support import tiny
 from tests.support.programs import ROOT
 
@@ -110,7 +110,7 @@ def test_a_cell_builds(cell):
     model, method = build_base(
         config,
         num_classes=CLASSES[config.data.name],
-        pixels=GREY if is_unet else RGB,
+        pixels=GRAY if is_unet else RGB,
         num_unlabeled=1000,
     )
     setup = build_setup(config, model, method, steps_per_epoch=10)

@@ -111,7 +111,7 @@ def test_ctrl_c_before_the_first_step_and_a_finished_run_say_so_in_a_line(place)
     command += (f"--config.data.data_dir={place / 'data'}",)
     process = start(*command, f"--workdir={place / 'early'}")
     line = process.stdout.readline()
-    assert "4 labelled images" in line and "9 unlabelled; " in line
+    assert "4 labeled images" in line and "9 unlabeled; " in line
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=600)
     assert process.returncode == 128 + signal.SIGINT
@@ -165,7 +165,7 @@ def test_predict_figure_trust_and_compare(place):
     images = place / "images"
     images.mkdir()
     rng = np.random.default_rng(0)
-    for name, shape in (("rgb", (40, 50, 3)), ("grey", (33, 41))):
+    for name, shape in (("rgb", (40, 50, 3)), ("gray", (33, 41))):
         Image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8)).save(
             images / f"{name}.png"
         )
@@ -179,8 +179,8 @@ def test_predict_figure_trust_and_compare(place):
     )
     assert "broken.png" in output and "2 of 3 images" in output
     names = {path.name for path in (place / "predictions").iterdir()}
-    assert {"rgb_index.png", "grey_color.png", "rgb_overlay.png"} <= names
-    with Image.open(place / "predictions" / "grey_index.png") as image:
+    assert {"rgb_index.png", "gray_color.png", "rgb_overlay.png"} <= names
+    with Image.open(place / "predictions" / "gray_index.png") as image:
         index = np.asarray(image)
     assert index.shape == (33, 41) and index.max() < 9
     run(
@@ -196,12 +196,12 @@ def test_predict_figure_trust_and_compare(place):
     run(
         "launch.predict",
         f"--workdir={place / 'run'}",
-        f"--input={images / 'grey.png'}",
+        f"--input={images / 'gray.png'}",
         f"--output={place / 'again'}",
     )
     (place / "gone").rename(place / "data")
-    again = (place / "again" / "grey_color.png").read_bytes()
-    assert again == (place / "predictions" / "grey_color.png").read_bytes()
+    again = (place / "again" / "gray_color.png").read_bytes()
+    assert again == (place / "predictions" / "gray_color.png").read_bytes()
     run("launch.analyze_lambda", f"--workdir={place / 'run'}")
     trust = json.loads((place / "run" / "trust_last.json").read_text())
     assert trust["right_pixels"] > 0 and trust["wrong_pixels"] > 0

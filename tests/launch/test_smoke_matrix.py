@@ -79,7 +79,7 @@ def test_methods_are_timed_beside_the_mean_teacher():
 @pytest.mark.parametrize(
     "method, teacher, student",
     [
-        # For two labelled images, four of AEL's; UniMatch decodes clean and perturbed
+        # For two labeled images, four of AEL's; UniMatch decodes clean and perturbed
         # features.
         ("supervised", (0, 0), (2, 2)),
         ("mean_teacher", (2, 2), (4, 4)),

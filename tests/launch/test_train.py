@@ -40,13 +40,13 @@ def _announce(caplog, labeled, unlabeled, method="unimatch", unused=0):
 def test_images_in_both_lists_and_batches_larger_than_a_list_are_told(caplog):
     letters = tuple("abcde")
     both = _announce(caplog, letters[:2], letters)
-    assert "2 labelled images" in both
-    assert "5 unlabelled with the labelled ones among them; 1 steps" in both
+    assert "2 labeled images" in both
+    assert "5 unlabeled with the labeled ones among them; 1 steps" in both
     assert "2 images are in two splits" in both
     assert "come twice" not in both
     few = _announce(caplog, letters[:2], letters[2:])
-    assert "3 unlabelled; 1 steps" in few
-    assert "takes 4 unlabelled images a step, but there are 3" in few
+    assert "3 unlabeled; 1 steps" in few
+    assert "takes 4 unlabeled images a step, but there are 3" in few
     # One a group: two of three.
     assert "come twice" not in _announce(caplog, letters[:2], letters[2:], "ael")
 
@@ -55,7 +55,7 @@ def test_unused_labels_and_a_run_that_is_all_warmup_are_told(caplog):
     lists = tuple("abcdefgh"), tuple("ijklmnop")
     plain = _announce(caplog, *lists)
     assert "stay unused" not in plain and "warm-up" not in plain
-    assert "3 labelled images stay unused" in _announce(caplog, *lists, unused=3)
+    assert "3 labeled images stay unused" in _announce(caplog, *lists, unused=3)
     warm = _announce(caplog, *lists, "u2pl")
     assert "lasts the whole run of 7 steps (1 an epoch)" in warm
 

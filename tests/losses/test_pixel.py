@@ -91,7 +91,7 @@ def test_half_precision_logits_are_computed_in_float32():
     np.testing.assert_allclose(loss, exact, rtol=1e-5, atol=1e-6)
 
 
-def test_weights_scale_and_do_not_renormalise():
+def test_weights_scale_and_do_not_renormalize():
     logits, labels = draw()
     rng = np.random.default_rng(1)
     weights = rng.random(SHAPE).astype(np.float32)

@@ -26,7 +26,7 @@ METHOD = AugSeg(group_size=MEMBERS, threshold=0.6)
 )
 @dataclasses.dataclass(frozen=True)
 class Linear:
-    """A network whose scores are the colours times a matrix, plus a bias."""
+    """A network whose scores are the colors times a matrix, plus a bias."""
 
     matrix: jax.Array
     bias: jax.Array
@@ -183,7 +183,7 @@ def test_gradients_are_finite_and_void_has_none(seed, scale):
     def loss(bias):
         return _loss(inputs, teacher, dataclasses.replace(student, bias=bias))
 
-    # The student sees the labelled images first, then the mixed ones.
+    # The student sees the labeled images first, then the mixed ones.
     bias = jnp.zeros((2 * EXAMPLES, *SIZE, CLASSES))
     value, gradient = jax.value_and_grad(loss)(bias)
     assert np.isfinite(value) and np.isfinite(gradient).all()

@@ -26,7 +26,7 @@ def batch_norm_oracle(x, scale, bias, mean, var):
 
 # A mean far above the deviation: E[x^2] - E[x]^2 would lose the variance.
 @pytest.mark.parametrize(("offset", "deviation"), [(0.5, 2.0), (30.0, 0.01)])
-def test_batch_norm_normalises_and_moves_statistics_as_pytorch(offset, deviation):
+def test_batch_norm_normalizes_and_moves_statistics_as_pytorch(offset, deviation):
     noise = np.random.default_rng(0).normal(size=(2, 3, 5, 4))
     x = np.float32(offset + deviation * noise)
     params = {"scale": jnp.arange(1.0, 5), "bias": jnp.arange(4.0)}
@@ -50,7 +50,7 @@ def test_batch_norm_evaluates_with_running_statistics():
     np.testing.assert_allclose(out, (x - 2) / np.sqrt(4 + 1e-5) * 3 + 1, rtol=1e-5)
 
 
-def synchronisation_errors() -> dict[str, float]:
+def synchronization_errors() -> dict[str, float]:
     """Four devices under pmap against one: output, gradient, statistics."""
     x = 3 + jax.random.normal(KEY, (8, 3, 4, 5), jnp.float64)
     weights = jax.random.normal(jax.random.key(1), x.shape, jnp.float64)
@@ -85,10 +85,10 @@ def synchronisation_errors() -> dict[str, float]:
     }
 
 
-def test_batch_norm_is_synchronised_over_devices():
+def test_batch_norm_is_synchronized_over_devices():
     errors = run_x64(
-        "import json\nfrom tests.test_models_layers import synchronisation_errors\n"
-        "print(json.dumps(synchronisation_errors()))"
+        "import json\nfrom tests.test_models_layers import synchronization_errors\n"
+        "print(json.dumps(synchronization_errors()))"
     )
     assert set(errors) == {"gradient", "output", "mean", "var"}
     assert np.max(list(errors.values())) < 1e-12, errors
@@ -209,12 +209,12 @@ def test_convolution_pads_symmetrically_at_stride_two():
     x = jnp.zeros((1, 6, 6, 1)).at[0, 0, 0, 0].set(1.0)
     kernel = jnp.arange(9.0).reshape(3, 3, 1, 1)
     out = Conv(ConvSpec(1, 3, 2)).apply({"params": {"kernel": kernel}}, x)
-    # Padding (1,1) puts the first pixel under the kernel's centre.
+    # Padding (1,1) puts the first pixel under the kernel's center.
     assert out.shape == (1, 3, 3, 1)
     assert out[0, 0, 0, 0] == 4.0
 
 
-def test_initialisers_have_pytorchs_spread():
+def test_initializers_have_pytorchs_spread():
     shape = (3, 3, 64, 128)
     head = layers.torch_uniform(KEY, shape)
     bound = (9 * 64) ** -0.5

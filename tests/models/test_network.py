@@ -19,7 +19,7 @@ from mpmc_jax.models import (
 )
 from mpmc_jax.models.encoders.resnet import Backbone, ResNet, resnet_spec
 from mpmc_jax.models.preprocess import normalize, to_unit
-from mpmc_jax.pixels import GREY, RGB, PixelFormat
+from mpmc_jax.pixels import GRAY, RGB, PixelFormat
 from mpmc_jax.types import Network
 from tests.support.variables import random_like, random_variables
 from tests.support.x64 import run_x64
@@ -245,7 +245,7 @@ def test_parameter_counts_are_the_published_ones(backbone, variant, classes, cou
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes["params"])) == count
 
 
-def test_initialisation_depends_on_the_key_and_covers_every_unit():
+def test_initialization_depends_on_the_key_and_covers_every_unit():
     first, second = (init_variables(jax.random.key(i), TINY) for i in (0, 1))
     flat = jax.tree.leaves_with_path(first["params"])
     for (path, a), b in zip(flat, jax.tree.leaves(second["params"]), strict=True):
@@ -274,14 +274,14 @@ def test_unknown_tap_lists_the_taps():
         tap_channels(TINY, "layer5")
 
 
-def test_preprocessing_centres_imagenet_colours_only():
+def test_preprocessing_centers_imagenet_colors_only():
     white = jnp.full((1, 1, 1, 3), 255, jnp.uint8)
     found = normalize(to_unit(white, RGB), RGB)[0, 0, 0]
     expected = (1 - np.array([0.485, 0.456, 0.406])) / np.array([0.229, 0.224, 0.225])
     np.testing.assert_allclose(found, expected, rtol=1e-6)
-    grey = jnp.full((1, 1, 1, 1), 51, jnp.uint8)
-    unit = to_unit(grey, GREY)
-    np.testing.assert_allclose(normalize(unit, GREY), 0.2, rtol=1e-6)
+    gray = jnp.full((1, 1, 1, 1), 51, jnp.uint8)
+    unit = to_unit(gray, GRAY)
+    np.testing.assert_allclose(normalize(unit, GRAY), 0.2, rtol=1e-6)
 
 
 def test_preprocessing_maps_the_range_of_deep_images_to_unit_values():

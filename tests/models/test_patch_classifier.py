@@ -50,7 +50,7 @@ def test_pooling_in_bfloat16_rounds_once():
 
 
 @pytest.mark.parametrize("window", [0, 4, -3])
-def test_pooling_refuses_a_window_without_centre(window):
+def test_pooling_refuses_a_window_without_center(window):
     with pytest.raises(ValueError, match="odd and positive"):
         average_pool(jnp.zeros((1, 5, 5, 1)), window)
 

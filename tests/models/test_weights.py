@@ -163,10 +163,10 @@ def test_channels_that_repeat_give_what_the_given_ones_gave(given, wanted, seed)
     adapted = convert.adapt_channels(kernel, wanted)
     assert adapted.shape == (3, 3, wanted, 5) and adapted.dtype == np.float32
     if wanted == 1:
-        grey = rng.standard_normal((3, 3, 1)).astype(np.float32)
-        same = np.einsum("hwi,hwio->o", grey.repeat(given, -1), kernel)
+        gray = rng.standard_normal((3, 3, 1)).astype(np.float32)
+        same = np.einsum("hwi,hwio->o", gray.repeat(given, -1), kernel)
         np.testing.assert_allclose(
-            np.einsum("hwi,hwio->o", grey, adapted), same, rtol=1e-4, atol=1e-5
+            np.einsum("hwi,hwio->o", gray, adapted), same, rtol=1e-4, atol=1e-5
         )
     elif wanted % given == 0:
         patch = rng.standard_normal((3, 3, given)).astype(np.float32)

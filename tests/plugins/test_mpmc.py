@@ -29,7 +29,7 @@ from tests.support.plugin_fakes import (
 
 @pytest.fixture(scope="module")
 def inputs():
-    """Variables of a trained-looking head, a labelled part and three views."""
+    """Variables of a trained-looking head, a labeled part and three views."""
     teacher = network().replace(train=True)
     rng = np.random.default_rng(7)
     taps = {"layer1": jnp.asarray(rng.normal(size=(2, *SIZE, DEPTH)), jnp.float32)}
@@ -70,7 +70,7 @@ def mean(pair):
     return pair[0] / pair[1]
 
 
-def test_refine_multiplies_unlabelled_weights_by_lambda_s(inputs):
+def test_refine_multiplies_unlabeled_weights_by_lambda_s(inputs):
     variables, _, views = inputs
     refined, targets, *_ = run(PLUGIN, inputs)
     assert [view.name for view in refined] == list(COEFFICIENTS)
@@ -85,7 +85,7 @@ def test_refine_multiplies_unlabelled_weights_by_lambda_s(inputs):
         q = jax.nn.sigmoid(logits)
         np.testing.assert_allclose(targets[view.name].target, q, rtol=1e-6)
         assert (view.logits == before.logits).all()
-    # AEL's consistency on labelled images keeps its weights (D20).
+    # AEL's consistency on labeled images keeps its weights (D20).
     assert refined[2] is views[2]
 
 
@@ -171,13 +171,13 @@ def test_warm_up_trains_on_labels_alone(inputs):
 
 @partial(jax.jit, static_argnums=0)
 def gradients(plugin, variables, supervised, views):
-    """Of all terms by the head, by the labelled taps and by the views' taps."""
+    """Of all terms by the head, by the labeled taps and by the views' taps."""
 
     def total(params, supervised_taps, view_taps):
         head = {**variables, "params": params}
         parts = [v.replace(taps=t) for v, t in zip(views, view_taps, strict=True)]
-        labelled = supervised.replace(taps=supervised_taps)
-        _, _, terms, _, _ = run(plugin, (head, labelled, tuple(parts)))
+        labeled = supervised.replace(taps=supervised_taps)
+        _, _, terms, _, _ = run(plugin, (head, labeled, tuple(parts)))
         return sum(terms.values())
 
     return jax.grad(total, argnums=(0, 1, 2))(
@@ -186,9 +186,9 @@ def gradients(plugin, variables, supervised, views):
 
 
 def test_gradients_reach_the_head_and_the_taps(inputs):
-    head, labelled, views = gradients(PLUGIN, *inputs)
+    head, labeled, views = gradients(PLUGIN, *inputs)
     assert all(np.any(g) for g in jax.tree.leaves(head))
-    assert np.any(labelled["layer1"])
+    assert np.any(labeled["layer1"])
     assert [np.any(taps["layer1"]) for taps in views] == [True, True, False]
 
 
@@ -240,7 +240,7 @@ def test_micro_batches_add_up_to_the_batch(inputs):
     np.testing.assert_allclose(logged, whole["patch_unlabeled"] / 0.15, rtol=1e-6)
 
 
-def test_a_supervised_method_trains_the_labelled_term(inputs):
+def test_a_supervised_method_trains_the_labeled_term(inputs):
     variables, supervised, _ = inputs
     views, targets, terms, _, moved = run(PLUGIN, (variables, supervised, ()))
     assert views == () and targets == {}

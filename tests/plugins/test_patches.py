@@ -117,9 +117,9 @@ def test_nearest_patch_is_nearest(count, size, stride, trim, data):
     field = ReceptiveField(size, stride, padding)
     side = max(count * stride - trim, 1)
     chosen = patches.nearest_patch(side, count, field)
-    centre = [i * stride - padding + (size - 1) / 2 for i in range(count)]
+    center = [i * stride - padding + (size - 1) / 2 for i in range(count)]
     for pixel, patch in enumerate(chosen):
-        distance = [abs(pixel - c) for c in centre]
+        distance = [abs(pixel - c) for c in center]
         assert distance[patch] == min(distance)
         assert min(distance) not in distance[:patch]
 
@@ -132,7 +132,7 @@ def test_without_a_field_patches_are_those_of_layer1(side, count):
 
 
 @pytest.mark.parametrize("field", [UNET, TOKEN])
-def test_a_centred_tiling_gives_each_patch_its_own_square(field):
+def test_a_centered_tiling_gives_each_patch_its_own_square(field):
     chosen = patches.nearest_patch(64, 64 // field.stride, field)
     np.testing.assert_array_equal(chosen, np.arange(64) // field.stride)
 

@@ -110,7 +110,7 @@ def consistency_oracle(logits, certainty, label, confidence, uniform):
 
 
 def teacher_says(teacher, inputs, box):
-    """(certainty, label) of labelled and of mixed images, threshold applied."""
+    """(certainty, label) of labeled and of mixed images, threshold applied."""
     trained = teacher.replace(train=True)
     masks = inputs.dropout
     labeled = softmax(scores(trained, inputs.image, masks["teacher_labeled"]))

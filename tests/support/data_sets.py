@@ -43,12 +43,12 @@ def write_image(path, array, mode=None):
 
 
 def make_folder(
-    root, images=12, classes=("a", "b", "c"), grey=False, palette_masks=False
+    root, images=12, classes=("a", "b", "c"), gray=False, palette_masks=False
 ):
     """A valid `folder` source: labels 0..2 and 255, sizes 20 x 24."""
     rng = np.random.default_rng(0)
     (root / "images").mkdir(parents=True)
-    shape = (20, 24) if grey else (20, 24, 3)
+    shape = (20, 24) if gray else (20, 24, 3)
     for i in range(images):
         image = rng.integers(0, 256, shape, dtype=np.uint8)
         label = rng.choice(np.array([0, 1, 2, 255], np.uint8), (20, 24))

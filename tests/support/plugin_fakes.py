@@ -67,5 +67,5 @@ def make_view(name, seed, teacher):
         teacher=teacher,
         name=name,
         coefficient=COEFFICIENTS[name],
-        unlabelled=name != "known",
+        unlabeled=name != "known",
     )

@@ -60,12 +60,12 @@ def setup(cfg, axis_name: str | None = AXIS) -> Setup:
 def crops(
     rng: np.random.Generator, size: int, *, label: bool, side: int = CROP
 ) -> Crops:
-    """Blocks of colour by class; padding and void unevenly spread over examples."""
+    """Blocks of color by class; padding and void unevenly spread over examples."""
     coarse = rng.integers(0, CLASSES, (size, 5, 5))
     label_bhw = np.kron(coarse, np.ones((1, 7, 7), int))[:, :side, :side]
-    colour = np.array([[200, 60, 40], [40, 180, 60], [50, 70, 200], [190, 190, 60]])
+    color = np.array([[200, 60, 40], [40, 180, 60], [50, 70, 200], [190, 190, 60]])
     noise = rng.normal(0, 25, (size, side, side, 3))
-    image = np.clip(colour[label_bhw] + noise, 0, 255).astype(np.uint8)
+    image = np.clip(color[label_bhw] + noise, 0, 255).astype(np.uint8)
     extent = np.tile(np.array([0, 0, side, side]), (size, 1))
     extent[::3, 2] = rng.integers(10, side, len(extent[::3]))
     rows = np.arange(side)[None, :, None]
@@ -86,10 +86,10 @@ def batch(seed: int, cfg, method) -> Batch:
     """A global batch of what `method` asks for."""
     rng = np.random.default_rng(seed)
     sizes = method.streams.sizes(cfg.train.batch_size, cfg.train.group_size)
-    labelled = ("labeled", "source")
+    labeled = ("labeled", "source")
     return Batch(
         **{
-            name: crops(rng, size, label=name in labelled, side=cfg.data.crop)
+            name: crops(rng, size, label=name in labeled, side=cfg.data.crop)
             for name, size in sizes.items()
         }
     )

@@ -1,4 +1,4 @@
-"""Labelled images made in memory, as evaluation reads them."""
+"""Labeled images made in memory, as evaluation reads them."""
 
 import dataclasses
 
@@ -32,7 +32,7 @@ class Source(list):
 
 
 def make_example(rng, name, size, block=BLOCK):
-    """Blocks of class colours with noise and a tenth of void."""
+    """Blocks of class colors with noise and a tenth of void."""
     cells = [-(-side // block) for side in size]
     label = np.kron(rng.integers(0, NUM_CLASSES, cells), np.ones((block, block), int))
     label = label[: size[0], : size[1]]

@@ -75,7 +75,7 @@ def _sbd_labels():
 
 
 def add_aug(root):
-    """SegmentationClassAug beside VOCdevkit, in grey PNG."""
+    """SegmentationClassAug beside VOCdevkit, in gray PNG."""
     folder = root / "SegmentationClassAug"
     folder.mkdir()
     for key, label in _sbd_labels().items():
@@ -160,7 +160,7 @@ def acdc_volumes():
 
 
 def acdc_lists(root):
-    """train_slices.txt, val.txt and, for one labelled case, 1/; as published."""
+    """train_slices.txt, val.txt and, for one labeled case, 1/; as published."""
     slices = [
         f"data/slices/{name}_slice_{i + 1}.h5"
         for name, (depth, *_) in reversed(ACDC_VOLUMES.items())

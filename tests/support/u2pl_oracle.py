@@ -103,7 +103,7 @@ def mixed(inputs, value):
 
 
 def teacher_says(teacher, inputs):
-    """Mixed labels, and train-mode scores of [labelled, mixed]."""
+    """Mixed labels, and train-mode scores of [labeled, mixed]."""
     label = mixed(inputs, scores(teacher, inputs.weak).argmax(-1))
     images = np.concatenate([np.asarray(inputs.image), mixed(inputs, inputs.weak)])
     trained = teacher.replace(train=True)
@@ -133,15 +133,15 @@ def group_sets(form, group, label, logits, inputs):
     known = np.asarray(inputs.label)
     used = members if form == "corrected" else list(members)[:1]
     rows = []
-    for unlabelled in (False, True):
-        truth = label if unlabelled else known
+    for unlabeled in (False, True):
+        truth = label if unlabeled else known
         for i in used:
             for y, x in np.ndindex(SIDE // 2, SIDE // 2):
                 at = (i, 2 * y, 2 * x)
-                here = p[at] if unlabelled else softmax(logits[:EXAMPLES])[at]
+                here = p[at] if unlabeled else softmax(logits[:EXAMPLES])[at]
                 rank = np.argsort(np.argsort(-here, kind="stable"))
-                low = h[at] <= low_bar if unlabelled else known[at] != 255
-                high = h[at] >= high_bar if unlabelled else known[at] != 255
+                low = h[at] <= low_bar if unlabeled else known[at] != 255
+                high = h[at] >= high_bar if unlabeled else known[at] != 255
                 if form == "released":
                     own = {int(truth[j, 2 * y, 2 * x]) for j in members}
                     own = {0 if c == 255 else c for c in own}
@@ -150,9 +150,9 @@ def group_sets(form, group, label, logits, inputs):
                     own = {int(truth[at])} - {255}
                 for c in range(CLASSES):
                     mine = c in own
-                    far = 1 <= rank[c] < 3 if unlabelled else rank[c] < 1
-                    released = mine and far and unlabelled
-                    corrected = far and (unlabelled or not mine)
+                    far = 1 <= rank[c] < 3 if unlabeled else rank[c] < 1
+                    released = mine and far and unlabeled
+                    corrected = far and (unlabeled or not mine)
                     is_key = released if form == "released" else corrected
                     likely = here[c] > 0.3
                     used_low = mine and low and (form == "released" or likely)

@@ -1,4 +1,4 @@
-"""Random variables of a network without compiling its initialisers."""
+"""Random variables of a network without compiling its initializers."""
 
 import jax
 import numpy as np

@@ -45,7 +45,7 @@ def test_ohem_ranks_within_groups_and_averages_over_all(supervised):
     np.testing.assert_allclose(found, np.mean(kept), rtol=1e-5)
 
 
-def _view(normaliser=None):
+def _view(normalizer=None):
     rng = np.random.default_rng(1)
     valid = rng.random((B, S, S)) < 0.7
     return View(
@@ -56,18 +56,18 @@ def _view(normaliser=None):
         weight=jnp.asarray(rng.random((B, S, S)), jnp.float32),
         region=Region(valid=jnp.asarray(valid), real=jnp.asarray(valid)),
         teacher=Network(None, {}, {}),
-        normaliser=normaliser,
+        normalizer=normalizer,
     )
 
 
-@pytest.mark.parametrize("normaliser", [None, 17.5])
-def test_a_view_divides_weighted_losses_by_its_own_divisor(normaliser):
-    given = None if normaliser is None else jnp.asarray(normaliser)
+@pytest.mark.parametrize("normalizer", [None, 17.5])
+def test_a_view_divides_weighted_losses_by_its_own_divisor(normalizer):
+    given = None if normalizer is None else jnp.asarray(normalizer)
     view = _view(given)
     valid = np.asarray(view.region.valid)
     pixel = _cross_entropy(np.asarray(view.logits), np.asarray(view.target))
     summed = (np.asarray(view.weight) * pixel)[valid].sum()
-    divisor = valid.sum() if normaliser is None else normaliser
+    divisor = valid.sum() if normalizer is None else normalizer
     counts = {"unlabeled": jnp.asarray(valid.sum())}
     found = objective.view_loss(view, objective.Totals(None, counts))
     np.testing.assert_allclose(found, summed / divisor, rtol=1e-5)
@@ -110,7 +110,7 @@ def test_the_weight_of_the_unlabeled_loss_is_what_multiplies_it(loss):
     weight = np.random.default_rng(3).random((B, S, S)) < 0.4
     one = _view().replace(weight=jnp.asarray(weight, jnp.float32), loss=loss)
     views = (one, one.replace(coefficient=3.0, weight=1 - one.weight))
-    known = one.replace(unlabelled=False)
+    known = one.replace(unlabeled=False)
     valid = np.asarray(one.region.valid)
     pixels = 2 * valid.sum()
     plain = _shares((*views, known))
@@ -175,7 +175,7 @@ def test_classes_are_counted_where_images_are_real_and_labels_are_not_the_truth(
     weight = jnp.asarray(rng.random((B, S, S)) < 0.5, jnp.float32)
     region = view.region.replace(real=jnp.asarray(real))
     view = view.replace(weight=weight, region=region, truth=jnp.asarray(truth))
-    known = view.replace(unlabelled=False)
+    known = view.replace(unlabeled=False)
     outputs = Outputs(supervised, (view, view, known), {}, {})
     found = objective.classes_seen(outputs)
     label = np.asarray(supervised.label)

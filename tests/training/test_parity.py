@@ -143,7 +143,7 @@ def test_no_two_examples_draw_the_same(method):
     )
     inputs = augment(state, batch)
     views = np.concatenate(_strong(inputs))
-    # Some views are the image itself (no jitter, no grey, no blur: 1 in 13); the
+    # Some views are the image itself (no jitter, no gray, no blur: 1 in 13); the
     # others must all differ.
     plain = np.abs(views - np.asarray(inputs.weak[:1])).max(axis=(1, 2, 3)) < 1e-6
     changed = views[~plain].reshape((~plain).sum(), -1)

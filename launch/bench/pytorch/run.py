@@ -156,7 +156,7 @@ def _make_step(kind: str, settings: dict[str, Any]) -> Callable[[], float]:
 def bench_peers(
     config: ml_collections.ConfigDict, repeats: int, kinds: list[str]
 ) -> dict[str, Any]:
-    """Times of both in turns (A B A B), and the ratios of neighbours.
+    """Times of both in turns (A B A B), and the ratios of neighbors.
 
     Args:
       config: of a UniMatch run on one device.

@@ -1,7 +1,7 @@
 """Writing and finding prepared data sets: TFDS with ArrayRecord, no TensorFlow.
 
 A record holds `image` and `mask` as encoded bytes (see `images`), `id`, and `labeled`.
-Unlabelled images carry a one-pixel void mask, because a TFDS feature cannot be absent.
+Unlabeled images carry a one-pixel void mask, because a TFDS feature cannot be absent.
 Records lie in the order of the source, so that position and id are interchangeable, and
 metadata.json beside them holds everything else that training needs to know, and the
 SHA-256 of each split's records.
@@ -39,7 +39,7 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
 
     Args:
       source: what to write; must be free of problems.
-      present: id of each labelled sample -> indices of the classes in its mask.
+      present: id of each labeled sample -> indices of the classes in its mask.
       data_dir: folder of all prepared data sets.
       digests: see `Source.fingerprint`.
       warnings: see `DatasetInfo`.

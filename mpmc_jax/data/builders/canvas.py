@@ -56,7 +56,7 @@ class Canvas:
     def paint(
         self, where: np.ndarray, label: int, color: np.ndarray, texture: np.ndarray
     ) -> None:
-        """Covers `where` with a class; `texture` (h,w) is added to its colour."""
+        """Covers `where` with a class; `texture` (h,w) is added to its color."""
         rows, columns = (np.flatnonzero(where.any(axis)) for axis in (1, 0))
         if not rows.size:
             return
@@ -76,7 +76,7 @@ class Canvas:
         self.label[grown & ~where] = IGNORE_LABEL
 
     def photograph(self) -> tuple[np.ndarray, np.ndarray]:
-        """Light, shadow, colour cast and sensor noise; a void frame."""
+        """Light, shadow, color cast and sensor noise; a void frame."""
         rng = self.rng
         gain = rng.uniform(0.85, 1.15) * (1 + rng.normal(0, 0.02, 3))
         cast = rng.normal(0, 0.02, 3)

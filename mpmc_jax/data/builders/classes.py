@@ -22,7 +22,7 @@ class Classes:
 
     Attributes:
       names: index -> name.
-      palette: index -> colour, () where none is given.
+      palette: index -> color, () where none is given.
       masks: how masks are read.
       nodata: see `PixelFormat`; None where nothing is said of it.
     """
@@ -50,7 +50,7 @@ def read(path: pathlib.Path, given: tuple[str, ...], problems: list[str]) -> Cla
     _check_number(names, values, path, problems)
     palette = _colors(facts.get("palette", []), "palette", path, problems)
     if palette and len(palette) != len(names):
-        problems.append(f"{path}: {len(palette)} colours for {len(names)} classes")
+        problems.append(f"{path}: {len(palette)} colors for {len(names)} classes")
     if colors and not palette:
         problems.append(
             f'{path}: "void" names colors, but there is no "palette"; give the '
@@ -58,7 +58,7 @@ def read(path: pathlib.Path, given: tuple[str, ...], problems: list[str]) -> Cla
         )
     again = lists.repeated([*palette, *colors])
     if again:
-        problems.append(f"{path}: colours that mean two things: {shorten(again)}")
+        problems.append(f"{path}: colors that mean two things: {shorten(again)}")
     if binary and (len(names) != 2 or palette or values):
         problems.append(
             f'{path}: "binary" masks have two classes and no palette or void values; '

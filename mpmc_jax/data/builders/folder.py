@@ -4,7 +4,7 @@
                              "palette": [[r,g,b], ...], "void": [[r,g,b], 0, ...],
                              "binary": false, "nodata": [-9999, "nan"]}
                             only "classes" is needed, and not if given by hand
-    SOURCE/images/          labelled images; folders inside are part of the id
+    SOURCE/images/          labeled images; folders inside are part of the id
     SOURCE/masks/           of images/a/b.jpg: masks/a/b.png (any image format)
     SOURCE/unlabeled/       optional: images without masks
     SOURCE/train.txt, val.txt, test.txt, labeled.txt, unlabeled.txt
@@ -15,17 +15,17 @@ An id is the path below images/ or unlabeled/ without the file's ending, in comp
 Unicode (NFC). Images that unlabeled.txt names, or that labeled.txt alone leaves out,
 need no mask, and one that is there is not read.
 
-Masks hold class indices (grey or palette PNG), or, with a palette in classes.json, its
-colours; with "binary" 0 and 255, which become classes 0 and 1. "void" names values or
-colours that do not count; classes have the other values in order, so that with [0] they
+Masks hold class indices (gray or palette PNG), or, with a palette in classes.json, its
+colors; with "binary" 0 and 255, which become classes 0 and 1. "void" names values or
+colors that do not count; classes have the other values in order, so that with [0] they
 count from 1. "nodata" names values of images that stand for none: they become the
 channel's mean, and void where every channel is missing.
 
 Hidden files are no data, links are followed (see `files`), and a note counts whatever
 else is not read.
 
-Images are grey or RGB pictures, or all have the same number of channels (1 to 64) of
-8 or 16 bits or float32: TIFF, .npy, 16-bit grey PNG.
+Images are gray or RGB pictures, or all have the same number of channels (1 to 64) of
+8 or 16 bits or float32: TIFF, .npy, 16-bit gray PNG.
 """
 
 import collections
@@ -46,7 +46,7 @@ from mpmc_jax.data.source import (
     default_palette,
     read_original,
 )
-from mpmc_jax.pixels import GREY, RGB, PixelFormat
+from mpmc_jax.pixels import GRAY, RGB, PixelFormat
 
 # What SOURCE may hold; a note names everything else.
 _PARTS = ("images", "masks", "unlabeled", "classes.json")
@@ -167,7 +167,7 @@ def _compare(
 
 
 def _pixel_format(blobs: list[Blob]) -> PixelFormat:
-    """What most images are, by their headers; GREY or RGB if all are pictures."""
+    """What most images are, by their headers; GRAY or RGB if all are pictures."""
     found: collections.Counter[PixelFormat] = collections.Counter()
     for blob in blobs:
         try:
@@ -178,5 +178,5 @@ def _pixel_format(blobs: list[Blob]) -> PixelFormat:
     ((most, _),) = found.most_common(1) or [(RGB, 0)]
     if not images.is_bytes(most):
         return most
-    grey = all(pixels.channels == 1 for pixels in found if images.is_bytes(pixels))
-    return GREY if grey and found else RGB
+    gray = all(pixels.channels == 1 for pixels in found if images.is_bytes(pixels))
+    return GRAY if gray and found else RGB

@@ -1,6 +1,6 @@
-"""Procedural street scenes: labels that are exact, and no licence to mind.
+"""Procedural street scenes: labels that are exact, and no license to mind.
 
-Every scene has its own light, haze, colours and layout, so colour alone does not tell
+Every scene has its own light, haze, colors and layout, so color alone does not tell
 classes apart: cars and signs share hues with buildings, pavements with walls, and
 noise covers all. Scene i is a function of (seed, i) alone.
 """

@@ -59,7 +59,7 @@ class Voc(SegmentationBuilder, skip_registration=True):
 
 
 def palette() -> tuple[Color, ...]:
-    """VOC's colours: bits 3i, 3i + 1, 3i + 2 of the index are bit 7 - i of R, G, B."""
+    """VOC's colors: bits 3i, 3i + 1, 3i + 2 of the index are bit 7 - i of R, G, B."""
 
     def channel(label: int, bit: int) -> int:
         return sum((label >> 3 * i + bit & 1) << 7 - i for i in range(3))

@@ -17,12 +17,12 @@ _ANGLES = (-20, 20)
 
 @dataclasses.dataclass(frozen=True)
 class Turn:
-    """What is done to a slice before it is zoomed, by nearest neighbour throughout.
+    """What is done to a slice before it is zoomed, by nearest neighbor throughout.
 
     Attributes:
       quarters: quarter turns, counter-clockwise, followed by a mirroring, or None.
       mirrored: the axis of that.
-      degrees: of a rotation about the centre; what it uncovers is 0, in labels too.
+      degrees: of a rotation about the center; what it uncovers is 0, in labels too.
       size: side of the crop.
     """
 

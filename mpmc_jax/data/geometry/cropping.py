@@ -3,8 +3,8 @@
 A crop's `Placement` is drawn first and then applied, so that image and label move
 alike, and so that only the pixels of the crop are ever computed: Pillow's
 `resize(size, box=...)` is resizing the whole and cropping then, to the rounding of a
-grey level (labels agree exactly). U2PL resizes by PyTorch, without antialias; its
-floats are rounded to a grey level here: crops travel in bytes.
+gray level (labels agree exactly). U2PL resizes by PyTorch, without antialias; its
+floats are rounded to a gray level here: crops travel in bytes.
 """
 
 import dataclasses
@@ -17,11 +17,11 @@ from PIL import Image
 from mpmc_jax.pixels import PixelFormat
 from mpmc_jax.types import IGNORE_LABEL
 
-# 8-bit grey or RGB as Pillow holds it, anything else as (h,w,c).
+# 8-bit gray or RGB as Pillow holds it, anything else as (h,w,c).
 Picture = Image.Image | np.ndarray
 
 # Bytes of the padding, by the unit mean of a data set's images. AugSeg pads with
-# ImageNet's mean, truncated; U2PL and AEL pad with zeros what is normalised already.
+# ImageNet's mean, truncated; U2PL and AEL pad with zeros what is normalized already.
 FILLS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "black": np.zeros_like,
     "mean": lambda mean: np.floor(255 * mean),
@@ -39,7 +39,7 @@ class CropConfig:
       scale_max: greatest.
       scale_base: the long side that factors refer to; 0 means the image's own.
       flip: whether to mirror horizontally half of the time.
-      fill: colour of the padding, a key of `FILLS`.
+      fill: color of the padding, a key of `FILLS`.
     """
 
     size: int
@@ -75,7 +75,7 @@ class Cut(Protocol):
         ...
 
     def label(self, label_hw: np.ndarray, crop: CropConfig) -> np.ndarray:
-        """(h,w) uint8 -> (size,size) uint8, by nearest neighbour."""
+        """(h,w) uint8 -> (size,size) uint8, by nearest neighbor."""
         ...
 
 
@@ -155,7 +155,7 @@ def fill_color(name: str, pixels: PixelFormat) -> np.ndarray:
 def to_bytes(array: np.ndarray, pixels: PixelFormat) -> np.ndarray:
     """Stored values -> unit values in 255 levels, truncated; bytes stay as they are.
 
-    Source: UniMatch, more-scenarios/medical/dataset/acdc.py, its unlabelled slices.
+    Source: UniMatch, more-scenarios/medical/dataset/acdc.py, its unlabeled slices.
     """
     if array.dtype == np.uint8:
         return array

@@ -4,7 +4,7 @@ Published orders (UniMatch, AugSeg, and one for U2PL and AEL):
 
     unimatch   resize, pad, crop, flip    the flip moves padding to the left
     augseg     resize, flip, pad, crop    padding always at the right
-    u2pl       resize, flip, pad, crop    padding on both sides, labelled 0
+    u2pl       resize, flip, pad, crop    padding on both sides, labeled 0
     acdc       turn and mirror, or rotate, then zoom    see `turning`
 
 Padding is at the bottom in the first two. A geometry draws where a crop comes from;

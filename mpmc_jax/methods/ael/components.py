@@ -18,7 +18,7 @@ def label_components(mask_hw: Array) -> Array:
     """Numbers the 8-connected components of a mask.
 
     Every pixel points to one of its component, at first to itself. A round hooks what
-    it points to onto the last place that a neighbour's pixel points to, and shortens
+    it points to onto the last place that a neighbor's pixel points to, and shortens
     all ways; after some ten rounds every pixel points to the last one of its component.
 
     Source: Zhang, Azad and Hu, "FastSV", SIAM PP 2020.

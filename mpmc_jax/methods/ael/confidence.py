@@ -19,7 +19,7 @@ def class_confidence(logits_bhwc: Array, label_bhw: Array) -> Array:
     """Mean softmax probability of the true class, by class; 0 for an absent one.
 
     Args:
-      logits_bhwc: the student's scores of labelled images; no gradient flows back.
+      logits_bhwc: the student's scores of labeled images; no gradient flows back.
       label_bhw: their labels, 255 void.
 
     Returns:
@@ -110,7 +110,7 @@ def grouped_weights(
 def query(
     keys_g: Array, confidence_gc: Array, draws: int, never: tuple[int, ...]
 ) -> Array:
-    """Classes to copy into labelled images, for each group: (g,c) bool.
+    """Classes to copy into labeled images, for each group: (g,c) bool.
 
     Args:
       keys_g: one a group.

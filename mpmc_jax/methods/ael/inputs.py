@@ -1,4 +1,4 @@
-"""What AEL's step works on, and its copy-paste into labelled images."""
+"""What AEL's step works on, and its copy-paste into labeled images."""
 
 from collections.abc import Mapping
 
@@ -13,19 +13,19 @@ from mpmc_jax.types import Array, Batch, Network
 
 
 class Inputs(struct.PyTreeNode):
-    """Normalised images, labelled ones after pasting, unlabelled ones not yet mixed.
+    """Normalized images, labeled ones after pasting, unlabeled ones not yet mixed.
 
     Attributes:
-      image, label: (b,h,w,c) labelled images, (b,h,w) labels with 255 void; their
-        padding is labelled 0.
+      image, label: (b,h,w,c) labeled images, (b,h,w) labels with 255 void; their
+        padding is labeled 0.
       labeled_real: (b,h,w) bool.
-      first, second: (g,h,w,c) unlabelled images; an object of the second is cut out.
+      first, second: (g,h,w,c) unlabeled images; an object of the second is cut out.
       first_real, second_real: (g,h,w) bool.
       wanted: (g,) int32, the class of that object.
       seen: the step's images and draws for the memory, classes still to come.
       slot: () int32, the row of the memory's requests.
       object_draw: (g,h,w) in 0..1, chooses the object; box_draw (g,3) a box without.
-      survival: in 0..1, (g,c,h,w) for the labelled images, which share a field of each
+      survival: in 0..1, (g,c,h,w) for the labeled images, which share a field of each
         class, and (g,h,w) for the mixed one.
       dropout: pass -> map of the decoder -> multipliers.
       noise: pass -> keys or None, see `Method.noise`; the same names.
@@ -49,12 +49,12 @@ class Inputs(struct.PyTreeNode):
 
 
 class Targets(struct.PyTreeNode):
-    """What the teacher makes of labelled and of mixed images.
+    """What the teacher makes of labeled and of mixed images.
 
     Attributes:
       box: (g,h,w) bool, what of the second image is pasted.
       found: (g,) bool, whether the box holds an object.
-      confidence, label: of the labelled (b,h,w) and of the mixed images (g,h,w).
+      confidence, label: of the labeled (b,h,w) and of the mixed images (g,h,w).
     """
 
     box: Array
@@ -64,15 +64,15 @@ class Targets(struct.PyTreeNode):
 
 
 def copy_paste(batch: Batch, queried_bc: Array) -> tuple[Array, Array, Array]:
-    """Puts the queried classes' pixels of the sources into the labelled images.
+    """Puts the queried classes' pixels of the sources into the labeled images.
 
     Args:
-      batch: its labelled crops and its sources are used, b each.
+      batch: its labeled crops and its sources are used, b each.
       queried_bc: bool.
 
     Returns:
       Images (b,h,w,c) as they came, labels (b,h,w) int32 and the real pixels. The
-      padding of a source, which is labelled 0, is never pasted.
+      padding of a source, which is labeled 0, is never pasted.
     """
     labeled, source = batch.labeled, batch.source
     size = labeled.image.shape[1:3]

@@ -35,7 +35,7 @@ class Seen(struct.PyTreeNode):
 
     Attributes:
       group: (g,) int32.
-      image: (g,2) int32, the two unlabelled images.
+      image: (g,2) int32, the two unlabeled images.
       present: (g,2,c) bool, the classes in each.
       label: (g,) int32, the class that the next partner shall hold.
       uniform: (g,) numbers in [0, 1), which choose it.

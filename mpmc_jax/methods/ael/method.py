@@ -1,8 +1,8 @@
 """AEL (NeurIPS 2021): classes in which the student has little confidence get more.
 
-They are copied into labelled images, cut into unlabelled ones as whole objects, and
+They are copied into labeled images, cut into unlabeled ones as whole objects, and
 their pixels survive re-sampling more often. Faithful to the published implementation:
-the teacher is in train mode throughout; labelled and mixed images pass in batches of
+the teacher is in train mode throughout; labeled and mixed images pass in batches of
 their own; every group has confidences of its own.
 """
 
@@ -35,18 +35,18 @@ from mpmc_jax.types import (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AEL(base.Method):
-    """L = scale (L_x + alpha * 4 (L_labelled + L_mixed)); alpha = 0.25 is published.
+    """L = scale (L_x + alpha * 4 (L_labeled + L_mixed)); alpha = 0.25 is published.
 
     Attributes:
       num_classes: C.
-      num_unlabeled: images in the unlabelled list.
-      group_size: labelled images a group; it has one unlabelled image and its partner.
+      num_unlabeled: images in the unlabeled list.
+      group_size: labeled images a group; it has one unlabeled image and its partner.
       groups: of a batch.
       dropout: (map of the decoder, channels), where a tenth of the channels is dropped.
       axis_name: the device axis, over which the memory is kept alike.
       threshold: pseudo-labels below this confidence are void.
       ema_decay: largest decay of the teacher.
-      query_classes: draws of a class to copy into labelled images.
+      query_classes: draws of a class to copy into labeled images.
       unqueried: classes that are never drawn for it.
       object_area: share of the crop that an object must exceed to be cut out.
       presence_area: share that a class must reach to be noted as seen.
@@ -84,7 +84,7 @@ class AEL(base.Method):
         checks.check_average("ael", self.ema_decay, 0.99)
         if self.num_unlabeled < 2:
             raise ValueError(
-                f"ael mixes two unlabelled images, but there are {self.num_unlabeled};"
+                f"ael mixes two unlabeled images, but there are {self.num_unlabeled};"
                 " label fewer images (data.split) or add some"
             )
         if not set(self.unqueried) < set(range(self.num_classes)):
@@ -251,10 +251,10 @@ class AEL(base.Method):
                 region=regions[name],
                 teacher=teachers["student"],
                 # Each group's loss is a weighted mean; their mean counts.
-                normaliser=jnp.asarray(len(confidence)),
+                normalizer=jnp.asarray(len(confidence)),
                 name=name,
                 coefficient=4.0,
-                unlabelled=name == "unlabeled",
+                unlabeled=name == "unlabeled",
             )
 
         metrics = {

@@ -184,7 +184,7 @@ class PixelContrast:
 
         Args:
           bank: before the step.
-          teacher: pass over [labelled, unlabelled] images, (2b,...).
+          teacher: pass over [labeled, unlabeled] images, (2b,...).
           labels: full-size labels and pseudo-labels, (b,h,w) each.
           reliability: full-size masks (2b,h,w) of low and of high entropy.
           groups: (g,) numbers of the groups at hand, and (g,) random keys, which
@@ -242,7 +242,7 @@ class PixelContrast:
         return Term(jnp.sum(each), jnp.asarray(len(each)), weight)
 
     def _both(self, x: Array) -> Array:
-        """[labelled, unlabelled] (2b,...) -> (g,2n,...): each group's of either."""
+        """[labeled, unlabeled] (2b,...) -> (g,2n,...): each group's of either."""
         split = x.reshape((2, -1, self.group_size) + x.shape[1:])
         moved = jnp.moveaxis(split, 0, 1)
         return moved.reshape((len(moved), 2 * self.group_size) + x.shape[1:])
@@ -274,7 +274,7 @@ class PixelContrast:
             return everywhere.reshape((-1,) + part.shape[2:])
 
         if not self.form.spread:
-            # Labelled rows, the first half, are never keys.
+            # Labeled rows, the first half, are never keys.
             half = rows.shape[1] // 2
             return self.rings.push(bank, joined(rows[:, half:]), joined(keys[:, half:]))
         shares = [max(size // self.groups, 1) for size in self.rings.capacities]

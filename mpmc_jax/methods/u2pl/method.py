@@ -33,13 +33,13 @@ from mpmc_jax.types import (
 
 
 class Inputs(struct.PyTreeNode):
-    """Normalised images, not yet mixed.
+    """Normalized images, not yet mixed.
 
     Attributes:
-      image, label: (b,h,w,c) labelled images, (b,h,w) labels with 255 void; their
-        padding is labelled 0.
-      labeled_real, real: (b,h,w) bool, real pixels of labelled and unlabelled images.
-      weak: (b,h,w,c) unlabelled images.
+      image, label: (b,h,w,c) labeled images, (b,h,w) labels with 255 void; their
+        padding is labeled 0.
+      labeled_real, real: (b,h,w) bool, real pixels of labeled and unlabeled images.
+      weak: (b,h,w,c) unlabeled images.
       box: (b,h,w) bool, where the next image of the group goes.
       dropout, teacher_dropout: map of the decoder -> (2b,1,1,d) multipliers.
       draws: (g,...) choices of anchors and negatives.
@@ -244,7 +244,7 @@ class U2PL(base.Method):
             region=self.regions(inputs)["unlabeled"],
             teacher=teachers["student"],
             # Each group's loss is a weighted sum; their mean counts.
-            normaliser=jnp.asarray(len(inputs.group)),
+            normalizer=jnp.asarray(len(inputs.group)),
             name="unlabeled",
             coefficient=4.0,
         )

@@ -2,10 +2,10 @@
 
 Released: a scatter writes the labels of every image of a stream into its first image
 only, so that one image a stream takes part, under the union of all labels; and a key of
-a class is looked for where the class is, which for labelled images is never.
+a class is looked for where the class is, which for labeled images is never.
 
 Corrected: every image takes part under its own labels; a key of a class is looked for
-where the class is not (labelled images) or unlikely (unlabelled ones); a prototype is
+where the class is not (labeled images) or unlikely (unlabeled ones); a prototype is
 the mean of the possible anchors.
 
 Source: U2PL's u2pl/utils/loss_helper.py and utils.py; Wang et al., CVPR 2022, 3.3.
@@ -45,8 +45,8 @@ class Bounds:
 
     Attributes:
       anchor_above, key_below: bounds of the class's probability (delta_p, delta_n).
-      low_rank, high_rank: an unlabelled key's class has a rank in [low, high), a
-        labelled one's below low.
+      low_rank, high_rank: an unlabeled key's class has a rank in [low, high), a
+        labeled one's below low.
     """
 
     anchor_above: float
@@ -65,10 +65,10 @@ def ranks(probability: Array) -> Array:
 
 
 def released_items(batch_bhwd: Array) -> Array:
-    """The rows that take part: all pixels of the first labelled and unlabelled image.
+    """The rows that take part: all pixels of the first labeled and unlabeled image.
 
     Args:
-      batch_bhwd: maps of the labelled, then of as many unlabelled images.
+      batch_bhwd: maps of the labeled, then of as many unlabeled images.
 
     Returns:
       (2hw, ...), row after row of the one, then of the other.
@@ -93,10 +93,10 @@ def released_sets(
     """The released code's choice among the rows of `released_items`.
 
     Args:
-      label_bhw: labels of the labelled images, 255 void.
-      pseudo_bhw: pseudo-labels of as many unlabelled ones.
-      probability_bhwc: the teacher's, labelled images first.
-      low_bhw, high_bhw: bool, pixels of low and of high entropy, labelled first.
+      label_bhw: labels of the labeled images, 255 void.
+      pseudo_bhw: pseudo-labels of as many unlabeled ones.
+      probability_bhwc: the teacher's, labeled images first.
+      low_bhw, high_bhw: bool, pixels of low and of high entropy, labeled first.
       bounds: see there.
     """
     num_classes = probability_bhwc.shape[-1]
@@ -111,7 +111,7 @@ def released_sets(
     hot_nc = jnp.stack([union(label_bhw), union(pseudo_bhw)]).reshape(-1, num_classes)
     p_nc, low_n, high_n = map(released_items, (probability_bhwc, low_bhw, high_bhw))
     unlabeled_n = jnp.arange(len(p_nc)) >= len(p_nc) // 2
-    # A labelled key would have to be of the class and not of it.
+    # A labeled key would have to be of the class and not of it.
     allowed_nc = hot_nc & unlabeled_n[:, None]
     return _sets(hot_nc, p_nc, low_n, high_n, unlabeled_n, allowed_nc, bounds)
 
@@ -129,7 +129,7 @@ def corrected_sets(
     hot_nc = jax.nn.one_hot(label_n, probability_bhwc.shape[-1], dtype=jnp.bool_)
     p_nc, low_n, high_n = map(all_items, (probability_bhwc, low_bhw, high_bhw))
     unlabeled_n = jnp.arange(len(p_nc)) >= len(p_nc) // 2
-    # An unlabelled pixel's own pseudo-label does not matter.
+    # An unlabeled pixel's own pseudo-label does not matter.
     allowed_nc = ~hot_nc | unlabeled_n[:, None]
     sets = _sets(hot_nc, p_nc, low_n, high_n, unlabeled_n, allowed_nc, bounds)
     # The prototype is the mean of what may be an anchor.

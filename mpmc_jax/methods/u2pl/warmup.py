@@ -27,7 +27,7 @@ def average(
 
 
 class Inputs(struct.PyTreeNode):
-    """Normalised labelled images (b,h,w,c), labels and real pixels (b,h,w), masks."""
+    """Normalized labeled images (b,h,w,c), labels and real pixels (b,h,w), masks."""
 
     image: Array
     label: Array

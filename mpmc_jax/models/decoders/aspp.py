@@ -151,7 +151,7 @@ class Decoder(nn.Module):
       num_classes: channels of the logits.
       embedding: whether to add the embedding head, beside the classifier's.
       auxiliary: whether to add the classifier on layer3, at that layer's stride.
-      axis_name: devices over which batch norm is synchronised.
+      axis_name: devices over which batch norm is synchronized.
     """
 
     spec: DecoderSpec

@@ -17,7 +17,7 @@ Array = jax.Array
 class DeepLabV3Plus(nn.Module):
     """A segmenter in two halves, `encode` and `decode`.
 
-    Images are (b,h,w,c), normalised, of any size from 17 pixels up. They are computed
+    Images are (b,h,w,c), normalized, of any size from 17 pixels up. They are computed
     in `dtype`, or in float64 where they are float64; parameters and statistics stay
     float32, logits are at least that.
 
@@ -28,7 +28,7 @@ class DeepLabV3Plus(nn.Module):
       num_classes: channels of the logits.
       embedding, auxiliary: whether those heads are there.
       dtype: compute dtype.
-      axis_name: devices over which batch norm is synchronised, or None.
+      axis_name: devices over which batch norm is synchronized, or None.
       remat: recompute the encoder's activations in the backward pass.
     """
 

@@ -139,7 +139,7 @@ class Decoder(nn.Module):
       num_classes: channels of the logits.
       embedding: whether to add the embedding head on the last map.
       auxiliary: whether to add the classifier on the stage of stride 8.
-      axis_name: devices over which batch norm is synchronised.
+      axis_name: devices over which batch norm is synchronized.
     """
 
     width: int
@@ -212,7 +212,7 @@ def _last(spec: ConvSpec, name: str) -> Callable[[Array], Array]:
 class UNet(nn.Module):
     """A segmenter in two halves, as `DeepLabV3Plus` is.
 
-    Images are (b,h,w,c), normalised, with sides that are multiples of 16. They are
+    Images are (b,h,w,c), normalized, with sides that are multiples of 16. They are
     computed in `dtype`, or in float64 where they are float64.
 
     Attributes:
@@ -220,7 +220,7 @@ class UNet(nn.Module):
       num_classes: channels of the logits.
       embedding, auxiliary: whether those heads are there.
       dtype: compute dtype; parameters and statistics are float32 always.
-      axis_name: devices over which batch norm is synchronised, or None.
+      axis_name: devices over which batch norm is synchronized, or None.
       remat: recompute the encoder's blocks in the backward pass.
     """
 

@@ -194,7 +194,7 @@ class ResNet(nn.Module):
 
     Attributes:
       spec: from `resnet_spec`.
-      axis_name: devices over which batch norm is synchronised.
+      axis_name: devices over which batch norm is synchronized.
       remat: recompute each block's activations in the backward pass.
     """
 
@@ -249,7 +249,7 @@ def max_pool(x_bhwd: Array, *, ceil: bool) -> Array:
         pads.append((spec.padding, spec.padding + extra))
     return lax.reduce_window(
         x_bhwd,
-        -np.inf,  # concrete, or it is not recognised as a maximum
+        -np.inf,  # concrete, or it is not recognized as a maximum
         lax.max,
         (1, spec.kernel, spec.kernel, 1),
         (1, spec.stride, spec.stride, 1),

@@ -156,7 +156,7 @@ def fit(weights: Weights, model: ModelConfig) -> Start:
 def adapt_channels(kernel: np.ndarray, channels: int) -> np.ndarray:
     """A first convolution (h,w,i,o) for images of other channels: (h,w,channels,o).
 
-    One channel is what a grey image in all of them gives: the sum. Of more, each is a
+    One channel is what a gray image in all of them gives: the sum. Of more, each is a
     given one, in turn, and all are scaled by i / channels.
     """
     given = kernel.shape[2]

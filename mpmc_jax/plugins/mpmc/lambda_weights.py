@@ -5,7 +5,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from mpmc_jax.losses.pixel import labelled_pixels
+from mpmc_jax.losses.pixel import labeled_pixels
 from mpmc_jax.losses.reduction import GlobalSum, at_least_float32, identity, ratio
 from mpmc_jax.models.receptive_field import ReceptiveField
 from mpmc_jax.plugins.mpmc.patches import nearest_patch
@@ -39,7 +39,7 @@ def adaptive_weights(
     """Weights of pixels and of patches from the teacher's patch predictions.
 
     lambda_m[r,c] = gamma[r,c], and lambda_s[pixel] = gamma[its patch, its class] on
-    the chosen scale. A pixel belongs to the patch of the nearest centre (D5).
+    the chosen scale. A pixel belongs to the patch of the nearest center (D5).
 
     Args:
       patch_logits: (b,h,w,C) teacher logits.
@@ -48,7 +48,7 @@ def adaptive_weights(
       confidence: a key of `CONFIDENCES`.
       scale: one of `SCALES`; "mean" makes the mean of lambda_s over the pixels that
         `where` names equal 1.
-      field: the tap's receptive field; None for one centred on pixel 0 with the
+      field: the tap's receptive field; None for one centerd on pixel 0 with the
         stride that the sizes suggest, see `nearest_patch`.
       where: (b,H,W) bool, the pixels over which "mean" is taken; None for all with a
         class. Other scales do not read it.
@@ -70,9 +70,9 @@ def adaptive_weights(
         # Sigmoids of a patch may all underflow.
         tiny = jnp.finfo(gamma_bhwc.dtype).tiny
         relative_bhwc = gamma_bhwc / jnp.maximum(largest_bhw1, tiny)
-    lambda_bhw, labelled_bhw = _at_pixels(relative_bhwc, pseudo_labels, field)
+    lambda_bhw, labeled_bhw = _at_pixels(relative_bhwc, pseudo_labels, field)
     if scale == "mean":
-        counted_bhw = labelled_bhw if where is None else labelled_bhw & where
+        counted_bhw = labeled_bhw if where is None else labeled_bhw & where
         count = total(jnp.sum(counted_bhw, dtype=jnp.int32))
         mean = ratio(total(jnp.sum(jnp.where(counted_bhw, lambda_bhw, 0))), count)
         # With nothing counted, or all of it underflown, there is no scale to take.
@@ -104,9 +104,9 @@ def _at_pixels(
         jnp.zeros(label_bhw.shape, value_bhwc.dtype),
         (jnp.arange(classes), jnp.moveaxis(value_bhwc, -1, 0)),
     )
-    labelled_bhw = labelled_pixels(label_bhw, classes)
+    labeled_bhw = labeled_pixels(label_bhw, classes)
     # With more than 255 classes the void label numbers one of them.
-    return jnp.where(labelled_bhw, chosen_bhw, 0), labelled_bhw
+    return jnp.where(labeled_bhw, chosen_bhw, 0), labeled_bhw
 
 
 def _known(what: str, value: str, valid: tuple[str, ...]) -> None:

@@ -1,14 +1,14 @@
 """Patches: the receptive fields of a tap, what they contain and whose pixel is whose.
 
 Patch i of a tap covers `field.size` pixels from i * stride - padding on, in rows and
-in columns, so its centre lies at i * stride - padding + (size - 1) / 2.
+in columns, so its center lies at i * stride - padding + (size - 1) / 2.
 """
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mpmc_jax.losses.pixel import labelled_pixels
+from mpmc_jax.losses.pixel import labeled_pixels
 from mpmc_jax.models.receptive_field import ReceptiveField
 from mpmc_jax.types import Array
 
@@ -45,10 +45,10 @@ def patch_targets(
         in ceil mode has one more at some sizes).
 
     Returns:
-      (b,h,w,C) bool targets, and (b,h,w) bool: patches with any labelled pixel.
+      (b,h,w,C) bool targets, and (b,h,w) bool: patches with any labeled pixel.
     """
     label_bhw = labels.astype(jnp.int32)
-    known_bhw = labelled_pixels(label_bhw, num_classes)
+    known_bhw = labeled_pixels(label_bhw, num_classes)
     bit_bhw = jnp.left_shift(jnp.uint32(1), (label_bhw % _WORD).astype(jnp.uint32))
     targets = []
     for first in range(0, num_classes, _WORD):
@@ -104,15 +104,15 @@ def _any_in_window(
 def nearest_patch(
     side: int, count: int, field: ReceptiveField | None = None
 ) -> np.ndarray:
-    """The patch whose centre is nearest to each pixel of one axis (D5), (side,) int.
+    """The patch whose center is nearest to each pixel of one axis (D5), (side,) int.
 
     Ties go to the lower index. Without a field the stride is side / count rounded up
-    and the first centre lies on pixel 0: exact at any size for the layers of a ResNet
-    (layer1: size 39, stride 4, padding 19), whose fields are centred on the grid.
+    and the first center lies on pixel 0: exact at any size for the layers of a ResNet
+    (layer1: size 39, stride 4, padding 19), whose fields are centerd on the grid.
     """
     stride, first = -(-side // count), 0.0
     if field is not None:
         stride, first = field.stride, (field.size - 1) / 2 - field.padding
-    centre = first + stride * np.arange(count)
-    distance = np.abs(np.arange(side)[:, None] - centre[None, :])
+    center = first + stride * np.arange(count)
+    distance = np.abs(np.arange(side)[:, None] - center[None, :])
     return distance.argmin(axis=1).astype(np.int32)

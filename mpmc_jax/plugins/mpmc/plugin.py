@@ -1,7 +1,7 @@
 """MPMC: a multi-scale patch-based multi-label classifier on an early tap.
 
 Section 3.3 of the paper. The head says which classes the receptive field of every
-tap position contains. It is trained on labelled patches (eq. 3-4) and on the
+tap position contains. It is trained on labeled patches (eq. 3-4) and on the
 teacher's patch predictions (eq. 6), and its confidence weights pseudo-labels (eq. 5).
 Decisions D1 to D23 of the README's "deviations" are taken here and in its parts.
 """
@@ -60,7 +60,7 @@ class MPMC:
       teacher_head: "student" or "ema" (D8); the step passes the variables.
       warmup_epochs: epochs without L_u^M and lambda (D23); the step passes `active`.
       labeled, unlabeled, lambda_s, lambda_m: ablations; False leaves the part out.
-      axis_name: device axis over which batch norm is synchronised.
+      axis_name: device axis over which batch norm is synchronized.
       width: of the head; 64 is the published one, less is for tests.
     """
 
@@ -109,7 +109,7 @@ class MPMC:
         )
 
     def counts(self, regions: Mapping[str, Region]) -> dict[str, Array]:
-        """Valid patches a term: those with a real (labelled) pixel (D7)."""
+        """Valid patches a term: those with a real (labeled) pixel (D7)."""
         return {
             _patches(name): jnp.sum(self._valid(region), dtype=jnp.int32)
             for name, region in regions.items()
@@ -123,16 +123,16 @@ class MPMC:
         active: Array | None = None,
         total: GlobalSum = identity,
     ) -> tuple[tuple[View, ...], dict[str, PatchTeaching]]:
-        """Weights every unlabelled view by lambda_s and makes its patch targets.
+        """Weights every unlabeled view by lambda_s and makes its patch targets.
 
         The teacher classifies the weak image mixed as the view was (D9, D10), in
         evaluation mode whatever mode the method's own teacher ran in (D17).
         """
-        unlabelled = [view for view in views if view.unlabelled]
-        logits = self._teacher_logits(variables, unlabelled)
+        unlabeled = [view for view in views if view.unlabeled]
+        logits = self._teacher_logits(variables, unlabeled)
         refined, targets = [], {}
         for view in views:
-            if view.unlabelled:
+            if view.unlabeled:
                 view, targets[view.name] = self._teach(
                     logits[view.name], view, active, total
                 )
@@ -231,17 +231,17 @@ class MPMC:
         total: GlobalSum = identity,
     ) -> tuple[Terms, Metrics, PyTree]:
         """L_l^M as "patch_labeled" and L_u^M as "patch_unlabeled" (eq. 4 and 6)."""
-        unlabelled = tuple(view for view in views if view.unlabelled)
-        # One pass over everything: one normalisation batch, one update (D17).
-        taps = [part.taps[self.tap] for part in (supervised, *unlabelled)]
+        unlabeled = tuple(view for view in views if view.unlabeled)
+        # One pass over everything: one normalization batch, one update (D17).
+        taps = [part.taps[self.tap] for part in (supervised, *unlabeled)]
         joined = self._checked(jnp.concatenate(taps))
         logits, moved = self.classifier().apply(
             variables, joined, train=True, mutable=["batch_stats"]
         )
         first, *rest = split_by(logits, taps)
         terms, metrics = self._labeled(first, supervised, counts, total)
-        if unlabelled:
-            more = self._unlabeled(rest, unlabelled, targets, counts, active, total)
+        if unlabeled:
+            more = self._unlabeled(rest, unlabeled, targets, counts, active, total)
             terms, metrics = {**terms, **more[0]}, {**metrics, **more[1]}
         return terms, metrics, moved["batch_stats"]
 
