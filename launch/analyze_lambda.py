@@ -83,7 +83,7 @@ def main(arguments: list[str] | None = None) -> None:
     cli.add_run(parser, checkpoint="last")
     cli.add_data_dir(parser)
     args = parser.parse_args(arguments)
-    cli.settle()
+    cli.setup_runtime()
     with cli.user_errors():
         workdir = as_path("--workdir", args.workdir)
         run = runs.open_run(workdir, args.checkpoint)

@@ -153,7 +153,7 @@ def keep_memory() -> None:
             mallopt(parameter, value)
 
 
-def settle() -> None:
+def setup_runtime() -> None:
     """What every program that computes does first."""
     keep_memory()
     keep_compiled_programs()

@@ -29,7 +29,7 @@ import jax
 import ml_collections
 
 from configs import base, presets
-from launch import cli, distributed
+from launch import cli, multihost
 from mpmc_jax.atomic_write import write_json
 from mpmc_jax.data.lists import printable
 from mpmc_jax.evaluation.evaluator import EvalResult
@@ -39,7 +39,7 @@ from mpmc_jax.evaluation.volumes import VolumeScores
 from mpmc_jax.experiments import pretrained
 from mpmc_jax.experiments import run as runs
 from mpmc_jax.paths import as_path
-from mpmc_jax.training import metric_writer
+from mpmc_jax.training.manifest import make_manifest
 
 
 def evaluate(run: runs.Run, split: str) -> EvalResult:
@@ -107,7 +107,7 @@ def record(run: runs.Run, split: str, checkpoint: str, result: EvalResult) -> di
         "confusion": result.confusion.tolist(),
         "volumes": None if result.volumes is None else _listed(result.volumes),
         "run": run.manifest,
-        "manifest": metric_writer.manifest(
+        "manifest": make_manifest(
             run.config.seed,
             {
                 "dataset": run.facts.dataset,
@@ -193,11 +193,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--scales", default="", help="factors, separated by commas")
     parser.add_argument("--flip", action="store_true", help="see images mirrored too")
     parser.add_argument("--pad_to", type=int, default=0, help="0 is exact")
-    distributed.add_arguments(parser)
+    multihost.add_arguments(parser)
     args = parser.parse_args(arguments)
-    cli.settle()
-    with distributed.ending_together(), cli.user_errors():
-        distributed.join(
+    cli.setup_runtime()
+    with multihost.ending_together(), cli.user_errors():
+        multihost.join(
             found=args.distributed,
             coordinator=args.coordinator,
             count=args.processes,

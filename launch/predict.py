@@ -177,7 +177,7 @@ def main(arguments: list[str] | None = None) -> None:
         "--overwrite", action="store_true", help="replace results that are there"
     )
     args = parser.parse_args(arguments)
-    cli.settle()
+    cli.setup_runtime()
     with cli.user_errors():
         output = as_path("--output", args.output)
         workdir = as_path("--workdir", args.workdir)

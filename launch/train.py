@@ -23,13 +23,14 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
-from launch import cli, distributed
+from launch import cli, multihost
+from mpmc_jax import distributed
 from mpmc_jax.data.build import build_eval
 from mpmc_jax.data.dataset import DatasetFacts
 from mpmc_jax.data.pipeline import TrainPipeline
 from mpmc_jax.experiments import config_checks, pretrained
 from mpmc_jax.experiments import run as runs
-from mpmc_jax.experiments.batches import make_place, make_recount, names_of
+from mpmc_jax.experiments.batches import make_bn_recompute, make_place, names_of
 from mpmc_jax.experiments.build import (
     Setup,
     build_parallel,
@@ -44,11 +45,11 @@ from mpmc_jax.training import (
     loop,
     metric_writer,
     run_lock,
-    together,
     workdir,
 )
 from mpmc_jax.training.checkpoint.files import check_path
 from mpmc_jax.training.checkpoint.manager import Checkpointer
+from mpmc_jax.training.manifest import make_manifest
 from mpmc_jax.training.parallel import Parallel
 from mpmc_jax.training.state import TrainState, begin_with, select, to_host
 from mpmc_jax.types import PyTree
@@ -201,10 +202,10 @@ def train(config: ml_collections.ConfigDict, directory: Path) -> TrainState:
                 "%s is partial: not as many images as published", facts.dataset
             )
         evaluate = make_evaluate(config, setup, facts)
-        recount = make_recount(config, setup, pipeline, parallel, place)
+        recompute_bn_stats = make_bn_recompute(config, setup, pipeline, parallel, place)
     beginning = functools.cache(lambda: pretrained.read(config, setup.model))
     told = {}
-    if together.from_first(not workdir.has_steps(directory)):
+    if distributed.from_first(not workdir.has_steps(directory)):
         # Weights that do not fit are refused before the directory is taken.
         with agreement.failing_together():
             told = {"pretrained": beginning()[1] or None}
@@ -219,7 +220,7 @@ def train(config: ml_collections.ConfigDict, directory: Path) -> TrainState:
         record.write(directory, pipeline)
         sizes = (config.train.batch_size, config.train.group_size)
         images = setup.method.streams.images(*sizes)
-        reporter = metric_writer.Report(
+        reporter = metric_writer.MetricWriter(
             directory,
             int(state.step),
             rhythm.steps,
@@ -240,7 +241,7 @@ def train(config: ml_collections.ConfigDict, directory: Path) -> TrainState:
                 report=reporter,
                 names=functools.partial(names_of, pipeline.split),
                 place=place,
-                recount=recount,
+                recompute_bn_stats=recompute_bn_stats,
             )
 
 
@@ -271,7 +272,7 @@ class _Record:
     told: dict[str, Any]
 
     def circumstances(self) -> dict[str, Any]:
-        return metric_writer.manifest(self.config.seed, self.facts["data"]) | self.told
+        return make_manifest(self.config.seed, self.facts["data"]) | self.told
 
     def check_same(self) -> None:
         """Compares this process's run with those of the others."""
@@ -287,7 +288,7 @@ class _Record:
     def check(self, directory: Path) -> None:
         """Compares it with the files of the run that is there."""
         with agreement.failing_together():
-            if together.is_first():
+            if distributed.is_first():
                 workdir.check(directory, self.config, self.facts)
 
     def trained_on(self) -> dict[str, Any]:
@@ -296,7 +297,7 @@ class _Record:
     def write(self, directory: Path, pipeline: TrainPipeline) -> None:
         """Writes config.json, manifest.json and splits/."""
         with agreement.failing_together():
-            if together.is_first():
+            if distributed.is_first():
                 workdir.write(directory, self.config, self.facts, self.circumstances())
                 pipeline.split.save(directory / "splits")
 
@@ -341,10 +342,10 @@ def main(argv: list[str]) -> None:
     """Entry point; user errors end with one line and status 1."""
     del argv  # `parse_flags` has read it.
     absl_logging.set_verbosity(absl_logging.WARNING)
-    metric_writer.speak()
-    cli.settle()
-    with distributed.ending_together(), cli.user_errors():
-        distributed.join(
+    metric_writer.setup_logging()
+    cli.setup_runtime()
+    with multihost.ending_together(), cli.user_errors():
+        multihost.join(
             found=_DISTRIBUTED.value,
             coordinator=_COORDINATOR.value,
             count=_PROCESSES.value,

@@ -60,7 +60,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--output", required=True, help="PNG file to write")
     parser.add_argument("--images", type=int, default=4, help="rows of the figure")
     args = parser.parse_args(arguments)
-    cli.settle()
+    cli.setup_runtime()
     with cli.user_errors():
         if args.images < 1:
             raise ValueError(f"--images={args.images}: at least 1 is needed")

@@ -233,7 +233,7 @@ class Streams:
 
     Attributes:
       unlabeled: whether there is an unlabeled stream.
-      one_a_group: one unlabeled image a group, instead of as many as labeled ones.
+      one_per_group: one unlabeled image a group, instead of as many as labeled ones.
       partner: "none"; "same", a second, independent crop of each unlabeled image;
         "other", in an order of its own; "requested", of those that the method asks for.
       source: range of scales of copy-paste sources, or None for none.
@@ -243,7 +243,7 @@ class Streams:
     """
 
     unlabeled: bool = True
-    one_a_group: bool = False
+    one_per_group: bool = False
     partner: Literal["none", "same", "other", "requested"] = "none"
     source: tuple[float, float] | None = None
     order: Literal["tiled", "drawn", "restarted"] = "tiled"
@@ -252,7 +252,7 @@ class Streams:
 
     def sizes(self, batch_size: int, group_size: int) -> dict[str, int]:
         """Crops a step, by field of `Batch`."""
-        unlabeled = batch_size // group_size if self.one_a_group else batch_size
+        unlabeled = batch_size // group_size if self.one_per_group else batch_size
         sizes = {"labeled": batch_size}
         if self.unlabeled:
             sizes["unlabeled"] = unlabeled

@@ -30,7 +30,7 @@ from typing import NamedTuple
 
 from launch.bench.timing import resident_bytes
 from mpmc_jax.data.dataset import open_dataset
-from mpmc_jax.training import metric_writer
+from mpmc_jax.training.manifest import make_manifest
 from tests.support.data_sets import make_folder, prepare_synthetic
 from tests.support.programs import start
 
@@ -435,7 +435,7 @@ def main() -> None:
         "steps": args.steps,
         "minutes": round((time.monotonic() - begin) / 60, 1),
         "config": STORY_CONFIG if args.what == "story" else CONFIG,
-        "manifest": metric_writer.manifest(
+        "manifest": make_manifest(
             args.seed, {"dataset": "folder" if args.what == "story" else "synthetic"}
         ),
     }

@@ -39,7 +39,7 @@ from launch.bench.step import bench_step
 from mpmc_jax.atomic_write import to_json
 from mpmc_jax.evaluation.protocols import PROTOCOLS
 from mpmc_jax.paths import as_path
-from mpmc_jax.training import metric_writer
+from mpmc_jax.training.manifest import make_manifest
 
 # A step's program, and its run.
 _PROGRAM = frozenset(
@@ -211,7 +211,7 @@ def main(arguments: list[str] | None = None) -> None:
         found = _measure(args, given)
     made_up = args.what in ("data", "eval") and args.images
     data = {"dataset": "made-up" if made_up else args.dataset}
-    manifest = metric_writer.manifest(base.get_base().seed, data)
+    manifest = make_manifest(base.get_base().seed, data)
     for name, figures in found.items():
         line = {**vars(args), "method": name, **figures, "manifest": manifest}
         print(to_json(line))

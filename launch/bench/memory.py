@@ -9,7 +9,7 @@ from launch.bench.step import noise_setup, random_batch
 from launch.bench.timing import peak_bytes
 from mpmc_jax.experiments.build import build_parallel, state_shape
 from mpmc_jax.training.config import AXIS
-from mpmc_jax.training.train_step import make_order, make_step
+from mpmc_jax.training.train_step import make_step, make_step_info
 from mpmc_jax.types import PyTree
 
 
@@ -35,7 +35,9 @@ def lower_step(config: ml_collections.ConfigDict, devices: list[Any]) -> Any:
         make_step(setup.step), axis_name=AXIS, devices=devices, donate_argnums=(0,)
     )
     batch = divided(random_batch(config, setup))
-    return step.lower(replicated(state_shape(setup)), batch, replicated(make_order(0)))
+    return step.lower(
+        replicated(state_shape(setup)), batch, replicated(make_step_info(0))
+    )
 
 
 def bench_fits(config: ml_collections.ConfigDict, repeats: int) -> dict[str, Any]:

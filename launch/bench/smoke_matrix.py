@@ -28,10 +28,10 @@ from mpmc_jax.data.build import build_train
 from mpmc_jax.experiments import run as runs
 from mpmc_jax.experiments.build import Setup, build_parallel, build_setup, init_state
 from mpmc_jax.paths import as_path
-from mpmc_jax.training import metric_writer
 from mpmc_jax.training.compiled_steps import Programs
+from mpmc_jax.training.manifest import git_revision, make_manifest
 from mpmc_jax.training.state import TrainState, to_host
-from mpmc_jax.training.train_step import make_order
+from mpmc_jax.training.train_step import make_step_info
 from mpmc_jax.types import Batch
 
 STEPS, STEPS_PER_EPOCH, CHECKED, FROM = 30, 5, 3, 24
@@ -116,7 +116,9 @@ def steps_on(
     programs = Programs(parallel, setup.step)
     start = int(state.step)
     on_device, placed = parallel.replicate(to_host(state)), parallel.place(batch)
-    orders = [parallel.replicate(make_order(i)) for i in range(start, start + count)]
+    orders = [
+        parallel.replicate(make_step_info(i)) for i in range(start, start + count)
+    ]
     compiled: list[str] = []
 
     def listen(event: str, duration_secs: float, **_: str | int) -> None:
@@ -181,7 +183,7 @@ def combination(method: str, mpmc: str, data_dir: str) -> dict[str, Any]:
         "devices": several[-1]["loss"],
         "seconds": time.monotonic() - begin,
         "losses": supervised,
-        "manifest": metric_writer.manifest(config.seed, {"dataset": "camvid"}),
+        "manifest": make_manifest(config.seed, {"dataset": "camvid"}),
     }
 
 
@@ -228,7 +230,7 @@ def main(arguments: list[str] | None = None) -> None:
         path = output / "results.jsonl"
         text = path.read_text() if path.exists() else ""
         lines = [json.loads(line) for line in text.splitlines()]
-        now = metric_writer.revision()
+        now = git_revision()
         lines = [line for line in lines if line["manifest"]["revision"] == now]
         done = {(line["method"], line["mpmc"]) for line in lines}
         for method, mpmc in itertools.product(args.method, MPMC):

@@ -21,7 +21,7 @@ from mpmc_jax.experiments.build import (
 )
 from mpmc_jax.pixels import RGB
 from mpmc_jax.training.config import AXIS
-from mpmc_jax.training.train_step import Order, make_order, make_step
+from mpmc_jax.training.train_step import StepInfo, make_step, make_step_info
 from mpmc_jax.types import Array, Batch, Crops
 
 CLASSES = 21
@@ -89,7 +89,7 @@ class TimedStep:
         self._state = self._parallel.replicate(init_state(self.setup, config.seed))
         begin = time.perf_counter()
         step: Any = self._parallel.compile(make_step(self.setup.step))
-        lowered = step.lower(self._state, self._batch, self._order())
+        lowered = step.lower(self._state, self._batch, self._step_info())
         traced = time.perf_counter()
         self._compiled = lowered.compile()
         compiled = time.perf_counter()
@@ -99,12 +99,12 @@ class TimedStep:
             "compile_seconds": compiled - traced,
         }
 
-    def _order(self) -> Order:
-        return self._parallel.replicate(make_order(self._number))
+    def _step_info(self) -> StepInfo:
+        return self._parallel.replicate(make_step_info(self._number))
 
     def step(self) -> float:
         """One update; the loss."""
-        order = self._order()
+        order = self._step_info()
         self._state, metrics = self._compiled(self._state, self._batch, order)
         self._number += 1
         return float(self._parallel.start_reading(metrics.values)()["loss"])

@@ -31,7 +31,7 @@ def make_place(pipeline: TrainPipeline, parallel: Parallel) -> Callable[[Batch],
     return parallel.placing(resident.arrays, resident.cut)
 
 
-def make_recount(
+def make_bn_recompute(
     config: ml_collections.ConfigDict,
     setup: Setup,
     pipeline: TrainPipeline,
@@ -50,11 +50,13 @@ def make_recount(
         finally:
             data.close()
 
-    recount = precise_bn.make_recount(parallel, setup.step, read, batches)
+    recompute_bn_stats = precise_bn.make_bn_recompute(
+        parallel, setup.step, read, batches
+    )
 
     def change(state: TrainState) -> TrainState:
         one = parallel.fetch(state)
-        return recount(state, runs.network_to_use(config, setup, one))
+        return recompute_bn_stats(state, runs.network_to_use(config, setup, one))
 
     return change
 

@@ -314,7 +314,7 @@ def _init(setup: Setup, seed: int) -> TrainState:
     key = jax.random.key(seed)
     params, stats = _init_networks(setup, key, "init")
     ema_params, ema_stats = params, stats
-    if setup.method.begins_apart():
+    if setup.method.independent_teacher_init():
         ema_params, ema_stats = _init_networks(setup, key, "init/teacher")
         for name, teacher in ema_params.items():
             # Published runs read both backbones from one file.

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import ml_collections
 
+from mpmc_jax import distributed
 from mpmc_jax.data.build import build_eval, build_split, build_train, dataset_info
 from mpmc_jax.data.dataset import DatasetFacts
 from mpmc_jax.data.evaluation_source import EvalSource
@@ -30,10 +31,11 @@ from mpmc_jax.models.config import ModelConfig
 from mpmc_jax.paths import as_path
 from mpmc_jax.plugins.base import Plugin
 from mpmc_jax.plugins.mpmc.plugin import MPMC, patch_targets
-from mpmc_jax.training import agreement, metric_writer, together
+from mpmc_jax.training import agreement
 from mpmc_jax.training import workdir as workdir_lib
 from mpmc_jax.training.checkpoint import manager as checkpoint_lib
 from mpmc_jax.training.gradient import teaching
+from mpmc_jax.training.manifest import make_manifest
 from mpmc_jax.training.state import TrainState, select
 from mpmc_jax.types import Array, Network, PyTree
 
@@ -256,7 +258,7 @@ def check_same(run: Run, split: str) -> None:
       SharedError: settings, checkpoint, data or versions differ; names them.
       FileNotFoundError, ValueError: the run's data set is not there.
     """
-    if together.is_alone():
+    if distributed.is_alone():
         return
     config = workdir_lib.flatten(run.config.to_dict())
     for name in workdir_lib.OF_A_PROCESS:
@@ -269,7 +271,7 @@ def check_same(run: Run, split: str) -> None:
             "step": run.step,
             "network": run.network_name,
             "pretrained": run.manifest.get("pretrained"),
-            **metric_writer.manifest(run.config.seed, data),
+            **make_manifest(run.config.seed, data),
             "platform": "",
         }
     )

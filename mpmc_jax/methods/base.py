@@ -92,7 +92,7 @@ class Method(abc.ABC):
         del key
         return {}
 
-    def begins_apart(self) -> bool:
+    def independent_teacher_init(self) -> bool:
         """Whether the average begins as random networks of its own, not as a copy."""
         return False
 

@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from mpmc_jax.training import together
+from mpmc_jax import distributed
 from mpmc_jax.training.checkpoint.integrity import CheckpointError
 from mpmc_jax.training.workdir import WorkdirError, flatten
 
@@ -27,12 +27,12 @@ def failing_together() -> Iterator[None]:
     try:
         yield
     except (ValueError, OSError, CheckpointError, WorkdirError) as error:
-        if together.is_alone():
+        if distributed.is_alone():
             raise
         failed = error
-    if together.is_alone():
+    if distributed.is_alone():
         return
-    messages = together.gather_text(str(failed) if failed else "")
+    messages = distributed.gather_text(str(failed) if failed else "")
     if failed is not None:
         raise SharedError(str(failed)) from failed
     for index, message in enumerate(messages):
@@ -49,10 +49,10 @@ def check_same(facts: Mapping[str, Any]) -> None:
     Raises:
       SharedError: they differ between processes; names the differences.
     """
-    if together.is_alone():
+    if distributed.is_alone():
         return
     mine = json.dumps(flatten(dict(facts)), default=str)
-    first, *others = map(json.loads, together.gather_text(mine))
+    first, *others = map(json.loads, distributed.gather_text(mine))
     lines = [
         f"  {name}: {first.get(name, 'absent')!r} in process 0, "
         f"{other.get(name, 'absent')!r} in process {index}"

@@ -14,17 +14,17 @@ from typing import Any, NoReturn, Protocol
 import jax
 import numpy as np
 
+from mpmc_jax import distributed
 from mpmc_jax.methods.base import Method
-from mpmc_jax.training import together
 from mpmc_jax.training.checkpoint.manager import Checkpointer
 from mpmc_jax.training.compiled_steps import Programs
 from mpmc_jax.training.config import LAG, StepConfig
-from mpmc_jax.training.metric_writer import Report, duration
+from mpmc_jax.training.metric_writer import MetricWriter, duration
 from mpmc_jax.training.metrics_queue import Pending, RefusedError
 from mpmc_jax.training.parallel import Parallel
 from mpmc_jax.training.signals import Broken, StopRequest
 from mpmc_jax.training.state import TrainState
-from mpmc_jax.training.train_step import Metrics, make_order
+from mpmc_jax.training.train_step import Metrics, make_step_info
 from mpmc_jax.types import Batch, PyTree
 
 _LOG = logging.getLogger(__name__)
@@ -80,10 +80,10 @@ def train(
     *,
     evaluate: Callable[[TrainState], dict[str, float]],
     checkpointer: Checkpointer,
-    report: Report,
+    report: MetricWriter,
     names: Callable[[Batch], dict[str, list[str]]],
     place: Callable[[Batch], Batch],
-    recount: Callable[[TrainState], TrainState] | None = None,
+    recompute_bn_stats: Callable[[TrainState], TrainState] | None = None,
 ) -> TrainState:
     """Trains from `state` (on the host) to `config.steps`; returns the last state.
 
@@ -91,25 +91,26 @@ def train(
       evaluate: numbers of one copy of the state, `config.metric` among them.
       names: the ids of a batch's records, for messages.
       place: puts a batch on the devices.
-      recount: makes the replicated state with which an evaluation and the run go on.
+      recompute_bn_stats: the replicated state -> the one with which an evaluation and
+        the run go on.
 
     Raises:
       NonFiniteError: the update was refused; the state before it is saved.
       Interrupted: a signal came, here or to another process; the state is saved.
     """
     start = int(state.step)
-    keepers = evaluate, checkpointer, report, names, recount
+    keepers = evaluate, checkpointer, report, names, recompute_bn_stats
     run = _Run(config, step_config.method, parallel, data, *keepers)
     programs = Programs(parallel, step_config)
     run.request_first(state)
     run.state = parallel.replicate(state)
     with run.stop as stop:
-        run.make_up(state)
+        run.run_pending_eval(state)
         for step in range(start, config.steps):
             batch = run.next_batch(step, start)
             begin, is_first = time.monotonic(), programs.lack(step)
             stop.has_progress = not is_first
-            order = parallel.replicate(make_order(step, bool(stop.requested)))
+            order = parallel.replicate(make_step_info(step, bool(stop.requested)))
             run.state, metrics = programs.at(step)(run.state, place(batch), order)
             if is_first:
                 _first_step(metrics, begin, report)
@@ -117,7 +118,7 @@ def train(
             run.pending.add(step, parallel.start_reading(metrics), batch)
             done = step + 1
             # Several processes stop behind the same step: the first that tells all.
-            at_once = together.is_alone() and bool(stop.requested)
+            at_once = distributed.is_alone() and bool(stop.requested)
             # A phase is saved and its lines are written before the next one compiles.
             change = programs.change(done)
             turn = at_once or change or _turn(config, done)
@@ -162,9 +163,9 @@ class _Run:
     data: DataIterator
     evaluate: Callable[[TrainState], dict[str, float]]
     checkpointer: Checkpointer
-    report: Report
+    report: MetricWriter
     names: Callable[[Batch], dict[str, list[str]]]
-    recount: Callable[[TrainState], TrainState] | None
+    recompute_bn_stats: Callable[[TrainState], TrainState] | None
     stop: StopRequest = dataclasses.field(default_factory=StopRequest)
     pending: Pending = dataclasses.field(default_factory=Pending)
     state: Any = None
@@ -182,7 +183,7 @@ class _Run:
             return next(self.data)
         except Exception:
             self.read(step, 0)
-            if step > start and together.is_alone():
+            if step > start and distributed.is_alone():
                 self.keep_state()
             raise
 
@@ -212,7 +213,7 @@ class _Run:
         if metrics.requests is not None and wanted < self.config.steps:
             self.data.request(wanted, np.asarray(metrics.requests))
 
-    def make_up(self, state: TrainState) -> None:
+    def run_pending_eval(self, state: TrainState) -> None:
         """Of a state that was saved but not evaluated: the evaluation that is due."""
         start = int(state.step)
         if start >= self.config.steps:
@@ -221,25 +222,25 @@ class _Run:
             return
         self.stop.has_progress = True
         scores = self.report.recorded(start, self.config.metric)
-        if together.from_first(not scores):
+        if distributed.from_first(not scores):
             self.score(start, state)
         else:
             self.checkpointer.rank(start, scores[0] if scores else None)
-        if self.stop.requested and together.is_alone():
+        if self.stop.requested and distributed.is_alone():
             raise _interrupted(self.stop.requested, start)
 
     def keep(self, done: int, *, evaluating: bool, wait: bool = False) -> None:
         """Saves, then evaluates if asked to, which may fail or be ended."""
         self.read(done, 0)
         # When leaving too: a run that goes on must equal one never stopped.
-        if self.recount is not None and _is_due(self.config, done):
+        if self.recompute_bn_stats is not None and _is_due(self.config, done):
             try:
-                counted = self.recount(self.state)
+                counted = self.recompute_bn_stats(self.state)
                 statistics = (counted.batch_stats, counted.ema_batch_stats)
                 _check_statistics(self.parallel.fetch(statistics), done)
                 self.state = counted
             except Exception:
-                if together.is_alone():
+                if distributed.is_alone():
                     self.keep_state()
                 raise
         state = self.parallel.fetch(self.state)
@@ -258,7 +259,7 @@ class _Run:
         """
         begin = time.monotonic()
         try:
-            with self.stop.breaks() if together.is_alone() else nullcontext():
+            with self.stop.breaks() if distributed.is_alone() else nullcontext():
                 numbers = self.evaluate(state)
         except Broken as broken:
             self.checkpointer.wait()
@@ -308,7 +309,7 @@ def _check_statistics(statistics: PyTree, step: int) -> None:
         )
 
 
-def _first_step(metrics: Metrics, begin: float, report: Report) -> None:
+def _first_step(metrics: Metrics, begin: float, report: MetricWriter) -> None:
     """Waits for the first step: compilation would spoil the first images/s."""
     jax.block_until_ready(metrics)
     _LOG.info("compiled, first step done, %s", duration(time.monotonic() - begin))

@@ -1,65 +1,31 @@
-"""What a run tells: progress, metrics.jsonl, TensorBoard, manifest."""
+"""Writes the numbers of a run: progress on the terminal, metrics.jsonl, TensorBoard."""
 
 import contextlib
-import importlib.metadata
 import json
 import logging
 import math
 import os
-import platform
-import subprocess
+import socket
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import tqdm
+from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore
+from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore
+from tensorboardX.record_writer import RecordWriter
 
+from mpmc_jax import distributed
 from mpmc_jax.atomic_write import to_json, write_bytes
 from mpmc_jax.data.lists import printable
-from mpmc_jax.training import together
 from mpmc_jax.training.class_watch import ClassWatch
-from mpmc_jax.training.events import Events
 
 _LOG = logging.getLogger(__name__)
 
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
-
-
-def manifest(seed: int, data: dict[str, Any]) -> dict[str, Any]:
-    """Versions, devices, seed, data fingerprint and revision of a run."""
-    devices = jax.devices()
-    return {
-        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "device_kind": devices[0].device_kind,
-        "device_count": len(devices),
-        "process_count": jax.process_count(),
-        "matmul_precision": str(jax.config.values["jax_default_matmul_precision"]),
-        "seed": seed,
-        "data": data,
-        "revision": revision(),
-    }
-
-
-def revision() -> str:
-    """The git revision of this code, with "-dirty" where files differ from it.
-
-    Where the code was copied without its history, what $MPMC_REVISION says.
-    """
-    try:
-        return subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return os.environ.get("MPMC_REVISION", "unknown")
+# Seconds between two flushes, while numbers come.
+_FLUSH_EVERY = 60
 
 
 class _BarHandler(logging.StreamHandler):
@@ -76,7 +42,7 @@ class _Formatter(logging.Formatter):
         return printable(super().format(record), keep="\n\t")
 
 
-def speak() -> None:
+def setup_logging() -> None:
     """Lets this package's messages through to the terminal, and only these.
 
     The libraries' own (Orbax, grain) stay at warnings: they would drown a run's.
@@ -90,7 +56,7 @@ def speak() -> None:
     logger.propagate = False
 
 
-class Report:
+class MetricWriter:
     """Writes a run's numbers as they come; only process 0 writes.
 
     `metrics.jsonl` gets one object a line with `step` and flat names. On resume the
@@ -115,7 +81,7 @@ class Report:
         classes: Sequence[str] = (),
         rampup: int = 0,
     ) -> None:
-        self._active = together.is_first()
+        self._active = distributed.is_first()
         self._steps = steps
         self._images = images
         self._classes = tuple(classes)
@@ -128,7 +94,7 @@ class Report:
             return
         _drop_after(self._path, start)
         self._file = self._path.open("a")
-        self._events = Events(workdir / "tensorboard", start)
+        self._events = _EventFile(workdir / "tensorboard", start)
         self._bar = tqdm.tqdm(
             total=steps,
             initial=start,
@@ -306,3 +272,55 @@ def _step_of(line: bytes) -> int | None:
         return None
     step = found.get("step") if isinstance(found, dict) else None
     return step if isinstance(step, int) and not isinstance(step, bool) else None
+
+
+class _EventFile:
+    """A file of TensorBoard events.
+
+    What cannot be written raises at once. tensorboardX's SummaryWriter writes from a
+    thread that a full disk ends, and then waits for ever to hand it the next number.
+
+    Args:
+      directory: of the run's event files; each part of a run adds one.
+      start: steps made already; TensorBoard forgets what was written of later ones.
+    """
+
+    def __init__(self, directory: Path, start: int) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}"
+        self._writer = RecordWriter(str(directory / name))
+        self._flushed = time.monotonic()
+        self._put(file_version="brain.Event:2")
+        self._put(step=start + 1, session_log=SessionLog(status=SessionLog.START))
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Adds the numbers of a step.
+
+        Raises:
+          OSError: they, or some before them, could not be written.
+        """
+        for name, value in values.items():
+            # Not tensorboardX's `scalar`: it writes "_" for blanks and brackets, which
+            # gives two classes one tag.
+            one = Summary.Value(tag=name, simple_value=value)
+            self._put(step=step, summary=Summary(value=[one]))
+        if time.monotonic() - self._flushed > _FLUSH_EVERY:
+            self.flush()
+
+    def flush(self) -> None:
+        """Puts all of it on disk.
+
+        Raises:
+          OSError: it could not be written.
+        """
+        self._writer.flush()
+        self._flushed = time.monotonic()
+
+    def close(self) -> None:
+        """Ends the file; what cannot be written any more was complained of before."""
+        with contextlib.suppress(OSError):
+            self._writer.close()
+
+    def _put(self, **fields: Any) -> None:
+        event = Event(wall_time=time.time(), **fields)
+        self._writer.write(event.SerializeToString())

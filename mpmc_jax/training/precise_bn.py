@@ -26,7 +26,7 @@ from mpmc_jax.training.state import TrainState
 from mpmc_jax.types import Batch, Network, PyTree
 
 
-def make_recount(
+def make_bn_recompute(
     parallel: Parallel,
     config: StepConfig,
     read: Callable[[], Iterable[Batch]],
@@ -66,7 +66,7 @@ def make_recount(
 
     adding = parallel.compile(add)
 
-    def recount(state: TrainState, which: str) -> TrainState:
+    def recompute_bn_stats(state: TrainState, which: str) -> TrainState:
         prefix = "ema_" if which == "teacher" else ""
         params = getattr(state, f"{prefix}params")
         stats = getattr(state, f"{prefix}batch_stats")
@@ -78,4 +78,4 @@ def make_recount(
             total = adding(total, batch, params)
         return state.replace(**{f"{prefix}batch_stats": {**stats, **total}})
 
-    return recount
+    return recompute_bn_stats

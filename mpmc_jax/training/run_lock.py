@@ -18,8 +18,9 @@ from pathlib import Path
 
 import filelock
 
+from mpmc_jax import distributed
 from mpmc_jax.atomic_write import write_json
-from mpmc_jax.training import agreement, together
+from mpmc_jax.training import agreement
 from mpmc_jax.training.workdir import WorkdirError, make
 
 _LOG = logging.getLogger(__name__)
@@ -52,7 +53,7 @@ def hold(workdir: Path) -> Iterator[None]:
     )
     with contextlib.ExitStack() as stack:
         with agreement.failing_together():
-            if together.is_first():
+            if distributed.is_first():
                 stack.callback(_release, lease)
                 _acquire(lease, workdir)
         _check_visible(workdir / LOCK, lease.token or "")
@@ -129,9 +130,9 @@ def _holder(workdir: Path) -> str:
 
 def _check_visible(path: Path, token: str) -> None:
     """Makes sure that all processes of a run have the same directory before them."""
-    if together.is_alone():
+    if distributed.is_alone():
         return
-    token = together.gather_text(token)[0]
+    token = distributed.gather_text(token)[0]
     with agreement.failing_together():
         deadline = time.monotonic() + _VISIBLE_SECONDS
         while not _contains(path, token):

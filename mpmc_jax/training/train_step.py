@@ -23,7 +23,7 @@ from mpmc_jax.training.state import TrainState
 from mpmc_jax.types import Array, Batch, PyTree
 
 
-class Order(struct.PyTreeNode):
+class StepInfo(struct.PyTreeNode):
     """What a process tells a step.
 
     Attributes:
@@ -35,16 +35,16 @@ class Order(struct.PyTreeNode):
     stop: Array
 
 
-def make_order(step: int, stop: bool = False) -> Order:
+def make_step_info(step: int, stop: bool = False) -> StepInfo:
     """An order on the host."""
-    return Order(np.int32(step), np.bool_(stop))  # pyright: ignore
+    return StepInfo(np.int32(step), np.bool_(stop))  # pyright: ignore
 
 
 class Metrics(struct.PyTreeNode):
     """What a step reports; the same on every device.
 
     Attributes:
-      values: name -> scalar; NaN for a mean over nothing, which `Report` leaves out.
+      values: name -> scalar; NaN for a mean over nothing, which is not written.
       shares: "label" and "pseudo" -> (c,) share of each class among the labels and
         among the confident pseudo-labels; NaN where there are none.
       refused: () int32, -1 if the update was made; else the index, in the order of
@@ -66,7 +66,7 @@ class Metrics(struct.PyTreeNode):
 
 def make_step(
     config: StepConfig,
-) -> Callable[[TrainState, Batch, Order], tuple[TrainState, Metrics]]:
+) -> Callable[[TrainState, Batch, StepInfo], tuple[TrainState, Metrics]]:
     """The per-device step: (state, batch, order) -> (state, metrics).
 
     The update is made only if `order.step == state.step`: after a refusal every later
@@ -74,7 +74,7 @@ def make_step(
     """
 
     def step(
-        state: TrainState, batch: Batch, order: Order
+        state: TrainState, batch: Batch, order: StepInfo
     ) -> tuple[TrainState, Metrics]:
         def augment(part: Batch) -> PyTree:
             keys = make_keys(config, state, part)
@@ -90,7 +90,7 @@ def apply(
     state: TrainState,
     parts: PyTree,
     augment: Callable[[PyTree], PyTree],
-    order: Order,
+    order: StepInfo,
 ) -> tuple[TrainState, Metrics]:
     """The step behind its random draws.
 
@@ -168,7 +168,7 @@ def _update(
     carry: Carry,
     values: Values,
     totals: objective.Totals,
-    order: Order,
+    order: StepInfo,
 ) -> tuple[TrainState, Metrics]:
     asked = order.stop.astype(jnp.float32)
     grads, asked, means, classes = distributed.total(

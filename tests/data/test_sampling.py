@@ -13,7 +13,7 @@ from tests.support.data_sets import config_for, prepare_synthetic
 
 U2PL = Streams(geometry="u2pl", fill="nearest_mean", order="drawn")
 AEL = Streams(
-    one_a_group=True,
+    one_per_group=True,
     partner="requested",
     source=(0.1, 2.0),
     order="restarted",

@@ -14,7 +14,7 @@ import time
 import pytest
 from array_record.python import array_record_module
 
-from launch import distributed
+from launch import multihost
 from tests.support.data_sets import prepare_synthetic
 from tests.support.programs import (
     CONFIG,
@@ -278,7 +278,7 @@ def test_a_process_that_dies_ends_the_others_which_name_it(data, tmp_path, dead)
     os.kill(pair[dead].pid, signal.SIGKILL)
     output, _ = pair[1 - dead].communicate(timeout=300)
     # A heartbeat, and what the verdict takes to arrive.
-    assert time.monotonic() - begin < distributed.HEARTBEAT_SECONDS + 30
+    assert time.monotonic() - begin < multihost.HEARTBEAT_SECONDS + 30
     assert pair[1 - dead].returncode in (1, -signal.SIGABRT)
     if dead == 0:
         assert "Either the leader task was preempted/died" in output
@@ -317,15 +317,15 @@ def test_a_process_that_fails_does_not_wait_for_the_others(
     def leave(status):
         raise _ExitError(status)
 
-    monkeypatch.setattr(distributed.jax, "process_count", lambda: 2)
-    monkeypatch.setattr(distributed.os, "_exit", leave)
-    with pytest.raises(_ExitError, match="1"), distributed.ending_together():
+    monkeypatch.setattr(multihost.jax, "process_count", lambda: 2)
+    monkeypatch.setattr(multihost.os, "_exit", leave)
+    with pytest.raises(_ExitError, match="1"), multihost.ending_together():
         raise error
     assert said in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("status", [None, 0, 75])
 def test_processes_that_end_together_end_as_usual(monkeypatch, status):
-    monkeypatch.setattr(distributed.jax, "process_count", lambda: 2)
-    with pytest.raises(SystemExit), distributed.ending_together():
+    monkeypatch.setattr(multihost.jax, "process_count", lambda: 2)
+    with pytest.raises(SystemExit), multihost.ending_together():
         sys.exit(status)

@@ -13,7 +13,7 @@ import time
 import numpy as np
 import pytest
 
-from launch import distributed, rendezvous
+from launch import multihost, rendezvous
 from tests.support.data_sets import prepare_synthetic
 from tests.support.programs import (
     CONFIG,
@@ -119,12 +119,12 @@ def _evaluate_together(workdir):
 )
 def test_half_told_is_an_error(given):
     with pytest.raises(ValueError, match="all three are needed"):
-        distributed.join(found=False, **given)
+        multihost.join(found=False, **given)
 
 
 def test_told_and_to_be_found_is_an_error():
     with pytest.raises(ValueError, match="--distributed and --coordinator: give one"):
-        distributed.join(found=True, coordinator="a:1", count=2, index=0)
+        multihost.join(found=True, coordinator="a:1", count=2, index=0)
 
 
 def test_where_jax_finds_nothing_it_is_said_what_to_tell():
@@ -161,7 +161,7 @@ def test_processes_wait_for_each_other():
 
 
 def test_a_process_that_does_not_come_is_named_within_a_minute():
-    assert distributed.START_SECONDS < 60
+    assert multihost.START_SECONDS < 60
     for told in _wait_together(2, (4, 0), (4, 1)):
         assert "no sign of process 2, 3 of 4" in told
     (told,) = _wait_together(1, (2, 1))
@@ -234,28 +234,28 @@ def test_a_run_under_way_is_left_alone_by_a_process_too_many():
 
 def test_where_jax_waits_in_vain_there_is_one_line(monkeypatch, capsys):
     ended = threading.Event()
-    monkeypatch.setattr(distributed, "START_SECONDS", 0.1)
-    monkeypatch.setattr(distributed.os, "_exit", lambda status: ended.set())
-    with distributed._time_limit("process 1 of 2"):
+    monkeypatch.setattr(multihost, "START_SECONDS", 0.1)
+    monkeypatch.setattr(multihost.os, "_exit", lambda status: ended.set())
+    with multihost._time_limit("process 1 of 2"):
         assert ended.wait(10)
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: process 1 of 2 waited 0.1 s for the other")
 
 
 def test_one_process_joins_nothing(monkeypatch):
-    monkeypatch.setattr(distributed.jax.distributed, "initialize", os.abort)
+    monkeypatch.setattr(multihost.jax.distributed, "initialize", os.abort)
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "1")
-    distributed.join(found=False, coordinator="", count=0, index=-1)
+    multihost.join(found=False, coordinator="", count=0, index=-1)
 
 
 def test_under_srun_jax_finds_the_others(monkeypatch):
     told = []
     monkeypatch.setattr(
-        distributed.jax.distributed, "initialize", lambda **given: told.append(given)
+        multihost.jax.distributed, "initialize", lambda **given: told.append(given)
     )
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
-    distributed.join(found=False, coordinator="", count=0, index=-1)
-    seconds = distributed.HEARTBEAT_SECONDS
+    multihost.join(found=False, coordinator="", count=0, index=-1)
+    seconds = multihost.HEARTBEAT_SECONDS
     settings = ("heartbeat_timeout_seconds", "shutdown_timeout_seconds")
     assert told == [dict.fromkeys(settings, seconds)]
 

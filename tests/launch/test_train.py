@@ -10,7 +10,7 @@ import pytest
 from launch import train
 from mpmc_jax.data.splits import Split
 from mpmc_jax.experiments import run as runs
-from mpmc_jax.experiments.batches import make_place, make_recount
+from mpmc_jax.experiments.batches import make_bn_recompute, make_place
 from mpmc_jax.experiments.build import build_parallel, init_state
 from mpmc_jax.training import loop
 from tests.support import tiny
@@ -68,16 +68,16 @@ def test_statistics_are_counted_from_the_runs_own_images(tmp_path):
     _, pipeline, setup = runs.prepare(config)
     parallel = build_parallel(config)
     place = make_place(pipeline, parallel)
-    recount = make_recount(config, setup, pipeline, parallel, place)
+    recompute_bn_stats = make_bn_recompute(config, setup, pipeline, parallel, place)
     state = jax.tree.map(np.asarray, init_state(setup, 0))
-    once = parallel.fetch(recount(parallel.replicate(state)))
-    twice = parallel.fetch(recount(parallel.replicate(once)))
+    once = parallel.fetch(recompute_bn_stats(parallel.replicate(state)))
+    twice = parallel.fetch(recompute_bn_stats(parallel.replicate(once)))
     assert tiny.difference(twice, once) == 0
     # AEL is evaluated by its teacher.
     assert tiny.difference(once.ema_batch_stats, state.ema_batch_stats) > 1e-3
     assert tiny.difference(once.batch_stats, state.batch_stats) == 0
     config.train.precise_bn = 0
-    assert make_recount(config, setup, pipeline, parallel, place) is None
+    assert make_bn_recompute(config, setup, pipeline, parallel, place) is None
 
 
 @pytest.mark.parametrize(

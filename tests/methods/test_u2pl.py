@@ -202,7 +202,7 @@ def test_the_teacher_waits_then_copies_then_averages():
         assert warmup.average(jnp.int32(step), 100)[0] == decay(step)[0]
     at_once = dataclasses.replace(METHOD, warmup_epochs=0)
     assert at_once.phase(0) is at_once
-    assert not at_once.begins_apart() and METHOD.begins_apart()
+    assert not at_once.independent_teacher_init() and METHOD.independent_teacher_init()
     # A short epoch: averaging begins as a plain mean.
     np.testing.assert_allclose(at_once.average(jnp.int32(20), 20)[0], 1 - 1 / 21)
 

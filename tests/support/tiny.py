@@ -12,7 +12,7 @@ from mpmc_jax.pixels import RGB
 from mpmc_jax.training.config import AXIS
 from mpmc_jax.training.parallel import Layout, Parallel
 from mpmc_jax.training.state import TrainState
-from mpmc_jax.training.train_step import make_order, make_step
+from mpmc_jax.training.train_step import make_step, make_step_info
 from mpmc_jax.types import Batch, Crops
 
 # One block a stage: half of ResNet-18's operations to compile.
@@ -145,7 +145,7 @@ def run(
             lambda x, mine=mine: x[mine], batch(number, cfg, parts.method)
         )
         placed = parallel.place(rows)
-        order = parallel.replicate(make_order(number))
+        order = parallel.replicate(make_step_info(number))
         on_device, out = step(on_device, placed, order)
         metrics.append(jax.device_get(parallel.fetch(out)))
     return parallel.fetch(on_device), metrics

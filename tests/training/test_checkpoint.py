@@ -88,8 +88,8 @@ def test_behind_an_error_a_failing_save_is_only_told(tmp_path, small, caplog):
 
 
 def test_a_lost_process_is_not_taken_for_a_full_disk(tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint_files.together, "is_alone", lambda: False)
-    monkeypatch.setattr(manager.together, "meet", lambda name: None)
+    monkeypatch.setattr(checkpoint_files.distributed, "is_alone", lambda: False)
+    monkeypatch.setattr(manager.distributed, "barrier", lambda name: None)
     checkpointer = Checkpointer(tmp_path)
 
     def lose():
@@ -170,7 +170,7 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_it_used(
 
 def test_another_format_version_is_refused(tmp_path, small, monkeypatch):
     parts, state = small
-    monkeypatch.setattr("mpmc_jax.training.checkpoint.FORMAT_VERSION", 0)
+    monkeypatch.setattr("mpmc_jax.training.checkpoint.manager.FORMAT_VERSION", 0)
     _save(tmp_path, state, [(1, 0.1)])
     monkeypatch.undo()
     _refuse(tmp_path, state_shape(parts), "format version 0")

@@ -68,7 +68,7 @@ def test_supervision_alone_has_no_pseudo_labels_to_miss(caplog):
 
 
 def test_shares_are_written_by_class_and_left_out_where_nothing_counts(tmp_path):
-    made = metric_writer.Report(tmp_path, 0, 10, images=4, classes=NAMES)
+    made = metric_writer.MetricWriter(tmp_path, 0, 10, images=4, classes=NAMES)
     values = {"loss": 1.0, "lr": 0.1}
     made.add(values, {"label": LABEL, "pseudo": NOTHING})
     made.flush(1)

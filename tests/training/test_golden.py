@@ -123,7 +123,7 @@ def errors(path, devices: int, dtype) -> dict[str, float]:
     worst = {}
     for number in (0, 1):
         placed = parallel.place(_arrays(file, number, dtype))
-        order = parallel.replicate(train_step.make_order(number))
+        order = parallel.replicate(train_step.make_step_info(number))
         on_device, metrics = run(on_device, placed, order)
         values = parallel.fetch(metrics).values
         found = {name: float(values[name]) for name in TERMS}

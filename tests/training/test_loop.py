@@ -52,7 +52,7 @@ def go(
     before=lambda step: None,
     evaluate=score,
     log_every=1,
-    recount=None,
+    recompute_bn_stats=None,
 ):
     """Trains, or goes on, to `steps`; returns the last state."""
     directory.mkdir(exist_ok=True)
@@ -61,7 +61,7 @@ def go(
     restored = checkpointer.restore_latest(state_shape(parts))
     state = restored.state if restored else init_state(parts, cfg.seed)
     start = int(state.step)
-    reporter = metric_writer.Report(directory, start, steps, cfg.train.batch_size)
+    reporter = metric_writer.MetricWriter(directory, start, steps, cfg.train.batch_size)
     layout = Layout(cfg.train.batch_size, cfg.train.group_size, 1)
     parallel = Parallel("pmap", layout, 1)
     with contextlib.closing(reporter), checkpointer:
@@ -76,7 +76,7 @@ def go(
             report=reporter,
             names=lambda batch: {"labeled": [f"id{i}" for i in batch.labeled.index]},
             place=parallel.place,
-            recount=recount,
+            recompute_bn_stats=recompute_bn_stats,
         )
 
 
@@ -152,14 +152,14 @@ def test_a_stop_where_statistics_are_recounted_changes_nothing(tmp_path):
             os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.raises(loop.Interrupted, match="SIGTERM at step 3"):
-        go(cfg, tmp_path / "stopped", 6, stop, recount=halve)
-    stopped = go(cfg, tmp_path / "stopped", 6, recount=halve)
-    whole = go(cfg, tmp_path / "whole", 6, recount=halve)
+        go(cfg, tmp_path / "stopped", 6, stop, recompute_bn_stats=halve)
+    stopped = go(cfg, tmp_path / "stopped", 6, recompute_bn_stats=halve)
+    whole = go(cfg, tmp_path / "whole", 6, recompute_bn_stats=halve)
     chex.assert_trees_all_equal(stopped, whole)
     assert len(calls) == 4  # before the evaluations at 3 and 6, twice
 
 
-@pytest.mark.parametrize("failing", ["evaluate", "recount"])
+@pytest.mark.parametrize("failing", ["evaluate", "recompute_bn_stats"])
 def test_a_failing_evaluation_or_recount_loses_no_step(tmp_path, failing):
     cfg = tiny.config("method=supervised")
 
@@ -217,13 +217,13 @@ def test_what_was_trained_before_a_batch_that_cannot_be_read_is_kept(tmp_path):
 def test_every_step_is_in_one_line(tmp_path, monkeypatch):
     """A line ends at multiples of log_every and at evaluations, and nowhere else."""
     losses = []
-    add = metric_writer.Report.add
+    add = metric_writer.MetricWriter.add
 
     def spy(self, values, shares):
         losses.append(float(values["loss"]))
         add(self, values, shares)
 
-    monkeypatch.setattr(metric_writer.Report, "add", spy)
+    monkeypatch.setattr(metric_writer.MetricWriter, "add", spy)
     go(tiny.config("method=supervised"), tmp_path, 6, log_every=4)
     lines = [line for line in read_metrics(tmp_path) if "train/loss" in line]
     assert [line["step"] for line in lines] == [3, 4, 6]
@@ -257,7 +257,7 @@ def test_a_number_that_is_not_finite_stops_with_step_term_and_ids(tmp_path):
 def test_recounted_statistics_that_are_not_finite_are_not_saved(tmp_path):
     cfg = tiny.config("method=supervised")
 
-    def recount(state):
+    def recompute_bn_stats(state):
         return state.replace(
             batch_stats=jax.tree.map(lambda x: x / 0, state.batch_stats)
         )
@@ -265,7 +265,7 @@ def test_recounted_statistics_that_are_not_finite_are_not_saved(tmp_path):
     with pytest.raises(
         loop.NonFiniteError, match=r"step 3: .*train.precise_bn.*step 3"
     ):
-        go(cfg, tmp_path, 6, recount=recount)
+        go(cfg, tmp_path, 6, recompute_bn_stats=recompute_bn_stats)
     directory = tmp_path / "checkpoints"
     last = manager.find(directory, "last")
     state = manager.read(directory, last, state_shape(tiny.setup(cfg))).state

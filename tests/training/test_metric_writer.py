@@ -15,7 +15,7 @@ from tests.support.programs import read_metrics
 
 
 def test_a_step_that_compiled_makes_no_speed(tmp_path):
-    made = metric_writer.Report(tmp_path, 0, 10, images=4)
+    made = metric_writer.MetricWriter(tmp_path, 0, 10, images=4)
     made.restart_clock(untimed=1)
     for step in (1, 2):
         made.add({"loss": 1.0, "lr": 0.1})
@@ -27,7 +27,7 @@ def test_a_step_that_compiled_makes_no_speed(tmp_path):
 
 
 def test_a_mean_counts_the_steps_that_had_a_number(tmp_path):
-    made = metric_writer.Report(tmp_path, 0, 10, images=4)
+    made = metric_writer.MetricWriter(tmp_path, 0, 10, images=4)
     weights = [math.nan, 0.2, 0.4, math.nan]
     for step, weight in enumerate(weights, start=1):
         made.add({"loss": float(step), "unlabeled_weight": weight, "lr": 0.1})
@@ -41,7 +41,7 @@ def test_a_mean_counts_the_steps_that_had_a_number(tmp_path):
 
 
 def test_metrics_are_json_and_resume_drops_later_lines(tmp_path, caplog):
-    first = metric_writer.Report(tmp_path, 0, 10, images=4)
+    first = metric_writer.MetricWriter(tmp_path, 0, 10, images=4)
     for step in (1, 2, 3):
         first.add({"loss": float(step), "lr": 0.1})
         first.flush(step)
@@ -49,7 +49,7 @@ def test_metrics_are_json_and_resume_drops_later_lines(tmp_path, caplog):
     first.close()
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 4, "tr')  # cut short by a kill
-    second = metric_writer.Report(tmp_path, 2, 10, images=4)
+    second = metric_writer.MetricWriter(tmp_path, 2, 10, images=4)
     with caplog.at_level(logging.INFO):
         second.add({"loss": 1.0, "lr": 0.1})
         second.flush(3)
@@ -66,7 +66,7 @@ def test_lines_that_are_cut_are_kept_beside_and_told(tmp_path, caplog):
     whole = [b'{"step": %d, "train/loss": 1.0}\n' % step for step in (1, 2, 3, 4)]
     path.write_bytes(b"".join([*whole[:2], *damaged, *whole[2:]]) + b'{"step": 1')
     with caplog.at_level(logging.INFO):
-        metric_writer.Report(tmp_path, 3, 10, images=4).close()
+        metric_writer.MetricWriter(tmp_path, 3, 10, images=4).close()
     assert path.read_bytes() == b"".join(whole[:3])
     cut = b"".join([*damaged, whole[3]]) + b'{"step": 1\n'
     assert beside.read_bytes() == cut
@@ -74,10 +74,10 @@ def test_lines_that_are_cut_are_kept_beside_and_told(tmp_path, caplog):
     assert "and 5 that cannot be read were moved to metrics.jsonl.cut" in caplog.text
     # Nothing to cut: nothing is said or written.
     caplog.clear()
-    metric_writer.Report(tmp_path, 3, 10, images=4).close()
+    metric_writer.MetricWriter(tmp_path, 3, 10, images=4).close()
     assert not caplog.text and beside.read_bytes() == cut
     # The checkpoints are gone: the run begins again.
-    metric_writer.Report(tmp_path, 0, 10, images=4).close()
+    metric_writer.MetricWriter(tmp_path, 0, 10, images=4).close()
     assert path.read_bytes() == b""
     assert beside.read_bytes() == cut + b"".join(whole[:3])
 
@@ -101,7 +101,7 @@ def test_a_full_disk_names_the_file_and_loses_no_line_before(tmp_path, names, li
     values = {f"{i}": 2.0 for i in range(names)}
 
     def begin(start):
-        return metric_writer.Report(tmp_path, start, steps=5, images=4)
+        return metric_writer.MetricWriter(tmp_path, start, steps=5, images=4)
 
     reporter = begin(0)
     reporter.write(1, values)
@@ -126,7 +126,7 @@ def test_a_full_disk_names_the_file_and_loses_no_line_before(tmp_path, names, li
 
 def test_events_are_what_tensorboard_reads(tmp_path):
     for start in (0, 2):
-        made = metric_writer.Report(tmp_path, start, steps=5, images=4)
+        made = metric_writer.MetricWriter(tmp_path, start, steps=5, images=4)
         made.write(start + 1, {"train/loss": 0.5 + start})
         made.close()
     found = {}
@@ -158,7 +158,7 @@ def test_no_two_classes_share_a_tag_and_tags_are_names(tmp_path):
     result.confusion[0, 1:] = 1
     wanted = {f"val/{k}": v for k, v in result.scalars(classes).items()}
     assert len([name for name in wanted if "/iou/" in name]) == len(classes)
-    made = metric_writer.Report(tmp_path, 0, steps=1, images=4)
+    made = metric_writer.MetricWriter(tmp_path, 0, steps=1, images=4)
     made.write(1, wanted)
     made.close()
     found = [
@@ -186,7 +186,7 @@ def test_log_lines_escape_what_a_terminal_would_obey(capfd):
     kept = logger.handlers[:], logger.level, logger.propagate
     logger.handlers = []
     try:
-        metric_writer.speak()
+        metric_writer.setup_logging()
         logger.info("image %s", "a\x1b[31m\nb.png")
     finally:
         logger.handlers, level, logger.propagate = kept

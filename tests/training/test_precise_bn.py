@@ -8,14 +8,14 @@ import pytest
 from mpmc_jax.experiments.build import init_state
 from mpmc_jax.methods import base
 from mpmc_jax.training.parallel import Layout, Parallel
-from mpmc_jax.training.precise_bn import make_recount
+from mpmc_jax.training.precise_bn import make_bn_recompute
 from mpmc_jax.training.state import PLUGIN
 from mpmc_jax.types import Network
 from tests.support import tiny
 
 
 def recounted(cfg, parts, state, seeds, which="student", kind="pmap", devices=1):
-    """The state after a recount over the toy batches of `seeds`."""
+    """The state after a recompute_bn_stats over the toy batches of `seeds`."""
     layout = Layout(cfg.train.batch_size, cfg.train.group_size, 1)
     parallel = Parallel(kind, layout, devices)
 
@@ -23,8 +23,8 @@ def recounted(cfg, parts, state, seeds, which="student", kind="pmap", devices=1)
         for seed in seeds:
             yield parallel.place(tiny.batch(seed, cfg, parts.method))
 
-    recount = make_recount(parallel, parts.step, read, len(seeds))
-    return parallel.fetch(recount(parallel.replicate(state), which))
+    recompute_bn_stats = make_bn_recompute(parallel, parts.step, read, len(seeds))
+    return parallel.fetch(recompute_bn_stats(parallel.replicate(state), which))
 
 
 def settled(parts, params, stats, batch):

@@ -10,8 +10,8 @@ import jax
 import numpy as np
 import pytest
 
+from mpmc_jax import distributed
 from mpmc_jax.evaluation.evaluator import Evaluator
-from mpmc_jax.training import together
 from mpmc_jax.training.checkpoint.manager import Checkpointer
 from tests.support import tiny
 from tests.support.programs import ROOT, free_address
@@ -49,9 +49,9 @@ def _confusion(method: str, state) -> np.ndarray:
 def write(method: str, target: str) -> None:
     """Runs on all devices of all processes; each writes what it then holds."""
     index, count = jax.process_index(), jax.process_count()
-    assert together.from_first(7 + index) == 7
-    assert together.all_agree(True) and together.all_agree(index < count)
-    assert together.all_agree(index == 0) == (count == 1)
+    assert distributed.from_first(7 + index) == 7
+    assert distributed.all_agree(True) and distributed.all_agree(index < count)
+    assert distributed.all_agree(index == 0) == (count == 1)
     state, values = _wide_run(method, 0, steps=STEPS)
     leaves = jax.tree.leaves((state, values, _confusion(method, state)))
     arrays = {f"{i:05}": np.asarray(leaf) for i, leaf in enumerate(leaves)}
@@ -59,9 +59,9 @@ def write(method: str, target: str) -> None:
 
 
 def _start(method, target, address, count, index):
-    join = f"distributed.join(found=False, coordinator={address!r}, count={count}, "
+    join = f"multihost.join(found=False, coordinator={address!r}, count={count}, "
     code = (
-        "from launch import distributed\n"
+        "from launch import multihost\n"
         + (f"{join}index={index})\n" if count > 1 else "")
         + "from tests.training.test_processes import write\n"
         + f"write({method!r}, {target!r})\n"

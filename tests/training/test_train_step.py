@@ -21,8 +21,8 @@ from mpmc_jax.training.train_step import (
     _average,
     _parts,
     make_keys,
-    make_order,
     make_step,
+    make_step_info,
 )
 from tests.support import tiny
 
@@ -206,7 +206,7 @@ def test_a_step_that_is_not_finite_is_refused_and_so_are_those_after_it():
     layout = Layout(cfg.train.batch_size, cfg.train.group_size, 1)
     parallel = Parallel("pmap", layout, 1)
     step = parallel.compile(make_step(parts.step))
-    late = parallel.replicate(make_order(1))
+    late = parallel.replicate(make_step_info(1))
     placed = parallel.place(tiny.batch(1, cfg, parts.method))
     out, refused = step(parallel.replicate(state), placed, late)
     assert int(parallel.fetch(refused).refused) == len(names)
@@ -293,7 +293,7 @@ def test_one_compilation_and_no_transfer_in_the_step(kind):
     state = parallel.replicate(tiny.init_state(parts, 0))
     for number in range(3):
         placed = parallel.place(tiny.batch(number, cfg, parts.method))
-        order = parallel.replicate(make_order(number))
+        order = parallel.replicate(make_step_info(number))
         if number == 1:
             compiled.clear()
         with jax.transfer_guard("disallow"):
@@ -314,7 +314,7 @@ def test_a_step_asks_the_host_for_nothing(method):
         lambda x: jax.ShapeDtypeStruct((1, *x.shape), x.dtype), state_shape(parts)
     )
     placed = parallel.place(tiny.batch(0, cfg, parts.method))
-    order = parallel.replicate(make_order(0))
+    order = parallel.replicate(make_step_info(0))
     step = parallel.compile(make_step(parts.step))
     text = step.lower(state, placed, order).as_text().lower()
     assert "stablehlo.convolution" in text

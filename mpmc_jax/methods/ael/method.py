@@ -72,7 +72,7 @@ class AEL(base.Method):
     delay: int = dataclasses.field(default=4, kw_only=True)
 
     streams = Streams(
-        one_a_group=True,
+        one_per_group=True,
         partner="requested",
         source=(0.1, 2.0),
         order="restarted",
@@ -97,7 +97,7 @@ class AEL(base.Method):
         checks.check_positive("ael.scale", self.scale)
         checks.check_count("ael.query_classes", self.query_classes)
 
-    def begins_apart(self) -> bool:
+    def independent_teacher_init(self) -> bool:
         """Until the first step has replaced it."""
         return True
 

@@ -133,7 +133,7 @@ class U2PL(base.Method):
             noisy=self.noisy,
         )
 
-    def begins_apart(self) -> bool:
+    def independent_teacher_init(self) -> bool:
         """During the warm-up the teacher is not the student's."""
         return self.warmup_epochs > 0
 

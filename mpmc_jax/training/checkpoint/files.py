@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from mpmc_jax.training import together
+from mpmc_jax import distributed
 from mpmc_jax.training.checkpoint.integrity import CheckpointError
 
 _LOG = logging.getLogger(__name__)
@@ -203,7 +203,7 @@ def _checksum(meta: dict[str, Any]) -> int:
 
 def of_another_process(error: BaseException | None) -> BaseException | None:
     """What JAX raised below an error of several processes: one of them is gone."""
-    if together.is_alone():
+    if distributed.is_alone():
         return None
     while error is not None and not isinstance(error, jax.errors.JaxRuntimeError):
         error = error.__cause__ or error.__context__

@@ -21,8 +21,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
+from mpmc_jax import distributed
 from mpmc_jax.atomic_write import write_text
-from mpmc_jax.training import agreement, together
+from mpmc_jax.training import agreement
 from mpmc_jax.training.checkpoint import files, orbax_logging
 from mpmc_jax.training.checkpoint.integrity import (
     CheckpointError,
@@ -81,7 +82,7 @@ def find(directory: Path, which: str) -> int:
         step = max(ranked, default=(_UNRANKED, -1))[1]
     elif which.isdecimal() and int(which) in steps:
         step = int(which)
-    step = together.from_first(step)
+    step = distributed.from_first(step)
     if step < 0:
         damaged = sorted(path.name for path in directory.glob("damaged-*"))
         aside = f"; set aside as damaged: {damaged}" if damaged else ""
@@ -185,7 +186,7 @@ class Checkpointer:
         with agreement.failing_together():
             files.check_path(self._directory)
             files.check_writable(self._directory)
-            if together.is_first():
+            if distributed.is_first():
                 files.set_aside_unreadable(self._directory)
                 files.remove_rest(self._directory)
         self._manager = self._open()
@@ -225,7 +226,7 @@ class Checkpointer:
         """
         arrays = to_host(state)
         step = int(arrays.step)
-        if together.is_first():
+        if distributed.is_first():
             files.remove_deleted(self._directory)
         if step in self._manager.all_steps():
             self.wait()
@@ -260,12 +261,12 @@ class Checkpointer:
           CheckpointError: it cannot be read.
         """
         folder, why = self._directory / str(step), ""
-        if together.is_first():
+        if distributed.is_first():
             try:
                 _restore(folder, arrays)
             except Exception as error:  # whatever it is, the save is worth nothing
                 why = files.first_line(error)
-        if not together.all_agree(not why):
+        if not distributed.all_agree(not why):
             raise CheckpointError(
                 f"{folder} was saved, but it cannot be read back "
                 f"({why or 'by process 0'}): use a --workdir of another name, or on "
@@ -296,10 +297,10 @@ class Checkpointer:
         """
         self.wait()
         with self._writing():
-            if together.is_first() and score is not None:
+            if distributed.is_first() and score is not None:
                 metrics = files.metrics_file(self._directory / str(step))
                 write_text(metrics, json.dumps({files.SCORE: score}))
-            together.meet("a checkpoint is ranked")
+            distributed.barrier("a checkpoint is ranked")
             self._manager.reload()
 
     @contextlib.contextmanager
@@ -336,12 +337,12 @@ class Checkpointer:
                     raise
                 except Exception as error:  # any damage must not end the run
                     why = files.first_line(error)
-            if together.all_agree(restored is not None):
+            if distributed.all_agree(restored is not None):
                 return restored
             self._manager.close()
-            if together.is_first():
+            if distributed.is_first():
                 files.set_aside(folder, why)
-            together.meet("a damaged checkpoint is set aside")
+            distributed.barrier("a damaged checkpoint is set aside")
             self._manager = self._open()
         if any(self._directory.glob("damaged-*")):
             raise CheckpointError(
@@ -353,7 +354,7 @@ class Checkpointer:
 
     def _newest(self) -> int:
         """Process 0's, for files may reach others later; -1 where there is none."""
-        return together.from_first(max(self._manager.all_steps(), default=-1))
+        return distributed.from_first(max(self._manager.all_steps(), default=-1))
 
     def _check_run(self, folder: Path) -> None:
         found = flatten(_read_meta(folder)["run"])
@@ -385,5 +386,5 @@ class Checkpointer:
         with self._writing():
             self._manager.wait_until_finished()
             self._manager.close()
-            if together.is_first():
+            if distributed.is_first():
                 files.remove_deleted(self._directory)
