@@ -69,17 +69,17 @@ def _forward(axis_name, x_bhwc, scale_c, bias_c):
 def _backward(axis_name, residuals, cotangents):
     x_bhwc, scale_c, mean_c, var_c = residuals
     dy_bhwc = at_least_float32(cotangents[0])
-    centerd_bhwc = at_least_float32(x_bhwc) - per_channel(mean_c)
+    centered_bhwc = at_least_float32(x_bhwc) - per_channel(mean_c)
     inverse_c = lax.rsqrt(var_c + EPSILON)
     sums_2c = jnp.stack(
         [
             jnp.sum(dy_bhwc, axis=(0, 1, 2)),
-            jnp.sum(dy_bhwc * centerd_bhwc, axis=(0, 1, 2)),
+            jnp.sum(dy_bhwc * centered_bhwc, axis=(0, 1, 2)),
         ]
     )
     means_2c = distributed.mean(sums_2c, axis_name) / (x_bhwc.size // x_bhwc.shape[-1])
     slope_c = jnp.square(inverse_c) * means_2c[1]
-    dx_bhwc = dy_bhwc - per_channel(means_2c[0]) - centerd_bhwc * per_channel(slope_c)
+    dx_bhwc = dy_bhwc - per_channel(means_2c[0]) - centered_bhwc * per_channel(slope_c)
     dx_bhwc = dx_bhwc * per_channel(scale_c * inverse_c)
     # Of this device's share: the step sums parameters' gradients over devices.
     dscale_c, dbias_c = sums_2c[1] * inverse_c, sums_2c[0]

@@ -14,7 +14,7 @@ WINDOWS = (1, 7, 19)
 
 
 def average_pool(z_bhwd: Array, window: int) -> Array:
-    """Mean over a centerd window x window square: (b,h,w,d) -> the same shape.
+    """Mean over a centered window x window square: (b,h,w,d) -> the same shape.
 
     Zero padding counts: the sum is divided by window^2 at the border too, as the
     published MPMC does. Two one-dimensional sums cost 1/40 of the square one on a CPU

@@ -54,5 +54,5 @@ def _recipe(key: str, shape: tuple[int, ...]) -> np.ndarray:
 
 def spatial_error(a: np.ndarray, b: np.ndarray) -> float:
     """Largest |a-b| over the deviation of b about its channel means; both (n,c,h,w)."""
-    centerd = b - b.mean(axis=(0, 2, 3), keepdims=True)
-    return float(np.abs(a - b).max() / centerd.std())
+    centered = b - b.mean(axis=(0, 2, 3), keepdims=True)
+    return float(np.abs(a - b).max() / centered.std())

@@ -48,7 +48,7 @@ def adaptive_weights(
       confidence: a key of `CONFIDENCES`.
       scale: one of `SCALES`; "mean" makes the mean of lambda_s over the pixels that
         `where` names equal 1.
-      field: the tap's receptive field; None for one centerd on pixel 0 with the
+      field: the tap's receptive field; None for one centered on pixel 0 with the
         stride that the sizes suggest, see `nearest_patch`.
       where: (b,H,W) bool, the pixels over which "mean" is taken; None for all with a
         class. Other scales do not read it.

@@ -108,7 +108,7 @@ def nearest_patch(
 
     Ties go to the lower index. Without a field the stride is side / count rounded up
     and the first center lies on pixel 0: exact at any size for the layers of a ResNet
-    (layer1: size 39, stride 4, padding 19), whose fields are centerd on the grid.
+    (layer1: size 39, stride 4, padding 19), whose fields are centered on the grid.
     """
     stride, first = -(-side // count), 0.0
     if field is not None:
