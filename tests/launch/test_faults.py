@@ -1,4 +1,4 @@
-"""Faults of the README's table, injected into programs as a user runs them."""
+"""Faults of docs/faults.md, injected into programs as a user runs them."""
 
 import contextlib
 import json

@@ -1,22 +1,142 @@
-"""What the README promises: its commands run, and the quick start learns."""
+"""What the README and docs/ promise: commands run or parse, the quick start learns."""
 
+import argparse
+import importlib
+import importlib.util
 import re
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+from absl import flags
 from PIL import Image
 
 from tests.support.data_sets import make_folder
+from tests.support.documents import PAGES, code, config_of, name_of, programs, prose
 from tests.support.programs import ENVIRONMENT, ROOT, SMALL, run
+
+# What stands for a value that the reader chooses, and such a value.
+PLACEHOLDERS = {
+    "METHOD": "unimatch",
+    "MPMC": "paper",
+    "BACKBONE": "resnet50",
+    "SPLIT": "92",
+    "NAME": "folder",
+    "ZONE": "us-west4-a",
+    "$i": "0",
+}
+
+
+class _Parsed(Exception):
+    """Carries a program's parser and what it made of the arguments."""
+
+
+def _parse(monkeypatch, program, arguments):
+    """The parser of a program, and what it makes of its arguments."""
+    parse = argparse.ArgumentParser.parse_args
+
+    def stop(parser, args=None, namespace=None):
+        raise _Parsed(parser, parse(parser, args, namespace) if arguments else None)
+
+    if importlib.util.find_spec(program).submodule_search_locations:
+        program += ".__main__"
+    module = importlib.import_module(program)
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", stop)
+    monkeypatch.setattr(sys, "argv", [program, *arguments])
+    with pytest.raises(_Parsed) as parsed:
+        module.main(arguments) if program.startswith("launch") else module.main()
+    return parsed.value.args
+
+
+def _options(monkeypatch, program):
+    """The options of a program, as they are written."""
+    if program == "launch.train":
+        importlib.import_module(program)
+        return {f"--{name}" for name in flags.FLAGS}
+    parser, _ = _parse(monkeypatch, program, [])
+    return set(parser._option_string_actions)
+
+
+def _name(argument):
+    """The option's name, if it is one; a setting's is `--config`."""
+    if not argument.startswith("--"):
+        return None
+    return argument.split("=")[0].split(".")[0]
+
+
+def _filled(line):
+    for name, value in PLACEHOLDERS.items():
+        line = re.sub(rf"(?<![A-Z]){re.escape(name)}(?![A-Za-z])", value, line)
+    return line
+
+
+def _lines():
+    """Every line of the pages' code that runs one of our programs."""
+    for page in PAGES:
+        for line in code(page, "sh", "bash"):
+            if programs(line):
+                yield pytest.param(_filled(line), id=f"{name_of(page)}-{line[:60]}")
+
+
+@pytest.mark.parametrize("line", _lines())
+def test_every_command_in_code_parses(monkeypatch, line):
+    program, *arguments = programs(line)
+    if program == "launch.train":
+        options = _options(monkeypatch, program)
+        assert {_name(argument) for argument in arguments} <= options
+        config_of(arguments)
+        assert any(argument.startswith("--workdir=") for argument in arguments)
+    else:
+        _parse(monkeypatch, program, arguments)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_every_option_in_prose_exists(monkeypatch, page):
+    for text in re.findall(r"`([^`]+)`", prose(page.read_text())):
+        found = programs(" ".join(text.split()))
+        if found and importlib.util.find_spec(found[0]):
+            names = {_name(argument) for argument in found[1:]} - {None}
+            with monkeypatch.context() as context:
+                assert names <= _options(context, found[0]), text
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_every_option_of_a_script_exists(page):
+    lines = [*code(page, "sh", "bash"), *re.findall(r"`([^`]+)`", page.read_text())]
+    for line in lines:
+        for script, rest in re.findall(r"bash ((?:launch|results)/\S+\.sh)(.*)", line):
+            text = (ROOT / script).read_text()
+            own = rest.split(" -- ")[0].split(" launch.")[0].split(" #")[0]
+            for option in filter(None, map(_name, own.split())):
+                assert option in text, f"{script} {option}"
+
+
+def test_the_documents_have_commands():
+    """The patterns above find what they are meant for."""
+    found = {programs(line.values[0])[0] for line in _lines()}
+    assert found >= {
+        f"launch.{name}"
+        for name in (
+            "analyze_lambda",
+            "bench",
+            "bench.smoke_matrix",
+            "check_data",
+            "convert_weights",
+            "evaluate",
+            "plot_runs",
+            "predict",
+            "prepare_data",
+            "train",
+            "visualize",
+        )
+    }
 
 
 @pytest.mark.full
 def test_every_command_of_the_readme_runs(tmp_path):
-    text = (ROOT / "README.md").read_text()
-    blocks = re.findall(r"```bash\n(.*?)```", text, flags=re.DOTALL)
-    lines = [line for block in blocks for line in block.splitlines()]
+    """Code marked `bash`, of any page, is run; code marked `sh` is parsed above."""
+    lines = [line for page in PAGES for line in code(page, "bash")]
     ours = [line.split("#")[0].strip() for line in lines if "python -m launch" in line]
     others = [
         line for line in lines if line not in ours and "python -m launch" not in line

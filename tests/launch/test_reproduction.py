@@ -1,6 +1,5 @@
-"""Every command that the README gives for a cell of the paper's tables builds."""
+"""Every command of docs/reproduce.md for a cell of the paper's tables builds."""
 
-import importlib
 import itertools
 import re
 
@@ -10,7 +9,7 @@ import pytest
 from mpmc_jax.experiments.build import build_base, build_setup
 from mpmc_jax.pixels import GRAY, RGB
 from tests.support import tiny
-from tests.support.programs import ROOT
+from tests.support.documents import ROOT, config_of
 
 METHODS = ("augseg", "ael", "u2pl", "unimatch")
 BACKBONES = ("resnet50", "resnet101")
@@ -18,12 +17,17 @@ CLASSES = {"voc": 21, "cityscapes": 19, "acdc": 4}
 
 
 def _rows():
-    """(cells, command, splits) of the README's table."""
-    text = (ROOT / "README.md").read_text()
-    section = text.split("## The paper's tables")[1].split("\n## ")[0]
-    rows = re.findall(r"^\| (Table [^|]*) \| `([^`]*)` \| ([^|]*) \|$", section, re.M)
+    """(cells, command, splits) of the page's sections."""
+    text = (ROOT / "docs" / "reproduce.md").read_text()
+    sections = re.findall(
+        r"^### (Table [^\n]*)\n\n```sh\n(.*?)```\n\nSPLIT: ([^\n]*)$",
+        text,
+        re.MULTILINE | re.DOTALL,
+    )
     return [
-        (cells, line, re.findall(r"`([^`]*)`", splits)) for cells, line, splits in rows
+        (cells, " ".join(command.replace("\\\n", " ").split()), splits)
+        for cells, command, values in sections
+        if (splits := re.findall(r"`([^`]*)`", values))
     ]
 
 
@@ -42,15 +46,8 @@ def _config(command: str) -> ml_collections.ConfigDict:
     """The configuration that `launch.train` would make of a command."""
     program, *flags = command.removeprefix("python -m ").split()
     assert program == "launch.train"
-    values = dict(flag.removeprefix("--").split("=", 1) for flag in flags)
-    file, _, argument = values.pop("config").partition(":")
-    module = file.removesuffix(".py").replace("/", ".")
-    config = importlib.import_module(module).get_config(argument)
-    assert values.pop("workdir").startswith("runs/")
-    config.update_from_flattened_dict(
-        {key.removeprefix("config."): value for key, value in values.items()}
-    )
-    return config
+    assert flags[-1].startswith("--workdir=runs/")
+    return config_of(flags)
 
 
 def test_the_table_has_every_cell_of_the_paper():

@@ -1,0 +1,87 @@
+"""The Markdown pages: their links, the paths and settings they name, their form."""
+
+import re
+
+import pytest
+
+from configs import base
+from tests.support.documents import PAGES, ROOT, name_of, prose
+
+MAX_COLUMNS = 92
+MAX_README_LINES = 200
+# A path of this repository in backticks; <name> stands for any name.
+_PATH = re.compile(
+    r"`((?:mpmc_jax|launch|configs|tests|docs|results)/[\w/.<>*-]*|[\w/]+\.md)`"
+)
+_SECTIONS = {
+    name: section
+    for name, section in base.get_base().to_dict().items()
+    if isinstance(section, dict)
+}
+_SETTING = re.compile(rf"\b({'|'.join(_SECTIONS)})\.([a-z]\w*)")
+# Words that have one spelling here, by another one.
+_SPELLINGS = re.compile(
+    r"\b(un)?labelled|colour|\bgrey|normalis|optimis|centre|neighbour|initialis", re.I
+)
+
+
+def _anchors(path):
+    """The anchors of a page's headings, as GitHub and site generators make them."""
+    for heading in re.findall(r"^#+ (.*)$", prose(path.read_text()), re.MULTILINE):
+        yield re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose(page.read_text())):
+        if target.startswith(("http://", "https://")):
+            continue
+        file, _, anchor = target.partition("#")
+        path = (page.parent / file).resolve() if file else page
+        assert path.exists(), target
+        assert path.is_relative_to(ROOT), target
+        if anchor:
+            assert anchor in _anchors(path), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_paths_exist(page):
+    for name in _PATH.findall(page.read_text()):
+        pattern = re.sub(r"<\w+>", "*", name).rstrip("/")
+        beside = page.parent.glob(pattern)
+        assert any(ROOT.glob(pattern)) or any(beside), name
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_settings_are_declared(page):
+    for section, key in _SETTING.findall(page.read_text()):
+        if key not in ("txt", "py"):  # the list train.txt, the program launch/train.py
+            assert key in _SECTIONS[section], f"{section}.{key}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_pages_have_one_title_and_short_lines(page):
+    text = page.read_text()
+    assert len(re.findall(r"^# ", prose(text), re.MULTILINE)) == 1
+    assert text.startswith("# ")
+    for line in prose(text).splitlines():
+        # A row of a table cannot be broken.
+        assert len(line) <= MAX_COLUMNS or line.startswith("|"), line
+    assert not (found := _SPELLINGS.search(text)), found
+
+
+def test_the_readme_is_short_and_leads_to_every_page():
+    text = (ROOT / "README.md").read_text()
+    assert len(text.splitlines()) <= MAX_README_LINES
+    for path in (ROOT / "docs").glob("*.md"):
+        assert f"(docs/{path.name})" in text, path
+    index = (ROOT / "docs" / "index.md").read_text()
+    for path in (ROOT / "docs").glob("*.md"):
+        assert path.name == "index.md" or f"({path.name})" in index, path
+
+
+def test_every_folder_of_results_has_a_page_that_the_table_names():
+    table = (ROOT / "results" / "README.md").read_text()
+    for folder in (path for path in (ROOT / "results").iterdir() if path.is_dir()):
+        assert (folder / "README.md").exists(), folder
+        assert f"({folder.name}/README.md" in table, folder

@@ -1,0 +1,55 @@
+"""The Markdown pages of the repository, their fenced code, and its commands."""
+
+import importlib
+import re
+
+import ml_collections
+
+from tests.support.programs import ROOT
+
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md")),
+    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "results").rglob("README.md")),
+]
+_FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", flags=re.DOTALL | re.MULTILINE)
+
+
+def name_of(path):
+    """A page's path from the root."""
+    return str(path.relative_to(ROOT))
+
+
+def prose(text):
+    """A page without its fenced code."""
+    return _FENCE.sub("", text)
+
+
+def code(path, *languages):
+    """The page's lines of fenced code, continued lines joined."""
+    for language, block in _FENCE.findall(path.read_text()):
+        if language in languages:
+            yield from re.sub(r" *\\\n *", " ", block).splitlines()
+
+
+def programs(line):
+    """The arguments of a line that runs a program, its name first; else None."""
+    line = line.split(" #")[0].strip().removesuffix("&")
+    found = re.search(r"\b(launch|tests)\.[a-z_.]+( .*)?$", line)
+    return found[0].split() if found else None
+
+
+def config_of(arguments) -> ml_collections.ConfigDict:
+    """The configuration that `launch.train` would make of its arguments."""
+    values = dict(flag.removeprefix("--").split("=", 1) for flag in arguments)
+    file, _, argument = values["config"].partition(":")
+    module = file.removesuffix(".py").replace("/", ".")
+    config = importlib.import_module(module).get_config(argument)
+    config.update_from_flattened_dict(
+        {
+            key.removeprefix("config."): value
+            for key, value in values.items()
+            if key.startswith("config.")
+        }
+    )
+    return config
