@@ -79,7 +79,7 @@ def _lines():
                 yield pytest.param(_filled(line), id=f"{name_of(page)}-{line[:60]}")
 
 
-@pytest.mark.parametrize("line", _lines())
+@pytest.mark.parametrize("line", list(_lines()))
 def test_every_command_in_code_parses(monkeypatch, line):
     program, *arguments = programs(line)
     if program == "launch.train":
@@ -114,7 +114,7 @@ def test_every_option_of_a_script_exists(page):
 
 def test_the_documents_have_commands():
     """The patterns above find what they are meant for."""
-    found = {programs(line.values[0])[0] for line in _lines()}
+    found = {programs(each.values[0])[0] for each in _lines()}
     assert found >= {
         f"launch.{name}"
         for name in (

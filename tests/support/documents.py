@@ -1,5 +1,6 @@
 """The Markdown pages of the repository, their fenced code, and its commands."""
 
+import functools
 import importlib
 import re
 
@@ -45,11 +46,10 @@ def config_of(arguments) -> ml_collections.ConfigDict:
     file, _, argument = values["config"].partition(":")
     module = file.removesuffix(".py").replace("/", ".")
     config = importlib.import_module(module).get_config(argument)
-    config.update_from_flattened_dict(
-        {
-            key.removeprefix("config."): value
-            for key, value in values.items()
-            if key.startswith("config.")
-        }
-    )
+    for key, value in values.items():
+        if key.startswith("config."):
+            _, *sections, name = key.split(".")
+            part = functools.reduce(lambda whole, each: whole[each], sections, config)
+            kind = type(part[name])
+            part[name] = value == "True" if kind is bool else kind(value)
     return config
