@@ -207,11 +207,17 @@ def _mpmc() -> dict:
 
 def _optimizer() -> dict:
     return {
+        # "sgd", or "adamw".
+        "name": "sgd",
         # Rate of the backbone; heads learn at lr * head_multiplier.
         "lr": 1e-3,
         "head_multiplier": 10.0,
-        "momentum": 0.9,
         "weight_decay": 1e-4,
+        # Of sgd.
+        "momentum": 0.9,
+        # Of adamw: decay of the first and second moment, and what joins the root.
+        "betas": (0.9, 0.999),
+        "eps": 1e-8,
         # lr * (1 - t/T) ** power; t lags by `lag` steps (UniMatch sets its rate
         # after the step: 1).
         "power": 0.9,

@@ -160,9 +160,12 @@ def build_setup(
         teachers=teachers,
         optimizer=build_optimizer(
             schedule,
+            name=config.optimizer.name,
             head_multiplier=config.optimizer.head_multiplier,
-            momentum=config.optimizer.momentum,
             weight_decay=config.optimizer.weight_decay,
+            momentum=config.optimizer.momentum,
+            betas=tuple(config.optimizer.betas),
+            eps=config.optimizer.eps,
         ),
         schedule=schedule,
         supervised_loss=objective.SupervisedLoss(

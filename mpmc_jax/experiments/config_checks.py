@@ -44,6 +44,7 @@ _POSITIVE = (
     "train.batch_size",
     "train.group_size",
     "u2pl.temperature",
+    "optimizer.eps",
 )
 
 

@@ -1,4 +1,4 @@
-"""SGD with momentum, decay on every parameter, two learning rates, poly schedule."""
+"""Optimizers by name, with two learning rates, a frozen encoder and a poly schedule."""
 
 import dataclasses
 
@@ -35,40 +35,95 @@ class Schedule:
         return self.lr * remaining**self.power
 
 
-def rate_multipliers(params: PyTree, head_multiplier: float) -> PyTree:
-    """1 for every leaf below a key "backbone", `head_multiplier` for all others."""
-
-    def multiplier(path: tuple, _: Array) -> float:
-        names = [getattr(entry, "key", None) for entry in path]
-        return 1.0 if "backbone" in names else head_multiplier
-
-    return jax.tree_util.tree_map_with_path(multiplier, params)
-
-
 def build_optimizer(
     schedule: Schedule,
     *,
+    name: str = "sgd",
     head_multiplier: float,
-    momentum: float,
     weight_decay: float,
+    momentum: float = 0.9,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    freeze: str = "",
 ) -> optax.GradientTransformation:
-    """torch.optim.SGD's arithmetic: decay joins the gradient before the momentum.
+    """The update rule of a run: an optimizer for the encoder and everything else.
 
-    The rate multiplies the momentum buffer, not what enters it; no Nesterov. Weight
-    decay acts on batch-norm parameters and biases too, as in the published methods.
+    The encoder learns at the rate of the schedule, everything else (the decoder and the
+    head of the plug-in) at `head_multiplier` times that rate. Weight decay acts on
+    batch-norm parameters and biases too, as in the published methods.
+
+    Args:
+      schedule: the encoder's rate by step.
+      name: a key of `OPTIMIZERS`.
+      head_multiplier: of the rate of everything but the encoder.
+      weight_decay: the factor of the parameters.
+      momentum: of "sgd".
+      betas, eps: of "adamw".
+      freeze: "encoder" leaves the encoder as it is, and keeps no state for it; "" none.
+
+    Raises:
+      ValueError: an unknown name, or betas outside of [0, 1).
     """
-
-    def scale_by_group() -> optax.GradientTransformation:
-        def update(updates: PyTree, state: PyTree, params: PyTree | None = None):
-            del params
-            factors = rate_multipliers(updates, head_multiplier)
-            return jax.tree.map(lambda u, f: u * f, updates, factors), state
-
-        return optax.GradientTransformation(optax.init_empty_state, update)
-
-    return optax.chain(
-        optax.add_decayed_weights(weight_decay),
-        optax.trace(decay=momentum),
-        scale_by_group(),
+    if name not in OPTIMIZERS:
+        raise ValueError(f"optimizer.name={name!r} is unknown; valid: {[*OPTIMIZERS]}")
+    if not all(0 <= beta < 1 for beta in betas):
+        raise ValueError(
+            f"optimizer.betas={betas}: both must be at least 0 and below 1"
+        )
+    rule = optax.chain(
+        *OPTIMIZERS[name](weight_decay, momentum, betas, eps),
+        _scale_by_group(head_multiplier),
         optax.scale_by_learning_rate(schedule),
     )
+    if not freeze:
+        return rule
+    return optax.partition({True: optax.set_to_zero(), False: rule}, _is_encoder)
+
+
+def _sgd(
+    weight_decay: float, momentum: float, betas: tuple[float, float], eps: float
+) -> tuple[optax.GradientTransformation, ...]:
+    """torch.optim.SGD's arithmetic: decay joins the gradient before the momentum.
+
+    The rate multiplies the momentum buffer, not what enters it; no Nesterov.
+    """
+    del betas, eps
+    return optax.add_decayed_weights(weight_decay), optax.trace(decay=momentum)
+
+
+def _adamw(
+    weight_decay: float, momentum: float, betas: tuple[float, float], eps: float
+) -> tuple[optax.GradientTransformation, ...]:
+    """torch.optim.AdamW's arithmetic: decay joins the update behind the moments."""
+    del momentum
+    first, second = betas
+    return (
+        optax.scale_by_adam(b1=first, b2=second, eps=eps),
+        optax.add_decayed_weights(weight_decay),
+    )
+
+
+# One line per optimizer: what it makes of a gradient before rates multiply it.
+OPTIMIZERS = {"sgd": _sgd, "adamw": _adamw}
+
+
+def _is_encoder(params: PyTree) -> PyTree:
+    """True for every leaf below a key "backbone", False for all others."""
+
+    def is_encoder(path: tuple, _: Array) -> bool:
+        return "backbone" in [getattr(entry, "key", None) for entry in path]
+
+    return jax.tree_util.tree_map_with_path(is_encoder, params)
+
+
+def _scale_by_group(head_multiplier: float) -> optax.GradientTransformation:
+    """1 for the encoder, `head_multiplier` for everything else."""
+
+    def update(updates: PyTree, state: PyTree, params: PyTree | None = None):
+        del params
+        factors = jax.tree.map(
+            lambda encoder: 1.0 if encoder else head_multiplier, _is_encoder(updates)
+        )
+        return jax.tree.map(lambda u, f: u * f, updates, factors), state
+
+    return optax.GradientTransformation(optax.init_empty_state, update)

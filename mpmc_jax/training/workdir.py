@@ -33,6 +33,13 @@ _CIRCUMSTANCES = (
 # Of these, what may differ between the processes of one run.
 OF_A_PROCESS = ("data.data_dir", "data.threads", "data.prefetch")
 
+# Settings that came after runs of this format version, with what those runs did.
+_LATER = {
+    "optimizer.name": "sgd",
+    "optimizer.betas": [0.9, 0.999],
+    "optimizer.eps": 1e-8,
+}
+
 
 class WorkdirError(RuntimeError):
     """The directory belongs to another run; the message shows the difference."""
@@ -47,6 +54,16 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{name}"] = value
     return flat
+
+
+def complete(config: dict[str, Any]) -> dict[str, Any]:
+    """A saved configuration with the settings that came later, as the run had them."""
+    whole = dict(config)
+    for name, value in _LATER.items():
+        section, _, key = name.partition(".")
+        if isinstance(whole.get(section), dict):
+            whole[section] = {key: value, **whole[section]}
+    return whole
 
 
 def has_steps(workdir: Path) -> bool:
@@ -104,7 +121,7 @@ def check(
     path = workdir / CONFIG
     if (found := _read_beside(path)) is not None:
         _check_version(path, found, config.format_version)
-        there, now = flatten(found), flatten(config.to_dict())
+        there, now = flatten(complete(found)), flatten(config.to_dict())
         for name in _CIRCUMSTANCES:
             before, after = there.pop(name, None), now[name]
             if before != after:
@@ -214,16 +231,16 @@ def load(
     """
     path = workdir / CONFIG
     _check_version(workdir / CHECKPOINTS, run["config"], base.format_version)
-    known = flatten(base.to_dict())
-    unknown = sorted(flatten(run["config"]).keys() ^ (known.keys() - _CIRCUMSTANCES))
+    known, trained = flatten(base.to_dict()), complete(run["config"])
+    unknown = sorted(flatten(trained).keys() ^ (known.keys() - _CIRCUMSTANCES))
     if unknown:
         raise WorkdirError(f"{workdir}: unknown or missing keys {unknown}")
-    base.update(run["config"])
+    base.update(trained)
     if (found := _read_beside(path)) is None:
         return base
-    flat = flatten(found)
+    flat = flatten(complete(found))
     done = {name: flat.pop(name) for name in _CIRCUMSTANCES if name in flat}
-    _check_same(path, flat, flatten(run["config"]), "remove that file")
+    _check_same(path, flat, flatten(trained), "remove that file")
     for name, value in done.items():
         if type(value) is not type(known[name]):
             raise WorkdirError(

@@ -363,6 +363,82 @@ def test_optimizer_is_torch_sgd():
     chex.assert_trees_all_close(now, expected, rtol=1e-5)
 
 
+def test_adamw_is_torch_s_with_two_rates():
+    """Against the update rule written out, decay behind the moments."""
+    rng = np.random.default_rng(0)
+    params = {
+        name: {"w": rng.normal(size=(3, 2)).astype(np.float32)}
+        for name in ("backbone", "head")
+    }
+    schedule = Schedule(lr=0.1, steps=10, power=0.9)
+    optimizer = build_optimizer(
+        schedule,
+        name="adamw",
+        head_multiplier=10.0,
+        weight_decay=1e-2,
+        betas=(0.8, 0.95),
+        eps=1e-3,
+    )
+    state, now = optimizer.init(params), params
+    expected = jax.tree.map(np.copy, params)
+    first, second = (jax.tree.map(np.zeros_like, params) for _ in range(2))
+    for t in range(4):
+        grads = jax.tree.map(lambda x: rng.normal(size=x.shape), params)
+        updates, state = optimizer.update(grads, state, now)
+        now = optax.apply_updates(now, updates)
+        for part, factor in (("backbone", 1), ("head", 10)):
+            gradient, rate = grads[part]["w"], factor * 0.1 * (1 - t / 10) ** 0.9
+            first[part]["w"] = 0.8 * first[part]["w"] + 0.2 * gradient
+            second[part]["w"] = 0.95 * second[part]["w"] + 0.05 * gradient**2
+            mean = first[part]["w"] / (1 - 0.8 ** (t + 1))
+            root = np.sqrt(second[part]["w"] / (1 - 0.95 ** (t + 1)))
+            expected[part]["w"] = expected[part]["w"] - rate * (
+                mean / (root + 1e-3) + 1e-2 * expected[part]["w"]
+            )
+    chex.assert_trees_all_close(now, expected, rtol=1e-5)
+
+
+def test_a_frozen_encoder_has_no_update_and_no_state():
+    params = {name: {"w": np.ones(3, np.float32)} for name in ("backbone", "head")}
+    rules = [
+        build_optimizer(
+            Schedule(lr=0.1, steps=10),
+            name=name,
+            head_multiplier=10.0,
+            weight_decay=1e-2,
+            freeze="encoder",
+        )
+        for name in ("sgd", "adamw")
+    ]
+    for rule in rules:
+        updates, state = rule.update(params, rule.init(params), params)
+        np.testing.assert_array_equal(updates["backbone"]["w"], 0)
+        assert np.all(updates["head"]["w"] < 0)
+        kept = [x for x in jax.tree.leaves(state) if jnp.ndim(x)]
+        assert {x.shape for x in kept} == {(3,)} and len(kept) <= 2
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"optimizer__name": "adam"}, "optimizer.name='adam' is unknown; .*'adamw'"),
+        ({"optimizer__betas": (0.9, 1.0)}, r"optimizer.betas=\(0.9, 1.0\): both"),
+    ],
+)
+def test_an_optimizer_that_is_none_is_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        tiny.setup(tiny.config("method=supervised", **change))
+
+
+def test_a_run_learns_with_adamw():
+    cfg = tiny.config(
+        "method=supervised", optimizer__name="adamw", optimizer__head_multiplier=1.0
+    )
+    _, metrics = tiny.run(cfg, 6)
+    losses = [float(each.values["loss_supervised"]) for each in metrics]
+    assert losses[-1] < losses[0]
+
+
 @pytest.mark.parametrize("devices,processes", [(1, 1), (4, 1), (4, 2)])
 @pytest.mark.parametrize("parts", [1, 2])
 def test_layout_keeps_groups_whole_and_micro_batches_alike(devices, processes, parts):

@@ -1,5 +1,6 @@
 """A run's directory: whose it is, and what may change under it."""
 
+import json
 import math
 
 import pytest
@@ -141,6 +142,29 @@ def test_every_number_of_a_configuration_is_looked_at():
         cfg = tiny.config("method=supervised", **{key.replace(".", "__"): math.inf})
         with pytest.raises(ValueError, match=f"^{key}=inf must be finite$"):
             config_checks.check_ranges(cfg)
+
+
+def test_a_run_from_before_a_setting_came_goes_on_with_what_it_did(tmp_path):
+    cfg = tiny.config("method=supervised")
+    (tmp_path / "checkpoints" / "3").mkdir(parents=True)
+    _claim(tmp_path, cfg)
+    path, run = tmp_path / "config.json", workdir.trained_on(cfg, FACTS)
+    for found in (written := json.loads(path.read_text()), run["config"]):
+        for name in workdir._LATER:
+            section, _, key = name.partition(".")
+            del found[section][key]
+    path.write_text(json.dumps(written))
+    loaded = workdir.load(tmp_path, tiny.config("method=supervised"), run)
+    assert loaded.to_dict() == cfg.to_dict()
+    _claim(tmp_path, cfg)
+    other = tiny.config("method=supervised", optimizer__name="adamw")
+    path.write_text(json.dumps(written))
+    with pytest.raises(workdir.WorkdirError, match="name: 'sgd' there, 'adamw' now"):
+        _claim(tmp_path, other)
+    # What is missing without having come later is missing still.
+    del run["config"]["optimizer"]["lr"]
+    with pytest.raises(workdir.WorkdirError, match=r"missing keys \['optimizer.lr'\]"):
+        workdir.load(tmp_path, tiny.config("method=supervised"), run)
 
 
 def test_a_run_keeps_its_data_and_lists_its_parts(tmp_path):

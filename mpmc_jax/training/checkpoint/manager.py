@@ -33,7 +33,7 @@ from mpmc_jax.training.checkpoint.integrity import (
     differences,
 )
 from mpmc_jax.training.state import TrainState, to_host
-from mpmc_jax.training.workdir import flatten
+from mpmc_jax.training.workdir import complete, flatten
 
 _LOG = logging.getLogger(__name__)
 
@@ -357,7 +357,8 @@ class Checkpointer:
         return distributed.from_first(max(self._manager.all_steps(), default=-1))
 
     def _check_run(self, folder: Path) -> None:
-        found = flatten(_read_meta(folder)["run"])
+        run = _read_meta(folder)["run"]
+        found = flatten(run | {"config": complete(run.get("config", {}))})
         if lines := differences(found, flatten(self._run)):
             raise CheckpointError(
                 f"{folder} is of a run with other settings or data:\n"
