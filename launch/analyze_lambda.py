@@ -46,7 +46,7 @@ def measure(run: runs.Run, workdir: Path) -> dict[str, Any]:
       ValueError: the run has no patch classifier, or its unlabeled images no labels.
       FileNotFoundError, ValueError: see `unlabeled_ids`.
     """
-    trust = runs.trust_function(run)
+    weigh = runs.lambda_s_function(run)
 
     @bounded_jit()
     def sums(pseudo: Array, weight: Array, label: Array) -> Array:
@@ -65,7 +65,7 @@ def measure(run: runs.Run, workdir: Path) -> dict[str, Any]:
     for number in chosen:
         example = source[number]
         label = jnp.asarray(example.label[None])
-        one = sums(*trust(jnp.asarray(example.image[None]), label), label)
+        one = sums(*weigh(jnp.asarray(example.image[None]), label), label)
         total += np.asarray(one, np.float64)
     mean = (total[1] + total[3]) / (total[0] + total[2])
     return {
@@ -79,14 +79,14 @@ def measure(run: runs.Run, workdir: Path) -> dict[str, Any]:
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point; user errors end with one line and status 1."""
-    parser = cli.parser("trust", __doc__)
+    parser = cli.parser("analyze_lambda", __doc__)
     cli.add_run(parser, checkpoint="last")
     cli.add_data_dir(parser)
     args = parser.parse_args(arguments)
     cli.setup_runtime()
     with cli.user_errors():
         workdir = as_path("--workdir", args.workdir)
-        run = runs.open_run(workdir, args.checkpoint)
+        run = runs.load_run(workdir, args.checkpoint)
         run = runs.use_data(run, args.data_dir)
         found = measure(run, workdir)
         path = workdir / f"trust_{args.checkpoint}.json"

@@ -30,9 +30,9 @@ def of_run(workdir: pathlib.Path, checkpoint: str) -> Weights:
     """The network that a run is evaluated by.
 
     Raises:
-      WorkdirError, CheckpointError, FileNotFoundError: see `runs.open_run`.
+      WorkdirError, CheckpointError, FileNotFoundError: see `runs.load_run`.
     """
-    run = runs.open_run(workdir, checkpoint)
+    run = runs.load_run(workdir, checkpoint)
     variables = jax.tree.map(np.asarray, run.variables)
     origin = {
         "file": workdir.name,

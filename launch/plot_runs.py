@@ -77,7 +77,7 @@ def compare(runs: Sequence[Path], output: Path) -> tuple[str, int]:
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point; user errors end with one line and status 1."""
-    parser = cli.parser("compare", __doc__)
+    parser = cli.parser("plot_runs", __doc__)
     parser.add_argument("--output", required=True, help="folder for the results")
     parser.add_argument("runs", nargs="+", help="directories of runs")
     args = parser.parse_args(arguments)

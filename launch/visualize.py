@@ -32,13 +32,13 @@ def rows(run: runs.Run, count: int) -> list[list[np.ndarray]]:
     Raises:
       ValueError: the run has no patch classifier.
     """
-    trust = runs.trust_function(run)
+    weigh = runs.lambda_s_function(run)
     source = runs.open_split(run, "val")
     chosen = [i for i in range(len(source)) if source.size(i) == source.size(0)]
     pictures = []
     for number in chosen[:count]:
         example = source[number]
-        pseudo, weight = trust(
+        pseudo, weight = weigh(
             jnp.asarray(example.image[None]), jnp.asarray(example.label[None])
         )
         pictures.append(
@@ -54,7 +54,7 @@ def rows(run: runs.Run, count: int) -> list[list[np.ndarray]]:
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point; user errors end with one line and status 1."""
-    parser = cli.parser("figure", __doc__)
+    parser = cli.parser("visualize", __doc__)
     cli.add_run(parser)
     cli.add_data_dir(parser)
     parser.add_argument("--output", required=True, help="PNG file to write")
@@ -67,7 +67,7 @@ def main(arguments: list[str] | None = None) -> None:
         output = as_path("--output", args.output)
         if output.suffix.lower() != ".png":
             raise ValueError(f"--output={output}: name a .png")
-        run = runs.open_run(as_path("--workdir", args.workdir), args.checkpoint)
+        run = runs.load_run(as_path("--workdir", args.workdir), args.checkpoint)
         run = runs.use_data(run, args.data_dir)
         pictures = rows(run, args.images)
         output.parent.mkdir(parents=True, exist_ok=True)

@@ -3,6 +3,9 @@
 The names below are the library's public interface; everything else may change.
 """
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from mpmc_jax.evaluation import confusion_matrix, iou
 from mpmc_jax.losses import (
     asymmetric_focal_loss,
@@ -21,6 +24,10 @@ from mpmc_jax.plugins.mpmc.plugin import (
     patch_targets,
 )
 
+if TYPE_CHECKING:
+    from mpmc_jax.experiments.run import load_run
+    from mpmc_jax.experiments.train import train
+
 __version__ = "0.1.0"
 
 __all__ = [
@@ -32,9 +39,22 @@ __all__ = [
     "confusion_matrix",
     "cross_entropy",
     "iou",
+    "load_run",
     "load_torch_state_dict",
     "multi_scale_pool",
     "ohem_cross_entropy",
     "patch_targets",
     "receptive_field",
+    "train",
 ]
+
+# Imported at their first use: they bring in grain, Orbax and TensorBoard, which losses
+# and networks do without.
+_LAZY = {"load_run": "mpmc_jax.experiments.run", "train": "mpmc_jax.experiments.train"}
+
+
+def __getattr__(name: str) -> Any:
+    """Imports `load_run` or `train`."""
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_LAZY[name]), name)

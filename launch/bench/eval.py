@@ -14,7 +14,8 @@ from mpmc_jax.data.build import build_eval
 from mpmc_jax.data.dataset import DatasetFacts
 from mpmc_jax.evaluation.evaluator import EvalResult
 from mpmc_jax.experiments.build import build_setup
-from mpmc_jax.experiments.run import base_for, make_evaluator, open_base
+from mpmc_jax.experiments.evaluation import make_evaluator
+from mpmc_jax.experiments.run import base_for, open_base
 from mpmc_jax.methods.base import Method
 from mpmc_jax.models.config import ModelConfig
 from mpmc_jax.models.registry import init_variables

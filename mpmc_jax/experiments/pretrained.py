@@ -1,4 +1,4 @@
-"""The weights that a run begins with, and those that are evaluated without a run."""
+"""Weights of files: a run begins with them, or they are evaluated without a run."""
 
 import logging
 import pathlib
@@ -21,15 +21,15 @@ _LOG = logging.getLogger("mpmc_jax.pretrained")
 _FROM_IMAGENET = ("voc", "cityscapes")
 
 
-def read(
+def initial_weights(
     config: ml_collections.ConfigDict, model: ModelConfig
 ) -> tuple[PyTree, dict[str, Any]]:
-    """Variables that networks begin with, and what the manifest says of them.
+    """Reads the variables that networks begin with, and the manifest's note of them.
 
-    Without `model.pretrained` both are empty.
+    Both are empty without `model.pretrained`.
 
     Raises:
-      WeightsError, FileNotFoundError: weights that are not there or do not fit.
+      WeightsError, FileNotFoundError: the file is missing or does not fit.
     """
     name = config.model.pretrained
     if not name:
@@ -56,47 +56,48 @@ def read(
     ):
         if units:
             _LOG.warning("%s: %s", ", ".join(units), text)
-    told = {
+    origin = {
         **weights.origin,
         "part": part,
         "adapted": start.adapted,
         "fresh": list(start.fresh),
         "unused": list(start.unused),
     }
-    return start.variables, told
+    return start.variables, origin
 
 
 def open_weights(
     path: pathlib.Path, configure: Callable[[str], ml_collections.ConfigDict]
 ) -> Run:
-    """A whole network of a file, as a run without a plug-in that took no step.
+    """Opens a whole network's file as a run of step 0 without a plug-in.
 
     Args:
       path: of the file.
-      configure: the base method that the network is of, "" if none is known -> the
-        configuration that says how and on which data set it is evaluated.
+      configure: makes the configuration of the evaluation, with its data set, from the
+        name of the base method that the network belongs to ("" if unknown).
 
     Raises:
-      WeightsError, FileNotFoundError, ValueError: weights that are not there, are an
-        encoder alone, or of another data set's classes or channels; no such data set.
+      WeightsError, FileNotFoundError, ValueError: the file is missing, holds
+        an encoder alone, or fits another data set's classes or channels; or the data
+        set is not prepared.
     """
     weights = weights_lib.load(path)
     if not weights.whole:
         raise weights_lib.WeightsError(
-            f"{path} holds an encoder, which tells no classes apart; begin a run with "
-            "it: launch.train --config.model.pretrained"
+            f"{path} holds an encoder, which does not predict classes; begin a run "
+            "with it: launch.train --config.model.pretrained"
         )
     deeplab = weights.model.name == "deeplabv3plus"
     config = configure(weights.model.variant if deeplab else "")
     facts = dataset_info(config).facts
-    for what, given, there in (
+    for name, given, needed in (
         ("classes", weights.model.num_classes, facts.num_classes),
         ("channels", weights.model.in_channels, facts.pixels.channels),
     ):
-        if given != there:
+        if given != needed:
             raise weights_lib.WeightsError(
-                f"{path} is of a network for {given} {what}, and {facts.dataset} has "
-                f"{there}"
+                f"{path} is of a network for {given} {name}, and {facts.dataset} has "
+                f"{needed}"
             )
     return Run(
         config=config,

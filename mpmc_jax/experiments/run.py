@@ -1,60 +1,72 @@
-"""What the launch programs share: building a run's parts and opening a finished one."""
+"""A trained run: restored from its directory, it predicts and is evaluated.
 
+run = load_run("runs/camvid")
+classes = run.predict("image.jpg")
+result = run.evaluate("val")
+"""
+
+import copy
 import dataclasses
 import functools
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import jax
 import ml_collections
+import numpy as np
 
 from mpmc_jax import distributed
-from mpmc_jax.data.build import build_eval, build_split, build_train, dataset_info
+from mpmc_jax.data.build import build_eval, build_split, dataset_info
 from mpmc_jax.data.dataset import DatasetFacts
+from mpmc_jax.data.decode import decode_array
 from mpmc_jax.data.evaluation_source import EvalSource
-from mpmc_jax.data.pipeline import TrainPipeline
 from mpmc_jax.evaluation.bounded_jit import bounded_jit
-from mpmc_jax.evaluation.evaluator import Evaluator, PatchProbe
-from mpmc_jax.evaluation.predict import network_input, predict_classes
-from mpmc_jax.evaluation.protocols import Protocol, build_protocol, resize_nearest
+from mpmc_jax.evaluation.evaluator import EvalResult, PatchProbe
+from mpmc_jax.evaluation.predict import Predictor, network_input, predict_classes
+from mpmc_jax.evaluation.protocols import resize_nearest
+from mpmc_jax.evaluation.volumes import VolumeScores
 from mpmc_jax.experiments import base_config
-from mpmc_jax.experiments.build import (
-    Setup,
-    averages,
-    build_base,
-    build_setup,
-    state_shape,
+from mpmc_jax.experiments.build import build_base, build_setup, state_shape
+from mpmc_jax.experiments.evaluation import (
+    check_network,
+    make_evaluator,
+    make_protocol,
+    network_to_use,
+    probe_builder,
 )
 from mpmc_jax.methods.base import Method
 from mpmc_jax.models.config import ModelConfig
 from mpmc_jax.paths import as_path
 from mpmc_jax.plugins.base import Plugin
-from mpmc_jax.plugins.mpmc.plugin import MPMC, patch_targets
+from mpmc_jax.plugins.mpmc.plugin import MPMC
 from mpmc_jax.training import agreement
 from mpmc_jax.training import workdir as workdir_lib
 from mpmc_jax.training.checkpoint import manager as checkpoint_lib
-from mpmc_jax.training.gradient import teaching
 from mpmc_jax.training.manifest import make_manifest
-from mpmc_jax.training.state import TrainState, select
-from mpmc_jax.types import Array, Network, PyTree
+from mpmc_jax.training.state import select
+from mpmc_jax.types import Array, PyTree
+
+# One image: an array (h,w,c) as the data set stores it, or the path of a file.
+Image = np.ndarray | str | os.PathLike[str]
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A run read back from its directory.
+    """A run restored from its directory.
 
     Attributes:
       config: its configuration.
-      facts: of the data set it was trained on.
+      facts: those of the data set that it was trained on.
       model: its network's configuration.
       module: the segmenter.
-      variables: {"params", "batch_stats"} of the network to use.
+      variables: {"params", "batch_stats"} of the network that is evaluated.
       step: the checkpoint's step.
       network_name: "teacher" or "student".
       plugin: its plug-in.
       probe: its patch classifier as training uses it, or None without MPMC.
-      manifest: what the run wrote of its circumstances.
+      manifest: versions, devices, seed and data that the run recorded.
     """
 
     config: ml_collections.ConfigDict
@@ -67,6 +79,78 @@ class Run:
     plugin: Plugin
     probe: PatchProbe | None
     manifest: dict[str, Any]
+
+    @functools.cached_property
+    def predictor(self) -> Predictor:
+        """Segments arrays; keeps what it compiled for later images."""
+        protocol = make_protocol(self.config)
+        return Predictor(self.module, self.variables, self.facts.pixels, protocol)
+
+    @overload
+    def predict(self, images: Image) -> np.ndarray: ...
+
+    @overload
+    def predict(self, images: list[Any]) -> list[np.ndarray]: ...
+
+    def predict(self, images: Image | list[Any]) -> np.ndarray | list[np.ndarray]:
+        """Segments images at their own size, by the run's protocol.
+
+        Args:
+          images: one image or a list of images, each an array (h,w,c) of the type
+            that the data set stores (for most: RGB, uint8), or the path of a file.
+
+        Returns:
+          The class of every pixel, (h,w) uint8; for a list, a list of these.
+
+        Raises:
+          ValueError: an array of another shape or type, or an image that is too large.
+          UnreadableImage, OSError: a file that cannot be read.
+        """
+        if isinstance(images, np.ndarray | str | os.PathLike):
+            return self.predictor(_read_image(images, self.facts))
+        return [self.predict(image) for image in images]
+
+    def evaluate(
+        self,
+        split: str = "val",
+        *,
+        protocol: str = "",
+        crop: int | None = None,
+        scales: Sequence[float] = (),
+        flip: bool = False,
+        pad_to: int = 0,
+    ) -> EvalResult:
+        """Evaluates the run on a labeled split of its data set.
+
+        Args:
+          split: of the data set.
+          protocol, crop, scales, flip, pad_to: see `with_protocol`.
+
+        Raises:
+          ValueError, FileNotFoundError: see `with_protocol` and `evaluate_split`.
+        """
+        options = {"protocol": protocol, "crop": crop, "scales": scales}
+        run = with_protocol(self, **options, flip=flip, pad_to=pad_to)
+        return evaluate_split(run, split)
+
+
+def _read_image(image: Image, facts: DatasetFacts) -> np.ndarray:
+    """The pixels of one image as `facts.pixels` describes them.
+
+    Raises:
+      ValueError: an array of another shape or type.
+    """
+    pixels = facts.pixels
+    if not isinstance(image, np.ndarray):
+        return decode_array(Path(image).read_bytes(), pixels)
+    channels = image.shape[2] if image.ndim == 3 else None
+    if channels != pixels.channels or image.dtype != pixels.dtype:
+        raise ValueError(
+            f"an image of shape {image.shape} and type {image.dtype}; this run was "
+            f"trained on {facts.dataset} and takes (height, width, {pixels.channels}) "
+            f"of type {pixels.dtype}"
+        )
+    return image
 
 
 def base_for(
@@ -90,165 +174,156 @@ def open_base(
     return info.facts, *base_for(config, info.facts, unlabeled)
 
 
-def prepare(
-    config: ml_collections.ConfigDict,
-) -> tuple[DatasetFacts, TrainPipeline, Setup]:
-    """Facts of the data set, pipeline and parts of a run.
+def load_run(workdir: str | os.PathLike[str], checkpoint: str | int = "best") -> Run:
+    """Restores a run from its directory; the run may still be training.
 
-    Raises:
-      ValueError, FileNotFoundError: bad settings or data; the message has the mend.
-    """
-    facts, model, method = open_base(config)
-    pipeline = build_train(
-        config,
-        method.streams,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-    )
-    setup = build_setup(config, model, method, steps_per_epoch=pipeline.steps_per_epoch)
-    return facts, pipeline, setup
-
-
-def make_evaluator(
-    config: ml_collections.ConfigDict, module: Any, facts: DatasetFacts
-) -> Evaluator:
-    """The evaluator that `config.eval` describes.
-
-    Raises:
-      ValueError: see `make_protocol` and `Evaluator`.
-    """
-    return Evaluator(
-        module,
-        facts.num_classes,
-        pixels=facts.pixels,
-        batch_size=config.eval.batch_size,
-        pad_to=config.eval.pad_to,
-        protocol=make_protocol(config),
-    )
-
-
-def make_protocol(config: ml_collections.ConfigDict) -> Protocol:
-    """The protocol that `config.eval` names, its windows as large as training crops.
-
-    Raises:
-      ValueError: see `build_protocol`.
-    """
-    settings = config.eval
-    return build_protocol(
-        settings.protocol, config.data.crop, tuple(settings.scales), settings.flip
-    )
-
-
-def check_network(config: ml_collections.ConfigDict, setup: Setup) -> None:
-    """Refuses a network to evaluate that the run does not have.
-
-    Raises:
-      ValueError: an unknown choice, or a teacher where there is none.
-    """
-    choice = config.eval.network
-    if choice not in ("auto", "student", "teacher"):
-        raise ValueError(
-            f"eval.network={choice!r} is unknown; valid: ['auto', 'student', 'teacher']"
-        )
-    if choice == "teacher" and not averages(setup.method):
-        raise ValueError(
-            f"eval.network='teacher', but method.name={config.method.name!r} keeps no "
-            "average; use 'auto' or set method.ema_decay"
-        )
-
-
-def network_to_use(
-    config: ml_collections.ConfigDict, setup: Setup, state: TrainState
-) -> str:
-    """Which network is evaluated: "student" or "teacher".
-
-    Left open, it is the teacher where one is averaged, but the student during a
-    warm-up: the phase of the state's last step decides.
-    """
-    if config.eval.network != "auto":
-        return config.eval.network
-    if state.ema_params is None:
-        return "student"
-    last = max(int(state.step) - 1, 0)
-    return setup.method.phase(last // setup.step.steps_per_epoch).evaluated
-
-
-def probe_builder(setup: Setup) -> Callable[[TrainState], PatchProbe | None]:
-    """State -> its patch classifier as it weighs pseudo-labels in training (D24).
-
-    So it is the teacher's, with its network and head, whatever network is evaluated.
-    The returned probes share one function, so that they share compiled programs.
-    """
-    plugin = setup.plugin
-    if not isinstance(plugin, MPMC):
-        return lambda state: None
-    network = setup.method.networks[0]
-    module = setup.step.teachers[network]
-
-    def apply(variables: PyTree, images: Array, labels: Array):
-        teacher = Network(module, **variables["network"])
-        logits = plugin.teacher_logits(teacher, variables["head"], images)
-        _, rows, columns, _ = logits.shape
-        targets, valid = patch_targets(
-            labels, plugin.num_classes, plugin.field, size=(rows, columns)
-        )
-        return logits, targets, valid
-
-    def build(state: TrainState) -> PatchProbe:
-        teachers, head = teaching(setup.step, state)
-        teacher = teachers[network]
-        variables = {"params": teacher.params, "batch_stats": teacher.batch_stats}
-        return PatchProbe({"network": variables, "head": head}, apply)
-
-    return build
-
-
-def open_run(workdir: Path, checkpoint: str = "best") -> Run:
-    """Reads a run back, which may be under way.
-
-    What it was trained on is in the checkpoint; config.json beside it says how.
+    The checkpoint says what the run was trained on, config.json how. Sets JAX's default
+    matmul precision to the run's.
 
     Args:
-      workdir: its directory.
+      workdir: the directory that the run was trained in.
       checkpoint: "best", "last" or a step.
 
     Raises:
       WorkdirError, CheckpointError, FileNotFoundError: what is missing, and the mend.
     """
+    workdir = as_path("workdir", os.fspath(workdir))
     directory = workdir / workdir_lib.CHECKPOINTS
     if not directory.is_dir():
         raise workdir_lib.WorkdirError(
             f"{workdir} holds no run: {directory} does not exist"
         )
     try:
-        step = checkpoint_lib.find(directory, checkpoint)
-        run = checkpoint_lib.read_run(directory, step)
-        config = workdir_lib.load(workdir, base_config.get_base(), run)
+        step = checkpoint_lib.find(directory, str(checkpoint))
+        trained_on = checkpoint_lib.read_run(directory, step)
+        config = workdir_lib.load(workdir, base_config.get_base(), trained_on)
         jax.config.update("jax_default_matmul_precision", config.matmul_precision)
-        facts = DatasetFacts.read(run["data"])
-        model, method = base_for(config, facts, run["data"]["unlabeled"])
+        facts = DatasetFacts.read(trained_on["data"])
+        model, method = base_for(config, facts, trained_on["data"]["unlabeled"])
         setup = build_setup(
-            config, model, method, steps_per_epoch=run["steps_per_epoch"]
+            config, model, method, steps_per_epoch=trained_on["steps_per_epoch"]
         )
         restored = checkpoint_lib.read(directory, step, state_shape(setup))
     except checkpoint_lib.CheckpointGoneError:
-        # The run goes on, and keeps another one as the best or the last.
-        return open_run(workdir, checkpoint)
+        # The run is still training and has replaced its best or last checkpoint.
+        return load_run(workdir, checkpoint)
     check_network(config, setup)
-    which = network_to_use(config, setup, restored.state)
+    evaluated = network_to_use(config, setup, restored.state)
     network = setup.method.networks[0]
     return Run(
         config=config,
         facts=facts,
         model=model,
         module=setup.step.modules[network],
-        variables=select(restored.state, network, averaged=which == "teacher"),
+        variables=select(restored.state, network, averaged=evaluated == "teacher"),
         step=restored.step,
-        network_name=which,
+        network_name=evaluated,
         plugin=setup.plugin,
         probe=probe_builder(setup)(restored.state),
-        manifest=workdir_lib.read_manifest(workdir, run),
+        manifest=workdir_lib.read_manifest(workdir, trained_on),
     )
+
+
+def with_protocol(
+    run: Run,
+    *,
+    protocol: str = "",
+    crop: int | None = None,
+    scales: Sequence[float] = (),
+    flip: bool = False,
+    pad_to: int = 0,
+) -> Run:
+    """The run with another way to evaluate it; messages name launch.evaluate's flags.
+
+    Args:
+      run: a run.
+      protocol: its name, one of `evaluation.protocols.PROTOCOLS`; "" for the run's own.
+      crop: side of the protocol's windows; None for the run's own.
+      scales: factors at which images are seen; () for the run's own.
+      flip: whether to see images mirrored too, even if the run's own does not.
+      pad_to: pads whole images to multiples of this; 0 is exact.
+
+    Raises:
+      ValueError: an unknown protocol, or an option that the protocol does not use.
+    """
+    config = copy.deepcopy(run.config)
+    config.eval.pad_to = pad_to
+    if protocol:
+        config.eval.protocol = protocol
+    if crop is not None:
+        config.data.crop = crop
+    if scales:
+        config.eval.scales = tuple(map(float, scales))
+    if flip:
+        config.eval.flip = True
+    used = make_protocol(config)
+    if pad_to and not used.pads:
+        raise ValueError(
+            f"--pad_to={pad_to} is for --protocol=whole; this is {used.name}"
+        )
+    if crop is not None and used.pads:  # whole images
+        raise ValueError(
+            f"--crop={crop} is for protocols with windows; {used.name} takes images at "
+            "their own size"
+        )
+    return dataclasses.replace(run, config=config)
+
+
+def evaluate_split(run: Run, split: str) -> EvalResult:
+    """Evaluates a run on one split, as its configuration says.
+
+    Of several processes each evaluates a share of the images, and all get the result.
+
+    Raises:
+      ValueError, FileNotFoundError: a protocol or data set that does not fit; see
+        `check_same` and `open_split`.
+    """
+    check_same(run, split)
+    evaluator = make_evaluator(run.config, run.module, run.facts)
+    return evaluator.run(run.variables, open_split(run, split), run.probe)
+
+
+def evaluation_record(
+    run: Run, split: str, checkpoint: str, result: EvalResult
+) -> dict[str, Any]:
+    """The content of eval_*.json: figures, counts, settings and versions."""
+    settings = run.config.eval
+    return {
+        "split": split,
+        "partial": run.facts.partial,
+        "protocol": result.protocol,
+        "window": run.config.data.crop,
+        "scales": list(settings.scales),
+        "flip": settings.flip,
+        "checkpoint": checkpoint,
+        "step": run.step,
+        "network": run.network_name,
+        "pad_to": result.pad_to,
+        "num_images": result.num_images,
+        "trained_on": run.manifest.get("data", {}).get("fingerprint"),
+        "seconds": result.seconds,
+        "class_names": list(run.facts.class_names),
+        "scalars": result.scalars(run.facts.class_names),
+        "confusion": result.confusion.tolist(),
+        "volumes": None if result.volumes is None else _volume_lists(result.volumes),
+        "run": run.manifest,
+        "manifest": make_manifest(
+            run.config.seed,
+            {
+                "dataset": run.facts.dataset,
+                "fingerprint": run.facts.fingerprint,
+                "partial": run.facts.partial,
+            },
+        ),
+    }
+
+
+def _volume_lists(volumes: VolumeScores) -> list:
+    """Figures by volume, class and kind; None where a figure is undefined."""
+    return [
+        [[None if value != value else value for value in kinds] for kinds in classes]
+        for classes in volumes.values.tolist()
+    ]
 
 
 def check_same(run: Run, split: str) -> None:
@@ -278,7 +353,7 @@ def check_same(run: Run, split: str) -> None:
 
 
 def use_data(run: Run, data_dir: str, dataset: str = "", *, other: bool = False) -> Run:
-    """The run with its data set elsewhere, or with another data set.
+    """The run with its data set in another folder, or with another data set.
 
     Args:
       run: a run.
@@ -288,24 +363,25 @@ def use_data(run: Run, data_dir: str, dataset: str = "", *, other: bool = False)
         normalized as the run's.
 
     Raises:
-      ValueError: another data set that was not asked for, or with other classes or
-        channels; the run's own where another was asked for.
+      ValueError: another data set although `other` is false, or one with other classes
+        or channels; the run's own although `other` is true.
       FileNotFoundError: no such data set.
     """
-    data = run.config.data
+    config = copy.deepcopy(run.config)
+    run = dataclasses.replace(run, config=config)
     if data_dir:
-        data.data_dir = str(as_path("--data_dir", data_dir))
-    if dataset not in ("", data.name) and not other:
+        config.data.data_dir = str(as_path("--data_dir", data_dir))
+    if dataset not in ("", config.data.name) and not other:
         raise ValueError(
-            f"--dataset={dataset}: the run was trained on {data.name!r}; --other_data "
-            "evaluates it on another data set of the same classes"
+            f"--dataset={dataset}: the run was trained on {config.data.name!r}; "
+            "--other_data evaluates it on another data set of the same classes"
         )
-    data.name = dataset or data.name
+    config.data.name = dataset or config.data.name
     if not other:
         return run
-    info = dataset_info(run.config)
-    there = info.facts
-    if there.fingerprint == run.facts.fingerprint:
+    info = dataset_info(config)
+    given = info.facts
+    if given.fingerprint == run.facts.fingerprint:
         raise ValueError(
             f"--other_data: {info.directory} is the data set that the run was trained "
             "on; leave the argument out"
@@ -319,11 +395,11 @@ def use_data(run: Run, data_dir: str, dataset: str = "", *, other: bool = False)
             "dtype": pixels.dtype,
         }
 
-    if different := _differences(shape(there), shape(run.facts)):
+    if different := _differences(shape(given), shape(run.facts)):
         raise ValueError(
             f"--other_data: {info.directory} does not fit the run: {different}"
         )
-    facts = dataclasses.replace(there, pixels=run.facts.pixels)
+    facts = dataclasses.replace(given, pixels=run.facts.pixels)
     return dataclasses.replace(run, facts=facts)
 
 
@@ -331,18 +407,18 @@ def open_split(run: Run, split: str) -> EvalSource:
     """Labeled images of a split, from the run's data set as it is now.
 
     Raises:
-      FileNotFoundError, ValueError: see `EvalSource`; or these are other data than the
-        run was trained on.
+      FileNotFoundError, ValueError: see `EvalSource`; or the folder holds other data
+        than the run was trained on.
     """
     source = build_eval(run.config, split)
     names = ("dataset", "fingerprint", "class_names")
-    there, wanted = (
+    found, wanted = (
         {name: getattr(facts, name) for name in names}
         for facts in (source.info.facts, run.facts)
     )
-    if different := _differences(there, wanted):
+    if different := _differences(found, wanted):
         mend = "give the folder of the run's data as --data_dir"
-        if there["class_names"] == wanted["class_names"]:
+        if found["class_names"] == wanted["class_names"]:
             mend += ", or evaluate the run on these: launch.evaluate --other_data"
         raise ValueError(
             f"{source.info.directory} holds other data than the run was trained on "
@@ -351,20 +427,20 @@ def open_split(run: Run, split: str) -> EvalSource:
     return source
 
 
-def _differences(there: dict[str, Any], run: dict[str, Any]) -> str:
-    """What of a data set differs from the run's, in words; "" for nothing."""
+def _differences(found: dict[str, Any], run: dict[str, Any]) -> str:
+    """What differs between a data set and the run's, in words; "" for nothing."""
     return "; ".join(
-        f"{name} {there[name]} there, {run[name]} in the run"
+        f"{name} {found[name]} there, {run[name]} in the run"
         for name in run
-        if there[name] != run[name]
+        if found[name] != run[name]
     )
 
 
-def trust_function(run: Run) -> Callable[[Array, Array], tuple[Array, Array]]:
+def lambda_s_function(run: Run) -> Callable[[Array, Array], tuple[Array, Array]]:
     """(images (b,h,w,c), labels (b,h,w)) -> the run's classes and their lambda_s.
 
     lambda_s weighs each prediction as training would weigh it as a pseudo-label (eq.
-    5), but for the division by a batch's mean (`mpmc.lambda_scale=mean`).
+    5), but without dividing by a batch's mean (`mpmc.lambda_scale=mean`).
 
     Raises:
       ValueError: the run has no patch classifier.
@@ -377,7 +453,7 @@ def trust_function(run: Run) -> Callable[[Array, Array], tuple[Array, Array]]:
     protocol = make_protocol(run.config)
 
     @bounded_jit()
-    def trust(
+    def weigh(
         variables: PyTree, head: PyTree, images: Array, labels: Array
     ) -> tuple[Array, Array]:
         normalized = network_input(images, run.facts.pixels)
@@ -388,4 +464,4 @@ def trust_function(run: Run) -> Callable[[Array, Array], tuple[Array, Array]]:
         size = labels.shape[1:]
         return resize_nearest(pseudo, size=size), resize_nearest(weight, size=size)
 
-    return functools.partial(trust, run.variables, probe.variables)
+    return functools.partial(weigh, run.variables, probe.variables)

@@ -4,7 +4,6 @@ import dataclasses
 import errno
 import json
 import os
-import types
 
 import flax.linen as nn
 import jax
@@ -19,8 +18,12 @@ from launch import predict as launch_predict
 from mpmc_jax import atomic_write
 from mpmc_jax.data.dataset import DatasetFacts, open_dataset
 from mpmc_jax.evaluation import metrics, pictures
+from mpmc_jax.experiments import predict
 from mpmc_jax.experiments import run as runs
+from mpmc_jax.experiments.predict import find_images
+from mpmc_jax.models import ModelConfig
 from mpmc_jax.pixels import RGB
+from mpmc_jax.plugins.base import Identity
 from mpmc_jax.types import Prediction
 from tests.support.data_sets import prepare_synthetic
 from tests.support.toy_source import Example, Source
@@ -51,24 +54,19 @@ def run(monkeypatch):
     module = _Threshold()
     config = base.get_base()
     config.eval.batch_size, config.eval.pad_to = 2, 8
-    run = types.SimpleNamespace(
+    run = runs.Run(
         config=config,
         facts=DatasetFacts("toy", NAMES, PALETTE, RGB, fingerprint="0"),
+        model=ModelConfig(num_classes=2),
         module=module,
         variables=module.init(jax.random.key(0), jnp.zeros((1, 4, 4, 3))),
         step=7,
         network_name="teacher",
+        plugin=Identity(),
         probe=None,
         manifest={"seed": 0},
     )
-    opened = []
-
-    def open_run(workdir, checkpoint="best"):
-        opened.append(checkpoint)
-        return run
-
-    monkeypatch.setattr(launch_evaluate.runs, "open_run", open_run)
-    run.opened = opened
+    monkeypatch.setattr(runs, "load_run", lambda workdir, checkpoint="best": run)
     return run
 
 
@@ -81,13 +79,20 @@ def test_evaluate_prints_a_table_and_writes_the_figures(
         label = bright.astype(np.uint8)
         label[0] = 1
         source.append(Example(str(seed), image, label))
-    monkeypatch.setattr(launch_evaluate.runs, "open_split", lambda *_: source)
+    monkeypatch.setattr(runs, "open_split", lambda *_: source)
+    opened = []
+
+    def load_run(workdir, checkpoint):
+        opened.append(checkpoint)
+        return run
+
+    monkeypatch.setattr(runs, "load_run", load_run)
     launch_evaluate.main(
         [f"--workdir={tmp_path}", "--checkpoint=7", "--split=test", "--pad_to=8"]
     )
     printed = capsys.readouterr().out
     written = json.loads((tmp_path / "eval_test_7_pad_to_8.json").read_text())
-    assert run.opened == ["7"]
+    assert opened == ["7"]
     confusion = np.array(written["confusion"])
     assert confusion.sum() == 3 * 12 * 16
     assert confusion[0, 1] == 0
@@ -103,9 +108,11 @@ def test_evaluate_prints_a_table_and_writes_the_figures(
 def test_evaluate_says_that_the_data_set_is_partial(run, monkeypatch, tmp_path, capsys):
     bright, image = _picture(0)
     source = Source([Example("0", image, bright.astype(np.uint8))])
-    monkeypatch.setattr(launch_evaluate.runs, "open_split", lambda *_: source)
+    monkeypatch.setattr(runs, "open_split", lambda *_: source)
     for partial in (False, True):
-        run.facts = dataclasses.replace(run.facts, partial=partial)
+        facts = dataclasses.replace(run.facts, partial=partial)
+        opened = dataclasses.replace(run, facts=facts)
+        monkeypatch.setattr(runs, "load_run", lambda *_, opened=opened: opened)
         launch_evaluate.main([f"--workdir={tmp_path}"])
         assert ("partial data set" in capsys.readouterr().out) == partial
         written = json.loads((tmp_path / "eval_val_best.json").read_text())
@@ -114,7 +121,7 @@ def test_evaluate_says_that_the_data_set_is_partial(run, monkeypatch, tmp_path, 
 
 
 def test_evaluate_reports_a_user_error_in_one_line(run, monkeypatch, tmp_path):
-    monkeypatch.setattr(launch_evaluate.runs, "open_split", lambda *_: Source())
+    monkeypatch.setattr(runs, "open_split", lambda *_: Source())
     with pytest.raises(SystemExit, match="error: nothing to evaluate"):
         launch_evaluate.main([f"--workdir={tmp_path}"])
 
@@ -167,12 +174,12 @@ def test_predict_refuses_what_it_could_not_name(run, tmp_path):
     for name in ("x.png", "x.bmp"):
         Image.fromarray(_picture(0)[1]).save(tmp_path / name)
     with pytest.raises(ValueError, match=r"x\.bmp.*x\.png"):
-        launch_predict.find_images([str(tmp_path)])
+        find_images([str(tmp_path)])
     with pytest.raises(FileNotFoundError, match="absent"):
-        launch_predict.find_images([str(tmp_path / "absent")])
+        find_images([str(tmp_path / "absent")])
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match="no image"):
-        launch_predict.find_images([str(tmp_path / "empty")])
+        find_images([str(tmp_path / "empty")])
 
 
 def _predict(*arguments):
@@ -220,10 +227,10 @@ def test_predict_does_not_read_its_own_pictures(run, tmp_path, capsys, below):
     _predict(*command)
     said = capsys.readouterr().out
     assert "not read: 3 pictures of an earlier prediction" in said
-    assert "0 of 1 images written" in said
-    assert "1 of 1 have their results there already, which are kept" in said
+    assert "0 of 1 image written" in said
+    assert "1 of 1 image already done; --overwrite replaces" in said
     _predict(*command, "--overwrite")
-    assert "1 of 1 images written" in capsys.readouterr().out
+    assert "1 of 1 image written" in capsys.readouterr().out
     assert _files(folder) == first
 
 
@@ -280,7 +287,7 @@ def test_one_bad_file_does_not_end_predict(run, tmp_path, monkeypatch, capsys):
     os.mkfifo(tmp_path / "pipe.png")
     errors = {"a": MemoryError(), "b": ZeroDivisionError("odd\nfile"), "c": None}
     decoded = iter(errors.values())
-    read = launch_predict.decode_array
+    read = predict.decode_array
 
     def decode_array(content, pixels):
         error = next(decoded)
@@ -288,7 +295,7 @@ def test_one_bad_file_does_not_end_predict(run, tmp_path, monkeypatch, capsys):
             raise error
         return read(content, pixels)
 
-    monkeypatch.setattr(launch_predict, "decode_array", decode_array)
+    monkeypatch.setattr(predict, "decode_array", decode_array)
     (tmp_path / "out" / "d_index.png").mkdir(parents=True)
     with pytest.raises(SystemExit) as stopped:
         _predict("--input", folder, tmp_path / "pipe.png", f"--output={tmp_path}/out")
@@ -342,15 +349,15 @@ def test_a_full_disk_ends_predict_with_one_line(run, tmp_path, monkeypatch):
     with pytest.raises(SystemExit) as stopped:
         _predict(f"--input={tmp_path}", f"--output={tmp_path / 'out'}")
     assert stopped.value.code == (
-        f"error: {tmp_path / 'out' / 'b_index.png'}: No space left on device; 1 images "
-        "were written, and the same command goes on with the others"
+        f"error: {tmp_path / 'out' / 'b_index.png'}: No space left on device; 1 image "
+        "written; run the same command again for the others"
     )
 
 
 def test_evaluate_writes_before_it_prints(run, monkeypatch, tmp_path, capsys):
     bright, image = _picture(0)
     source = Source([Example("0", image, bright.astype(np.uint8))])
-    monkeypatch.setattr(launch_evaluate.runs, "open_split", lambda *_: source)
+    monkeypatch.setattr(runs, "open_split", lambda *_: source)
     (tmp_path / "eval_val_best.json").mkdir()
     with pytest.raises(SystemExit, match=r"error: .*eval_val_best\.json"):
         launch_evaluate.main([f"--workdir={tmp_path}"])
@@ -382,7 +389,7 @@ def test_evaluate_refuses_a_run_s_argument_for_a_file(argument):
 def test_evaluate_takes_windows_of_another_size(run, monkeypatch, tmp_path):
     bright, image = _picture(0)
     source = Source([Example("0", image, bright.astype(np.uint8))])
-    monkeypatch.setattr(launch_evaluate.runs, "open_split", lambda *_: source)
+    monkeypatch.setattr(runs, "open_split", lambda *_: source)
     launch_evaluate.main(
         [f"--workdir={tmp_path}", "--protocol=center_crop", "--crop=8"]
     )
@@ -395,7 +402,7 @@ def test_evaluate_takes_windows_of_another_size(run, monkeypatch, tmp_path):
 def test_an_evaluation_replaces_only_one_of_the_same_kind(run, monkeypatch, tmp_path):
     bright, image = _picture(0)
     source = Source([Example("0", image, bright.astype(np.uint8))])
-    monkeypatch.setattr(launch_evaluate.runs, "open_split", lambda *_: source)
+    monkeypatch.setattr(runs, "open_split", lambda *_: source)
     kinds = {
         "": [],
         "_whole": ["--protocol=whole"],
@@ -435,9 +442,7 @@ def test_the_same_data_elsewhere_is_found_and_other_data_are_refused(
         for name in ("mine", "other")
     )
     assert mine.fingerprint != other.fingerprint
-    fields = (field.name for field in dataclasses.fields(runs.Run))
-    values = {name: getattr(run, name, None) for name in fields}
-    run = runs.Run(**values | {"facts": mine})
+    run = dataclasses.replace(run, facts=mine)
     run.config.data.name, run.config.data.data_dir = "synthetic", "gone"
     with pytest.raises(FileNotFoundError, match="gone"):
         runs.open_split(run, "val")

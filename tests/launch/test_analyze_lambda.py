@@ -12,9 +12,11 @@ from launch import analyze_lambda
 from mpmc_jax.data.build import build_split
 from mpmc_jax.data.dataset import open_dataset
 from mpmc_jax.experiments import run as runs
+from mpmc_jax.experiments.evaluation import probe_builder
 from mpmc_jax.pixels import RGB
 from mpmc_jax.plugins.mpmc.plugin import MPMC
 from mpmc_jax.training import gradient, objective
+from mpmc_jax.training.state import select
 from mpmc_jax.training.train_step import make_keys
 from tests.support import tiny
 from tests.support.data_sets import config_for, prepare_synthetic
@@ -102,12 +104,14 @@ def test_analysis_weighs_a_prediction_as_training_weighs_the_pseudo_label(name, 
         config=cfg,
         facts=types.SimpleNamespace(pixels=RGB),
         module=parts.step.modules["student"],
-        variables=runs.select(state, "student", averaged=True),
+        variables=select(state, "student", averaged=True),
         plugin=parts.plugin,
-        probe=runs.probe_builder(parts)(state),
+        probe=probe_builder(parts)(state),
     )
     images = batch.unlabeled.image
-    pseudo, found = runs.trust_function(run)(images, jnp.zeros(images.shape[:3], int))
+    pseudo, found = runs.lambda_s_function(run)(
+        images, jnp.zeros(images.shape[:3], int)
+    )
     np.testing.assert_array_equal(pseudo, target)
     assert np.std(weight) > 1e-3
     np.testing.assert_allclose(found, weight, rtol=1e-5)

@@ -11,10 +11,10 @@ import pytest
 
 from configs import acdc, base, cityscapes, folder, presets, voc
 from launch import check_data, convert_weights, evaluate, prepare_data
-from launch.train import train
 from mpmc_jax.data.build import build_eval
 from mpmc_jax.evaluation.volumes import FIGURES, score_volume
-from mpmc_jax.experiments import run as runs
+from mpmc_jax.experiments.train import prepare as prepare_run
+from mpmc_jax.experiments.train import train
 from mpmc_jax.models import ModelConfig
 from mpmc_jax.models.weights import convert
 from tests.evaluation.test_volumes import NAMES, evaluate_bands, predicted
@@ -214,7 +214,7 @@ def test_the_sample_of_real_voc(tmp_path, capsys):
         for split in ("10", "full")
     )
     few.data.data_dir, few.data.allow_absent_classes = str(tmp_path / "data"), True
-    _, pipeline, _ = runs.prepare(few)
+    _, pipeline, _ = prepare_run(few)
     assert (pipeline.num_labeled, pipeline.num_unlabeled) == (10, 110)
     two_steps(full, tmp_path / "data", tmp_path / "run", tiny.CROP)
     written = scored(tmp_path / "run")

@@ -81,7 +81,7 @@ def test_a_record_damaged_after_preparation(data, tmp_path):
     assert (tmp_path / "run" / "checkpoints" / str(done[-1])).is_dir()
     records.write_bytes(whole)
     output = _finish(_start(damaged, tmp_path / "run"), 0)
-    assert f"going on from step {done[-1]}" in output
+    assert f"resuming from step {done[-1]}" in output
     assert _steps(tmp_path / "run") == [1, 2, 3, 4, 5, 6]
 
 
@@ -108,7 +108,7 @@ def test_an_evaluation_that_fails(data, tmp_path):
     assert (tmp_path / "run" / "checkpoints" / "3").is_dir()
     records.write_bytes(whole)
     output = _finish(_start(damaged, tmp_path / "run"), 0)
-    assert output.index("going on from step 3") < output.index("step 3  val/miou")
+    assert output.index("resuming from step 3") < output.index("step 3  val/miou")
     assert output.index("step 3  val/miou") < output.index("step 4/6")
 
 

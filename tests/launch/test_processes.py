@@ -85,7 +85,7 @@ def _go_on_behind_a_damaged_checkpoint(workdir, command, expected):
     data.write_bytes(data.read_bytes()[:100])
     outputs = _pair("launch.train", *command, f"--workdir={workdir}")
     assert "moved to damaged-6" in outputs[0] and "moved to" not in outputs[1]
-    assert "going on from step 4" in outputs[0]
+    assert "resuming from step 4" in outputs[0]
     found = [line["step"] for line in read_metrics(workdir)]
     assert found == [line["step"] for line in expected]
 

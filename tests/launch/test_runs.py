@@ -38,7 +38,7 @@ def place(tmp_path_factory):
 
 @pytest.mark.full
 def test_a_killed_run_goes_on_and_finishes(place):
-    assert "going on from step" in (place / "output.txt").read_text()
+    assert "resuming from step" in (place / "output.txt").read_text()
     text = (place / "run" / "metrics.jsonl").read_text()
     lines = [json.loads(line) for line in text.splitlines()]
     trained = [x["step"] for x in lines if "train/loss" in x]
@@ -96,7 +96,7 @@ def test_a_method_with_a_memory_goes_on_from_its_checkpoint(place):
     shutil.copytree(place / method, place / (method + "2"))
     shutil.rmtree(place / (method + "2") / "checkpoints" / "6")
     output = run(*command, f"--workdir={place / (method + '2')}")
-    assert "going on from step 4" in output
+    assert "resuming from step 4" in output
 
     def last(name):
         path = place / name / "checkpoints" / "6" / "meta" / "metadata"

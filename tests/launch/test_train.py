@@ -1,4 +1,4 @@
-"""What `launch.train` says before it trains."""
+"""What training says before it trains."""
 
 import logging
 import types
@@ -7,10 +7,8 @@ import jax
 import numpy as np
 import pytest
 
-from launch import train
 from mpmc_jax.data.splits import Split
-from mpmc_jax.experiments import run as runs
-from mpmc_jax.experiments.batches import make_bn_recompute, make_place
+from mpmc_jax.experiments import train
 from mpmc_jax.experiments.build import build_parallel, init_state
 from mpmc_jax.training import loop
 from tests.support import tiny
@@ -18,7 +16,7 @@ from tests.support.data_sets import prepare_synthetic
 from tests.support.programs import run
 
 
-def _announce(caplog, labeled, unlabeled, method="unimatch", unused=0):
+def _log_summary(caplog, labeled, unlabeled, method="unimatch", unused=0):
     pipeline = types.SimpleNamespace(
         split=Split(labeled, unlabeled),
         num_labeled=len(labeled),
@@ -33,31 +31,34 @@ def _announce(caplog, labeled, unlabeled, method="unimatch", unused=0):
     caplog.clear()
     with caplog.at_level(logging.INFO):
         parallel = types.SimpleNamespace(devices=["cpu"])
-        train.announce(config, tiny.setup(config), pipeline, rhythm, parallel)
+        train.log_summary(config, tiny.setup(config), pipeline, rhythm, parallel)
     return caplog.text
 
 
 def test_images_in_both_lists_and_batches_larger_than_a_list_are_told(caplog):
     letters = tuple("abcde")
-    both = _announce(caplog, letters[:2], letters)
+    both = _log_summary(caplog, letters[:2], letters)
     assert "2 labeled images" in both
-    assert "5 unlabeled with the labeled ones among them; 1 steps" in both
+    assert (
+        "5 unlabeled with the labeled ones among them; 1 step per epoch, 7 in" in both
+    )
+    assert "7 in all; 1 device" in both
     assert "2 images are in two splits" in both
     assert "come twice" not in both
-    few = _announce(caplog, letters[:2], letters[2:])
-    assert "3 unlabeled; 1 steps" in few
-    assert "takes 4 unlabeled images a step, but there are 3" in few
+    few = _log_summary(caplog, letters[:2], letters[2:])
+    assert "3 unlabeled; 1 step per epoch, 7 in all; 1 device" in few
+    assert "takes 4 unlabeled images per step, but there are 3" in few
     # One a group: two of three.
-    assert "come twice" not in _announce(caplog, letters[:2], letters[2:], "ael")
+    assert "come twice" not in _log_summary(caplog, letters[:2], letters[2:], "ael")
 
 
 def test_unused_labels_and_a_run_that_is_all_warmup_are_told(caplog):
     lists = tuple("abcdefgh"), tuple("ijklmnop")
-    plain = _announce(caplog, *lists)
-    assert "stay unused" not in plain and "warm-up" not in plain
-    assert "3 labeled images stay unused" in _announce(caplog, *lists, unused=3)
-    warm = _announce(caplog, *lists, "u2pl")
-    assert "lasts the whole run of 7 steps (1 an epoch)" in warm
+    plain = _log_summary(caplog, *lists)
+    assert "not used" not in plain and "warm-up" not in plain
+    assert "3 labeled images not used" in _log_summary(caplog, *lists, unused=3)
+    warm = _log_summary(caplog, *lists, "u2pl")
+    assert "lasts the whole run of 7 steps (1 per epoch)" in warm
 
 
 def test_statistics_are_counted_from_the_runs_own_images(tmp_path):
@@ -65,10 +66,12 @@ def test_statistics_are_counted_from_the_runs_own_images(tmp_path):
     # AEL would have to ask for its partners.
     config = tiny.config("method=ael", data__split="4", data__threads=0)
     config.data.data_dir, config.train.precise_bn = str(tmp_path), 2
-    _, pipeline, setup = runs.prepare(config)
+    _, pipeline, setup = train.prepare(config)
     parallel = build_parallel(config)
-    place = make_place(pipeline, parallel)
-    recompute_bn_stats = make_bn_recompute(config, setup, pipeline, parallel, place)
+    place = train.make_place(pipeline, parallel)
+    recompute_bn_stats = train.make_bn_recompute(
+        config, setup, pipeline, parallel, place
+    )
     state = jax.tree.map(np.asarray, init_state(setup, 0))
     once = parallel.fetch(recompute_bn_stats(parallel.replicate(state)))
     twice = parallel.fetch(recompute_bn_stats(parallel.replicate(once)))
@@ -77,7 +80,7 @@ def test_statistics_are_counted_from_the_runs_own_images(tmp_path):
     assert tiny.difference(once.ema_batch_stats, state.ema_batch_stats) > 1e-3
     assert tiny.difference(once.batch_stats, state.batch_stats) == 0
     config.train.precise_bn = 0
-    assert make_bn_recompute(config, setup, pipeline, parallel, place) is None
+    assert train.make_bn_recompute(config, setup, pipeline, parallel, place) is None
 
 
 @pytest.mark.parametrize(

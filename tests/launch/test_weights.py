@@ -177,9 +177,9 @@ def test_students_and_teachers_begin_with_the_weights(
     config.model.pretrained = str(path)
     setup = tiny.setup(config)
     with caplog.at_level(logging.INFO, "mpmc_jax"):
-        variables, told = pretrained.read(config, setup.model)
-    assert str(path) in caplog.text and told["sha256"] == checksum(path)
-    assert told["adapted"] is False
+        variables, origin = pretrained.initial_weights(config, setup.model)
+    assert str(path) in caplog.text and origin["sha256"] == checksum(path)
+    assert origin["adapted"] is False
     fresh = to_host(tiny.init_state(setup, 0))
     state = begin_with(fresh, variables)
     given = convert.load(path).variables
@@ -214,5 +214,5 @@ def test_random_weights_are_warned_about_where_published_ones_are_not(
 ):
     config = tiny.config()
     config.data.name = name
-    assert pretrained.read(config, tiny.setup(config).model) == ({}, {})
+    assert pretrained.initial_weights(config, tiny.setup(config).model) == ({}, {})
     assert ("model.pretrained" in caplog.text) == warns

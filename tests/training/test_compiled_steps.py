@@ -9,8 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from mpmc_jax.experiments import build
-from mpmc_jax.experiments import run as runs
+from mpmc_jax.experiments import build, evaluation
 from mpmc_jax.experiments.build import init_state, state_shape
 from mpmc_jax.methods.supervised import SupervisedOnly
 from mpmc_jax.training import loop, metric_writer
@@ -68,7 +67,7 @@ def test_the_student_is_evaluated_during_a_warmup():
 
     def used(step):
         state = types.SimpleNamespace(step=np.int32(step), ema_params={})
-        return runs.network_to_use(cfg, parts, state)
+        return evaluation.network_to_use(cfg, parts, state)
 
     # The fifth step is the warm-up's last one.
     assert [used(step) for step in (0, 1, 5, 6, 50)] == ["student"] * 3 + [

@@ -1,0 +1,138 @@
+"""How a run is evaluated: its protocol, which network, and its patch classifier."""
+
+from collections.abc import Callable
+from typing import Any
+
+import ml_collections
+
+from mpmc_jax.data.build import build_eval
+from mpmc_jax.data.dataset import DatasetFacts
+from mpmc_jax.evaluation.evaluator import Evaluator, PatchProbe
+from mpmc_jax.evaluation.protocols import Protocol, build_protocol
+from mpmc_jax.experiments.build import Setup, averages
+from mpmc_jax.plugins.mpmc.plugin import MPMC, patch_targets
+from mpmc_jax.training.gradient import teaching
+from mpmc_jax.training.state import TrainState, select
+from mpmc_jax.types import Array, Network, PyTree
+
+
+def make_protocol(config: ml_collections.ConfigDict) -> Protocol:
+    """The protocol that `config.eval` names, its windows as large as training crops.
+
+    Raises:
+      ValueError: see `build_protocol`.
+    """
+    settings = config.eval
+    return build_protocol(
+        settings.protocol, config.data.crop, tuple(settings.scales), settings.flip
+    )
+
+
+def make_evaluator(
+    config: ml_collections.ConfigDict, module: Any, facts: DatasetFacts
+) -> Evaluator:
+    """The evaluator that `config.eval` describes.
+
+    Raises:
+      ValueError: see `make_protocol` and `Evaluator`.
+    """
+    return Evaluator(
+        module,
+        facts.num_classes,
+        pixels=facts.pixels,
+        batch_size=config.eval.batch_size,
+        pad_to=config.eval.pad_to,
+        protocol=make_protocol(config),
+    )
+
+
+def check_network(config: ml_collections.ConfigDict, setup: Setup) -> None:
+    """Refuses a network to evaluate that the run does not have.
+
+    Raises:
+      ValueError: an unknown choice, or a teacher where there is none.
+    """
+    choice = config.eval.network
+    if choice not in ("auto", "student", "teacher"):
+        raise ValueError(
+            f"eval.network={choice!r} is unknown; valid: ['auto', 'student', 'teacher']"
+        )
+    if choice == "teacher" and not averages(setup.method):
+        raise ValueError(
+            f"eval.network='teacher', but method.name={config.method.name!r} keeps no "
+            "average; use 'auto' or set method.ema_decay"
+        )
+
+
+def network_to_use(
+    config: ml_collections.ConfigDict, setup: Setup, state: TrainState
+) -> str:
+    """Which network is evaluated: "student" or "teacher".
+
+    Left open, it is the teacher where one is averaged, but the student during a
+    warm-up: the phase of the state's last step decides.
+    """
+    if config.eval.network != "auto":
+        return config.eval.network
+    if state.ema_params is None:
+        return "student"
+    last = max(int(state.step) - 1, 0)
+    return setup.method.phase(last // setup.step.steps_per_epoch).evaluated
+
+
+def probe_builder(setup: Setup) -> Callable[[TrainState], PatchProbe | None]:
+    """State -> its patch classifier as it weighs pseudo-labels in training (D24).
+
+    So it is the teacher's, with its network and head, whatever network is evaluated.
+    The returned probes share one function, so that they share compiled programs.
+    """
+    plugin = setup.plugin
+    if not isinstance(plugin, MPMC):
+        return lambda state: None
+    network = setup.method.networks[0]
+    module = setup.step.teachers[network]
+
+    def apply(variables: PyTree, images: Array, labels: Array):
+        teacher = Network(module, **variables["network"])
+        logits = plugin.teacher_logits(teacher, variables["head"], images)
+        _, rows, columns, _ = logits.shape
+        targets, valid = patch_targets(
+            labels, plugin.num_classes, plugin.field, size=(rows, columns)
+        )
+        return logits, targets, valid
+
+    def build(state: TrainState) -> PatchProbe:
+        teachers, head = teaching(setup.step, state)
+        teacher = teachers[network]
+        variables = {"params": teacher.params, "batch_stats": teacher.batch_stats}
+        return PatchProbe({"network": variables, "head": head}, apply)
+
+    return build
+
+
+def make_validation(
+    config: ml_collections.ConfigDict, setup: Setup, facts: DatasetFacts
+) -> Callable[[TrainState], dict[str, float]]:
+    """Returns the function that evaluates a state on the validation split.
+
+    It takes one copy of the state and gives flat figures such as `val/miou`.
+
+    Raises:
+      ValueError: `eval.network` names a network that the run does not have.
+    """
+    check_network(config, setup)
+    source = build_eval(config, "val")
+    network = setup.method.networks[0]
+    evaluator = make_evaluator(config, setup.step.modules[network], facts)
+    evaluator.check(source)
+    probe = probe_builder(setup)
+
+    def validate(state: TrainState) -> dict[str, float]:
+        averaged = network_to_use(config, setup, state) == "teacher"
+        variables = select(state, network, averaged=averaged)
+        result = evaluator.run(variables, source, probe(state))
+        scalars = result.scalars(facts.class_names)
+        scalars["pad_to"] = result.pad_to
+        return {f"val/{name}": value for name, value in scalars.items()}
+
+    return validate

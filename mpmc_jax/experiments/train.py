@@ -1,0 +1,343 @@
+"""Trains a run from its configuration, or resumes it from its newest checkpoint."""
+
+import contextlib
+import dataclasses
+import functools
+import logging
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_collections
+
+from mpmc_jax import distributed
+from mpmc_jax.data.build import build_train
+from mpmc_jax.data.dataset import DatasetFacts
+from mpmc_jax.data.pipeline import TrainPipeline
+from mpmc_jax.data.splits import Split
+from mpmc_jax.experiments import config_checks
+from mpmc_jax.experiments.build import (
+    Setup,
+    build_parallel,
+    build_setup,
+    check_memory,
+    init_state,
+    state_shape,
+    total_steps,
+)
+from mpmc_jax.experiments.evaluation import (
+    make_protocol,
+    make_validation,
+    network_to_use,
+)
+from mpmc_jax.experiments.pretrained import initial_weights
+from mpmc_jax.experiments.record import RunRecord, data_facts
+from mpmc_jax.experiments.run import open_base
+from mpmc_jax.paths import as_path
+from mpmc_jax.text import quantity
+from mpmc_jax.training import (
+    agreement,
+    loop,
+    precise_bn,
+    run_lock,
+)
+from mpmc_jax.training import workdir as workdir_lib
+from mpmc_jax.training.checkpoint.files import check_path
+from mpmc_jax.training.checkpoint.manager import Checkpointer
+from mpmc_jax.training.metric_writer import MetricWriter
+from mpmc_jax.training.parallel import Parallel
+from mpmc_jax.training.state import TrainState, begin_with, to_host
+from mpmc_jax.types import Batch, PyTree
+
+_LOG = logging.getLogger(__name__)
+
+
+def train(
+    config: ml_collections.ConfigDict, workdir: str | os.PathLike[str]
+) -> TrainState:
+    """Trains a run to its last step; a directory that holds a run resumes it.
+
+    Sets JAX's default matmul precision to the run's.
+
+    Args:
+      config: its configuration, as configs/*.py make it.
+      workdir: directory of its checkpoints and metrics; made if it does not exist.
+
+    Returns:
+      The last state, on the host.
+
+    Raises:
+      ValueError, FileNotFoundError: bad settings or data; the message has the mend.
+      WorkdirError: the directory holds another run.
+      NonFiniteError, Interrupted: training stopped; the state is saved.
+    """
+    with agreement.failing_together():
+        directory = as_path("--workdir", os.fspath(workdir))
+        check_path(directory.absolute())
+        parts = build_training(config)
+    pretrained = functools.cache(lambda: initial_weights(config, parts.setup.model))
+    origin = {}
+    if distributed.from_first(not workdir_lib.has_steps(directory)):
+        # Weights that do not fit are refused before the directory is taken.
+        with agreement.failing_together():
+            origin = {"pretrained": pretrained()[1] or None}
+    record = RunRecord(config, data_facts(parts.facts, parts.pipeline), origin)
+    record.check_processes()
+    with run_lock.hold(directory):
+        record.check_directory(directory)
+        checkpointer = Checkpointer(
+            directory / workdir_lib.CHECKPOINTS, config.train.keep, record.trained_on()
+        )
+        state, position = initial_state(
+            config.seed, parts.setup, checkpointer, pretrained
+        )
+        record.write(directory, parts.pipeline)
+        writer = parts.metric_writer(directory, int(state.step))
+        data = parts.pipeline.iterator(position)
+        with contextlib.closing(data), contextlib.closing(writer), checkpointer:
+            return loop.train(
+                parts.schedule,
+                parts.setup.step,
+                parts.parallel,
+                state,
+                data,
+                evaluate=parts.validate,
+                checkpointer=checkpointer,
+                report=writer,
+                names=functools.partial(image_ids, parts.pipeline.split),
+                place=parts.place,
+                recompute_bn_stats=parts.recompute_bn_stats,
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """What training needs beside the run's directory.
+
+    Attributes:
+      facts: those of the data set.
+      pipeline: the training batches.
+      setup: network, method, plug-in and step.
+      parallel: the devices.
+      place: puts a batch on the devices.
+      schedule: the run's length, and how often it logs, evaluates and saves.
+      validate: evaluates a state on the validation split.
+      recompute_bn_stats: see `make_bn_recompute`.
+    """
+
+    facts: DatasetFacts
+    pipeline: TrainPipeline
+    setup: Setup
+    parallel: Parallel
+    place: Callable[[Batch], Batch]
+    schedule: loop.LoopConfig
+    validate: Callable[[TrainState], dict[str, float]]
+    recompute_bn_stats: Callable[[TrainState], TrainState] | None
+
+    def metric_writer(self, directory: Path, start: int) -> MetricWriter:
+        """The writer of the run's metrics from step `start` on."""
+        step = self.setup.step
+        return MetricWriter(
+            directory,
+            start,
+            self.schedule.steps,
+            self.setup.method.streams.images(step.batch_size, step.group_size),
+            classes=self.facts.class_names,
+            rampup=step.rampup,
+        )
+
+
+def build_training(config: ml_collections.ConfigDict) -> Training:
+    """Builds all that training needs, so that mistakes show before a step is made.
+
+    Raises:
+      ValueError, FileNotFoundError: bad settings or data; the message has the mend.
+    """
+    config_checks.expand_paths(config)
+    config_checks.check_ranges(config)
+    jax.config.update("jax_default_matmul_precision", config.matmul_precision)
+    facts, pipeline, setup = prepare(config)
+    parallel = build_parallel(config)
+    check_memory(config, setup, len(parallel.devices), parallel.memory())
+    place = make_place(pipeline, parallel)
+    schedule = loop_config(config, pipeline.steps_per_epoch)
+    log_summary(config, setup, pipeline, schedule, parallel)
+    if facts.partial:
+        _LOG.warning("%s is partial: not as many images as published", facts.dataset)
+    return Training(
+        facts,
+        pipeline,
+        setup,
+        parallel,
+        place,
+        schedule,
+        validate=make_validation(config, setup, facts),
+        recompute_bn_stats=make_bn_recompute(config, setup, pipeline, parallel, place),
+    )
+
+
+def prepare(
+    config: ml_collections.ConfigDict,
+) -> tuple[DatasetFacts, TrainPipeline, Setup]:
+    """Facts of the data set, training pipeline and parts of a run.
+
+    Raises:
+      ValueError, FileNotFoundError: bad settings or data; the message has the mend.
+    """
+    facts, model, method = open_base(config)
+    pipeline = build_train(
+        config,
+        method.streams,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+    setup = build_setup(config, model, method, steps_per_epoch=pipeline.steps_per_epoch)
+    return facts, pipeline, setup
+
+
+def loop_config(
+    config: ml_collections.ConfigDict, steps_per_epoch: int
+) -> loop.LoopConfig:
+    """The run's length, and how often it logs, evaluates and saves."""
+    return loop.LoopConfig(
+        steps=total_steps(config, steps_per_epoch),
+        log_every=config.train.log_every,
+        eval_every=config.train.eval_every or steps_per_epoch,
+        checkpoint_every=config.train.checkpoint_every or steps_per_epoch,
+        metric=f"val/{make_protocol(config).metric}",
+    )
+
+
+def initial_state(
+    seed: int,
+    setup: Setup,
+    checkpointer: Checkpointer,
+    pretrained: Callable[[], tuple[PyTree, dict[str, Any]]],
+) -> tuple[TrainState, int]:
+    """The newest checkpoint's state and data position, or a new run's.
+
+    Args:
+      seed: of a new run.
+      setup: the run's parts.
+      checkpointer: of the run's directory.
+      pretrained: reads the weights that a new run begins with, see `initial_weights`.
+    """
+    restored = checkpointer.restore_latest(state_shape(setup))
+    if restored is None:
+        _LOG.info("initializing the networks")
+        state = to_host(init_state(setup, seed))
+        variables, _ = pretrained()
+        return (begin_with(state, variables) if variables else state), 0
+    _LOG.info("resuming from step %d", restored.step)
+    return restored.state, restored.data_state["next_index"]
+
+
+def log_summary(
+    config: ml_collections.ConfigDict,
+    setup: Setup,
+    pipeline: TrainPipeline,
+    schedule: loop.LoopConfig,
+    parallel: Parallel,
+) -> None:
+    """Logs what the run trains on and for how long, and warns of odd settings."""
+    overlap = set(pipeline.split.labeled) & set(pipeline.split.unlabeled)
+    _LOG.info(
+        "%s (each %.1f times per epoch), %d unlabeled%s; %s per epoch, %d in all; %s",
+        quantity(pipeline.num_labeled, "labeled image"),
+        pipeline.repetition,
+        pipeline.num_unlabeled,
+        " with the labeled ones among them" if overlap else "",
+        quantity(pipeline.steps_per_epoch, "step"),
+        schedule.steps,
+        quantity(len(parallel.devices), "device"),
+    )
+    for warning in pipeline.warnings:
+        _LOG.warning("%s", warning)
+    if pipeline.unused:
+        _LOG.warning(
+            "%s not used: the method's authors take no more labeled images than there "
+            "are unlabeled ones; add unlabeled images, or change the method",
+            quantity(pipeline.unused, "labeled image"),
+        )
+    sizes = setup.method.streams.sizes(config.train.batch_size, config.train.group_size)
+    if pipeline.num_unlabeled < sizes.get("unlabeled", 0):
+        _LOG.warning(
+            "train.batch_size=%d takes %s per step, but there are %d: some come twice "
+            "in a batch",
+            config.train.batch_size,
+            quantity(sizes["unlabeled"], "unlabeled image"),
+            pipeline.num_unlabeled,
+        )
+    last_epoch = (schedule.steps - 1) // pipeline.steps_per_epoch
+    if setup.method.phase(last_epoch) != setup.method:
+        _LOG.warning(
+            "the warm-up, without unlabeled images, lasts the whole run of %s (%d per "
+            "epoch); lower u2pl.warmup_epochs or train longer",
+            quantity(schedule.steps, "step"),
+            pipeline.steps_per_epoch,
+        )
+
+
+def make_place(pipeline: TrainPipeline, parallel: Parallel) -> Callable[[Batch], Batch]:
+    """Returns the function that puts batches on the devices.
+
+    With `data.resident`, first puts the data set's images on every device.
+
+    Raises:
+      ValueError: the images are too large for a device.
+    """
+    resident = pipeline.resident
+    if resident is None:
+        return parallel.place
+    if resident.bytes > parallel.memory() / 2:
+        raise ValueError(
+            f"data.resident=true: the images take {resident.bytes / 1e9:.2f} GB of a "
+            f"device of {parallel.memory() / 1e9:.2f} GB; set data.resident=false"
+        )
+    return parallel.placing(resident.arrays, resident.cut)
+
+
+def make_bn_recompute(
+    config: ml_collections.ConfigDict,
+    setup: Setup,
+    pipeline: TrainPipeline,
+    parallel: Parallel,
+    place: Callable[[Batch], Batch],
+) -> Callable[[TrainState], TrainState] | None:
+    """Returns the function that `train.precise_bn` asks for; None without it.
+
+    It recomputes the batch-norm statistics of a replicated state's evaluated network
+    from the first `train.precise_bn` batches.
+    """
+    batches = config.train.precise_bn
+    if not batches:
+        return None
+
+    def read() -> Iterator[Batch]:
+        data = pipeline.iterator(requests=False)
+        try:
+            yield from (place(next(data)) for _ in range(batches))
+        finally:
+            data.close()
+
+    recompute = precise_bn.make_bn_recompute(parallel, setup.step, read, batches)
+
+    def recompute_bn_stats(state: TrainState) -> TrainState:
+        return recompute(state, network_to_use(config, setup, parallel.fetch(state)))
+
+    return recompute_bn_stats
+
+
+def image_ids(split: Split, batch: Batch) -> dict[str, list[str]]:
+    """The ids of a batch's images by stream."""
+    ids = {"labeled": [split.labeled[i] for i in batch.labeled.index]}
+    if batch.unlabeled is not None:
+        ids["unlabeled"] = [split.unlabeled[i] for i in batch.unlabeled.index]
+    if batch.partner is not None:
+        ids["partner"] = [split.unlabeled[i] for i in batch.partner.index]
+    if batch.source is not None:
+        present = batch.source.extent.any(axis=1)
+        ids["source"] = [split.labeled[i] for i in batch.source.index[present]]
+    return ids
