@@ -20,12 +20,16 @@ from tensorboardX.record_writer import RecordWriter
 from mpmc_jax import distributed
 from mpmc_jax.atomic_write import to_json, write_bytes
 from mpmc_jax.data.lists import printable
+from mpmc_jax.text import quantity
 from mpmc_jax.training.class_watch import ClassWatch
 
 _LOG = logging.getLogger(__name__)
 
 # Seconds between two flushes, while numbers come.
 _FLUSH_EVERY = 60
+
+# The bar shows these losses alone, so that it fits a terminal of 80 columns.
+_BAR_LOSSES = ("loss", "loss_unlabeled")
 
 
 class _BarHandler(logging.StreamHandler):
@@ -99,7 +103,7 @@ class MetricWriter:
             total=steps,
             initial=start,
             disable=not sys.stderr.isatty(),
-            unit="step",
+            bar_format="{bar}| {n_fmt}/{total_fmt}{postfix}",
             dynamic_ncols=True,
         )
 
@@ -145,23 +149,31 @@ class MetricWriter:
             return
         seconds = time.monotonic() - self._since
         values = {f"train/{k}": v / steps for k, (v, steps) in self._means.items()}
-        speed = ""
+        left = ""
         if self._timed > 0:
             per_step = seconds / self._timed
             values["train/images_per_second"] = self._images / per_step
-            left = duration(per_step * (self._steps - step))
-            speed = f"  {self._images / per_step:.2f} images/s  {left} left"
+            left = f"{duration(per_step * (self._steps - step))} left"
         self.write(step, values)
-        losses = "  ".join(
+        if self._active and self._bar.disable:
+            _LOG.info("%s", self._log_line(step, values, left))
+        elif self._active:
+            self._bar.set_postfix_str(_bar_text(values, left))
+        self._means = {}
+        self.restart_clock()
+
+    def _log_line(self, step: int, values: Mapping[str, float], left: str) -> str:
+        """All losses of a step, its learning rate, images/s and the time left."""
+        parts = [f"step {step}/{self._steps}"]
+        parts += [
             f"{name.removeprefix('train/').removeprefix('loss_')} {value:.4f}"
             for name, value in values.items()
             if name.startswith("train/loss")
-        )
-        self._say(
-            f"step {step}/{self._steps}  {losses}  lr {values['train/lr']:.2e}{speed}"
-        )
-        self._means = {}
-        self.restart_clock()
+        ]
+        parts.append(f"lr {values['train/lr']:.2e}")
+        if left:
+            parts += [f"{values['train/images_per_second']:.2f} images/s", left]
+        return "  ".join(parts)
 
     def restart_clock(self, untimed: int = 0) -> None:
         """From here on it is training again: compiling and evaluating are not.
@@ -208,14 +220,6 @@ class MetricWriter:
                 "free space, then run the same command again"
             ) from error
 
-    def _say(self, text: str) -> None:
-        if not self._active:
-            return
-        if self._bar.disable:
-            _LOG.info(text)
-        else:
-            self._bar.set_postfix_str(text.partition("  ")[2])
-
     def close(self) -> None:
         """Ends the files and the bar."""
         if self._active:
@@ -224,6 +228,18 @@ class MetricWriter:
             # It writes what is left; a disk that is full was complained of before.
             with contextlib.suppress(OSError):
                 self._file.close()
+
+
+def _bar_text(values: Mapping[str, float], left: str) -> str:
+    """The losses of the bar, images/s and the time left, in at most 60 characters."""
+    parts = [
+        f"{name.removeprefix('loss_')} {values[f'train/{name}']:.3f}"
+        for name in _BAR_LOSSES
+        if f"train/{name}" in values
+    ]
+    if left:
+        parts += [f"{values['train/images_per_second']:.1f} images/s", left]
+    return ", ".join(parts)
 
 
 def duration(seconds: float) -> str:
@@ -254,13 +270,14 @@ def _drop_after(path: Path, step: int) -> None:
         os.fsync(file.fileno())
     write_bytes(path, b"".join(kept))
     _LOG.info(
-        "%s: %d lines of steps behind step %d, from which the run goes on, and %d that "
-        "cannot be read were moved to %s",
+        "%s: moved %s to %s: %d of steps after step %d, from which the run resumes, "
+        "and %d that cannot be read",
         path,
+        quantity(len(cut), "line"),
+        beside.name,
         len(cut) - damaged,
         step,
         damaged,
-        beside.name,
     )
 
 

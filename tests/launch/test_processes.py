@@ -201,10 +201,10 @@ def test_what_else_comes_to_the_port_does_no_harm():
 
 JOIN = (
     "import sys\n"
-    "from launch import processes\n"
-    "address, count, index, processes.START_SECONDS = sys.argv[1], *map(int, "
+    "from launch import multihost\n"
+    "address, count, index, multihost.START_SECONDS = sys.argv[1], *map(int, "
     "sys.argv[2:])\n"
-    "processes.join(found=False, coordinator=address, count=count, index=index)\n"
+    "multihost.join(found=False, coordinator=address, count=count, index=index)\n"
     "print('joined', flush=True)\n"
     "sys.stdin.read()\n"
 )
@@ -264,8 +264,8 @@ def test_a_signal_before_the_loop_ends_a_process_of_several():
     """JAX's preemption service would only take note of it."""
     code = (
         "import os, signal, sys\n"
-        "from launch import processes\n"
-        "processes.join(found=False, coordinator=sys.argv[1], count=1, index=0)\n"
+        "from launch import multihost\n"
+        "multihost.join(found=False, coordinator=sys.argv[1], count=1, index=0)\n"
         "os.kill(os.getpid(), signal.SIGTERM)\n"
         "print('still there')\n"
     )

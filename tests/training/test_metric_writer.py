@@ -1,9 +1,14 @@
 """What a run writes of its numbers: metrics.jsonl and TensorBoard's event files."""
 
+import fcntl
 import logging
 import math
+import os
+import re
 import resource
 import struct
+import sys
+import termios
 
 import numpy as np
 import pytest
@@ -59,6 +64,27 @@ def test_metrics_are_json_and_resume_drops_later_lines(tmp_path, caplog):
     assert lines[-1]["train/loss"] == 1.0
 
 
+@pytest.mark.parametrize("losses", [("unlabeled",), ("s1", "s2", "fp", "patch")])
+def test_progress_fits_a_terminal_of_80_columns(tmp_path, monkeypatch, losses):
+    reader, writer = os.openpty()
+    fcntl.ioctl(writer, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    with open(writer, "w") as terminal, open(reader, "rb", buffering=0) as screen:
+        monkeypatch.setattr(sys, "stderr", terminal)
+        made = metric_writer.MetricWriter(tmp_path, 12_345, 240_000, images=16)
+        made.restart_clock()
+        made._since -= 1
+        values = {f"loss_{name}": 0.12345 for name in losses}
+        made.add({"loss": 12.3456, "lr": 0.1, **values})
+        made.flush(12_346)
+        made.close()
+        line = screen.read(10_000).decode().rstrip("\r\n").split("\r")[-1]
+    bar, text = line.split("| ")
+    assert len(bar) >= 5 and len(line) <= 80
+    unlabeled = ", unlabeled 0.123" if "unlabeled" in losses else ""
+    assert text.startswith(f"12346/240000, loss 12.346{unlabeled}, ")
+    assert re.search(r", 1\d\.\d images/s, 6\dh\d\dm left$", text.rstrip())
+
+
 def test_lines_that_are_cut_are_kept_beside_and_told(tmp_path, caplog):
     """A damaged line costs itself alone; without checkpoints no line is lost."""
     path, beside = tmp_path / "metrics.jsonl", tmp_path / "metrics.jsonl.cut"
@@ -70,8 +96,8 @@ def test_lines_that_are_cut_are_kept_beside_and_told(tmp_path, caplog):
     assert path.read_bytes() == b"".join(whole[:3])
     cut = b"".join([*damaged, whole[3]]) + b'{"step": 1\n'
     assert beside.read_bytes() == cut
-    assert "1 lines of steps behind step 3" in caplog.text
-    assert "and 5 that cannot be read were moved to metrics.jsonl.cut" in caplog.text
+    assert "moved 6 lines to metrics.jsonl.cut: 1 of steps after step 3" in caplog.text
+    assert "and 5 that cannot be read" in caplog.text
     # Nothing to cut: nothing is said or written.
     caplog.clear()
     metric_writer.MetricWriter(tmp_path, 3, 10, images=4).close()
