@@ -1,4 +1,4 @@
-"""Your own folder of images and masks; see the README's "Your own data".
+"""Your own folder of images and masks; see docs/own_data.md.
 
 python -m launch.prepare_data --dataset=folder --source=DIR --data_dir=data
 python -m launch.train --config=configs/folder.py:split=1_8 --workdir=runs/mine

@@ -23,8 +23,8 @@ _CONFIG = config_flags.DEFINE_config_file(
     "config",
     None,
     "configs/DATASET.py[:KEY=VALUE,...] with the keys method, mpmc, split, lists, "
-    "crop, backbone and model (see the README); --config.a.b=VALUE sets what "
-    "configs/base.py lists.",
+    "crop, backbone and model (docs/training.md); --config.a.b=VALUE sets what "
+    "mpmc_jax/experiments/base_config.py declares.",
 )
 _WORKDIR = flags.DEFINE_string(
     "workdir", "", "Directory of the run; one that holds a run resumes it."

@@ -1,6 +1,7 @@
 """What the README and docs/ promise: commands run or parse, the quick start learns."""
 
 import argparse
+import ast
 import importlib
 import importlib.util
 import re
@@ -110,6 +111,18 @@ def test_every_option_of_a_script_exists(page):
             own = rest.split(" -- ")[0].split(" launch.")[0].split(" #")[0]
             for option in filter(None, map(_name, own.split())):
                 assert option in text, f"{script} {option}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_python_code_names_what_there_is(page):
+    source = "\n".join(code(page, "python"))
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom):
+            module = importlib.import_module(node.module)
+            for alias in node.names:
+                submodule = f"{node.module}.{alias.name}"
+                is_there = hasattr(module, alias.name)
+                assert is_there or importlib.util.find_spec(submodule), submodule
 
 
 def test_the_documents_have_commands():
