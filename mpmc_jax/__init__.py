@@ -18,7 +18,7 @@ from mpmc_jax.models import (
     load_torch_state_dict,
     receptive_field,
 )
-from mpmc_jax.plugins.mpmc.plugin import (
+from mpmc_jax.plugins.mpmc import (
     adaptive_weights,
     multi_scale_pool,
     patch_targets,

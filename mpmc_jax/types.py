@@ -179,6 +179,7 @@ class Supervised(struct.PyTreeNode):
       label: (b,h,w) integer, after any pasting.
       region: where it counts.
       auxiliary: (b,h,w,c) logits of the auxiliary head, or None.
+      name: names the term in the metrics; begins with "supervised".
     """
 
     logits: Array
@@ -186,6 +187,7 @@ class Supervised(struct.PyTreeNode):
     label: Array
     region: Region
     auxiliary: Array | None = None
+    name: str = struct.field(pytree_node=False, default="supervised")
 
 
 class View(struct.PyTreeNode):
@@ -208,7 +210,6 @@ class View(struct.PyTreeNode):
       loss: one of `VIEW_LOSSES`.
       coefficient: the method's own weight of the term, before alpha.
       unlabeled: False where the images are labeled ones.
-      network: the student that made the logits.
     """
 
     logits: Array
@@ -224,7 +225,6 @@ class View(struct.PyTreeNode):
     loss: ViewLoss = struct.field(pytree_node=False, default="ce")
     coefficient: float = struct.field(pytree_node=False, default=1.0)
     unlabeled: bool = struct.field(pytree_node=False, default=True)
-    network: str = struct.field(pytree_node=False, default="student")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -288,7 +288,7 @@ class Outputs(struct.PyTreeNode):
     """What `Method.views` returns.
 
     Attributes:
-      supervised: the labeled part.
+      supervised: the labeled part of every student.
       views: the unlabeled parts, empty for a supervised method.
       students: the networks after the passes, with their moved statistics.
       state: the method's own state after the step.
@@ -296,7 +296,7 @@ class Outputs(struct.PyTreeNode):
       extra: name -> loss term of the method's own.
     """
 
-    supervised: Supervised
+    supervised: tuple[Supervised, ...]
     views: tuple[View, ...]
     students: dict[str, Network]
     state: PyTree

@@ -54,7 +54,7 @@ def images_passed(
         targets, _, moved = method.prepare(teachers, inputs, state.method_state)
         students = {name: Network(student, *variables, train=True)}
         outputs = method.views(students, teachers, inputs, targets, moved)
-        return outputs.supervised.logits
+        return outputs.supervised[0].logits
 
     jax.eval_shape(trace, state_shape(setup), random_batch(config, setup))
     return teacher.images, student.images

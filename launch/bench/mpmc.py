@@ -18,7 +18,7 @@ from mpmc_jax.models.layers import ConvSpec
 from mpmc_jax.models.patch_classifier import PROJECTION
 from mpmc_jax.models.pooling import average_pool
 from mpmc_jax.models.registry import tap_channels
-from mpmc_jax.plugins.mpmc.plugin import MPMC, patch_targets
+from mpmc_jax.plugins.mpmc import MPMC, adaptive_weights, patch_targets
 from mpmc_jax.training.state import TrainState
 from mpmc_jax.training.train_step import make_keys
 from mpmc_jax.types import Array, Batch, PyTree, Region
@@ -102,7 +102,13 @@ def _parts(
         return pull(out)[0]
 
     def weights(z: Array, pseudo: Array) -> tuple[Array, Array]:
-        return plugin.weigh(z, pseudo)
+        return adaptive_weights(
+            z,
+            pseudo,
+            confidence=plugin.confidence,
+            scale=plugin.lambda_scale,
+            field=plugin.field,
+        )
 
     targets = functools.partial(
         patch_targets,

@@ -24,7 +24,7 @@ from mpmc_jax.models.registry import (
     tap_channels,
 )
 from mpmc_jax.pixels import PixelFormat
-from mpmc_jax.plugins.base import Plugin
+from mpmc_jax.plugins.base import Plugin, TapInfo
 from mpmc_jax.plugins.registry import build_plugin
 from mpmc_jax.random_keys import stream_key
 from mpmc_jax.training import objective
@@ -139,11 +139,7 @@ def build_setup(
     Raises:
       ValueError: an unknown name anywhere; the message lists the valid ones.
     """
-    tap = default_tap(model) if config.mpmc.tap == "auto" else config.mpmc.tap
-    field, size = receptive_field(model, tap), tap_size(model, tap, config.data.crop)
-    plugin = build_plugin(
-        config, model.num_classes, field, size, tap=tap, axis_name=axis_name
-    )
+    plugin = build_plugin(config, _tap_info(config, model, axis_name))
     _check(config, method, plugin)
     teacher = dataclasses.replace(
         model, dtype=config.model.teacher_dtype or model.dtype
@@ -180,9 +176,26 @@ def build_setup(
         micro_batches=config.train.accumulation,
         steps_per_epoch=steps_per_epoch,
         axis_name=axis_name,
+        alpha=config.mpmc.alpha,
         rampup=rampup_steps(config, schedule.steps),
     )
     return Setup(model, method, plugin, step)
+
+
+def _tap_info(
+    config: ml_collections.ConfigDict, model: ModelConfig, axis_name: str | None
+) -> TapInfo:
+    """The tap that plug-ins read, at the training crop."""
+    tap = default_tap(model) if config.mpmc.tap == "auto" else config.mpmc.tap
+    return TapInfo(
+        name=tap,
+        field=receptive_field(model, tap),
+        size=tap_size(model, tap, config.data.crop),
+        crop=config.data.crop,
+        num_classes=model.num_classes,
+        width=config.model.width,
+        axis_name=axis_name,
+    )
 
 
 def _check(config: ml_collections.ConfigDict, method: Method, plugin: Plugin) -> None:

@@ -10,9 +10,8 @@ from mpmc_jax.data.dataset import DatasetFacts
 from mpmc_jax.evaluation.evaluator import Evaluator, PatchProbe
 from mpmc_jax.evaluation.protocols import Protocol, build_protocol
 from mpmc_jax.experiments.build import Setup, averages
-from mpmc_jax.plugins.mpmc.plugin import MPMC, patch_targets
-from mpmc_jax.training.gradient import teaching
 from mpmc_jax.training.state import TrainState, select
+from mpmc_jax.training.train_step import select_teachers
 from mpmc_jax.types import Array, Network, PyTree
 
 
@@ -87,22 +86,17 @@ def probe_builder(setup: Setup) -> Callable[[TrainState], PatchProbe | None]:
     The returned probes share one function, so that they share compiled programs.
     """
     plugin = setup.plugin
-    if not isinstance(plugin, MPMC):
+    if not plugin.classifies_patches:
         return lambda state: None
     network = setup.method.networks[0]
     module = setup.step.teachers[network]
 
     def apply(variables: PyTree, images: Array, labels: Array):
         teacher = Network(module, **variables["network"])
-        logits = plugin.teacher_logits(teacher, variables["head"], images)
-        _, rows, columns, _ = logits.shape
-        targets, valid = patch_targets(
-            labels, plugin.num_classes, plugin.field, size=(rows, columns)
-        )
-        return logits, targets, valid
+        return plugin.classify_patches(teacher, variables["head"], images, labels)
 
     def build(state: TrainState) -> PatchProbe:
-        teachers, head = teaching(setup.step, state)
+        teachers, head = select_teachers(setup.step, state)
         teacher = teachers[network]
         variables = {"params": teacher.params, "batch_stats": teacher.batch_stats}
         return PatchProbe({"network": variables, "head": head}, apply)

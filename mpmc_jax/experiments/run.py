@@ -40,7 +40,6 @@ from mpmc_jax.methods.base import Method
 from mpmc_jax.models.config import ModelConfig
 from mpmc_jax.paths import as_path
 from mpmc_jax.plugins.base import Plugin
-from mpmc_jax.plugins.mpmc.plugin import MPMC
 from mpmc_jax.training import agreement
 from mpmc_jax.training import workdir as workdir_lib
 from mpmc_jax.training.checkpoint import manager as checkpoint_lib
@@ -446,10 +445,8 @@ def lambda_s_function(run: Run) -> Callable[[Array, Array], tuple[Array, Array]]
       ValueError: the run has no patch classifier.
     """
     probe, plugin = run.probe, run.plugin
-    if probe is None or not isinstance(plugin, MPMC):
+    if probe is None:
         raise ValueError("this run has no patch classifier (mpmc=off): no lambda_s")
-    if plugin.lambda_scale == "mean":
-        plugin = dataclasses.replace(plugin, lambda_scale="none")
     protocol = make_protocol(run.config)
 
     @bounded_jit()
@@ -460,7 +457,7 @@ def lambda_s_function(run: Run) -> Callable[[Array, Array], tuple[Array, Array]]
         seen, targets = protocol.probed(normalized, labels)
         pseudo = predict_classes(run.module, variables, seen)
         logits, _, _ = probe.apply(head, seen, targets)
-        weight, _ = plugin.weigh(logits, pseudo)
+        weight = plugin.weigh_pixels(logits, pseudo)
         size = labels.shape[1:]
         return resize_nearest(pseudo, size=size), resize_nearest(weight, size=size)
 

@@ -10,6 +10,7 @@ from mpmc_jax.losses.reduction import (
     at_least_float32,
     identity,
     masked_mean,
+    ratio,
 )
 from mpmc_jax.types import IGNORE_LABEL, Array, View
 
@@ -105,6 +106,7 @@ def cross_entropy(
     *,
     weights: Array | None = None,
     where: Array | None = None,
+    count: Array | None = None,
     ignore_label: int = IGNORE_LABEL,
     total: GlobalSum = identity,
 ) -> Array:
@@ -118,6 +120,8 @@ def cross_entropy(
       labels: (b,h,w) integer classes; `ignore_label` and anything >= c is void.
       weights: (b,h,w) weights of the pixels, or None for 1.
       where: (b,h,w) bool, the pixels that count, or None for all. Void never counts.
+      count: () the number to divide by, or None for that of the counted pixels. A
+        batch in several parts has the number of the whole batch here.
       ignore_label: the void label.
       total: sums over devices.
 
@@ -130,7 +134,9 @@ def cross_entropy(
         counted_bhw = counted_bhw & where
     if weights is not None:
         loss_bhw = loss_bhw * weights
-    return masked_mean(loss_bhw, counted_bhw, total)
+    if count is None:
+        return masked_mean(loss_bhw, counted_bhw, total)
+    return ratio(total(jnp.sum(jnp.where(counted_bhw, loss_bhw, 0))), count)
 
 
 def ohem_keep(

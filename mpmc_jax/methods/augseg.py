@@ -187,7 +187,7 @@ class AugSeg(base.Method):
         metrics = {
             "injected": base.share(targets.truth),
         }
-        return Outputs(supervised, (view,), {"student": student}, state, metrics)
+        return Outputs((supervised,), (view,), {"student": student}, state, metrics)
 
     def average(self, step: Array, steps_per_epoch: int) -> tuple[Array, Array]:
         """0 in the first epoch: the teacher is the student until then."""

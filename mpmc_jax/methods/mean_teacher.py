@@ -144,7 +144,7 @@ class MeanTeacher(base.Method):
             name="unlabeled",
             loss=self.loss,
         )
-        return Outputs(supervised, (view,), {"student": student}, state)
+        return Outputs((supervised,), (view,), {"student": student}, state)
 
     def _passes(
         self, student: Network, inputs: Inputs, mixed: Array

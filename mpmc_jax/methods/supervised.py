@@ -67,7 +67,7 @@ class SupervisedOnly(base.Method):
             students["student"], inputs.image, noise=inputs.noise
         )
         supervised = base.supervised_part(labeled, inputs.label)
-        return Outputs(supervised, (), {"student": student}, state)
+        return Outputs((supervised,), (), {"student": student}, state)
 
     def average(self, step: Array, steps_per_epoch: int) -> tuple[Array, Array] | None:
         del steps_per_epoch

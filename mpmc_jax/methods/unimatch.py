@@ -170,7 +170,7 @@ class UniMatch(base.Method):
         )
         # As published: of all pixels of the weak view, padding included.
         metrics = {"confident_weak": base.share(confidence >= self.threshold)}
-        return Outputs(supervised, views, {"student": student}, state, metrics)
+        return Outputs((supervised,), views, {"student": student}, state, metrics)
 
     def _weak_pass(
         self, student: Network, inputs: Inputs

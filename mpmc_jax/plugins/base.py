@@ -1,43 +1,75 @@
-"""What a plug-in is: extra supervision on the taps of any base method.
+"""The interface of a plug-in: extra supervision on the taps of any base method.
 
 The step calls a plug-in in this order, once per micro-batch on every device:
 `counts` (before any prediction), the method's `views`, `refine` (no gradient),
 `losses` (differentiated). A plug-in knows no method: it sees `Supervised` and `View`.
+Evaluation and analysis call `classify_patches` and `weigh_pixels`.
 """
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar, Literal, NamedTuple
 
-from mpmc_jax.losses.reduction import GlobalSum, identity
-from mpmc_jax.types import Array, PyTree, Region, Supervised, View
-
-Terms = dict[str, Array]
-Metrics = dict[str, tuple[Array, Array]]
+from mpmc_jax.losses.reduction import Reduction
+from mpmc_jax.models.receptive_field import ReceptiveField
+from mpmc_jax.types import Array, Network, PyTree, Region, Supervised, View
 
 
-class Plugin(Protocol):
-    """The interface of a plug-in; implementations are frozen dataclasses."""
+@dataclasses.dataclass(frozen=True)
+class TapInfo:
+    """What a plug-in is built for: a tap of the network at the training crop.
+
+    Attributes:
+      name: of the tap, such as "layer1".
+      field: receptive field of its positions.
+      size: rows and columns at the training crop.
+      crop: side of the training crop, pixels.
+      num_classes: C.
+      width: of the network's narrowest layer; 64 is the published one.
+      axis_name: device axis over which batch norm is synchronized.
+    """
+
+    name: str
+    field: ReceptiveField
+    size: tuple[int, int]
+    crop: int
+    num_classes: int
+    width: int = 64
+    axis_name: str | None = None
+
+
+class PluginLosses(NamedTuple):
+    """What `Plugin.losses` returns.
+
+    Attributes:
+      terms: name -> () weighted loss, added to the objective.
+      metrics: name -> (sum, count) of this device.
+      batch_stats: the plug-in's statistics after the pass.
+    """
+
+    terms: dict[str, Array]
+    metrics: dict[str, tuple[Array, Array]]
+    batch_stats: PyTree
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plugin:
+    """A plug-in that does nothing; others override what they need.
+
+    Attributes:
+      classifies_patches: whether `classify_patches` and `weigh_pixels` can be called.
+      teacher_head: whose variables `refine` gets: the student's or their average.
+      warmup_epochs: epochs, from the first, in which `active` is False.
+    """
+
+    classifies_patches: ClassVar[bool] = False
+    teacher_head: Literal["student", "ema"] = "student"
+    warmup_epochs: int = 0
 
     @property
     def taps(self) -> tuple[str, ...]:
         """Names of the taps that a method must hand over."""
-        ...
-
-    @property
-    def alpha(self) -> float:
-        """Weight of the base method's unlabeled terms in eq. 7."""
-        ...
-
-    @property
-    def teacher_head(self) -> Literal["student", "ema"]:
-        """Whose variables `refine` gets: the student's or their average."""
-        ...
-
-    @property
-    def warmup_epochs(self) -> int:
-        """Epochs, from the first, in which `active` is False."""
-        ...
+        return ()
 
     def init(self, key: Array, taps: Mapping[str, Array]) -> dict[str, PyTree]:
         """Variables {"params", "batch_stats"} from one example (1,h,w,d) of each tap.
@@ -45,81 +77,19 @@ class Plugin(Protocol):
         {} for a plug-in without any. They live beside the network's, so optimizer,
         average and checkpoint see them.
         """
-        ...
-
-    def counts(self, regions: Mapping[str, Region]) -> dict[str, Array]:
-        """This device's divisor of every term, int32, known before any prediction.
-
-        `regions` has "supervised" and every view's name. The step adds the counts up
-        over micro-batches and devices and hands the totals to `losses`. Names must
-        differ from those of the regions, under which the method's pixels are counted.
-        """
-        ...
-
-    def refine(
-        self,
-        variables: Mapping[str, PyTree],
-        views: Sequence[View],
-        *,
-        active: Array | None = None,
-        total: GlobalSum = identity,
-    ) -> tuple[tuple[View, ...], dict[str, Any]]:
-        """Reweights the views and makes targets (by view name); no gradient.
-
-        Args:
-          variables: those of the teacher's head, see `teacher_head`.
-          views: the method's views, in its order.
-          active: scalar bool, False during the warm-up; None for always True.
-          total: sums over devices.
-        """
-        ...
-
-    def losses(
-        self,
-        variables: Mapping[str, PyTree],
-        supervised: Supervised,
-        views: Sequence[View],
-        targets: Mapping[str, Any],
-        counts: Mapping[str, Array],
-        *,
-        active: Array | None = None,
-        total: GlobalSum = identity,
-    ) -> tuple[Terms, Metrics, PyTree]:
-        """The plug-in's terms, already weighted.
-
-        Args:
-          variables: the student's.
-          supervised: the labeled part of the step.
-          views: the views as `refine` returned them, with the student's gradient.
-          targets: what `refine` made.
-          counts: totals over micro-batches and devices. Terms divide by them, so
-            terms add over micro-batches.
-          active: scalar bool, False during the warm-up; None for always True.
-          total: sums over devices with a local gradient.
-
-        Returns:
-          Terms by name; metrics by name as this device's (sum, count); the batch
-          statistics after the pass.
-        """
-        ...
-
-
-@dataclasses.dataclass(frozen=True)
-class Identity:
-    """No plug-in: the base method alone; alpha 1/4 is its published total (D11)."""
-
-    taps: tuple[str, ...] = ()
-    alpha: float = 0.25
-    teacher_head: Literal["student", "ema"] = "student"
-    warmup_epochs: int = 0
-
-    def init(self, key: Array, taps: Mapping[str, Array]) -> dict[str, PyTree]:
-        """No variables."""
         del key, taps
         return {}
 
     def counts(self, regions: Mapping[str, Region]) -> dict[str, Array]:
-        """No terms, no divisors."""
+        """This device's divisor of every term, int32, known before any prediction.
+
+        The step adds the counts up over micro-batches and devices and hands the totals
+        to `losses` in its reduction.
+
+        Args:
+          regions: by the name of the labeled part or of the view. The names of the
+            counts must differ from these, under which the method's pixels are counted.
+        """
         del regions
         return {}
 
@@ -127,25 +97,69 @@ class Identity:
         self,
         variables: Mapping[str, PyTree],
         views: Sequence[View],
-        *,
-        active: Array | None = None,
-        total: GlobalSum = identity,
+        reduction: Reduction,
+        active: Array | None,
     ) -> tuple[tuple[View, ...], dict[str, Any]]:
-        """The views as they are."""
-        del variables, active, total
+        """Reweights the views and makes targets (by view name); no gradient.
+
+        Args:
+          variables: those of the teacher's head, see `teacher_head`.
+          views: the method's views, in its order.
+          reduction: sums and counts of the whole batch.
+          active: () bool, False during the warm-up; None for always True.
+        """
+        del variables, reduction, active
         return tuple(views), {}
 
     def losses(
         self,
         variables: Mapping[str, PyTree],
-        supervised: Supervised,
+        supervised: Sequence[Supervised],
         views: Sequence[View],
         targets: Mapping[str, Any],
-        counts: Mapping[str, Array],
-        *,
-        active: Array | None = None,
-        total: GlobalSum = identity,
-    ) -> tuple[Terms, Metrics, PyTree]:
-        """No terms."""
-        del variables, supervised, views, targets, counts, active, total
-        return {}, {}, {}
+        reduction: Reduction,
+    ) -> PluginLosses:
+        """The plug-in's terms, already weighted.
+
+        Args:
+          variables: the student's.
+          supervised: the labeled part of every student.
+          views: the views as `refine` returned them, with the student's gradient.
+          targets: what `refine` made.
+          reduction: sums and counts of the whole batch.
+        """
+        del variables, supervised, views, targets, reduction
+        return PluginLosses({}, {}, {})
+
+    def classify_patches(
+        self,
+        teacher: Network,
+        variables: Mapping[str, PyTree],
+        images: Array,
+        labels: Array,
+    ) -> tuple[Array, Array, Array]:
+        """What the head says of labeled images, as `refine` would hear it.
+
+        Args:
+          teacher: the network whose tap the head reads.
+          variables: of the head.
+          images: (b,H,W,c) normalized.
+          labels: (b,H,W) integer.
+
+        Returns:
+          Logits (b,h,w,C), targets (b,h,w,C) bool, valid patches (b,h,w) bool.
+        """
+        raise NotImplementedError(f"{type(self).__name__} classifies no patches")
+
+    def weigh_pixels(self, logits: Array, labels: Array) -> Array:
+        """The weight of every pixel's label by the head's confidence in it: (b,H,W).
+
+        Args:
+          logits: (b,h,w,C) of `classify_patches`.
+          labels: (b,H,W) integer, such as predictions.
+        """
+        raise NotImplementedError(f"{type(self).__name__} weighs no pixels")
+
+
+class Identity(Plugin):
+    """No plug-in: the base method alone."""

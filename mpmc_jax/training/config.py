@@ -28,7 +28,8 @@ class StepConfig:
         gradient; they differ in their dtype at most.
       optimizer, schedule: update rule, and the rate it follows (for the metrics).
       supervised_loss: L_x.
-      rampup: steps over which the weight of L_u grows, see `alpha`.
+      alpha: weight of L_u in eq. 7; 1/4 gives every method its published total (D11).
+      rampup: steps over which that weight grows, see `unlabeled_weight`.
       batch_size: labeled images a step over all devices.
       group_size: images that rank, mix and draw among themselves.
       micro_batches: parts worked off one after the other.
@@ -48,16 +49,17 @@ class StepConfig:
     micro_batches: int
     steps_per_epoch: int
     axis_name: str | None = AXIS
+    alpha: float = 0.25
     rampup: int = 0
 
-    def alpha(self, step: Array) -> Array | float:
+    def unlabeled_weight(self, step: Array) -> Array | float:
         """The weight of L_u in eq. 7 at a step.
 
-        The plug-in's alpha, times exp(-5 (1 - t/T)^2) in the first T = `rampup` steps
-        (SSL4MIS's sigmoid ramp-up; Laine and Aila, ICLR 2017). L_u^M keeps its beta:
-        it has a warm-up of its own.
+        alpha, times exp(-5 (1 - t/T)^2) in the first T = `rampup` steps (SSL4MIS's
+        sigmoid ramp-up; Laine and Aila, ICLR 2017). L_u^M keeps its beta: it has a
+        warm-up of its own.
         """
         if not self.rampup:
-            return self.plugin.alpha
+            return self.alpha
         left = 1 - jnp.minimum(step.astype(float) / self.rampup, 1)
-        return self.plugin.alpha * jnp.exp(-5 * left**2)
+        return self.alpha * jnp.exp(-5 * left**2)

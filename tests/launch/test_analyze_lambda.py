@@ -13,9 +13,10 @@ from mpmc_jax.data.build import build_split
 from mpmc_jax.data.dataset import open_dataset
 from mpmc_jax.experiments import run as runs
 from mpmc_jax.experiments.evaluation import probe_builder
+from mpmc_jax.losses.reduction import Reduction
 from mpmc_jax.pixels import RGB
 from mpmc_jax.plugins.mpmc.plugin import MPMC
-from mpmc_jax.training import gradient, objective
+from mpmc_jax.training import train_step
 from mpmc_jax.training.state import select
 from mpmc_jax.training.train_step import make_keys
 from tests.support import tiny
@@ -57,14 +58,14 @@ def _trained(parts, state, batch):
         inputs = config.method.augment(batch, state.method_state, keys)
         regions = config.method.regions(inputs)
         counts = {k: region.valid.sum() for k, region in regions.items()}
-        totals = objective.Totals(None, counts | plugin.counts(regions))
-        carry = gradient.Carry(
+        totals = Reduction(None, counts | plugin.counts(regions))
+        carry = train_step.Carry(
             grads=jax.tree.map(jnp.zeros_like, state.params),
             batch_stats=state.batch_stats,
             teacher_stats=state.ema_batch_stats,
             method_state=state.method_state,
         )
-        gradient.micro_batch(config, state, carry, inputs, totals)
+        train_step.micro_step(config, state, carry, inputs, totals)
         (view,) = plugin.noted
         return view.target, view.weight
 

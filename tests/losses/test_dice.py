@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mpmc_jax import losses
-from mpmc_jax.training.objective import SupervisedLoss, Totals
+from mpmc_jax.losses.reduction import Reduction
+from mpmc_jax.training.objective import SupervisedLoss
 
 SHAPE, CLASSES = (4, 5, 6), 3
 
@@ -81,7 +82,7 @@ def test_nothing_counts():
 
 def test_two_devices_equal_one():
     logits, labels, weights = example(5)
-    totals = Totals("devices", {})
+    totals = Reduction("devices", {})
 
     def local(z, y, w):
         return losses.dice_loss(z, y, weights=w, total=totals.sum)
@@ -102,7 +103,7 @@ def test_supervised_loss_is_the_mean_of_both():
 
     def loss(name: str, parts: int = 1):
         made = SupervisedLoss(name=name, group_size=2, threshold=0.7, min_kept=0)
-        return made(logits, labels, Totals(None, counts, parts))
+        return made(logits, labels, Reduction(None, counts, parts), "supervised")
 
     dice = losses.dice_loss(logits, labels)
     np.testing.assert_allclose(loss("ce_dice"), (loss("ce") + dice) / 2, rtol=1e-6)

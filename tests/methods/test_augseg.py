@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mpmc_jax.losses.reduction import Reduction
 from mpmc_jax.methods.augseg import AugSeg, Inputs
-from mpmc_jax.training.objective import Totals, view_loss
+from mpmc_jax.training.objective import view_loss
 from mpmc_jax.training.train_step import make_keys
 from mpmc_jax.types import Features, Prediction
 from tests.support import tiny
@@ -94,7 +95,7 @@ def _view(inputs, teacher, student, method=METHOD):
 def _loss(inputs, teacher, student, method=METHOD):
     view, _ = _view(inputs, teacher, student, method)
     count = jnp.sum(view.region.valid, dtype=jnp.int32)
-    return view_loss(view, Totals(None, {"unlabeled": count}))
+    return view_loss(view, Reduction(None, {"unlabeled": count}))
 
 
 def _softmax(z):

@@ -1,16 +1,16 @@
 """MPMC from a configuration, and what is refused."""
 
-import dataclasses
-
 import pytest
 
 from configs import base as configs
 from mpmc_jax.models.receptive_field import ReceptiveField
 from mpmc_jax.plugins import Identity, build_plugin
-from mpmc_jax.plugins.mpmc.plugin import MPMC
+from mpmc_jax.plugins.base import TapInfo
+from mpmc_jax.plugins.mpmc import MPMC
 
 CLASSES = 4
 FIELD, SIZE = ReceptiveField(7, 4, 3), (5, 5)
+TAP = TapInfo("layer1", FIELD, SIZE, crop=321, num_classes=CLASSES)
 
 
 def _config(**overrides):
@@ -23,13 +23,13 @@ def _config(**overrides):
 
 def test_build_passes_every_key_on():
     changed = {"beta": 0.3, "windows": (1, 19), "head": "lite", "lambda_s": False}
-    plugin = build_plugin(_config(**changed), CLASSES, FIELD, SIZE, tap="layer1")
+    plugin = build_plugin(_config(**changed), TAP)
     assert isinstance(plugin, MPMC)
     assert {key: getattr(plugin, key) for key in changed} == changed
-    assert plugin == dataclasses.replace(MPMC(CLASSES, FIELD, SIZE), **changed)
+    assert plugin == MPMC(num_classes=CLASSES, field=FIELD, tap_size=SIZE, **changed)
     config = _config()
     config.mpmc.enabled = False
-    assert build_plugin(config, CLASSES, FIELD, SIZE, tap="layer1") == Identity()
+    assert build_plugin(config, TAP) == Identity()
 
 
 @pytest.mark.parametrize(
@@ -46,13 +46,12 @@ def test_build_passes_every_key_on():
 )
 def test_build_refuses_and_names_the_valid_values(key, value, message):
     with pytest.raises(ValueError, match=message) as error:
-        build_plugin(_config(**{key: value}), CLASSES, FIELD, SIZE, tap="layer1")
+        build_plugin(_config(**{key: value}), TAP)
     assert f"mpmc.{key}" in str(error.value)
 
 
 def test_build_warns_of_a_field_that_covers_the_crop(caplog):
-    config = _config()
-    config.data.crop = 39
+    tap = TapInfo("layer1", ReceptiveField(39, 4, 19), (10, 10), 39, CLASSES)
     with caplog.at_level("WARNING"):
-        build_plugin(config, CLASSES, ReceptiveField(39, 4, 19), (10, 10), tap="layer1")
+        build_plugin(_config(), tap)
     assert "covers the whole crop" in caplog.text

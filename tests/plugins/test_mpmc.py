@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from mpmc_jax import losses
+from mpmc_jax.losses.reduction import Reduction
 from mpmc_jax.models.pooling import multi_scale_pool
-from mpmc_jax.plugins import Identity
-from mpmc_jax.plugins.mpmc import plugin as mpmc
-from mpmc_jax.plugins.mpmc.plugin import adaptive_weights, patch_targets, patch_valid
+from mpmc_jax.plugins import Identity, mpmc
+from mpmc_jax.plugins.mpmc import adaptive_weights, patch_targets, patch_valid
 from mpmc_jax.types import Region, Supervised
 from tests.support.plugin_fakes import (
     CLASSES,
@@ -52,9 +52,9 @@ def inputs():
 def run(plugin, inputs, active=None):
     variables, supervised, views = inputs
     regions = {"supervised": supervised.region, **{v.name: v.region for v in views}}
-    counts = plugin.counts(regions)
-    refined, targets = plugin.refine(variables, views, active=active)
-    out = plugin.losses(variables, supervised, refined, targets, counts, active=active)
+    reduction = Reduction(counts=plugin.counts(regions))
+    refined, targets = plugin.refine(variables, views, reduction, active)
+    out = plugin.losses(variables, (supervised,), refined, targets, reduction)
     return refined, targets, *out
 
 
@@ -106,11 +106,11 @@ def test_losses_are_equations_4_and_6(inputs):
     np.testing.assert_allclose(mean(metrics["loss_patch_labeled"]), labeled, rtol=1e-6)
     unlabeled = 0
     for i, view in enumerate(views[:2]):
-        teaching = targets[view.name]
+        taught = targets[view.name]
         loss = losses.binary_cross_entropy(
             logits[2 + 2 * i : 4 + 2 * i],
-            teaching.target,
-            weights=teaching.weight,
+            taught.target,
+            weights=taught.weight,
             where=patch_valid(view.region.real, FIELD),
         )
         unlabeled += COEFFICIENTS[view.name] / 3 * loss  # D18: as L_u weighs them
@@ -149,7 +149,7 @@ def test_every_ablation_leaves_out_its_part_alone(inputs):
     assert mean(metrics["lambda_mean"]) == 1
     assert same_terms == terms
     same, even, _, _, _ = ablate(lambda_m=False)
-    assert all((teaching.weight == 1).all() for teaching in even.values())
+    assert all((target.weight == 1).all() for target in even.values())
     np.testing.assert_array_equal(same[0].weight, refined[0].weight)
     hard = ablate(target="hard")[1]["s1"].target
     np.testing.assert_array_equal(hard, targets["s1"].target >= 0.5)
@@ -203,7 +203,7 @@ def test_the_teacher_gets_no_gradient(inputs):
 
     def weight(variables, images):
         taught = tuple(v.replace(image=i) for v, i in zip(views, images, strict=True))
-        refined, targets = PLUGIN.refine(variables, taught)
+        refined, targets = PLUGIN.refine(variables, taught, Reduction(), None)
         parts = [view.weight.sum() for view in refined]
         return sum(parts) + targets["s1"].target.sum() + targets["s1"].weight.sum()
 
@@ -230,9 +230,12 @@ def test_micro_batches_add_up_to_the_batch(inputs):
     variables, supervised, views = inputs
     regions = {"supervised": supervised.region, **{v.name: v.region for v in views}}
     counts = jax.tree.map(lambda n: 2 * n, PLUGIN.counts(regions))
-    refined, targets = PLUGIN.refine(variables, views)
+    reduction = Reduction(counts=counts, micro_batches=2)
+    refined, targets = PLUGIN.refine(variables, views, reduction, None)
     _, _, whole, _, _ = run(PLUGIN, inputs)
-    half, metrics, _ = PLUGIN.losses(variables, supervised, refined, targets, counts)
+    half, metrics, _ = PLUGIN.losses(
+        variables, (supervised,), refined, targets, reduction
+    )
     for name, term in half.items():
         np.testing.assert_allclose(term, whole[name] / 2, rtol=1e-6)
     # A micro-batch reports its own mean.
@@ -255,7 +258,6 @@ def test_identity_changes_nothing(inputs):
     refined, targets, terms, metrics, moved = run(plugin, ({}, supervised, views))
     assert all(view is before for view, before in zip(refined, views, strict=True))
     assert targets == terms == metrics == moved == {}
-    assert plugin.alpha == 0.25
 
 
 def test_counts_do_not_share_names_with_the_methods(inputs):

@@ -40,7 +40,7 @@ ALLOWED = {
     "memory": set(),
     "random_keys": {"types"},
     "text": set(),
-    "losses": {"types"},
+    "losses": {"types", "distributed"},
     "models": {"types", "pixels", "distributed", "memory", "atomic_write"},
     "data": {"types", "pixels", "memory", "atomic_write"},
     "augmentation": {"types", "pixels", "random_keys"},

@@ -7,6 +7,7 @@ import re
 import pytest
 
 from configs import base
+from mpmc_jax.plugins.registry import PLUGINS
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 FOLDERS = ("mpmc_jax", "launch", "configs", "tests")
@@ -83,7 +84,11 @@ def _reads_of(path):
 
 
 def _config_reads():
-    return {read for path in PROGRAMS if _sees_config(path) for read in _reads_of(path)}
+    reads = {
+        read for path in PROGRAMS if _sees_config(path) for read in _reads_of(path)
+    }
+    # A plug-in is built from all values of its section.
+    return reads | {(name, key) for name in PLUGINS for key in SECTIONS[name]}
 
 
 def test_every_configuration_key_is_read():

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from mpmc_jax.losses.reduction import Reduction
 from mpmc_jax.training import objective
 from mpmc_jax.types import Features, Prediction
 
@@ -68,10 +69,10 @@ def step(method, members, student, teacher, inputs, state):
             outputs,
             outputs.views,
             {},
-            objective.Totals(None, counts),
+            Reduction(None, counts),
             objective.SupervisedLoss("ce", members, 0.7, 10),
             scale=method.scale,
-            alpha=0.25,
+            unlabeled_weight=0.25,
         )
         return total, (terms, outputs.state)
 

@@ -6,12 +6,12 @@ import numpy as np
 from flax import linen as nn
 
 from mpmc_jax.models.receptive_field import ReceptiveField
-from mpmc_jax.plugins.mpmc.plugin import MPMC
+from mpmc_jax.plugins.mpmc import MPMC
 from mpmc_jax.types import Features, Network, Region, View
 
 SIDE, CLASSES, DEPTH = 17, 4, 6
 FIELD, SIZE = ReceptiveField(7, 4, 3), (5, 5)
-PLUGIN = MPMC(CLASSES, FIELD, SIZE, width=4)
+PLUGIN = MPMC(num_classes=CLASSES, field=FIELD, tap_size=SIZE, width=4)
 COEFFICIENTS = {"s1": 1.0, "fp": 2.0, "known": 5.0}
 
 

@@ -116,7 +116,7 @@ def errors(path, devices: int, dtype) -> dict[str, float]:
 
     def per_device(state, arrays, order):
         stacked = jax.tree.map(lambda x: x[None], arrays)
-        return train_step.apply(config, state, stacked, _inputs, order)
+        return train_step.train_step(config, state, stacked, _inputs, order)
 
     run = parallel.compile(per_device)
     on_device = parallel.replicate(state)

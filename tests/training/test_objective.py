@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mpmc_jax.training import objective
+from mpmc_jax.losses.reduction import Reduction
+from mpmc_jax.training import objective, step_metrics
 from mpmc_jax.types import Network, Outputs, Region, Supervised, View
 
 B, S, C = 4, 6, 3
@@ -41,7 +42,7 @@ def test_ohem_ranks_within_groups_and_averages_over_all(supervised):
         bar = max(threshold, np.sort(probability.ravel())[min_kept - 1])
         kept += list(of_group[valid & (probability <= bar)])
     loss = objective.SupervisedLoss("ohem", 2, threshold, min_kept)
-    found = loss(supervised.logits, supervised.label, objective.Totals(None, {}))
+    found = loss(supervised.logits, supervised.label, Reduction(), "supervised")
     np.testing.assert_allclose(found, np.mean(kept), rtol=1e-5)
 
 
@@ -69,7 +70,7 @@ def test_a_view_divides_weighted_losses_by_its_own_divisor(normalizer):
     summed = (np.asarray(view.weight) * pixel)[valid].sum()
     divisor = valid.sum() if normalizer is None else normalizer
     counts = {"unlabeled": jnp.asarray(valid.sum())}
-    found = objective.view_loss(view, objective.Totals(None, counts))
+    found = objective.view_loss(view, Reduction(None, counts))
     np.testing.assert_allclose(found, summed / divisor, rtol=1e-5)
 
 
@@ -77,7 +78,7 @@ def test_sums_over_devices_have_global_values_and_local_gradients():
     x = jnp.arange(4.0) + 1
 
     def ratio(x):
-        totals = objective.Totals("devices", {})
+        totals = Reduction("devices", {})
         return totals.sum(x) ** 2 / totals.sum(2 * x + 1)
 
     values, gradients = jax.pmap(jax.value_and_grad(ratio), axis_name="devices")(x)
@@ -89,7 +90,7 @@ def test_sums_over_devices_have_global_values_and_local_gradients():
 
 def test_nothing_to_divide_by_gives_zero_and_finite_gradients():
     def loss(x):
-        totals = objective.Totals(None, {"none": jnp.asarray(0)})
+        totals = Reduction(None, {"none": jnp.asarray(0)})
         return totals.mean("none", (x * 0).sum()) + totals.local_mean(
             (x * 0).sum(), jnp.asarray(0.0)
         )
@@ -100,7 +101,7 @@ def test_nothing_to_divide_by_gives_zero_and_finite_gradients():
 
 def _shares(views, refined=None):
     refined = views if refined is None else refined
-    found = objective.view_metrics(views, refined, scale=0.5, alpha=0.25)
+    found = step_metrics.view_metrics(views, refined, scale=0.5, unlabeled_weight=0.25)
     return {k: (float(a), float(b)) for k, (a, b) in found.items()}
 
 
@@ -132,7 +133,7 @@ def test_the_weight_of_the_unlabeled_loss_is_what_multiplies_it(loss):
     flat = [view.replace(logits=jnp.zeros_like(view.logits)) for view in refined]
     if loss == "ce":
         counts = {"unlabeled": jnp.asarray(valid.sum())}
-        totals = objective.Totals(None, counts)
+        totals = Reduction(None, counts)
         summed = sum(v.coefficient * objective.view_loss(v, totals) for v in flat)
         share = (a.sum() + 3 * b.sum()) / valid.sum()
         np.testing.assert_allclose(
@@ -158,7 +159,7 @@ def test_balanced_cross_entropy_weighs_classes_alike_and_keeps_weights():
     total = counted.sum() / C
     means = [pixel[counted & (target == c)].mean() for c in range(C)]
     expected = 0.25 * total * np.sum(means) / valid.sum()
-    totals = objective.Totals(None, {"unlabeled": jnp.asarray(valid.sum())})
+    totals = Reduction(None, {"unlabeled": jnp.asarray(valid.sum())})
     np.testing.assert_allclose(objective.view_loss(view, totals), expected, rtol=1e-5)
     # One class alone is plain cross-entropy.
     one = view.replace(target=jnp.ones_like(view.target))
@@ -176,19 +177,19 @@ def test_classes_are_counted_where_images_are_real_and_labels_are_not_the_truth(
     region = view.region.replace(real=jnp.asarray(real))
     view = view.replace(weight=weight, region=region, truth=jnp.asarray(truth))
     known = view.replace(unlabeled=False)
-    outputs = Outputs(supervised, (view, view, known), {}, {})
-    found = objective.classes_seen(outputs)
+    outputs = Outputs((supervised,), (view, view, known), {}, {})
+    found = step_metrics.class_pixels(outputs)
     label = np.asarray(supervised.label)
     assert found["label"].tolist() == [int(np.sum(label == c)) for c in range(C)]
     counted = np.asarray(region.valid) & real & ~truth & (np.asarray(weight) > 0)
     of_view = [np.sum(counted & (np.asarray(view.target) == c)) for c in range(C)]
     assert found["pseudo"].tolist() == [2 * n for n in of_view]
-    assert list(objective.classes_seen(outputs.replace(views=()))) == ["label"]
+    assert list(step_metrics.class_pixels(outputs.replace(views=()))) == ["label"]
 
 
 def test_a_term_without_a_pixel_is_no_number_in_the_log():
     counts = {"supervised": jnp.asarray(0), "s1": jnp.asarray(4)}
     names = ("loss", "loss_supervised", "loss_auxiliary", "loss_s1", "loss_contrast")
     terms = dict.fromkeys(names, jnp.asarray(0.5))
-    shown = objective.counted_terms(terms, objective.Totals(None, counts))
+    shown = step_metrics.counted_terms(terms, Reduction(None, counts))
     assert [bool(np.isnan(shown[name])) for name in names] == [0, 1, 1, 0, 0]

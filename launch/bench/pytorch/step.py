@@ -18,8 +18,8 @@ from launch.bench.pytorch import network as peer_network
 from mpmc_jax.experiments.build import Setup
 from mpmc_jax.methods.unimatch import UniMatch
 from mpmc_jax.models.weights.torch_names import torch_state_dict
+from mpmc_jax.plugins.mpmc import MPMC
 from mpmc_jax.plugins.mpmc.patches import nearest_patch
-from mpmc_jax.plugins.mpmc.plugin import MPMC
 from mpmc_jax.training.state import PLUGIN, TrainState
 from mpmc_jax.types import IGNORE_LABEL
 
@@ -53,7 +53,7 @@ class TorchPeer:
         self._best = kind == "torch_best"
         self._amp = self._best and bfloat16
         self._plugin = setup.plugin if isinstance(setup.plugin, MPMC) else None
-        self._alpha = setup.plugin.alpha
+        self._alpha = setup.step.alpha
         assert isinstance(setup.method, UniMatch)
         self._threshold = setup.method.threshold
         network = peer_network.Segmenter(model.backbone, model.num_classes, model.width)

@@ -262,7 +262,7 @@ class AEL(base.Method):
             "class_confidence": (confidence.sum(), jnp.asarray(confidence.size)),
         }
         return Outputs(
-            base.supervised_part(on_labeled, inputs.label, inputs.labeled_real),
+            (base.supervised_part(on_labeled, inputs.label, inputs.labeled_real),),
             (
                 view(on_labeled, inputs.image, "labeled", 0),
                 view(on_mixed, mixed, "unlabeled", 1),

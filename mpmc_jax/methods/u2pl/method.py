@@ -251,7 +251,7 @@ class U2PL(base.Method):
         contrast = self.contrast.term(both, inputs.draws, targets.anchoring, state)
         metrics = {"bank": (jnp.sum(state.size), jnp.asarray(len(state.keys)))}
         return Outputs(
-            base.supervised_part(labeled, inputs.label, inputs.labeled_real),
+            (base.supervised_part(labeled, inputs.label, inputs.labeled_real),),
             (view,),
             {"student": student},
             state,

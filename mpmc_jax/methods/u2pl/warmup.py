@@ -86,7 +86,7 @@ class Warmup(base.Method):
             students["student"], inputs.image, inputs.dropout, inputs.noise
         )
         supervised = base.supervised_part(labeled, inputs.label, inputs.real)
-        return Outputs(supervised, (), {"student": student}, state)
+        return Outputs((supervised,), (), {"student": student}, state)
 
     def average(self, step: Array, steps_per_epoch: int) -> tuple[Array, None]:
         """1, and 0 at the last step."""

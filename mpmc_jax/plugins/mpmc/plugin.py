@@ -7,26 +7,31 @@ Decisions D1 to D23 of the README's "deviations" are taken here and in its parts
 """
 
 import dataclasses
+import functools
+import itertools
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
+from absl import logging
+from flax import struct
 
 from mpmc_jax.losses.multilabel import (
     patch_asymmetric_focal,
     patch_binary_cross_entropy,
 )
 from mpmc_jax.losses.pixel import confident_pixels
-from mpmc_jax.losses.reduction import GlobalSum, identity, ratio
+from mpmc_jax.losses.reduction import Reduction, ratio
 from mpmc_jax.models.patch_classifier import PatchClassifier
-from mpmc_jax.models.pooling import multi_scale_pool as multi_scale_pool
 from mpmc_jax.models.receptive_field import ReceptiveField
-from mpmc_jax.plugins.base import Metrics, Terms
-from mpmc_jax.plugins.mpmc.lambda_weights import adaptive_weights as adaptive_weights
-from mpmc_jax.plugins.mpmc.patches import patch_targets as patch_targets
-from mpmc_jax.plugins.mpmc.patches import patch_valid as patch_valid
-from mpmc_jax.plugins.teaching import PatchTeaching, split_by
+from mpmc_jax.plugins.base import Plugin, PluginLosses, TapInfo
+from mpmc_jax.plugins.mpmc.lambda_weights import (
+    CONFIDENCES,
+    SCALES,
+    adaptive_weights,
+)
+from mpmc_jax.plugins.mpmc.patches import patch_targets, patch_valid
 from mpmc_jax.types import (
     IGNORE_LABEL,
     Array,
@@ -38,13 +43,35 @@ from mpmc_jax.types import (
 )
 
 
+@struct.dataclass
+class PatchTargets:
+    """What the teacher's head says about one view.
+
+    Attributes:
+      target: (b,h,w,C) q_bar of eq. 6, or its decision at 0.5.
+      weight: (b,h,w,C) lambda_m.
+      lambda_sum, lambda_count: lambda_s over the view's confident pixels, for the log.
+      active: () bool, False during the warm-up; None for always True.
+    """
+
+    target: Array
+    weight: Array
+    lambda_sum: Array
+    lambda_count: Array
+    active: Array | None = None
+
+
+Terms = dict[str, Array]
+Metrics = dict[str, tuple[Array, Array]]
+
+
 def _patches(term: str) -> str:
     """The name of a term's patch count; the bare name counts the method's pixels."""
     return f"patches/{term}"
 
 
-@dataclasses.dataclass(frozen=True)
-class MPMC:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MPMC(Plugin):
     """The plug-in; see `mpmc_jax.plugins.base.Plugin` for its calls.
 
     Attributes:
@@ -54,16 +81,17 @@ class MPMC:
       tap_size: rows and columns of the tap at the training crop.
       windows, head: of the `PatchClassifier`.
       confidence, lambda_scale: of `adaptive_weights`.
-      alpha, beta, labeled_weight: weights of L_u, L_u^M and L_l^M.
+      beta, labeled_weight: weights of L_u^M and L_l^M.
       gamma_pos, gamma_neg: exponents of eq. 3.
       target: "soft" or "hard" (D6).
-      teacher_head: "student" or "ema" (D8); the step passes the variables.
-      warmup_epochs: epochs without L_u^M and lambda (D23); the step passes `active`.
+      teacher_head: "student" or "ema" (D8).
+      warmup_epochs: epochs without L_u^M and lambda (D23).
       labeled, unlabeled, lambda_s, lambda_m: ablations; False leaves the part out.
       axis_name: device axis over which batch norm is synchronized.
       width: of the head; 64 is the published one, less is for tests.
     """
 
+    classifies_patches: ClassVar[bool] = True
     num_classes: int
     field: ReceptiveField
     tap_size: tuple[int, int]
@@ -72,14 +100,11 @@ class MPMC:
     head: str = "paper"
     confidence: str = "softmax_prob"
     lambda_scale: str = "none"
-    alpha: float = 0.25
     beta: float = 0.15
     labeled_weight: float = 1.0
     gamma_pos: float = 0.0
     gamma_neg: float = 1.0
     target: Literal["soft", "hard"] = "soft"
-    teacher_head: Literal["student", "ema"] = "student"
-    warmup_epochs: int = 0
     labeled: bool = True
     unlabeled: bool = True
     lambda_s: bool = True
@@ -119,10 +144,9 @@ class MPMC:
         self,
         variables: Mapping[str, PyTree],
         views: Sequence[View],
-        *,
-        active: Array | None = None,
-        total: GlobalSum = identity,
-    ) -> tuple[tuple[View, ...], dict[str, PatchTeaching]]:
+        reduction: Reduction,
+        active: Array | None,
+    ) -> tuple[tuple[View, ...], dict[str, PatchTargets]]:
         """Weights every unlabeled view by lambda_s and makes its patch targets.
 
         The teacher classifies the weak image mixed as the view was (D9, D10), in
@@ -133,8 +157,8 @@ class MPMC:
         refined, targets = [], {}
         for view in views:
             if view.unlabeled:
-                view, targets[view.name] = self._teach(
-                    logits[view.name], view, active, total
+                view, targets[view.name] = self._make_targets(
+                    logits[view.name], view, reduction, active
                 )
             refined.append(view)
         return tuple(refined), targets
@@ -158,24 +182,28 @@ class MPMC:
         logits_bhwc: Any = self.classifier().apply(head, z_bhwd, train=False)
         return jax.lax.stop_gradient(logits_bhwc)
 
-    def weigh(
+    def classify_patches(
         self,
-        logits: Array,
+        teacher: Network,
+        variables: Mapping[str, PyTree],
+        images: Array,
         labels: Array,
-        *,
-        where: Array | None = None,
-        total: GlobalSum = identity,
-    ) -> tuple[Array, Array]:
-        """`adaptive_weights` with this plug-in's settings and its tap's field."""
-        return adaptive_weights(
-            logits,
-            labels,
-            confidence=self.confidence,
-            scale=self.lambda_scale,
-            field=self.field,
-            where=where,
-            total=total,
+    ) -> tuple[Array, Array, Array]:
+        """See `Plugin`."""
+        logits_bhwc = self.teacher_logits(teacher, variables, images)
+        _, rows, columns, _ = logits_bhwc.shape
+        targets_bhwc, valid_bhw = patch_targets(
+            labels, self.num_classes, self.field, size=(rows, columns)
         )
+        return logits_bhwc, targets_bhwc, valid_bhw
+
+    def weigh_pixels(self, logits: Array, labels: Array) -> Array:
+        """lambda_s of eq. 5, but for the division by a batch's mean; see `Plugin`."""
+        scale = "none" if self.lambda_scale == "mean" else self.lambda_scale
+        lambda_bhw, _ = adaptive_weights(
+            logits, labels, confidence=self.confidence, scale=scale, field=self.field
+        )
+        return lambda_bhw
 
     def _teacher_logits(
         self, variables: Mapping[str, PyTree], views: Sequence[View]
@@ -188,20 +216,26 @@ class MPMC:
         for same in by_teacher.values():
             images_bhwc = jnp.concatenate([view.image for view in same])
             out = self.teacher_logits(same[0].teacher, variables, images_bhwc)
-            parts = split_by(self._checked(out), [v.image for v in same])
+            parts = _split_like(self._checked(out), [v.image for v in same])
             logits |= {v.name: part for v, part in zip(same, parts, strict=True)}
         return logits
 
-    def _teach(
+    def _make_targets(
         self,
         logits_bhwc: Array,
         view: View,
+        reduction: Reduction,
         active: Array | None,
-        total: GlobalSum,
-    ) -> tuple[View, PatchTeaching]:
+    ) -> tuple[View, PatchTargets]:
         confident_bhw = confident_pixels(view)
-        lambda_bhw, gamma_bhwc = self.weigh(
-            logits_bhwc, view.target, where=confident_bhw, total=total
+        lambda_bhw, gamma_bhwc = adaptive_weights(
+            logits_bhwc,
+            view.target,
+            confidence=self.confidence,
+            scale=self.lambda_scale,
+            field=self.field,
+            where=confident_bhw,
+            total=reduction.sum,
         )
         if not self.lambda_s:
             lambda_bhw = jnp.ones_like(lambda_bhw)
@@ -210,113 +244,116 @@ class MPMC:
         probability_bhwc = jax.nn.sigmoid(logits_bhwc)
         if self.target == "hard":
             probability_bhwc = (probability_bhwc >= 0.5).astype(logits_bhwc.dtype)
-        teaching = PatchTeaching(
+        targets = PatchTargets(
             target=probability_bhwc,
             weight=gamma_bhwc if self.lambda_m else jnp.ones_like(gamma_bhwc),
             lambda_sum=jnp.sum(jnp.where(confident_bhw, lambda_bhw, 0)),
             lambda_count=jnp.sum(confident_bhw, dtype=jnp.int32),
+            active=active,
         )
         weight_bhw = view.weight * lambda_bhw.astype(view.weight.dtype)
-        return dataclasses.replace(view, weight=weight_bhw), teaching
+        return dataclasses.replace(view, weight=weight_bhw), targets
 
     def losses(
         self,
         variables: Mapping[str, PyTree],
-        supervised: Supervised,
+        supervised: Sequence[Supervised],
         views: Sequence[View],
-        targets: Mapping[str, PatchTeaching],
-        counts: Mapping[str, Array],
-        *,
-        active: Array | None = None,
-        total: GlobalSum = identity,
-    ) -> tuple[Terms, Metrics, PyTree]:
+        targets: Mapping[str, PatchTargets],
+        reduction: Reduction,
+    ) -> PluginLosses:
         """L_l^M as "patch_labeled" and L_u^M as "patch_unlabeled" (eq. 4 and 6)."""
-        unlabeled = tuple(view for view in views if view.unlabeled)
+        unlabeled = [view for view in views if view.unlabeled]
         # One pass over everything: one normalization batch, one update (D17).
-        taps = [part.taps[self.tap] for part in (supervised, *unlabeled)]
+        taps = [part.taps[self.tap] for part in (*supervised, *unlabeled)]
         joined = self._checked(jnp.concatenate(taps))
         logits, moved = self.classifier().apply(
             variables, joined, train=True, mutable=["batch_stats"]
         )
-        first, *rest = split_by(logits, taps)
-        terms, metrics = self._labeled(first, supervised, counts, total)
+        parts = _split_like(logits, taps)
+        of_labeled, of_views = parts[: len(supervised)], parts[len(supervised) :]
+        terms, metrics = self._labeled(of_labeled, supervised, reduction)
         if unlabeled:
-            more = self._unlabeled(rest, unlabeled, targets, counts, active, total)
+            more = self._unlabeled(of_views, unlabeled, targets, reduction)
             terms, metrics = {**terms, **more[0]}, {**metrics, **more[1]}
-        return terms, metrics, moved["batch_stats"]
+        return PluginLosses(terms, metrics, moved["batch_stats"])
 
     def _labeled(
         self,
-        logits_bhwc: Array,
-        supervised: Supervised,
-        counts: Mapping[str, Array],
-        total: GlobalSum,
+        logits: Sequence[Array],
+        supervised: Sequence[Supervised],
+        reduction: Reduction,
     ) -> tuple[Terms, Metrics]:
-        # Padding that a base method labels is still not real (D7).
-        label_bhw = jnp.where(
-            supervised.region.real, supervised.label, IGNORE_LABEL
-        ).astype(jnp.int32)
-        target_bhwc, valid_bhw = patch_targets(
-            label_bhw, self.num_classes, self.field, size=self.tap_size
-        )
-        loss_bhw = patch_asymmetric_focal(
-            logits_bhwc,
-            target_bhwc,
-            gamma_pos=self.gamma_pos,
-            gamma_neg=self.gamma_neg,
-        )
-        loss = jnp.sum(jnp.where(valid_bhw, loss_bhw, 0))
-        count = jnp.sum(valid_bhw, dtype=jnp.int32)
-        right_bhwc = (logits_bhwc > 0) == target_bhwc
-        right = jnp.sum(right_bhwc & valid_bhw[..., None], dtype=jnp.int32)
+        """The mean of the students' losses."""
+        means, losses, rights, counts = [], [], [], []
+        for logits_bhwc, part in zip(logits, supervised, strict=True):
+            # Padding that a base method labels is still not real (D7).
+            label_bhw = jnp.where(part.region.real, part.label, IGNORE_LABEL)
+            target_bhwc, valid_bhw = patch_targets(
+                label_bhw.astype(jnp.int32),
+                self.num_classes,
+                self.field,
+                size=self.tap_size,
+            )
+            loss_bhw = patch_asymmetric_focal(
+                logits_bhwc,
+                target_bhwc,
+                gamma_pos=self.gamma_pos,
+                gamma_neg=self.gamma_neg,
+            )
+            losses.append(jnp.sum(jnp.where(valid_bhw, loss_bhw, 0)))
+            counts.append(jnp.sum(valid_bhw, dtype=jnp.int32))
+            right_bhwc = (logits_bhwc > 0) == target_bhwc
+            rights.append(jnp.sum(right_bhwc & valid_bhw[..., None], dtype=jnp.int32))
+            means.append(reduction.mean(_patches(part.name), losses[-1]))
+        loss, right, count = map(_add, (losses, rights, counts))
         metrics = {
             "loss_patch_labeled": (loss, count),
             "patch_hamming": (right, count * self.num_classes),
         }
         if not self.labeled:
             return {}, metrics
-        mean = ratio(total(loss), counts[_patches("supervised")])
+        mean = _add(means) / len(means)
         return {"patch_labeled": self.labeled_weight * mean}, metrics
 
     def _unlabeled(
         self,
         logits: Sequence[Array],
         views: Sequence[View],
-        targets: Mapping[str, PatchTeaching],
-        counts: Mapping[str, Array],
-        active: Array | None,
-        total: GlobalSum,
+        targets: Mapping[str, PatchTargets],
+        reduction: Reduction,
     ) -> tuple[Terms, Metrics]:
         """The mean of the views' losses, weighted as their pixel losses are (D18)."""
         coefficients = sum(view.coefficient for view in views)
+        counts = {view.name: reduction.counts[_patches(view.name)] for view in views}
         parts, patches = [], 0
         for logits_bhwc, view in zip(logits, views, strict=True):
-            teaching = targets[view.name]
+            target = targets[view.name]
             valid_bhw = self._valid(view.region)
             loss_bhw = patch_binary_cross_entropy(
-                logits_bhwc, teaching.target, teaching.weight
+                logits_bhwc, target.target, target.weight
             )
             loss = jnp.sum(jnp.where(valid_bhw, loss_bhw, 0))
-            mean = ratio(loss, counts[_patches(view.name)])
+            mean = ratio(loss, counts[view.name])
             parts.append(view.coefficient / coefficients * mean)
             patches += jnp.sum(valid_bhw, dtype=jnp.int32)
         share = jnp.sum(jnp.stack(parts))
+        made = [targets[view.name] for view in views]
+        active = made[0].active
         if active is not None:
             share, patches = (jnp.where(active, x, 0) for x in (share, patches))
-        taught = [targets[view.name] for view in views]
-        all_patches = sum(counts[_patches(view.name)] for view in views)
         metrics = {
             # `share` is this device's part of a mean already; give it the divisor
             # that makes the parts add up.
-            "loss_patch_unlabeled": (share * all_patches, patches),
+            "loss_patch_unlabeled": (share * sum(counts.values()), patches),
             "lambda_mean": (
-                sum(teaching.lambda_sum for teaching in taught),
-                sum(teaching.lambda_count for teaching in taught),
+                sum(target.lambda_sum for target in made),
+                sum(target.lambda_count for target in made),
             ),
         }
         if not self.unlabeled:
             return {}, metrics
-        return {"patch_unlabeled": self.beta * total(share)}, metrics
+        return {"patch_unlabeled": self.beta * reduction.sum(share)}, metrics
 
     def _valid(self, region: Region) -> Array:
         return patch_valid(region.real, self.field, size=self.tap_size)
@@ -328,3 +365,55 @@ class MPMC:
                 f"for {self.tap_size}; build it for the crop that is trained on"
             )
         return map_bhwd
+
+
+def _add(values: Sequence[Array]) -> Array:
+    return functools.reduce(jnp.add, values)
+
+
+def _split_like(joined: Array, parts: Sequence[Array]) -> list[Array]:
+    """Splits a concatenation along the first axis into the sizes of `parts`."""
+    ends = list(itertools.accumulate(part.shape[0] for part in parts))
+    return jnp.split(joined, ends[:-1])
+
+
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "confidence": tuple(CONFIDENCES),
+    "lambda_scale": SCALES,
+    "target": ("soft", "hard"),
+    "teacher_head": ("student", "ema"),
+}
+
+
+def build(settings: dict[str, Any], tap: TapInfo) -> MPMC:
+    """MPMC from the values of the configuration's section `mpmc`.
+
+    Raises:
+      ValueError: a value outside its choices.
+    """
+    for key, valid in _CHOICES.items():
+        if settings[key] not in valid:
+            raise ValueError(
+                f"mpmc.{key} is {settings[key]!r}; valid: {', '.join(valid)}"
+            )
+    if tap.field.size >= tap.crop:
+        logging.warning(
+            "A patch of %s (%d pixels) covers the whole crop (%d): every patch holds "
+            "the same classes.",
+            tap.name,
+            tap.field.size,
+            tap.crop,
+        )
+    # alpha weighs the base method's loss.
+    own = {k: v for k, v in settings.items() if k not in ("enabled", "tap", "alpha")}
+    plugin = MPMC(
+        num_classes=tap.num_classes,
+        field=tap.field,
+        tap=tap.name,
+        tap_size=tap.size,
+        width=tap.width,
+        axis_name=tap.axis_name,
+        **own,
+    )
+    plugin.classifier()  # refuses an unknown head or window before any work is done
+    return plugin
