@@ -73,7 +73,7 @@ def test_files_that_claim_more_than_a_process_may_have_take_none_of_it(tmp_path)
         import io, json, pathlib, resource, sys, zipfile
         import numpy as np
         from mpmc_jax import memory
-        from mpmc_jax.models import weight_files
+        from mpmc_jax.models.weights import files
 
         place = pathlib.Path(sys.argv[1])
         vms = int(pathlib.Path("/proc/self/statm").read_text().split()[0]) * 4096
@@ -98,8 +98,8 @@ def test_files_that_claim_more_than_a_process_may_have_take_none_of_it(tmp_path)
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         for path in sorted(place.iterdir()):
             try:
-                weight_files.read(path)
-            except weight_files.WeightsError as error:
+                files.read(path)
+            except files.WeightsError as error:
                 print(error)
         print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
     """

@@ -197,7 +197,8 @@ def test_float64():
 
 X64 = """
 import json, jax, jax.numpy as jnp, numpy as np
-from mpmc_jax.methods import mixing, pseudo_labels
+from mpmc_jax.augmentation import mixing
+from mpmc_jax.methods import pseudo_labels
 z = np.random.default_rng(0).standard_normal((2, 3, 4, 5)) * 8
 confidence, label = pseudo_labels.confidence_and_label(jnp.asarray(z))
 p = np.exp(z - z.max(-1, keepdims=True))

@@ -168,15 +168,15 @@ def test_float64_and_bfloat16_keep_their_type():
 
 X64 = """
 import json, jax, jax.numpy as jnp, numpy as np
-from mpmc_jax.methods import augment
+from mpmc_jax.augmentation import strong_views
 image = np.random.default_rng(0).integers(0, 256, (2, 16, 20, 3)) / 255
 keys = jax.random.split(jax.random.key(0), 2)
-view = jax.jit(augment.strong_view)(keys, jnp.asarray(image))
+view = jax.jit(strong_views.strong_view)(keys, jnp.asarray(image))
 levels = np.asarray(view) * 255
 print(json.dumps({
     "dtype": str(view.dtype),
     "whole": bool(np.abs(levels - np.round(levels)).max() < 1e-12),
-    "draws": str(augment.draw_strong(keys[0]).factors.dtype),
+    "draws": str(strong_views.draw_strong(keys[0]).factors.dtype),
 }))
 """
 

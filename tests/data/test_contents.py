@@ -190,7 +190,7 @@ def test_id_lists_from_the_configuration(data_dir, tmp_path):
 def test_no_tensorflow(tmp_path):
     code = f"""
 import sys
-from tests.data_sets import config_for, prepare_synthetic
+from tests.support.data_sets import config_for, prepare_synthetic
 from mpmc_jax.data import build
 from mpmc_jax.types import Streams
 prepare_synthetic({str(tmp_path)!r})

@@ -392,7 +392,7 @@ def test_too_little_memory_is_one_line(tmp_path):
     (tmp_path / "a.png").write_bytes(stream.getvalue())
     code = f"""
 import pathlib, resource
-from mpmc_jax.data import images
+from mpmc_jax.data import decode
 from mpmc_jax.data.raster_formats import UnreadableImage
 from mpmc_jax.pixels import RGB
 content = pathlib.Path({str(tmp_path / "a.png")!r}).read_bytes()
@@ -400,7 +400,7 @@ used = int(pathlib.Path("/proc/self/statm").read_text().split()[0])
 limit = used * resource.getpagesize() + (200 << 20)
 resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 try:
-    images.decode_array(content, RGB)
+    decode.decode_array(content, RGB)
 except UnreadableImage as error:
     print("told:", error)
 """

@@ -81,7 +81,7 @@ def test_source_or_prepared(tmp_path, capsys):
 _KILLED = """
 import sys, time
 from mpmc_jax.data.builders import base
-from tests.data_sets import prepare_synthetic
+from tests.support.data_sets import prepare_synthetic
 encode = base.SegmentationBuilder._encode
 def slow(self, sample):
     print("writing", flush=True, file=sys.stderr)

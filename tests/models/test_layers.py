@@ -87,7 +87,7 @@ def synchronization_errors() -> dict[str, float]:
 
 def test_batch_norm_is_synchronized_over_devices():
     errors = run_x64(
-        "import json\nfrom tests.test_models_layers import synchronization_errors\n"
+        "import json\nfrom tests.models.test_layers import synchronization_errors\n"
         "print(json.dumps(synchronization_errors()))"
     )
     assert set(errors) == {"gradient", "output", "mean", "var"}
@@ -124,7 +124,7 @@ def gradient_errors() -> dict[str, float]:
 
 def test_batch_norm_has_the_gradient_of_its_formula():
     errors = run_x64(
-        "import json\nfrom tests.test_models_layers import gradient_errors\n"
+        "import json\nfrom tests.models.test_layers import gradient_errors\n"
         "print(json.dumps(gradient_errors()))"
     )
     assert set(errors) == {"x", "scale", "bias"}

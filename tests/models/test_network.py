@@ -221,7 +221,7 @@ def rematerialisation_errors() -> dict[str, float]:
 @pytest.mark.full
 def test_rematerialisation_changes_nothing():
     errors = run_x64(
-        "import json\nfrom tests.test_models_network import rematerialisation_errors\n"
+        "import json\nfrom tests.models.test_network import rematerialisation_errors\n"
         "print(json.dumps(rematerialisation_errors()))"
     )
     assert np.max(list(errors.values())) < 1e-10, errors
