@@ -24,6 +24,7 @@ from mpmc_jax.models.weights import files as weight_files
 from mpmc_jax.models.weights.convert import Weights
 from mpmc_jax.models.weights.torch_names import torch_state_dict
 from mpmc_jax.paths import as_path
+from mpmc_jax.text import quantity
 
 
 def of_run(workdir: pathlib.Path, checkpoint: str) -> Weights:
@@ -84,10 +85,12 @@ def summary(weights: Weights) -> str:
     title = model.title if weights.whole else f"the encoder of {model.title}"
     heads = [name for name in ("embedding", "auxiliary") if getattr(model, name)]
     count = sum(leaf.size for leaf in jax.tree.leaves(weights.variables["params"]))
-    lines = [f"{title}, {model.in_channels} channels, {count:,} parameters"]
+    lines = [f"{title}, {quantity(model.in_channels, 'channel')}, {count:,} parameters"]
     if weights.whole:
         further = ", ".join(heads) or "none"
-        lines.append(f"{model.num_classes} classes; further heads: {further}")
+        lines.append(
+            f"{quantity(model.num_classes, 'class')}; further heads: {further}"
+        )
     lines.append(f"from {', '.join(f'{k} {v}' for k, v in weights.origin.items())}")
     return "\n".join(lines)
 

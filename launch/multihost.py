@@ -14,6 +14,7 @@ from collections.abc import Iterator
 import jax
 
 from launch import cli, rendezvous
+from mpmc_jax.text import quantity
 from mpmc_jax.training.agreement import SharedError
 
 # A process that does not answer for so long is taken for dead; the others end.
@@ -67,7 +68,7 @@ def join(*, found: bool, coordinator: str, count: int, index: int) -> None:
         shutdown_timeout_seconds=HEARTBEAT_SECONDS,
     )
     if by_hand:
-        print(f"waiting for {count} processes at {coordinator}", flush=True)
+        print(f"waiting for {quantity(count, 'process')} at {coordinator}", flush=True)
         rendezvous.wait(coordinator, count, index, START_SECONDS)
         with _time_limit(f"process {index} of {count}"):
             initialize(coordinator, count, index)

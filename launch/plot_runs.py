@@ -15,6 +15,7 @@ from launch import cli
 from mpmc_jax.atomic_write import write_bytes
 from mpmc_jax.data.lists import printable
 from mpmc_jax.paths import as_path
+from mpmc_jax.text import quantity
 from mpmc_jax.training.workdir import read_manifest
 
 KEPT = ("config.json", "manifest.json", "metrics.jsonl", "eval_*.json", "trust_*.json")
@@ -86,8 +87,8 @@ def main(arguments: list[str] | None = None) -> None:
         output = as_path("--output", args.output)
         table, replaced = compare(runs, output)
         print(printable(table, "\n"))
-        again = f"; {replaced} files of an earlier call replaced" if replaced else ""
-        print(printable(f"written to {output}{again}"))
+        again = f"; {quantity(replaced, 'file')} of an earlier call replaced"
+        print(printable(f"written to {output}{again if replaced else ''}"))
 
 
 if __name__ == "__main__":

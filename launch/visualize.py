@@ -22,6 +22,7 @@ from mpmc_jax.evaluation.pictures import (
 )
 from mpmc_jax.experiments import run as runs
 from mpmc_jax.paths import as_path
+from mpmc_jax.text import quantity
 
 CAPTIONS = ("image", "truth", "prediction", "lambda_s of the prediction")
 
@@ -73,7 +74,9 @@ def main(arguments: list[str] | None = None) -> None:
         output.parent.mkdir(parents=True, exist_ok=True)
         write_bytes(output, as_png(panel(pictures, CAPTIONS)))
         mark = ", of a partial data set" if run.facts.partial else ""
-        few = f", {len(pictures)} images of one size" * (len(pictures) < args.images)
+        few = f", {quantity(len(pictures), 'image')} of one size" * (
+            len(pictures) < args.images
+        )
         print(printable(f"figure: {output}{few}{mark}"))
 
 

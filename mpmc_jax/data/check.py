@@ -24,6 +24,7 @@ from mpmc_jax.data.lists import has_control, printable, shorten
 from mpmc_jax.data.raster_formats import UnreadableImage
 from mpmc_jax.data.source import Sample, Source
 from mpmc_jax.pixels import PixelFormat
+from mpmc_jax.text import quantity
 from mpmc_jax.types import IGNORE_LABEL
 
 
@@ -180,9 +181,9 @@ class _Sentinels:
             text = str(np.float32(value)).removesuffix(".0")
             questions.append(
                 f"{holders[0]}: value {text} in channel {shorten(channels)}, far "
-                f"from all others, in {len(holders)} images: does it stand for "
-                f'missing pixels? Write "nodata": [{text}] (and what else does) in '
-                'classes.json, or "nodata": [] if all is measured'
+                f"from all others, in {quantity(len(holders), 'image')}: does it stand "
+                f'for missing pixels? Write "nodata": [{text}] (and what else does) '
+                'in classes.json, or "nodata": [] if all is measured'
             )
         return questions
 
@@ -227,14 +228,14 @@ def _compare_images(
     warnings, notes = [], []
     if leaks:
         warnings.append(
-            f"{source.name}: {len(leaks)} images are in two splits, equal in every "
-            f"pixel: {shorten(leaks)}; results on them are too good, so take them out "
-            "of one"
+            f"{source.name}: {quantity(len(leaks), 'image')} in two splits, equal in "
+            f"every pixel: {shorten(leaks)}; results on them are too good, so take "
+            "them out of one"
         )
     if twins:
         notes.append(
-            f"{source.name}: {len(twins)} images occur more than once in a split, "
-            f"equal in every pixel: {shorten(twins)}"
+            f"{source.name}: {quantity(len(twins), 'image')} more than once in a "
+            f"split, equal in every pixel: {shorten(twins)}"
         )
     return warnings, notes
 
@@ -357,11 +358,12 @@ def summary(source: Source) -> str:
     for split, samples in source.splits.items():
         labeled = sum(sample.mask is not None for sample in samples)
         lines.append(
-            f"{source.name}/{split}: {len(samples)} images, {labeled} with mask"
+            f"{source.name}/{split}: {quantity(len(samples), 'image')}, "
+            f"{labeled} with mask"
         )
     kind = _describe(source.pixels)
     names = ", ".join(map(printable, source.class_names))
-    lines.append(f"{len(source.class_names)} classes, {kind}: {names}")
+    lines.append(f"{quantity(len(source.class_names), 'class')}, {kind}: {names}")
     lines += [f"note: {printable(note)}" for note in source.notes]
     if source.partial:
         lines.append(
@@ -379,7 +381,7 @@ def summary(source: Source) -> str:
 def _describe(pixels: PixelFormat) -> str:
     if images.is_bytes(pixels):
         return {1: "gray", 3: "RGB"}[pixels.channels]
-    return f"{pixels.channels} channels of {pixels.dtype}"
+    return f"{quantity(pixels.channels, 'channel')} of {pixels.dtype}"
 
 
 def failure(report: Report) -> str:

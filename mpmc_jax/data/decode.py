@@ -13,6 +13,7 @@ from PIL import Image, UnidentifiedImageError
 from mpmc_jax.data import raster_formats
 from mpmc_jax.data.raster_formats import UnreadableImage
 from mpmc_jax.pixels import PixelFormat
+from mpmc_jax.text import quantity
 
 Color = tuple[int, int, int]
 
@@ -164,7 +165,7 @@ def decode_stored(content: bytes, pixels: PixelFormat) -> np.ndarray:
     found = (array_hwc.dtype.name, array_hwc.shape[-1])
     if found != (pixels.dtype, pixels.channels):
         raise UnreadableImage(
-            f"{found[1]} channels of {found[0]}, but the data set has "
+            f"{quantity(found[1], 'channel')} of {found[0]}, but the data set has "
             f"{pixels.channels} of {pixels.dtype}; all images must agree"
         )
     return array_hwc

@@ -19,6 +19,7 @@ from mpmc_jax.data.geometry.cropping import CropConfig, fill_color, size_of, to_
 from mpmc_jax.data.masks import decode_mask
 from mpmc_jax.data.parallel_map import go_through
 from mpmc_jax.data.splits import Split
+from mpmc_jax.text import quantity
 from mpmc_jax.types import IGNORE_LABEL, Array, Batch, Crops, PyTree
 
 # Stream -> the list that its images are from.
@@ -94,7 +95,8 @@ class Resident:
         deep = not decode.is_bytes(self._pixels)
         if deep and geometry != "acdc":
             raise ValueError(
-                f"data.resident=true: images of {self._pixels.channels} channels of "
+                f"data.resident=true: images of "
+                f"{quantity(self._pixels.channels, 'channel')} of "
                 f"{self._pixels.dtype} are resized on the host; set data.resident=false"
             )
         self._split = split

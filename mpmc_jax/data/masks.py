@@ -17,6 +17,7 @@ from mpmc_jax.data import decode, raster_formats
 from mpmc_jax.data.decode import Color
 from mpmc_jax.data.lists import shorten
 from mpmc_jax.data.raster_formats import UnreadableImage
+from mpmc_jax.text import quantity
 from mpmc_jax.types import IGNORE_LABEL
 
 _FOREGROUND = 255
@@ -339,8 +340,8 @@ def _pack(rgb_hwc: np.ndarray) -> np.ndarray:
 
 def _unknown(colors: list[Color]) -> str:
     return (
-        f"holds {len(colors)} colors that the palette lacks: {shorten(colors)}; add "
-        "them, or list them under void"
+        f"holds {quantity(len(colors), 'color')} that the palette lacks: "
+        f"{shorten(colors)}; add them, or list them under void"
     )
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from mpmc_jax.atomic_write import write_text
 from mpmc_jax.data import lists
 from mpmc_jax.data.lists import shorten
+from mpmc_jax.text import quantity
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,8 +59,9 @@ def count_labeled(split: str, available: int) -> int:
         raise ValueError(f"data.split={split!r} leaves no labeled image at all")
     if count > available:
         raise ValueError(
-            f"data.split={split!r} asks for {count} labeled images; only {available} "
-            "training images have a mask"
+            f"data.split={split!r} asks for "
+            f"{quantity(count, 'labeled image')}; only {available} training images "
+            "have a mask"
         )
     return count
 
@@ -156,9 +158,10 @@ def check_classes(
     if absent:
         raise ValueError(
             f"{len(absent)} of {len(names)} classes occur in none of the "
-            f"{len(split.labeled)} labeled images and could not be learned: "
-            f"{shorten(absent)}; label more images (data.split, data.labeled_ids), "
-            "remove these classes, or pass --config.data.allow_absent_classes=True"
+            f"{quantity(len(split.labeled), 'labeled image')} and could not be "
+            f"learned: {shorten(absent)}; label more images (data.split, "
+            "data.labeled_ids), remove these classes, or pass "
+            "--config.data.allow_absent_classes=True"
         )
 
 

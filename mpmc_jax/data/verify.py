@@ -13,6 +13,7 @@ from mpmc_jax.data.dataset import DatasetInfo
 from mpmc_jax.data.lists import shorten
 from mpmc_jax.data.masks import decode_mask
 from mpmc_jax.data.raster_formats import UnreadableImage
+from mpmc_jax.text import quantity
 from mpmc_jax.types import IGNORE_LABEL
 
 
@@ -126,7 +127,8 @@ def summary(info: DatasetInfo) -> str:
     """Images of each split, fingerprint, and whether the data set is partial."""
     facts = info.facts
     lines = [
-        f"{facts.dataset}/{key}: {len(ids)} images" for key, ids in info.ids.items()
+        f"{facts.dataset}/{key}: {quantity(len(ids), 'image')}"
+        for key, ids in info.ids.items()
     ]
     mark = " (partial)" if facts.partial else ""
     return "\n".join([*lines, f"fingerprint {facts.fingerprint}{mark}"])

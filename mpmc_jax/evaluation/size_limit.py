@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import jax
 
 from mpmc_jax import memory
+from mpmc_jax.text import quantity
 
 
 def check_size(
@@ -30,7 +31,7 @@ def check_size(
     if needed > free:
         mend = "lower eval.batch_size" if images > len(devices) else "use smaller ones"
         raise ValueError(
-            f"the scores of {images} images of {size[0]} x {size[1]} pixels take more "
-            f"than {needed / 1e9:.3g} GB of memory, and {free / 1e9:.3g} GB are free; "
-            f"{mend}"
+            f"the scores of {quantity(images, 'image')} of {size[0]} x {size[1]} "
+            f"pixels take more than {needed / 1e9:.3g} GB of memory, and "
+            f"{free / 1e9:.3g} GB are free; {mend}"
         )

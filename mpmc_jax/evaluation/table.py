@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from mpmc_jax.evaluation import metrics
 from mpmc_jax.evaluation.evaluator import EvalResult
 from mpmc_jax.evaluation.volumes import VolumeScores
+from mpmc_jax.text import quantity
 
 
 def format_table(result: EvalResult, class_names: Sequence[str]) -> str:
@@ -38,8 +39,9 @@ def format_table(result: EvalResult, class_names: Sequence[str]) -> str:
         ]
     padding = "own size" if result.pad_to == 0 else f"padded to {result.pad_to}"
     lines.append(
-        f"{result.num_images} images ({padding}), protocol {result.protocol}, "
-        f"{result.programs} programs, {result.seconds:.1f} s"
+        f"{quantity(result.num_images, 'image')} ({padding}), protocol "
+        f"{result.protocol}, {quantity(result.programs, 'program')}, "
+        f"{result.seconds:.1f} s"
     )
     return "\n".join(lines)
 
@@ -48,7 +50,7 @@ def _volume_lines(
     volumes: VolumeScores, class_names: Sequence[str], width: int
 ) -> list[str]:
     """Dice, HD95 and ASD a class, and volumes that lack the class or the surface."""
-    title = f"{len(volumes.values)} volumes"
+    title = quantity(len(volumes.values), "volume")
     lines = [
         f"{title:<{width}}  {'Dice':>7}  {'HD95':>8}  {'ASD':>8}  {'left out':>12}"
     ]

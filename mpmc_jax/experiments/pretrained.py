@@ -13,6 +13,7 @@ from mpmc_jax.models.config import ModelConfig
 from mpmc_jax.models.registry import build_segmenter
 from mpmc_jax.models.weights import convert as weights_lib
 from mpmc_jax.plugins.base import Identity
+from mpmc_jax.text import quantity
 from mpmc_jax.types import PyTree
 
 _LOG = logging.getLogger("mpmc_jax.pretrained")
@@ -46,8 +47,8 @@ def initial_weights(
     _LOG.info("the %s begins with %s", part, name)
     if start.adapted:
         _LOG.info(
-            "its first convolution is adapted from %d channels to %d",
-            weights.model.in_channels,
+            "its first convolution is adapted from %s to %d",
+            quantity(weights.model.in_channels, "channel"),
             model.in_channels,
         )
     for units, text in (

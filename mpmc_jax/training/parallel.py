@@ -15,6 +15,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from mpmc_jax import memory
+from mpmc_jax.text import quantity
 from mpmc_jax.training.config import AXIS
 from mpmc_jax.types import PyTree
 
@@ -105,8 +106,8 @@ class Parallel:
         found = jax.devices()
         if devices not in range(len(found) + 1) or (devices and self.processes > 1):
             raise ValueError(
-                f"train.devices={devices}: there are {len(found)} devices in "
-                f"{self.processes} processes; use 0 for all"
+                f"train.devices={devices}: {quantity(len(found), 'device')} in "
+                f"{quantity(self.processes, 'process')} found; use 0 for all"
             )
         self.devices = found[:devices] if devices else found
         layout.check(len(self.devices), self.processes)

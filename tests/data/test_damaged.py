@@ -190,7 +190,7 @@ def test_cityscapes_half_extracted(city):
     found = build.read_source("cityscapes", str(city)).problems
     assert any("cities without images" in text and "jena" in text for text in found)
     assert any("no mask for 1 of 2 images" in text for text in found)
-    assert any("no image for 1 masks" in text for text in found)
+    assert any("no image for 1 mask:" in text for text in found)
     empty = city / "empty"
     (empty / "gtFine").mkdir(parents=True)
     found = build.read_source("cityscapes", str(empty)).problems

@@ -95,8 +95,8 @@ def test_folders_of_splits(folder):
         "val": (["val/im02"], []),
     }
     assert _splits(folder) == expected
-    text = "3 images of images/ are in none of images/train/, images/val/ and are not"
-    assert f"{text} used: im03, im04, im05" in _notes(folder)
+    text = "3 images of images/ in none of images/train/, images/val/ and not used"
+    assert f"{text}: im03, im04, im05" in _notes(folder)
     _move(folder, "im03", "test")
     assert _splits(folder) == expected | {"test": (["test/im03"], [])}
     # A list goes before a folder, which then is one like others.
@@ -146,8 +146,8 @@ def test_lists_of_labeled_and_unlabeled_images(folder):
     (folder / "masks" / "im02.png").unlink()  # Not needed.
     assert _splits(folder)["train"] == (["im00", "im01"], ["im02", "u1"])
     notes = _notes(folder)
-    assert "2 images of images/ are in none of val.txt, labeled.txt" in notes
-    assert "1 images of unlabeled/ are in none of" in notes
+    assert "2 images of images/ in none of val.txt, labeled.txt" in notes
+    assert "1 image of unlabeled/ in none of" in notes
     (folder / "labeled.txt").unlink()
     assert _splits(folder)["train"] == (
         ["im00", "im01", "im03", "im04"],
@@ -185,9 +185,9 @@ def test_equal_images_are_told(folder, capsys):
     (folder / "images" / "im03.png").write_bytes(first)
     check_data.main(["--dataset=folder", f"--source={folder}"])
     out = capsys.readouterr().out
-    assert "warning: folder: 1 images are in two splits" in out
+    assert "warning: folder: 1 image in two splits" in out
     assert ": train: im00 = train: u0 = val: im05;" in out
-    assert "note: folder: 1 images occur more than once in a split" in out
+    assert "note: folder: 1 image more than once in a split" in out
     assert ": im02 = im03\n" in out
 
 

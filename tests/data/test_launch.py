@@ -45,9 +45,9 @@ def test_command_line(folder, tmp_path, capsys):
     assert first.stderr == ""
     assert first.stdout.splitlines() == [
         "folder/train: 11 images, 11 with mask",
-        "folder/val: 1 images, 1 with mask",
+        "folder/val: 1 image, 1 with mask",
         "3 classes, RGB: a, b, c",
-        f"note: {folder}: no val.txt; 1 labeled images are held out for validation: "
+        f"note: {folder}: no val.txt; 1 labeled image held out for validation: "
         f"{info.ids['val'][0]}",
         f"Prepared in {info.directory}",
     ]
@@ -88,7 +88,7 @@ def test_class_names_by_hand_and_labeled_images_in_no_list(folder, capsys):
         check_data.main([*named, "--classes=a,,b,c"])
     out = capsys.readouterr().out
     assert "3 classes, RGB: a, b, c" in out
-    assert "8 images of images/ are in none of train.txt and are not used" in out
+    assert "8 images of images/ in none of train.txt and not used" in out
     without = _fails(capsys, check_data, *named)
     assert "no class names" in without
 

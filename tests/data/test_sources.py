@@ -112,7 +112,7 @@ def test_pairs_that_do_not_match(folder):
         ({}, "no class names"),
         ({"classes": ["a", "b", "a"]}, "repeats a"),
         ({"classes": ["a", "b", "c"], "colors": []}, "unknown keys colors"),
-        ({"classes": ["a", "b", "c"], "palette": [[0, 0, 0]]}, "1 colors for 3"),
+        ({"classes": ["a", "b", "c"], "palette": [[0, 0, 0]]}, "1 color for 3"),
         ({"classes": ["a", "b", "c"], "palette": [[0, 0, 999]] * 3}, "not 8-bit"),
         ({"classes": ["a", "b", "c"], "palette": [[0, 0, 9]] * 3}, "mean two things"),
         (["a", "b"], "not an object"),

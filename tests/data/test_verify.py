@@ -249,7 +249,7 @@ def test_training_refuses_what_checking_refuses(tmp_path):
     report = check.check_source(source)
     held_out = source.splits["val"][0].id
     present = report.present | {held_out: ()}
-    warnings = ["folder: 2 images are in two splits"]
+    warnings = ["folder: 2 images in two splits"]
     build.prepare(source, present, str(tmp_path / "data"), warnings=warnings)
     config = config_for(tmp_path / "data", "folder")
     message = f"no labeled pixel in split 'val': the masks of {held_out} are void"
@@ -273,4 +273,4 @@ def test_training_repeats_the_warnings_of_checking(tmp_path):
     prepare_data.main([*named, f"--data_dir={tmp_path / 'data'}"])
     pipeline = build.build_train(config_for(tmp_path / "data", "folder"), Streams())
     (warning,) = pipeline.warnings
-    assert "1 images are in two splits, equal in every pixel: train: im01" in warning
+    assert "1 image in two splits, equal in every pixel: train: im01" in warning

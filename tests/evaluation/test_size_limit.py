@@ -34,7 +34,7 @@ class _Sized(list):
         (
             [(40, 50), (10**6, 10**6)],
             1,
-            r"1 images of 1000000 x 1000000 .*smaller ones",
+            r"1 image of 1000000 x 1000000 .*smaller ones",
         ),
         (
             [(3000, 3000)] * 10**4,
@@ -57,7 +57,7 @@ def test_an_evaluation_that_no_memory_holds_is_refused(sizes, batch_size, messag
 def test_an_image_too_large_to_predict_is_refused():
     image = np.broadcast_to(np.zeros(3, np.uint8), (10**6, 10**6, 3))
     module = types.SimpleNamespace(num_classes=21)
-    with pytest.raises(ValueError, match="1 images of 1000000 x 1000000 pixels"):
+    with pytest.raises(ValueError, match="1 image of 1000000 x 1000000 pixels"):
         Predictor(module, {}, RGB, Protocol(size=1))(image)
 
 

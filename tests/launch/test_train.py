@@ -24,7 +24,7 @@ def _log_summary(caplog, labeled, unlabeled, method="unimatch", unused=0):
         repetition=1.0,
         steps_per_epoch=1,
         unused=unused,
-        warnings=("2 images are in two splits",),
+        warnings=("2 images in two splits",),
     )
     rhythm = loop.LoopConfig(steps=7, log_every=1, eval_every=1, checkpoint_every=1)
     config = tiny.config(f"method={method}", train__batch_size=4, u2pl__warmup_epochs=7)
@@ -43,7 +43,7 @@ def test_images_in_both_lists_and_batches_larger_than_a_list_are_told(caplog):
         "5 unlabeled with the labeled ones among them; 1 step per epoch, 7 in" in both
     )
     assert "7 in all; 1 device" in both
-    assert "2 images are in two splits" in both
+    assert "2 images in two splits" in both
     assert "come twice" not in both
     few = _log_summary(caplog, letters[:2], letters[2:])
     assert "3 unlabeled; 1 step per epoch, 7 in all; 1 device" in few

@@ -24,6 +24,7 @@ from mpmc_jax.data.masks import decode_mask
 from mpmc_jax.data.raster_formats import UnreadableImage
 from mpmc_jax.data.source import Derived, Sample, Source
 from mpmc_jax.pixels import RGB
+from mpmc_jax.text import quantity
 from mpmc_jax.types import IGNORE_LABEL
 
 CLASSES = {
@@ -148,8 +149,9 @@ def _complain_of_orphans(
     ]
     if orphans:
         problems.append(
-            f"{directory / 'leftImg8bit' / split}: no image for {len(orphans)} masks: "
-            f"{shorten(orphans, 3)}; extract leftImg8bit_trainvaltest.zip again"
+            f"{directory / 'leftImg8bit' / split}: no image for "
+            f"{quantity(len(orphans), 'mask')}: {shorten(orphans, 3)}; "
+            "extract leftImg8bit_trainvaltest.zip again"
         )
 
 

@@ -9,6 +9,7 @@ from mpmc_jax.data import lists
 from mpmc_jax.data.decode import Color
 from mpmc_jax.data.lists import shorten
 from mpmc_jax.data.masks import MaskFormat
+from mpmc_jax.text import quantity
 from mpmc_jax.types import IGNORE_LABEL
 
 _KEYS = ("classes", "palette", "void", "binary", "nodata")
@@ -50,7 +51,10 @@ def read(path: pathlib.Path, given: tuple[str, ...], problems: list[str]) -> Cla
     _check_number(names, values, path, problems)
     palette = _colors(facts.get("palette", []), "palette", path, problems)
     if palette and len(palette) != len(names):
-        problems.append(f"{path}: {len(palette)} colors for {len(names)} classes")
+        problems.append(
+            f"{path}: {quantity(len(palette), 'color')} for "
+            f"{quantity(len(names), 'class')}"
+        )
     if colors and not palette:
         problems.append(
             f'{path}: "void" names colors, but there is no "palette"; give the '

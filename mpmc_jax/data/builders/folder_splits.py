@@ -24,6 +24,7 @@ from collections.abc import Collection, Mapping
 
 from mpmc_jax.data import lists
 from mpmc_jax.data.lists import shorten
+from mpmc_jax.text import quantity
 
 _HELD_OUT = 10
 # First folder below images/ -> split.
@@ -87,8 +88,8 @@ def assign(
         val = _hold_out(labeled)
         labeled = [key for key in labeled if key not in set(val)]
         notes.append(
-            f"{directory}: no val.txt; {len(val)} labeled images are held out for "
-            f"validation: {shorten(val)}"
+            f"{directory}: no val.txt; {quantity(len(val), 'labeled image')} held "
+            f"out for validation: {shorten(val)}"
         )
         if val and not labeled:
             problems.append(
@@ -205,7 +206,7 @@ def _note_unused(
         unused = [key for key in keys if key not in used]
         if unused:
             notes.append(
-                f"{directory}: {len(unused)} images of {folder}/ are in none of "
-                f"{shorten([*origins.values()])} and are not used: {shorten(unused)}"
+                f"{directory}: {quantity(len(unused), 'image')} of {folder}/ in none "
+                f"of {shorten([*origins.values()])} and not used: {shorten(unused)}"
             )
     return notes
