@@ -3,7 +3,7 @@
 Section 3.3 of the paper. The head says which classes the receptive field of every
 tap position contains. It is trained on labeled patches (eq. 3-4) and on the
 teacher's patch predictions (eq. 6), and its confidence weights pseudo-labels (eq. 5).
-Decisions D1 to D25 of docs/deviations.md are taken here and in its parts.
+Decisions D1 to D23 of docs/deviations.md are taken here and in its parts.
 """
 
 import dataclasses
