@@ -11,7 +11,7 @@ from pathlib import Path
 
 import jax
 
-from mpmc_jax.data import build
+from mpmc_jax.data import registry
 from mpmc_jax.data.lists import printable
 from mpmc_jax.data.source import Source
 from mpmc_jax.paths import as_path
@@ -47,7 +47,7 @@ def parser(verb: str, description: str | None) -> argparse.ArgumentParser:
 
 def add_source(arguments: argparse.ArgumentParser) -> None:
     """The arguments that name a data set which is not prepared yet."""
-    arguments.add_argument("--dataset", required=True, choices=list(build.BUILDERS))
+    arguments.add_argument("--dataset", required=True, choices=list(registry.DATASETS))
     arguments.add_argument(
         "--source",
         default="",
@@ -93,13 +93,8 @@ def read_source(args: argparse.Namespace) -> Source:
     names = tuple(args.classes.split(",")) if args.classes else ()
     if "" in names:
         raise ValueError(f"--classes={args.classes}: a name between commas is empty")
-    if names and args.dataset != "folder":
-        raise ValueError(
-            f"--classes={args.classes}: {args.dataset} has classes of its own; the "
-            "argument is for --dataset=folder"
-        )
     source = str(as_path("--source", args.source)) if args.source else ""
-    return build.read_source(args.dataset, source, names)
+    return registry.read_source(args.dataset, source, names)
 
 
 @contextlib.contextmanager

@@ -10,8 +10,8 @@ import dataclasses
 from collections.abc import Mapping
 
 from launch import cli
-from mpmc_jax.data import build, check
-from mpmc_jax.data.dataset import open_dataset
+from mpmc_jax.data import check, registry
+from mpmc_jax.data.dataset import has_changed, is_prepared, open_dataset
 from mpmc_jax.data.source import Source
 from mpmc_jax.paths import as_path
 
@@ -24,14 +24,14 @@ def prepare(source: Source, data_dir: str) -> str:
         another source.
       OSError: it cannot be read or written.
     """
-    if build.is_prepared(data_dir, source.name):
+    if is_prepared(data_dir, source.name):
         return _compare(source, data_dir)
     report = check.check_source(source)
     if report.problems:
         raise ValueError(check.failure(report))
     source = dataclasses.replace(source, pixels=report.measured)
     try:
-        directory = build.prepare(
+        directory = registry.prepare(
             source, report.present, data_dir, report.digests, report.warnings
         )
     except FileExistsError:  # by another run, since it was first asked
@@ -45,7 +45,7 @@ def _compare(
 ) -> str:
     """What to tell of a data set that is prepared; raises as `prepare`."""
     info = open_dataset(data_dir, source.name)
-    if build.has_changed(source, data_dir, digests):
+    if has_changed(source, data_dir, digests):
         raise ValueError(
             f"{info.directory} was made from other data: the source HAS CHANGED since, "
             "or is another. Remove that folder and run again, or give another "

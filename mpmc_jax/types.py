@@ -237,9 +237,10 @@ class Streams:
       partner: "none"; "same", a second, independent crop of each unlabeled image;
         "other", in an order of its own; "requested", of those that the method asks for.
       source: range of scales of copy-paste sources, or None for none.
-      order: how the labeled list fills an epoch, see `data.orders`.
-      geometry: how an image becomes a crop; a key of `data.host.GEOMETRIES`.
-      fill: color of the padding, a key of `data.cropping.FILLS`.
+      order: how the labeled list fills an epoch, see `data.sampling`.
+      geometry: how an image becomes a crop; a key of `GEOMETRIES` in
+        `data.geometry.registry`.
+      fill: color of the padding, a key of `data.geometry.cropping.FILLS`.
     """
 
     unlabeled: bool = True

@@ -19,9 +19,9 @@ from PIL import Image, ImageEnhance, ImageFilter
 from launch.bench.timing import resident_bytes, spread
 from mpmc_jax.data import decode as encoded
 from mpmc_jax.data.build import build_train
-from mpmc_jax.data.geometry import registry as host
 from mpmc_jax.data.geometry.cropping import CropConfig, size_of
-from mpmc_jax.data.reader import Reader
+from mpmc_jax.data.geometry.registry import build_geometry
+from mpmc_jax.data.pipeline import RecordReader
 from mpmc_jax.experiments.run import open_base
 from mpmc_jax.pixels import RGB
 from mpmc_jax.types import Crops
@@ -126,26 +126,27 @@ def _busy(make: Callable[[int], Any], number: int) -> float:
     return time.process_time() - begin
 
 
-def _reader(records: Sequence[dict]) -> Reader:
-    return Reader(
+def _reader(records: Sequence[dict]) -> RecordReader:
+    return RecordReader(
         records=records,
         positions=np.arange(len(records)),
         ids=tuple(map(str, range(len(records)))),
+        image_format="picture",
         pixels=RGB,
-        geometry=host.build_geometry("unimatch"),
+        draw=build_geometry("unimatch").draw,
         with_label=False,
     )
 
 
 def _stages(
-    records: Sequence[dict], reader: Reader, crop: CropConfig, batch_size: int
+    records: Sequence[dict], reader: RecordReader, crop: CropConfig, batch_size: int
 ) -> dict[str, float]:
     """Core seconds a sample of every stage."""
     number = len(records)
     rng = np.random.default_rng(0)
     contents = [record["image"] for record in records]
-    pictures = [encoded.open_picture(content, RGB) for content in contents]
-    cuts = [reader.geometry(rng, size_of(picture), crop) for picture in pictures]
+    pictures = [encoded.record_image(content, "picture", RGB) for content in contents]
+    cuts = [reader.draw(rng, size_of(picture), crop) for picture in pictures]
     crops = [
         cut.image(picture, crop, RGB)
         for cut, picture in zip(cuts, pictures, strict=True)
@@ -157,7 +158,7 @@ def _stages(
 
     stages = {
         "read": lambda i: records[i]["image"],
-        "decode": lambda i: encoded.open_picture(contents[i], RGB),
+        "decode": lambda i: encoded.record_image(contents[i], "picture", RGB),
         "geometry": lambda i: cuts[i].image(pictures[i], crop, RGB),
         "batching": batch,
     }

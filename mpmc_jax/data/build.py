@@ -1,130 +1,18 @@
-"""The door between configurations, names and the data code."""
+"""Builds data sets, splits and batches from a configuration."""
 
 import dataclasses
-import pathlib
-from collections.abc import Callable, Mapping, Sequence
 
 import ml_collections
 
-from mpmc_jax.data import decode, splits
-from mpmc_jax.data.builders import (
-    acdc,
-    base,
-    camvid,
-    cityscapes,
-    folder,
-    synthetic,
-    voc,
-)
-from mpmc_jax.data.dataset import DatasetInfo, open_dataset
-from mpmc_jax.data.evaluation_source import EvalSource
+from mpmc_jax.data import decode, registry, splits
+from mpmc_jax.data.dataset import DatasetInfo, EvalSource, open_dataset
 from mpmc_jax.data.geometry.cropping import CropConfig
 from mpmc_jax.data.pipeline import PipelineConfig, TrainPipeline
-from mpmc_jax.data.source import Source
 from mpmc_jax.pixels import RGB, PixelFormat
 from mpmc_jax.types import Streams
 
-BUILDERS: dict[str, type[base.SegmentationBuilder]] = {
-    "synthetic": synthetic.Synthetic,
-    "folder": folder.Folder,
-    "camvid": camvid.Camvid,
-    "voc": voc.Voc,
-    "cityscapes": cityscapes.Cityscapes,
-    "acdc": acdc.Acdc,
-}
-
 # What `data.partner` may say.
 PARTNERS = ("same", "other")
-
-# Each takes the source folder, and class names given by hand, which `folder` reads.
-SOURCES: dict[str, Callable[[pathlib.Path, tuple[str, ...]], Source]] = {
-    "synthetic": lambda directory, classes: synthetic.make_source(),
-    "folder": folder.read_source,
-    "camvid": lambda directory, classes: camvid.read_source(directory),
-    "voc": lambda directory, classes: voc.read_source(directory),
-    "cityscapes": lambda directory, classes: cityscapes.read_source(directory),
-    "acdc": lambda directory, classes: acdc.read_source(directory),
-}
-
-
-def _known(name: str) -> str:
-    if name not in BUILDERS:
-        raise ValueError(f"unknown data set {name!r}; one of {', '.join(BUILDERS)}")
-    return name
-
-
-def read_source(name: str, directory: str, classes: tuple[str, ...] = ()) -> Source:
-    """Describes the data set `name` that lies in `directory`.
-
-    Raises:
-      ValueError: unknown name (the text lists the valid ones), or a folder for what
-        has none.
-      FileNotFoundError: the folder is missing or empty.
-    """
-    _known(name)
-    if name == "synthetic":
-        if directory:
-            raise ValueError(f"--source={directory}: synthetic is made, it has none")
-    else:
-        folder_path = pathlib.Path(directory)
-        if not directory:
-            raise FileNotFoundError(
-                f"--source=DIR is needed: the data set's ({name!r})"
-            )
-        if not folder_path.is_dir():
-            raise FileNotFoundError(
-                f"--source={directory}: no such folder; give the data set's ({name!r})"
-            )
-        if not any(folder_path.iterdir()):
-            raise FileNotFoundError(f"--source={directory}: the folder is empty")
-    return SOURCES[name](pathlib.Path(directory), classes)
-
-
-def prepare(
-    source: Source,
-    present: dict[str, tuple[int, ...]],
-    data_dir: str,
-    digests: Mapping[str, bytes] | None = None,
-    warnings: Sequence[str] = (),
-) -> pathlib.Path:
-    """Writes a checked source below `data_dir`; returns the data set's folder.
-
-    Args:
-      source, present, data_dir: see `SegmentationBuilder`.
-      digests: see `Source.fingerprint`.
-      warnings: see `DatasetInfo`.
-
-    Raises:
-      FileExistsError, OSError: see `base.write`.
-    """
-    builder = BUILDERS[_known(source.name)]
-    return base.write(
-        builder(
-            source=source,
-            present=present,
-            data_dir=data_dir,
-            digests=digests,
-            warnings=warnings,
-        )
-    )
-
-
-def is_prepared(data_dir: str, name: str) -> bool:
-    """Whether the data set is there in full."""
-    return base.is_complete(base.dataset_directory(data_dir, _known(name)))
-
-
-def has_changed(
-    source: Source, data_dir: str, digests: Mapping[str, bytes] | None = None
-) -> bool:
-    """Whether the source is another than the prepared data set was made from.
-
-    Args:
-      source, data_dir: see `prepare`.
-      digests: see `Source.fingerprint`.
-    """
-    prepared = open_dataset(data_dir, source.name).facts
-    return source.fingerprint(digests) != prepared.fingerprint
 
 
 def dataset_info(config: ml_collections.ConfigDict) -> DatasetInfo:
@@ -134,7 +22,8 @@ def dataset_info(config: ml_collections.ConfigDict) -> DatasetInfo:
       ValueError: unknown name; a normalization that is unknown or does not fit.
       FileNotFoundError: it was not prepared.
     """
-    info = open_dataset(config.data.data_dir, _known(config.data.name))
+    registry.find(config.data.name)
+    info = open_dataset(config.data.data_dir, config.data.name)
     pixels = normalization(config.data.normalization, info.facts.pixels)
     return dataclasses.replace(
         info, facts=dataclasses.replace(info.facts, pixels=pixels)

@@ -105,7 +105,7 @@ def check_source(source: Source) -> Report:
     moments: statistics.Moments | None = None
     nodata = _Sentinels()
     alike = agreement.Agreement(source)
-    outcomes = parallel_map.go_through(
+    outcomes = parallel_map.map_with_progress(
         lambda sample: _check_sample(sample, source), samples, "checking"
     )
     pixels, images_with = np.zeros(256, np.int64), np.zeros(256, np.int64)

@@ -1,9 +1,10 @@
-"""A crop as numbers: which pixels of its image make each of its own, and how much.
+"""Crop plans: the source pixels and weights of every pixel of a crop.
 
-What a host sends where the images lie on the device (`data.resident`). Pillow's
-arithmetic on bytes is whole numbers throughout, so a device that follows a plan gives
-the bytes that Pillow gives. Pillow rounds between its two passes, and from version 13
-goes down before across where that is less work; there a byte may differ by one.
+With images cached on the device (`data.resident`) the host sends plans instead of
+pixels. Pillow resizes bytes in integer arithmetic throughout, so a device that follows
+a plan gives the same bytes as Pillow. Pillow rounds between its two passes, and from
+version 13 resizes vertically first where that is less work; there a byte may differ by
+one.
 """
 
 import functools
@@ -28,27 +29,27 @@ Arrays = dict[str, np.ndarray]
 PRECISION_BITS = 22
 
 
-def taps_needed(geometry: str, shrink: float) -> int:
-    """Most pixels of an axis that one pixel of a crop reads.
+def taps_needed(resampling: str, shrink: float) -> int:
+    """Returns the most source pixels per axis that one pixel of a crop is made of.
 
     Args:
-      geometry: a key of `host.GEOMETRIES`.
-      shrink: the greatest ratio of an image's side to its resized one.
+      resampling: see `Geometry.resampling`.
+      shrink: the greatest ratio of an image's side to its resized side.
     """
-    if geometry in ("unimatch", "augseg"):
+    if resampling == "pillow":
         return 2 * math.ceil(max(shrink, 1.0)) + 1
     return 2
 
 
 def plan(cut: Cut, size: tuple[int, int], crop: CropConfig, *, taps: int, stride: int):
-    """The arrays that `resident.cut` follows.
+    """Returns the arrays from which `device_cache.cut_stream` makes a crop.
 
     Args:
-      cut: what was drawn.
+      cut: the drawn crop.
       size: rows and columns of the image.
-      crop: its `size` is that of the canvas.
+      crop: the crop settings; `size` is the canvas's side.
       taps: see `taps_needed`.
-      stride: pixels between the rows of the images as they are stored.
+      stride: pixels per row of the cached images.
     """
     if isinstance(cut, Turn):
         return {"map": _turn_map(cut, size, stride)}
@@ -58,12 +59,12 @@ def plan(cut: Cut, size: tuple[int, int], crop: CropConfig, *, taps: int, stride
 
 @functools.lru_cache(maxsize=1024)
 def _turn_map(turn: Turn, size: tuple[int, int], stride: int) -> np.ndarray:
-    """(s,s) int32 place of each pixel's source, -1 where there is none.
+    """Returns (s,s) int32: flat index of each pixel's source, -1 where there is none.
 
-    The turn itself is applied to the places, so that rounding is its own.
+    The turn is applied to an image of indices, so that it rounds as for any image.
     """
     rows, columns = np.indices(size, np.int32)
-    # What a rotation uncovers is 0.
+    # A rotation fills the corners with 0, so indices begin at 1.
     places = turn.apply(rows * stride + columns + 1)
     return places.astype(np.int32) - 1
 
@@ -109,10 +110,10 @@ def _on_canvas(
 def _pillow_taps(
     length: int, box: tuple[float, float], size: int, taps: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(size,) int32 first source pixels and (size,taps) int32 weights, one axis.
+    """Returns first source pixels (size,) and weights (size,taps) of one axis, int32.
 
-    Source: Pillow, Resample.c, precompute_coeffs and normalize_coeffs_8bpc, for its
-    bilinear filter. The box is in single precision there.
+    Source: Pillow, Resample.c, precompute_coeffs and normalize_coeffs_8bpc, with the
+    bilinear filter. Pillow holds the box in single precision.
     """
     low, high = map(np.float32, box)
     scale = float(high - low) / size
@@ -136,8 +137,8 @@ def _pillow_taps(
 def _two_taps(
     length: int, resized: int, start: int, stop: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(n,) int32 first source pixels and (n,2) float32 weights, PyTorch's."""
+    """Returns PyTorch's first source pixels (n,) int32 and weights (n,2) float32."""
     low, high, fraction = interpolation_taps(length, resized, start, stop)
-    # At the last pixel both taps are the same one: all weight lies on the first.
+    # At the last pixel both taps are the same pixel: the first gets all the weight.
     fraction = np.where(high > low, fraction, 0).astype(np.float32)
     return low.astype(np.int32), np.stack([1 - fraction, fraction], axis=1)

@@ -16,6 +16,8 @@ from mpmc_jax.pixels import PixelFormat
 from mpmc_jax.text import quantity
 
 Color = tuple[int, int, int]
+# 8-bit gray or RGB as Pillow holds it, anything else as (h,w,c).
+Picture = Image.Image | np.ndarray
 
 _GRAY = ("1", "L", "LA")
 _EIGHT_BITS = (*_GRAY, "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
@@ -62,11 +64,20 @@ def open_turned(content: bytes) -> tuple[Image.Image, Image.Image]:
             "a TIFF with more channels, bits or pages than 8-bit gray or RGB have"
         )
     opened = _open(content)
+    return _load(opened), opened
+
+
+def _load(opened: Image.Image) -> Image.Image:
+    """Decodes an opened image in full and turns it as EXIF says.
+
+    Raises:
+      UnreadableImage: it is truncated or damaged.
+    """
     try:
         opened.load()
         turn = _TURNS.get(_orientation(opened))
-        return opened if turn is None else opened.transpose(turn), opened
-    # Damage shows in many ways; Pillow's decoders have no common error.
+        return opened if turn is None else opened.transpose(turn)
+    # Pillow's decoders have no common error for damaged files.
     except Exception as error:
         raise UnreadableImage(
             f"truncated or damaged ({raster_formats.reason(error)}); copy it again"
@@ -125,13 +136,6 @@ def decode_image(content: bytes, channels: int) -> Image.Image:
     return image.convert("L" if channels == 1 else "RGB")
 
 
-def open_picture(content: bytes, pixels: PixelFormat) -> Image.Image | np.ndarray:
-    """What crops are cut from: see `cropping.Picture`; raises as `decode_array`."""
-    if is_bytes(pixels):
-        return decode_image(content, pixels.channels)
-    return decode_array(content, pixels)
-
-
 def decode_array(content: bytes, pixels: PixelFormat) -> np.ndarray:
     """Encoded bytes -> (h,w,c) of the format's type, missing values filled.
 
@@ -153,8 +157,7 @@ def decode_stored(content: bytes, pixels: PixelFormat) -> np.ndarray:
     """
     try:
         if _is_pillows(content, pixels):
-            image = np.asarray(decode_image(content, pixels.channels))
-            return image[..., None] if image.ndim == 2 else image
+            return as_array(decode_image(content, pixels.channels))
         if raster_formats.is_array(content) or raster_formats.is_tiff(content):
             array_hwc = raster_formats.read_array(content)
         else:
@@ -162,13 +165,17 @@ def decode_stored(content: bytes, pixels: PixelFormat) -> np.ndarray:
             array_hwc = np.atleast_3d(np.asarray(open_image(content)))
     except MemoryError as error:
         raise UnreadableImage(f"does not fit into memory ({error})") from error
+    _check_type(array_hwc, pixels)
+    return array_hwc
+
+
+def _check_type(array_hwc: np.ndarray, pixels: PixelFormat) -> None:
     found = (array_hwc.dtype.name, array_hwc.shape[-1])
     if found != (pixels.dtype, pixels.channels):
         raise UnreadableImage(
             f"{quantity(found[1], 'channel')} of {found[0]}, but the data set has "
             f"{pixels.channels} of {pixels.dtype}; all images must agree"
         )
-    return array_hwc
 
 
 def _is_pillows(content: bytes, pixels: PixelFormat) -> bool:
@@ -197,10 +204,7 @@ def read_header(content: bytes) -> raster_formats.Header:
             return raster_formats.read_header(content)
         raise
     mode = image.mode
-    if image.format == "PNG" and any(mark in content for mark in _EXIF_IN_PNG):
-        _, image = open_turned(content)  # The mark may stand behind the pixels.
-    columns, rows = image.size
-    size = (columns, rows) if _orientation(image) > 4 else (rows, columns)
+    size = _shown_size(image, content)
     if raster_formats.is_tiff(content) and (
         mode not in _EIGHT_BITS or raster_formats.is_more_than_pillows(content)
     ):
@@ -208,6 +212,14 @@ def read_header(content: bytes) -> raster_formats.Header:
     if mode.startswith("I;16"):
         return raster_formats.Header(size, 1, "uint16")
     return raster_formats.Header(size, 1 if mode in _GRAY else 3, "uint8")
+
+
+def _shown_size(opened: Image.Image, content: bytes) -> tuple[int, int]:
+    """Rows and columns of an opened image once it is turned as EXIF says."""
+    if opened.format == "PNG" and any(mark in content for mark in _EXIF_IN_PNG):
+        _load(opened)  # EXIF may come after the pixels.
+    columns, rows = opened.size
+    return (columns, rows) if _orientation(opened) > 4 else (rows, columns)
 
 
 def encode_record(content: bytes, pixels: PixelFormat, *, unpacked: bool) -> bytes:
@@ -221,6 +233,67 @@ def encode_record(content: bytes, pixels: PixelFormat, *, unpacked: bool) -> byt
         write = encode_png if is_bytes(pixels) else raster_formats.write_array
         return write(array_hwc)
     return unpack(content, pixels.channels) if unpacked else content
+
+
+def image_format(pixels: PixelFormat) -> str:
+    """How records hold images of a pixel format: "picture" or "npy".
+
+    A "picture" is a file of 8-bit gray or RGB that Pillow reads, "npy" a NumPy array.
+    """
+    return "picture" if is_bytes(pixels) else "npy"
+
+
+def record_image(content: bytes, form: str, pixels: PixelFormat) -> Picture:
+    """The image of a record, as crops are cut from it.
+
+    Args:
+      content: the record's "image".
+      form: its format, see `image_format`.
+      pixels: the data set's.
+
+    Raises:
+      UnreadableImage: damaged, or not what the data set's metadata say.
+    """
+    try:
+        if form == "picture":
+            return _load(_open(content)).convert("L" if pixels.channels == 1 else "RGB")
+        array_hwc = raster_formats.read_array(content)
+    except MemoryError as error:
+        raise UnreadableImage(f"does not fit into memory ({error})") from error
+    _check_type(array_hwc, pixels)
+    return array_hwc
+
+
+def record_size(content: bytes, form: str) -> tuple[int, int]:
+    """Rows and columns of a record's image, from its header.
+
+    Raises:
+      UnreadableImage: damaged.
+    """
+    if form == "picture":
+        return _shown_size(_open(content), content)
+    return raster_formats.read_header(content).size
+
+
+def record_label(content: bytes) -> np.ndarray:
+    """The labels (h,w) uint8 of a record's "mask", which is a PNG; 255 for void.
+
+    Raises:
+      UnreadableImage: damaged, or no labels.
+    """
+    try:
+        image = _load(_open(content))
+    except MemoryError as error:
+        raise UnreadableImage(f"does not fit into memory ({error})") from error
+    if image.mode not in ("L", "P"):
+        raise UnreadableImage(f"a mask of PIL mode {image.mode}, not of labels")
+    return np.asarray(image)
+
+
+def as_array(picture: Picture) -> np.ndarray:
+    """The values (h,w,c) of a picture."""
+    array = np.asarray(picture)
+    return array[..., None] if array.ndim == 2 else array
 
 
 def unpack(content: bytes, channels: int) -> bytes:

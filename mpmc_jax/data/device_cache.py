@@ -1,7 +1,7 @@
-"""Training images that live on the device, and crops gathered there.
+"""Training images cached on the device, and crops that are made there.
 
-The host draws where crops come from, as it does without (`data.resident=false`), and
-sends that instead of pixels: the crops are the same.
+The host draws where crops come from, as it does without the cache
+(`data.resident=false`), and sends crop plans instead of pixels. The crops are the same.
 """
 
 import dataclasses
@@ -14,10 +14,9 @@ import numpy as np
 
 from mpmc_jax.data import crop_plan, decode
 from mpmc_jax.data.dataset import DatasetInfo
-from mpmc_jax.data.geometry import registry as host
-from mpmc_jax.data.geometry.cropping import CropConfig, fill_color, size_of, to_bytes
-from mpmc_jax.data.masks import decode_mask
-from mpmc_jax.data.parallel_map import go_through
+from mpmc_jax.data.geometry.cropping import CropConfig, fill_color, to_bytes
+from mpmc_jax.data.geometry.registry import Draw, build_geometry
+from mpmc_jax.data.parallel_map import map_with_progress
 from mpmc_jax.data.splits import Split
 from mpmc_jax.text import quantity
 from mpmc_jax.types import IGNORE_LABEL, Array, Batch, Crops, PyTree
@@ -33,38 +32,38 @@ _LISTS = {
 
 @dataclasses.dataclass(frozen=True)
 class PlanReader:
-    """In place of `reader.Reader`: plans of crops, and no image is read.
+    """Makes crop plans where `pipeline.RecordReader` makes crops; reads no image.
 
     Attributes:
       sizes: (n,2) rows and columns of the list's images.
-      ids: place in the list -> name.
-      geometry: draws where a crop lies.
-      taps, stride: see `plans.plan`.
+      ids: position in the list -> id.
+      draw: draws where a crop comes from.
+      taps, stride: see `crop_plan.plan`.
     """
 
     sizes: np.ndarray
     ids: tuple[str, ...]
-    geometry: host.Geometry
+    draw: Draw
     taps: int
     stride: int
 
     def crops(
-        self, place: int, rng: np.random.Generator, settings: Sequence[CropConfig]
+        self, position: int, rng: np.random.Generator, settings: Sequence[CropConfig]
     ) -> list[dict[str, Any]]:
-        """As many plans of one image as there are settings, drawn in that order."""
-        rows, columns = map(int, self.sizes[place])
+        """Makes one plan of an image for each of the settings, drawn in that order."""
+        rows, columns = map(int, self.sizes[position])
         found = []
         for crop in settings:
-            cut = self.geometry(rng, (rows, columns), crop)
+            cut = self.draw(rng, (rows, columns), crop)
             arrays = crop_plan.plan(
                 cut, (rows, columns), crop, taps=self.taps, stride=self.stride
             )
-            index = np.array(place, np.int32)
+            index = np.array(position, np.int32)
             found.append({"image": arrays, "extent": cut.extent(), "index": index})
         return found
 
-    def nothing(self, size: int) -> dict[str, Any]:
-        """The plan of a crop without a real pixel."""
+    def empty_crop(self, size: int) -> dict[str, Any]:
+        """Makes the plan of a crop without a real pixel."""
         crop = CropConfig(size)
         (plan,) = self.crops(0, np.random.default_rng(0), [crop])
         return {
@@ -74,11 +73,11 @@ class PlanReader:
         }
 
 
-class Resident:
-    """The images of both lists, and the program that cuts crops out of them.
+class DeviceCache:
+    """The images of both lists, and the function that makes crops of them.
 
     Attributes:
-      arrays: list -> {"image": (n,h,w,c), and "label": (n,h,w) where it is labeled},
+      arrays: list -> {"image": (n,h,w,c), and for the labeled list "label": (n,h,w)},
         padded to the largest image.
     """
 
@@ -88,26 +87,28 @@ class Resident:
         """Reads all images.
 
         Raises:
-          ValueError: deep images under a geometry that resamples; an unreadable image.
+          ValueError: images that are not 8-bit gray or RGB with a geometry that
+            interpolates; an unreadable image.
         """
         self._pixels = info.facts.pixels
-        self._geometry, self._crop = geometry, crop
+        self._image_format = info.image_format
+        self._geometry, self._crop = build_geometry(geometry), crop
         deep = not decode.is_bytes(self._pixels)
-        if deep and geometry != "acdc":
+        if deep and self._geometry.resampling != "nearest":
             raise ValueError(
                 f"data.resident=true: images of "
                 f"{quantity(self._pixels.channels, 'channel')} of "
                 f"{self._pixels.dtype} are resized on the host; set data.resident=false"
             )
         self._split = split
-        place = {key: i for i, key in enumerate(info.ids["train"])}
+        position = {key: i for i, key in enumerate(info.ids["train"])}
         records = info.records("train")
         self.arrays: dict[str, dict[str, np.ndarray]] = {}
         self._sizes: dict[str, np.ndarray] = {}
         for name in ("labeled", "unlabeled"):
             ids = getattr(split, name)
             if ids:
-                chosen = [place[key] for key in ids]
+                chosen = [position[key] for key in ids]
                 self._load(name, records, chosen)
 
     def _load(self, name: str, records: Sequence[dict], chosen: list[int]) -> None:
@@ -115,15 +116,15 @@ class Resident:
 
         def read(position: int) -> tuple[np.ndarray, np.ndarray | None]:
             record = records[position]
-            picture = decode.open_picture(record["image"], self._pixels)
-            rows, columns = size_of(picture)
-            image = np.asarray(picture).reshape(rows, columns, -1)
+            image = decode.as_array(
+                decode.record_image(record["image"], self._image_format, self._pixels)
+            )
             if labeled:
-                return image, decode_mask(record["mask"])
-            # Commutes with picking pixels, the only thing done to deep ones.
+                return image, decode.record_label(record["mask"])
+            # Images deeper than bytes are only cut by picking pixels: order is free.
             return to_bytes(image, self._pixels), None
 
-        found = list(go_through(read, chosen, f"loading {name}"))
+        found = list(map_with_progress(read, chosen, f"loading {name}"))
         self._sizes[name] = np.array([image.shape[:2] for image, _ in found])
         pictures = [image for image, _ in found]
         self.arrays[name] = {"image": _padded(pictures, 0)}
@@ -133,32 +134,37 @@ class Resident:
 
     @property
     def bytes(self) -> int:
-        """That all images take on a device."""
+        """Number of bytes that all images take on a device."""
         return sum(array.nbytes for array in jax.tree.leaves(self.arrays))
 
     def reader(self, name: str) -> PlanReader:
-        """Draws crops of a list's images."""
+        """Returns the reader that makes crop plans of a list's images."""
         sizes, crop = self._sizes[name], self._crop
         base = crop.scale_base or np.inf
         least = crop.scale_min * np.minimum(sizes.max(1), base)
-        # A side of few pixels may be rounded down by one.
+        # Rounding may make a resized side shorter by a pixel.
         shrink = float((sizes.max(1) / np.maximum(np.floor(least) - 1, 1)).max())
         return PlanReader(
             sizes=sizes,
             ids=getattr(self._split, name),
-            geometry=host.build_geometry(self._geometry),
-            taps=crop_plan.taps_needed(self._geometry, shrink),
+            draw=self._geometry.draw,
+            taps=crop_plan.taps_needed(self._geometry.resampling, shrink),
             stride=self.arrays[name]["image"].shape[2],
         )
 
     def cut(self, arrays: PyTree, batch: Batch) -> Batch:
-        """Plans -> crops, on the device; `arrays` are this object's."""
+        """Makes crops of a batch of plans, on the device.
+
+        Args:
+          arrays: this cache's `arrays`, placed on the device.
+          batch: its images are plans.
+        """
         streams = {
             field.name: getattr(batch, field.name)
             for field in dataclasses.fields(batch)
         }
         fill = fill_color(self._crop.fill, self._pixels)
-        label_fill = 0 if self._geometry == "u2pl" else IGNORE_LABEL
+        label_fill = self._geometry.label_fill
         return Batch(
             **{
                 name: cut_stream(arrays[_LISTS[name]], crops, fill, label_fill)
@@ -182,11 +188,11 @@ def _padded(arrays: Sequence[np.ndarray], value: int) -> np.ndarray:
 def cut_stream(
     arrays: dict[str, Array], crops: Crops, fill: np.ndarray, label_fill: int
 ) -> Crops:
-    """One stream's plans -> its crops.
+    """Makes the crops of one stream's plans.
 
     Args:
-      arrays: of its list, see `Resident`.
-      crops: `image` holds the plans.
+      arrays: the arrays of its list, see `DeviceCache`.
+      crops: the plans, in `image`.
       fill: (c,) color of the padding.
       label_fill: label of the padding.
     """
@@ -209,7 +215,7 @@ def cut_stream(
 
     plan: Any = crops.image
     image, label = jax.vmap(one)(plan, crops.extent, crops.index)
-    # A crop without a real pixel shows and teaches nothing.
+    # A crop without a real pixel is black and void.
     empty = ~crops.extent.any(axis=1)[:, None, None]
     image = jnp.where(empty[..., None], jnp.zeros((), image.dtype), image)
     if label is not None:
@@ -217,20 +223,20 @@ def cut_stream(
     return crops.replace(image=image, label=label)
 
 
-def _pick(values: Array, places: Array) -> Array:
-    """(h,w,...) by (s,s) flat places; 0 where the place is -1."""
+def _pick(values: Array, indices: Array) -> Array:
+    """Gathers values (h,w,...) at flat indices (s,s); 0 where the index is -1."""
     flat = values.reshape(-1, *values.shape[2:])
-    picked = flat[jnp.maximum(places, 0)]
-    there = (places >= 0).reshape(places.shape + (1,) * (values.ndim - 2))
-    return jnp.where(there, picked, jnp.zeros((), values.dtype))
+    picked = flat[jnp.maximum(indices, 0)]
+    valid = (indices >= 0).reshape(indices.shape + (1,) * (values.ndim - 2))
+    return jnp.where(valid, picked, jnp.zeros((), values.dtype))
 
 
 def _resample(image: Array, plan: dict[str, Array]) -> Array:
-    """(h,w,c) uint8 -> (s,s,c) uint8, separably, as the plan's weights say."""
+    """Resizes (h,w,c) uint8 to (s,s,c) uint8, one axis at a time, by a plan."""
     whole = jnp.issubdtype(plan["row_weights"].dtype, jnp.integer)
     across = (plan["columns"], plan["column_weights"], 1)
     down = (plan["rows"], plan["row_weights"], 0)
-    # Pillow goes across first and rounds between; PyTorch's goes down, and does not.
+    # Pillow goes across first and rounds in between; PyTorch goes down first.
     for first, weights, axis in (across, down) if whole else (down, across):
         image = _weighted(image, first, weights, axis)
         if whole:
@@ -242,7 +248,7 @@ def _resample(image: Array, plan: dict[str, Array]) -> Array:
 
 
 def _weighted(image: Array, first: Array, weights: Array, axis: int) -> Array:
-    """Sums `weights` (s,k) times the k pixels of an axis from `first` (s,) on."""
+    """Sums the k pixels from `first` (s,) along an axis, weighted by (s,k)."""
     out = 0
     for tap in range(weights.shape[1]):
         index = jnp.minimum(first + tap, image.shape[axis] - 1)

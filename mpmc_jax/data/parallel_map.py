@@ -1,4 +1,4 @@
-"""Going through the files of a data set: by threads, in order, with progress shown."""
+"""A parallel map over the files of a data set: threads, in order, with progress."""
 
 import collections
 import concurrent.futures
@@ -17,10 +17,11 @@ _TO_FILE_SECONDS = 30
 _TO_FILE = "{desc}: {n_fmt}/{total_fmt}, {rate_fmt}, {remaining} left\n"
 
 
-def in_order(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
-    """Results of `function`, in order, computed by threads a few items ahead.
+def map_in_order(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+    """Yields `function` of each item, in order, computed by threads.
 
-    Few wait at any time, so that an interruption ends at once and memory is bounded.
+    Threads are only a few items ahead, so that an interruption ends at once and memory
+    is bounded.
     """
     items = iter(items)
     threads = os.cpu_count() or 1
@@ -34,10 +35,10 @@ def in_order(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
                 ahead.append(pool.submit(function, item))
 
 
-def shown(results: Iterable[R], total: int, title: str) -> Iterator[R]:
-    """Passes results on; stderr tells how many are done, how fast, what time is left.
+def with_progress(results: Iterable[R], total: int, title: str) -> Iterator[R]:
+    """Yields the results and reports count, speed and time left on stderr.
 
-    One line, updated, on a terminal; elsewhere a line each half minute.
+    On a terminal this is one line that is updated, elsewhere a line per half minute.
     """
     terminal = sys.stderr.isatty()
     seconds = 0.5 if terminal else _TO_FILE_SECONDS
@@ -55,8 +56,8 @@ def shown(results: Iterable[R], total: int, title: str) -> Iterator[R]:
     )
 
 
-def go_through(
+def map_with_progress(
     function: Callable[[T], R], items: Sequence[T], title: str
 ) -> Iterator[R]:
-    """`in_order`, `shown`."""
-    return shown(in_order(function, items), len(items), title)
+    """Yields `function` of each item, in order, and reports progress on stderr."""
+    return with_progress(map_in_order(function, items), len(items), title)

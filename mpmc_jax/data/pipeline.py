@@ -1,53 +1,57 @@
-"""From prepared records to batches of uint8 crops, by grain.
+"""The training pipeline: from prepared records to batches of uint8 crops, by grain.
 
-The order of operations decides what is random and what may be resumed:
+    sampling -> read a record, decode it, crop it (random_map)
+        -> take this process's share -> batch -> zip the streams
 
-    ids -> order (see `orders`) -> read, decode, crop (random_map)
-        -> slice by process -> batch -> zip
+`random_map` comes after the endless repetition and before the sharding, so the random
+numbers of an example depend on the seed and its position in the global order. They
+differ between epochs and streams, and are the same for any number of threads or
+processes. The iterator's position is the training step.
 
-`random_map` comes after repetition and before the slice, so an example's draws depend
-on the seed and its place in the global order: they differ between epochs and streams
-and not between numbers of threads or processes. The iterator's position is the step.
-
-Crops that a method wants beside an example (`Streams`) are made with it: a second one
-of the same decoded image, or a labeled one to copy objects from.
+Further crops that a method wants with an example (`Streams`) are made with it: a second
+crop of the same decoded image, or a labeled crop to copy objects from.
 """
 
 import dataclasses
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
 
 import grain
 import numpy as np
 
+from mpmc_jax.data import decode
 from mpmc_jax.data.dataset import DatasetInfo
-from mpmc_jax.data.device_cache import Resident
-from mpmc_jax.data.geometry import registry as host
-from mpmc_jax.data.geometry.cropping import CropConfig
-from mpmc_jax.data.partner_loader import Requests
-from mpmc_jax.data.reader import CropReader, Reader, ReadLabeled, ReadUnlabeled
-from mpmc_jax.data.sampling import Order
+from mpmc_jax.data.device_cache import DeviceCache
+from mpmc_jax.data.geometry.cropping import CropConfig, size_of, to_bytes
+from mpmc_jax.data.geometry.registry import Draw, build_geometry
+from mpmc_jax.data.partner_loader import PartnerLoader
+from mpmc_jax.data.raster_formats import UnreadableImage
+from mpmc_jax.data.sampling import EpochOrder
 from mpmc_jax.data.splits import Split
-from mpmc_jax.types import Batch, Crops, Streams
+from mpmc_jax.pixels import PixelFormat
+from mpmc_jax.types import IGNORE_LABEL, Batch, Crops, Streams
+
+# The arrays of one crop by name; with a device cache some are trees of arrays.
+Arrays = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
 class PipelineConfig:
-    """How training batches are made.
+    """Settings of the training pipeline.
 
     Attributes:
-      batch_size: labeled images a step, over all processes.
-      group_size: of them that mix and rank among themselves.
-      crop: geometry settings.
-      streams: what the method asks for.
+      batch_size: labeled images per step, over all processes.
+      group_size: number of images that are mixed and ranked among themselves.
+      crop: crop settings.
+      streams: the crops that the method asks for.
       epoch_of: the list that an epoch passes over, "unlabeled" or "labeled".
-      seed: of order and geometry.
-      threads: reading threads, and as many for requested images; 0 reads in the
-        calling one, requested images in one.
-      prefetch: batches prepared ahead, if there are threads.
-      resident: whether images live on the device, and batches carry plans of crops.
-      process_index: this process.
-      process_count: how many share the global batch.
+      seed: seed of order and geometry.
+      threads: reading threads, and as many again for requested partners. With 0 the
+        calling thread reads; requested partners then have one thread.
+      prefetch: batches prepared ahead if there are threads.
+      resident: whether images are cached on the device and batches hold crop plans.
+      process_index: index of this process.
+      process_count: number of processes that share the global batch.
     """
 
     batch_size: int
@@ -80,71 +84,187 @@ class PipelineConfig:
             )
 
 
-class TrainIterator(Iterator[Batch]):
-    """Batches from a given step on; `close` it when done.
+class CropReader(Protocol):
+    """Makes crops of the images of one list; positions count in that list."""
 
-    The state of an iterator that has given n batches is {"next_index": n}, whatever
-    its threads have prefetched.
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """The ids of the list's images."""
+        ...
+
+    def crops(
+        self, position: int, rng: np.random.Generator, settings: Sequence[CropConfig]
+    ) -> list[Arrays]:
+        """Makes one crop of an image for each of the settings, drawn in that order."""
+        ...
+
+    def empty_crop(self, size: int) -> Arrays:
+        """Makes a crop without a real pixel."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class RecordReader:
+    """Reads, decodes and crops the images of one list.
+
+    Attributes:
+      records: the training images.
+      positions: position in the list -> record.
+      ids: position in the list -> id, for error messages.
+      image_format: how records hold images, see `decode.image_format`.
+      pixels: the pixel format of the images.
+      draw: draws where a crop comes from.
+      with_label: whether masks are read too. Images without are returned in bytes
+        even if they are stored deeper.
+    """
+
+    records: Sequence[dict]
+    positions: np.ndarray
+    ids: tuple[str, ...]
+    image_format: str
+    pixels: PixelFormat
+    draw: Draw
+    with_label: bool
+
+    def crops(
+        self, position: int, rng: np.random.Generator, settings: Sequence[CropConfig]
+    ) -> list[Arrays]:
+        """Makes one crop of an image for each of the settings, drawn in that order.
+
+        Raises:
+          ValueError: the image cannot be read; the message names its record.
+        """
+        record = self.records[int(self.positions[position])]
+        try:
+            picture = decode.record_image(
+                record["image"], self.image_format, self.pixels
+            )
+            label_hw = decode.record_label(record["mask"]) if self.with_label else None
+        except UnreadableImage as error:
+            raise ValueError(f"record {self.ids[position]!r}: {error}") from error
+        crops = []
+        for setting in settings:
+            cut = self.draw(rng, size_of(picture), setting)
+            image = cut.image(picture, setting, self.pixels)
+            crop = {"extent": cut.extent(), "index": np.array(position, np.int32)}
+            if label_hw is None:
+                crop |= {"image": to_bytes(image, self.pixels)}
+            else:
+                crop |= {"image": image, "label": cut.label(label_hw, setting)}
+            crops.append(crop)
+        return crops
+
+    def empty_crop(self, size: int) -> Arrays:
+        """Makes a crop without a real pixel."""
+        return {
+            "image": np.zeros((size, size, self.pixels.channels), self.pixels.dtype),
+            "extent": np.zeros(4, np.int32),
+            "index": np.array(0, np.int32),
+            "label": np.full((size, size), IGNORE_LABEL, np.uint8),
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class ReadLabeled(grain.transforms.RandomMap):
+    """Maps a position in the labeled list to crops by stream.
+
+    With a `source_crop`, half of the examples get a crop of another labeled image to
+    copy objects from, and the others an empty one. It is drawn before the example's
+    own crop, as in the published code.
+    """
+
+    reader: CropReader
+    crop: CropConfig
+    source_crop: CropConfig | None
+
+    def random_map(self, element: int, rng: np.random.Generator) -> Any:
+        crops = {}
+        if self.source_crop is not None:
+            crops["source"] = self.reader.empty_crop(self.crop.size)
+            if rng.random() < 0.5:
+                other = int(rng.integers(len(self.reader.ids)))
+                (crops["source"],) = self.reader.crops(other, rng, [self.source_crop])
+        (crops["labeled"],) = self.reader.crops(element, rng, [self.crop])
+        return crops
+
+
+@dataclasses.dataclass(frozen=True)
+class ReadUnlabeled(grain.transforms.RandomMap):
+    """Maps a position in the unlabeled list to one crop for each named stream."""
+
+    reader: CropReader
+    crop: CropConfig
+    names: tuple[str, ...]
+
+    def random_map(self, element: int, rng: np.random.Generator) -> Any:
+        crops = self.reader.crops(element, rng, [self.crop] * len(self.names))
+        return dict(zip(self.names, crops, strict=True))
+
+
+class TrainIterator(Iterator[Batch]):
+    """Iterates over batches from a given step on; `close` it when done.
+
+    After n batches the state is {"next_index": n}, whatever the threads have
+    prefetched.
     """
 
     def __init__(
         self,
         dataset: grain.IterDataset,
         rows: dict[str, np.ndarray],
-        requests: Requests | None,
+        partners: PartnerLoader | None,
         start_step: int,
     ):
         self._iterator: Any = iter(dataset)
         self._rows: Any = rows
-        self._requests = requests
+        self._partners = partners
         self.set_state({"next_index": start_step})
 
     def __next__(self) -> Batch:
         step = self.get_state()["next_index"]
         crops = {k: v for part in next(self._iterator) for k, v in part.items()}
-        if self._requests is not None:
-            crops["partner"] = self._requests.take(step)
-        # NumPy on the host; what places a batch makes it the declared jax.Array.
+        if self._partners is not None:
+            crops["partner"] = self._partners.take(step)
+        # Arrays are NumPy here and become jax.Array when the batch is placed.
         return Batch(**{k: Crops(record=self._rows[k], **v) for k, v in crops.items()})
 
     def request(self, step: int, images: np.ndarray) -> None:
-        """Asks for the partners of `step`: a place in the unlabeled list a group."""
-        if self._requests is not None:
-            self._requests.ask(step, images)
+        """Requests the partners of `step`: one unlabeled position per group."""
+        if self._partners is not None:
+            self._partners.request(step, images)
 
     def get_state(self) -> dict[str, int]:
-        """{"next_index": step of the batch that comes next}."""
+        """Returns {"next_index": step of the next batch}."""
         return self._iterator.get_state()
 
     def set_state(self, state: dict[str, int]) -> None:
-        """Goes to the step that a saved state names."""
+        """Moves to the step of a saved state."""
         self._iterator.set_state({"next_index": int(state["next_index"])})
 
     def close(self) -> None:
         """Stops the reading threads."""
         self._iterator.close()
-        if self._requests is not None:
-            self._requests.close()
+        if self._partners is not None:
+            self._partners.close()
 
 
 class TrainPipeline:
-    """The training batches of one run, as a function of data, split and seed.
-
-    How the labeled list fills an epoch is the method's to say, see `orders`.
+    """The training batches of one run, a function of data, split and seed.
 
     Attributes:
       split: the ids in use.
-      steps_per_epoch: see `orders`.
-      num_labeled: distinct labeled images.
-      num_unlabeled: unlabeled images; the method may leave them unused.
-      repetition: passes over the labeled list an epoch.
-      unused: labeled images that no epoch uses, see `orders`.
-      resident: what makes crops of the batches' plans, if images live on the device.
-      warnings: what was found wrong with the data set when it was prepared.
+      steps_per_epoch: see `EpochOrder`.
+      num_labeled: number of distinct labeled images.
+      num_unlabeled: number of unlabeled images, which the method may leave unused.
+      repetition: passes over the labeled list per epoch.
+      unused: labeled images that no epoch uses, see `EpochOrder`.
+      device_cache: makes crops of the batches' plans if images are cached on the
+        device, else None.
+      warnings: the warnings of `check` when the data set was prepared.
 
     Raises:
-      ValueError: the method wants unlabeled images and the split has none; see also
-        `Resident`.
+      ValueError: the method needs unlabeled images and the split has none; see also
+        `DeviceCache`.
     """
 
     def __init__(self, info: DatasetInfo, split: Split, config: PipelineConfig):
@@ -165,17 +285,22 @@ class TrainPipeline:
         self.steps_per_epoch, self.unused = order.steps_per_epoch, order.unused
         per_epoch = self.steps_per_epoch * config.batch_size
         self.repetition = per_epoch / self.num_labeled
-        self.resident: Resident | None = None
+        self.device_cache: DeviceCache | None = None
         if config.resident:
-            self.resident = Resident(info, split, config.streams.geometry, config.crop)
+            self.device_cache = DeviceCache(
+                info, split, config.streams.geometry, config.crop
+            )
 
     def iterator(self, start_step: int = 0, *, requests: bool = True) -> TrainIterator:
-        """Endless batches; the first is that of `start_step`.
-
-        Without `requests` they have no partners that a step would have to ask for.
+        """Returns endless batches, beginning with that of `start_step`.
 
         Arrays are NumPy and hold this process's share: process p of P has the rows
         p, p+P, ... of the global batch, which `record` names.
+
+        Args:
+          start_step: the step of the first batch.
+          requests: whether batches hold requested partners, for which the caller must
+            call `request`.
         """
         config = self._config
         streams = [self._labeled()]
@@ -183,8 +308,8 @@ class TrainPipeline:
             streams.append(self._unlabeled())
         if config.streams.partner == "other":
             read = ReadUnlabeled(self._reader("unlabeled"), config.crop, ("partner",))
-            streams.append(self._read("partner", read))
-        # All are endless, but by their batch sizes not equally so.
+            streams.append(self._stream("partner", read))
+        # Every stream is endless in practice; lengths differ with the batch sizes.
         length = min(map(len, streams))
         zipped = grain.experimental.ZipMapDataset([each[:length] for each in streams])
         dataset = zipped.to_iter_dataset(
@@ -199,20 +324,20 @@ class TrainPipeline:
             )
             for name, size in self._sizes.items()
         }
-        asked = None
+        partners = None
         if requests and config.streams.partner == "requested":
             reader = self._reader("unlabeled")
-            asked = Requests(
-                lambda place, rng: reader.crops(place, rng, [config.crop])[0],
+            partners = PartnerLoader(
+                lambda position, rng: reader.crops(position, rng, [config.crop])[0],
                 rows["partner"],
                 config.seed,
                 config.threads,
             )
-        return TrainIterator(dataset, rows, asked, start_step)
+        return TrainIterator(dataset, rows, partners, start_step)
 
-    def _order(self, name: str) -> Order:
+    def _order(self, name: str) -> EpochOrder:
         labeled_epochs = self._config.epoch_of == "labeled"
-        return Order(
+        return EpochOrder(
             kind=self._config.streams.order,
             labeled=self.num_labeled,
             unlabeled=0 if labeled_epochs else self.num_unlabeled,
@@ -223,16 +348,17 @@ class TrainPipeline:
         )
 
     def _reader(self, name: str) -> CropReader:
-        if self.resident is not None:
-            return self.resident.reader(name)
+        if self.device_cache is not None:
+            return self.device_cache.reader(name)
         ids = getattr(self.split, name)
-        place = {key: i for i, key in enumerate(self._info.ids["train"])}
-        return Reader(
+        position = {key: i for i, key in enumerate(self._info.ids["train"])}
+        return RecordReader(
             records=self._records,
-            positions=np.array([place[key] for key in ids]),
+            positions=np.array([position[key] for key in ids]),
             ids=ids,
+            image_format=self._info.image_format,
             pixels=self._info.facts.pixels,
-            geometry=host.build_geometry(self._config.streams.geometry),
+            draw=build_geometry(self._config.streams.geometry).draw,
             with_label=name == "labeled",
         )
 
@@ -244,16 +370,17 @@ class TrainPipeline:
                 config.crop, scale_min=low, scale_max=high
             )
         read = ReadLabeled(self._reader("labeled"), config.crop, source_crop)
-        return self._read("labeled", read)
+        return self._stream("labeled", read)
 
     def _unlabeled(self) -> grain.MapDataset:
-        again = ("partner",) if self._config.streams.partner == "same" else ()
+        partner = ("partner",) if self._config.streams.partner == "same" else ()
         read = ReadUnlabeled(
-            self._reader("unlabeled"), self._config.crop, ("unlabeled", *again)
+            self._reader("unlabeled"), self._config.crop, ("unlabeled", *partner)
         )
-        return self._read("unlabeled", read)
+        return self._stream("unlabeled", read)
 
-    def _read(self, name: str, read: grain.transforms.RandomMap) -> grain.MapDataset:
+    def _stream(self, name: str, read: grain.transforms.RandomMap) -> grain.MapDataset:
+        """Returns this process's batches of a stream."""
         config = self._config
         dataset = self._order(name).build(name).random_map(read)
         dataset = dataset[config.process_index :: config.process_count]

@@ -1,22 +1,22 @@
-"""Which image stands where in a run, for each stream, before it is read.
+"""The sampling order: which image is at which position of a run, for each stream.
 
-The labeled list is shorter than the unlabeled one, and published methods fill an
-epoch with it in three ways:
+The labeled list is shorter than the unlabeled one, and published methods fill an epoch
+with it in three ways:
 
-    tiled       repeated to the unlabeled list's length and cut (UniMatch)
-    drawn       as many drawn from the repeated list, once a run, as are unlabeled
-                (AugSeg, U2PL)
-    restarted   permutation after permutation, begun anew each epoch (AEL)
+    tiled       repeated to the length of the unlabeled list and cut there (UniMatch)
+    drawn       sampled once per run from the repeated list, as many as there are
+                unlabeled images (AugSeg, U2PL)
+    restarted   permutation after permutation, restarted in each epoch (AEL)
 
-The first two are then shuffled anew each epoch, both streams alike: a labeled image
-stays paired with its unlabeled ones. Partners that are other images are shuffled by
-themselves (UniMatch on ACDC). When tiled, a labeled list that is longer than
-the unlabeled one is not cut: another part of it is used each epoch.
+The first two are then shuffled anew in each epoch, with the same permutation for both
+streams, so that a labeled image keeps its unlabeled ones. Partners that are other
+images have their own shuffle (UniMatch on ACDC). A tiled labeled list that is longer
+than the unlabeled one is not cut: each epoch uses another part of it.
 
-An epoch has as many steps as the published loaders make of the unlabeled list: each
-process takes every W-th image, the list filled up from its beginning, in whole batches.
-The loaders of a supervised baseline do the same with the labeled list alone
-(`unlabeled` 0): no image comes twice but to fill the list up.
+An epoch has as many steps as the published data loaders make of the unlabeled list:
+each of W processes takes every W-th image, after the list is padded from its beginning,
+and drops the last incomplete batch. The loaders of a supervised baseline do the same
+with the labeled list alone (`unlabeled` 0); an image then occurs twice only as padding.
 """
 
 import dataclasses
@@ -27,22 +27,22 @@ from typing import Any
 import grain
 import numpy as np
 
-# 2 and 3 seed the restarted order and the requests.
+# Part of each stream's seed; 2 and 3 are taken by `_Restarted` and `PartnerLoader`.
 _STREAM_NUMBERS = {"labeled": 0, "unlabeled": 1, "partner": 4}
 
 
 @dataclasses.dataclass(frozen=True)
-class Order:
-    """The places of one stream.
+class EpochOrder:
+    """The order in which one stream visits the images of its list.
 
     Attributes:
-      kind: of the labeled stream, see above.
-      labeled, unlabeled: lengths of the two lists; `unlabeled` is 0 where an epoch is
+      kind: how the labeled list fills an epoch: "tiled", "drawn" or "restarted".
+      labeled, unlabeled: lengths of the two lists; `unlabeled` is 0 if an epoch passes
         over the labeled list.
-      batch_size: labeled images a step.
-      groups: W, the processes that they were on as published.
-      per_step: images of this stream a step.
-      seed: of the run.
+      batch_size: labeled images per step.
+      groups: W, the number of processes of the published run.
+      per_step: images of this stream per step.
+      seed: seed of the run.
     """
 
     kind: str
@@ -55,48 +55,51 @@ class Order:
 
     @property
     def epoch(self) -> int:
-        """Images of an epoch before the last batch is cut."""
+        """Number of images per epoch before the last batch is dropped."""
         return self.unlabeled or self.labeled
 
     @property
     def steps_per_epoch(self) -> int:
-        """Of the published loaders, at least 1."""
+        """Number of steps per epoch of the published data loaders, at least 1."""
         of_process = -(-self.epoch // self.groups)
         return max(of_process // (self.batch_size // self.groups), 1)
 
     @property
     def unused(self) -> int:
-        """Labeled images that no epoch uses, as published loaders cut the list."""
+        """Number of labeled images that no epoch uses, as in the published loaders."""
         if self.kind == "drawn":
             return max(self.labeled - self.epoch, 0)
         if self.kind == "restarted":
-            # Only a permutation that ends gives way to another.
+            # A permutation goes on in the next epoch until it is used up.
             return max(self.labeled - self.steps_per_epoch * self.batch_size, 0)
         return 0
 
     def stream_seed(self, name: str) -> int:
-        """Seed of everything random about a stream."""
+        """Returns the seed of all random numbers of a stream."""
         entropy = np.random.SeedSequence((self.seed, _STREAM_NUMBERS[name]))
         return int(entropy.generate_state(1)[0])
 
     def build(self, name: str) -> grain.MapDataset:
-        """Endless places in the list of a stream, "partner" in the unlabeled one."""
+        """Returns the endless positions of a stream in its list.
+
+        The list of "partner" is the unlabeled one.
+        """
         if name == "labeled" and self.kind == "restarted":
             restarted = _Restarted(
                 self.labeled, self.per_step, self.steps_per_epoch, self.seed
             )
             return grain.MapDataset.source(restarted).seed(self.stream_seed(name))
         if self.kind == "drawn":
-            places = self._drawn(name)
+            positions = self._drawn(name)
         else:
-            places = self._tiled() if name == "labeled" else range(self.unlabeled)
-        dataset = grain.MapDataset.source(list(places)).seed(self.stream_seed(name))
-        together = "partner" if name == "partner" else "unlabeled"
-        dataset = dataset.shuffle(seed=self.stream_seed(together))
+            positions = self._tiled() if name == "labeled" else range(self.unlabeled)
+        dataset = grain.MapDataset.source(list(positions)).seed(self.stream_seed(name))
+        shuffled_with = "partner" if name == "partner" else "unlabeled"
+        dataset = dataset.shuffle(seed=self.stream_seed(shuffled_with))
         whole = self.steps_per_epoch * self.per_step
-        if whole <= len(places):
+        if whole <= len(positions):
             return dataset[:whole].repeat(None)
-        filled = grain.MapDataset.source(_Filled(dataset, len(places), whole))
+        filled = grain.MapDataset.source(_Padded(dataset, len(positions), whole))
         return filled.seed(self.stream_seed(name))
 
     def _tiled(self) -> list[int]:
@@ -111,11 +114,11 @@ class Order:
         return rng.permutation(tiled)[: self.epoch].tolist()
 
 
-class _Filled:
-    """Endless epochs of `whole` places, each filled up from its beginning."""
+class _Padded:
+    """Endless epochs of `whole` positions, each padded from its own beginning."""
 
     def __init__(self, shuffled: grain.MapDataset, length: int, whole: int):
-        self._places = shuffled.repeat(None)
+        self._positions = shuffled.repeat(None)
         self._length, self._whole = length, whole
 
     def __len__(self) -> int:
@@ -123,16 +126,16 @@ class _Filled:
 
     def __getitem__(self, index: int) -> int:
         epoch, within = divmod(int(index), self._whole)
-        place: Any = self._places[epoch * self._length + within % self._length]
-        return place
+        position: Any = self._positions[epoch * self._length + within % self._length]
+        return position
 
 
 class _Restarted:
-    """Place i of the run -> place in the labeled list, as AEL's loader serves it.
+    """The labeled list in the order in which AEL's data loader returns it.
 
-    A loader is begun anew each epoch. Whenever it ends within one, the next
-    permutation takes over; the new epoch begins with the one that was interrupted. The
-    last batch of a permutation is filled up from its beginning.
+    The loader is restarted in each epoch. When a permutation is used up within an
+    epoch, the next one follows; a new epoch restarts the one that was interrupted. The
+    last batch of a permutation is padded from the permutation's beginning.
     """
 
     def __init__(self, length: int, batch: int, steps_per_epoch: int, seed: int):
@@ -140,7 +143,7 @@ class _Restarted:
         self._steps_per_epoch = steps_per_epoch
         self._batches = -(-length // batch)
         self._exhausted = (steps_per_epoch - 1) // self._batches
-        # Grain makes one iterator a thread: each keeps the permutation it is in.
+        # Several of grain's threads read at once, each within its own permutation.
         self._permutation = functools.lru_cache(maxsize=4)(
             lambda number: np.random.default_rng((seed, 2, number)).permutation(length)
         )

@@ -32,7 +32,7 @@ def check(info: DatasetInfo) -> Report:
         if len(records) != len(ids):
             problems.append(f"{split}: {len(records)} records, {len(ids)} in the list")
         digest = hashlib.sha256()
-        outcomes = parallel_map.go_through(
+        outcomes = parallel_map.map_with_progress(
             lambda position, split=split, records=records: _check_record(
                 info, split, position, records
             ),

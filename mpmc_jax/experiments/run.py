@@ -19,9 +19,8 @@ import numpy as np
 
 from mpmc_jax import distributed
 from mpmc_jax.data.build import build_eval, build_split, dataset_info
-from mpmc_jax.data.dataset import DatasetFacts
+from mpmc_jax.data.dataset import DatasetFacts, EvalSource
 from mpmc_jax.data.decode import decode_array
-from mpmc_jax.data.evaluation_source import EvalSource
 from mpmc_jax.evaluation.bounded_jit import bounded_jit
 from mpmc_jax.evaluation.evaluator import EvalResult, PatchProbe
 from mpmc_jax.evaluation.predict import Predictor, network_input, predict_classes

@@ -288,7 +288,7 @@ def make_place(pipeline: TrainPipeline, parallel: Parallel) -> Callable[[Batch],
     Raises:
       ValueError: the images are too large for a device.
     """
-    resident = pipeline.resident
+    resident = pipeline.device_cache
     if resident is None:
         return parallel.place
     if resident.bytes > parallel.memory() / 2:

@@ -5,7 +5,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from mpmc_jax.data import build, check
+from mpmc_jax.data import check, registry
 from tests.data.test_masks import (
     LABEL,
     RED_GREEN,
@@ -122,7 +122,7 @@ def test_void_of_missing_pixels_is_not_asked_about(folder):
             picture[:4] = -9999
         path.unlink()
         tifffile.imwrite(path.with_suffix(".tif"), picture, photometric="rgb")
-    report = check.check_source(build.read_source("folder", str(folder)))
+    report = check.check_source(registry.read_source("folder", str(folder)))
     assert report.problems == ()
     assert report.images[255] == 1
 

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from mpmc_jax.data import build, check, decode, source
+from mpmc_jax.data import build, check, decode, registry, source
 from mpmc_jax.data.builders import synthetic
 from mpmc_jax.data.geometry import registry as host
 from mpmc_jax.data.pipeline import TrainPipeline
@@ -98,7 +98,7 @@ def test_labels_move_with_their_image(tmp_path):
     )
     report = check.check_source(data)
     assert not report.problems
-    build.prepare(data, report.present, str(tmp_path))
+    registry.prepare(data, report.present, str(tmp_path))
     config = config_for(tmp_path, split="4", crop=48)
     for geometry in host.GEOMETRIES:
         streams = Streams(geometry=geometry, fill="mean")
@@ -123,10 +123,10 @@ def test_gray_folder_with_unlabeled_images(tmp_path):
     for i in range(3):
         (root / "images" / f"im{i:02d}.png").rename(root / "unlabeled" / f"u{i}.png")
         (root / "masks" / f"im{i:02d}.png").unlink()
-    data = build.read_source("folder", str(root))
+    data = registry.read_source("folder", str(root))
     report = check.check_source(data)
     assert not report.problems
-    build.prepare(data, report.present, str(tmp_path / "data"))
+    registry.prepare(data, report.present, str(tmp_path / "data"))
     config = config_for(tmp_path / "data", "folder", split="full")
     info = build.dataset_info(config)
     assert info.facts.pixels == GRAY

@@ -8,7 +8,7 @@ import pytest
 import scipy.io
 from PIL import Image
 
-from mpmc_jax.data import build, check
+from mpmc_jax.data import check, registry
 from tests.support import trees
 
 
@@ -25,7 +25,7 @@ def city(tmp_path):
 
 
 def problems(name, root):
-    return check.check_source(build.read_source(name, str(root))).problems
+    return check.check_source(registry.read_source(name, str(root))).problems
 
 
 def only(name, root):
@@ -57,7 +57,7 @@ def test_hidden_files_beside_published_ones(voc, city):
             path.parent.mkdir(exist_ok=True)
             path.write_bytes(b"\0\5\26\7")
     (city / "leftImg8bit" / "test").mkdir()
-    data = build.read_source("cityscapes", str(city))
+    data = registry.read_source("cityscapes", str(city))
     assert check.check_source(data).problems == ()
     assert data.notes[1] == f"{city / 'leftImg8bit'}: not read: test"
 
@@ -187,13 +187,13 @@ def test_cityscapes_half_extracted(city):
     (city / "leftImg8bit" / "train" / "jena").mkdir()
     next(city.rglob("aachen*labelIds.png")).unlink()
     next(city.rglob("frankfurt*leftImg8bit.png")).unlink()
-    found = build.read_source("cityscapes", str(city)).problems
+    found = registry.read_source("cityscapes", str(city)).problems
     assert any("cities without images" in text and "jena" in text for text in found)
     assert any("no mask for 1 of 2 images" in text for text in found)
     assert any("no image for 1 mask:" in text for text in found)
     empty = city / "empty"
     (empty / "gtFine").mkdir(parents=True)
-    found = build.read_source("cityscapes", str(empty)).problems
+    found = registry.read_source("cityscapes", str(empty)).problems
     assert f"{empty / 'leftImg8bit' / 'train'}: no such folder" in found[0]
 
 

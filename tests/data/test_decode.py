@@ -18,7 +18,7 @@ import pytest
 import tifffile
 from PIL import Image, ImageOps
 
-from mpmc_jax.data import build, check, decode, raster_formats
+from mpmc_jax.data import build, check, decode, raster_formats, registry
 from mpmc_jax.data.builders import volumes
 from mpmc_jax.data.masks import decode_mask
 from mpmc_jax.data.pipeline import TrainPipeline
@@ -123,10 +123,10 @@ def test_a_folder_of_turned_photographs(tmp_path):
     for path in sorted((root / "images").iterdir()):
         upright[path.stem] = np.asarray(Image.open(path)).copy()
         path.write_bytes(with_exif(np.rot90(upright[path.stem]).copy(), 6))
-    source = build.read_source("folder", str(root))
+    source = registry.read_source("folder", str(root))
     report = check.check_source(source)
     assert report.problems == ()
-    build.prepare(source, report.present, str(tmp_path / "data"))
+    registry.prepare(source, report.present, str(tmp_path / "data"))
     config = config_for(tmp_path / "data", "folder", split="full", crop=24)
     config.data.scale_min = config.data.scale_max = 1.0
     config.data.flip = False
@@ -149,10 +149,10 @@ def _first(pipeline: TrainPipeline):
         batch = next(iterator)
     finally:
         iterator.close()
-    if pipeline.resident is None:
+    if pipeline.device_cache is None:
         return batch
-    arrays = jax.tree.map(jnp.asarray, pipeline.resident.arrays)
-    return pipeline.resident.cut(arrays, batch)
+    arrays = jax.tree.map(jnp.asarray, pipeline.device_cache.arrays)
+    return pipeline.device_cache.cut(arrays, batch)
 
 
 def write_deep(root, change, dtype=np.float32):
@@ -171,7 +171,7 @@ def declare(root, **facts):
 
 
 def check_folder(root):
-    return check.check_source(build.read_source("folder", str(root)))
+    return check.check_source(registry.read_source("folder", str(root)))
 
 
 def missing_rows(value):
@@ -199,7 +199,7 @@ def test_missing_values_are_found_named_declared_and_filled(value, tmp_path):
         assert '"nodata": ["nan"]' in found[0]
         declared = ["nan"]
     declare(root, nodata=declared)
-    source = build.read_source("folder", str(root))
+    source = registry.read_source("folder", str(root))
     report = check.check_source(source)
     assert report.problems == ()
     trained = [np.load(sample.image) for sample in source.splits["train"]]
@@ -213,7 +213,7 @@ def test_missing_values_are_found_named_declared_and_filled(value, tmp_path):
         np.array(pixels.mean) * 255 / np.array(pixels.high), mean / 255, rtol=0.05
     )
     source = dataclasses.replace(source, pixels=pixels)
-    build.prepare(source, report.present, str(tmp_path / "data"))
+    registry.prepare(source, report.present, str(tmp_path / "data"))
     config = config_for(tmp_path / "data", "folder", split="full")
     evaluation = build.build_eval(config)
     example = evaluation[0]
@@ -270,10 +270,10 @@ def test_missing_bytes_are_filled_as_well(tmp_path):
         array[:, :5] = 0
         Image.fromarray(array).save(path)
     declare(root, nodata=0)
-    source = build.read_source("folder", str(root))
+    source = registry.read_source("folder", str(root))
     report = check.check_source(source)
     source = dataclasses.replace(source, pixels=report.measured)
-    build.prepare(source, report.present, str(tmp_path / "data"))
+    registry.prepare(source, report.present, str(tmp_path / "data"))
     example = build.build_eval(config_for(tmp_path / "data", "folder"))[0]
     fill = np.rint(report.measured.nodata_fill)
     assert 120 < fill.min() <= fill.max() < 136

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mpmc_jax.data import build, crop_plan, device_cache
-from mpmc_jax.data.geometry import registry as host
+from mpmc_jax.data.geometry import registry
 from mpmc_jax.data.geometry.cropping import CropConfig
 from mpmc_jax.pixels import GRAY, RGB
 from mpmc_jax.training.parallel import Layout, Parallel
@@ -46,7 +46,7 @@ def _both(config, streams, count=4):
     with_host = build.build_train(config, streams)
     config.data.resident = True
     with_device = build.build_train(config, streams)
-    images = with_device.resident
+    images = with_device.device_cache
     cut = jax.jit(images.cut)
     found = [cut(images.arrays, batch) for batch in _batches(with_device, count)]
     return _batches(with_host, count), found
@@ -113,19 +113,20 @@ def test_deep_images_are_not_resampled_on_the_device(tmp_path):
     rows=st.integers(3, 70),
     columns=st.integers(3, 70),
     scales=st.tuples(st.floats(0.2, 2.5), st.floats(0.2, 2.5)).map(sorted),
-    geometry=st.sampled_from(["unimatch", "augseg", "u2pl"]),
+    name=st.sampled_from(["unimatch", "augseg", "u2pl"]),
     gray=st.booleans(),
 )
-def test_plans_are_followed(seed, rows, columns, scales, geometry, gray):
+def test_plans_are_followed(seed, rows, columns, scales, name, gray):
     rng = np.random.default_rng(seed)
     pixels = GRAY if gray else RGB
     shape = (rows, columns) if gray else (rows, columns, 3)
     image = rng.integers(0, 256, shape, dtype=np.uint8)
     label = rng.integers(0, 5, (rows, columns), dtype=np.uint8)
     crop = CropConfig(24, *scales)
-    cut = host.build_geometry(geometry)(rng, (rows, columns), crop)
+    geometry = registry.build_geometry(name)
+    cut = geometry.draw(rng, (rows, columns), crop)
     shrink = max(rows / cut.resized[0], columns / cut.resized[1])
-    taps = crop_plan.taps_needed(geometry, shrink)
+    taps = crop_plan.taps_needed(geometry.resampling, shrink)
     plan = crop_plan.plan(cut, (rows, columns), crop, taps=taps, stride=columns)
     padded = np.pad(image.reshape(rows, columns, -1), ((0, 9), (0, 5), (0, 0)))
     arrays = {
@@ -137,7 +138,7 @@ def test_plans_are_followed(seed, rows, columns, scales, geometry, gray):
     crops = Crops(image=one, extent=extent, index=np.zeros(1, int), record=None)
     fill = np.zeros(pixels.channels, np.uint8)
     arrays = jax.tree.map(jnp.asarray, arrays)
-    found = device_cache.cut_stream(arrays, crops, fill, cut.label_fill)
+    found = device_cache.cut_stream(arrays, crops, fill, geometry.label_fill)
     expected = cut.image(Image.fromarray(image), crop, pixels)
     difference = np.asarray(found.image[0], int) - expected
     assert np.abs(difference).max() <= 1
@@ -154,7 +155,7 @@ def test_placing_finishes_batches_on_their_devices(kind, tmp_path):
     (plain,) = _batches(build.build_train(config, streams), 1)
     config.data.resident = True
     pipeline = build.build_train(config, streams)
-    place = parallel.placing(pipeline.resident.arrays, pipeline.resident.cut)
+    place = parallel.placing(pipeline.device_cache.arrays, pipeline.device_cache.cut)
     (planned,) = _batches(pipeline, 1)
     expected, found = parallel.place(plain), place(planned)
     for one, other in zip(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from launch import check_data
-from mpmc_jax.data import build, check, decode
+from mpmc_jax.data import build, check, decode, registry
 from tests.support.data_sets import config_for, make_folder, write_image
 
 
@@ -23,7 +23,7 @@ def folder(tmp_path):
 
 def _splits(root):
     """Split -> ids with mask, ids without; the folder must have no problem."""
-    source = build.read_source("folder", str(root))
+    source = registry.read_source("folder", str(root))
     assert check.check_source(source).problems == ()
     return {
         split: tuple(
@@ -35,11 +35,11 @@ def _splits(root):
 
 
 def _problems(root):
-    return check.check_source(build.read_source("folder", str(root))).problems
+    return check.check_source(registry.read_source("folder", str(root))).problems
 
 
 def _notes(root):
-    return "\n".join(build.read_source("folder", str(root)).notes)
+    return "\n".join(registry.read_source("folder", str(root)).notes)
 
 
 def _list(root, name, *ids):
@@ -123,9 +123,9 @@ def test_a_list_for_testing(folder, tmp_path):
         "val": (["im04"], []),
         "test": (["im05"], []),
     }
-    source = build.read_source("folder", str(folder))
+    source = registry.read_source("folder", str(folder))
     report = check.check_source(source)
-    build.prepare(source, report.present, str(tmp_path / "data"))
+    registry.prepare(source, report.present, str(tmp_path / "data"))
     found = build.build_eval(config_for(tmp_path / "data", "folder"), "test")
     assert found.ids == ("im05",)
     _list(folder, "test", "im04", "im05", "u0")

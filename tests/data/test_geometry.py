@@ -37,7 +37,7 @@ def test_one_call_equals_resize_then_crop(name):
         config = CropConfig(int(rng.integers(16, 160)))
         image = _photo(rng, *size)
         label = rng.integers(0, 256, size, dtype=np.uint8)
-        placement = host.GEOMETRIES[name](rng, size, config)
+        placement = host.GEOMETRIES[name].draw(rng, size, config)
         top, left, bottom, right = placement.extent()
         crop = placement.image(image, config, RGB)[top:bottom, left:right]
         expected = _two_steps(image, placement, Image.Resampling.BILINEAR)
@@ -136,7 +136,7 @@ def test_extent_separates_image_from_padding(name, fill):
     label = np.full((50, 90), 3, np.uint8)
     columns = set()
     for _ in range(60):
-        placement = host.GEOMETRIES[name](rng, (50, 90), config)
+        placement = host.GEOMETRIES[name].draw(rng, (50, 90), config)
         top, left, bottom, right = placement.extent()
         real = np.zeros((64, 64), bool)
         real[top:bottom, left:right] = True
@@ -158,7 +158,7 @@ def test_extent_separates_image_from_padding(name, fill):
 def test_draws_cover_their_ranges(name):
     rng = np.random.default_rng(4)
     config = CropConfig(10, 0.5, 2.0)
-    drawn = [host.GEOMETRIES[name](rng, (10, 20), config) for _ in range(2000)]
+    drawn = [host.GEOMETRIES[name].draw(rng, (10, 20), config) for _ in range(2000)]
     long = {placement.resized[1] for placement in drawn}
     assert min(long) == 10
     # A continuous factor below 2 never floors to the upper end.

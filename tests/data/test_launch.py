@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from launch import check_data, prepare_data
-from mpmc_jax.data import build
+from mpmc_jax.data import registry
 from mpmc_jax.data.dataset import open_dataset
 from tests.support.data_sets import make_folder, write_image
 
@@ -72,10 +72,10 @@ def test_command_line_lists_all_problems_and_writes_nothing(folder, tmp_path, ca
     assert not other.exists()
     for module in (check_data, prepare_data):
         assert _fails(capsys, module, "--dataset=folder", "--source=absent") == (
-            "error: --source=absent: no such folder; give the data set's ('folder')"
+            "error: --source=absent: no such folder; give the source folder of 'folder'"
         )
         assert _fails(capsys, module, "--dataset=camvid") == (
-            "error: --source=DIR is needed: the data set's ('camvid')"
+            "error: --source=DIR is missing: give the source folder of 'camvid'"
         )
 
 
@@ -104,7 +104,7 @@ def test_help_names_every_argument(module, capsys):
 
 def test_unknown_data_set_lists_the_valid_ones():
     with pytest.raises(ValueError, match="imagenet.*synthetic, folder, camvid"):
-        build.read_source("imagenet", ".")
+        registry.read_source("imagenet", ".")
 
 
 def test_a_class_without_pixels_is_noted(folder, capsys):

@@ -11,7 +11,7 @@ import tifffile
 from PIL import Image
 
 from launch import check_data, prepare_data
-from mpmc_jax.data import build, check, masks
+from mpmc_jax.data import check, decode, masks, registry
 from mpmc_jax.data.dataset import open_dataset
 from mpmc_jax.data.masks import MaskFormat, decode_mask, read_mask
 from mpmc_jax.data.raster_formats import UnreadableImage
@@ -263,7 +263,7 @@ def declare(folder, **facts):
 
 
 def problems(folder):
-    return check.check_source(build.read_source("folder", str(folder))).problems
+    return check.check_source(registry.read_source("folder", str(folder))).problems
 
 
 def prepared(folder, data_dir):
@@ -272,7 +272,7 @@ def prepared(folder, data_dir):
     check_data.main(["--dataset=folder", f"--data_dir={data_dir}"])
     info = open_dataset(str(data_dir), "folder")
     return {
-        key: decode_mask(record["mask"])
+        key: decode.record_label(record["mask"])
         for split, keys in info.ids.items()
         for key, record in zip(keys, info.records(split), strict=True)
     }
@@ -343,7 +343,7 @@ def test_void_of_0_is_told_with_its_mend_and_understood(folder, tmp_path, capsys
         np.testing.assert_array_equal(found[key], label)
     # The name of void among the classes: each would be the next one's.
     declare(folder, classes=["void", "a", "b", "c"], void=[0])
-    report = check.check_source(build.read_source("folder", str(folder)))
+    report = check.check_source(registry.read_source("folder", str(folder)))
     assert report.problems == ()  # It may be right: training refuses absent classes.
     (warning,) = report.warnings
     assert "no mask holds 4, which is 'c'" in warning
@@ -394,7 +394,7 @@ def test_settings_that_change_what_is_prepared_change_the_fingerprint(folder):
     found = set()
     for facts in several:
         declare(folder, **facts)
-        found.add(build.read_source("folder", str(folder)).fingerprint())
+        found.add(registry.read_source("folder", str(folder)).fingerprint())
     assert len(found) == len(several)
     declare(folder)
-    assert build.read_source("folder", str(folder)).fingerprint() in found
+    assert registry.read_source("folder", str(folder)).fingerprint() in found

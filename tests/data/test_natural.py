@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from launch import check_data, prepare_data
-from mpmc_jax.data import build, decode, lists
+from mpmc_jax.data import build, decode, lists, registry
 from mpmc_jax.data.builders import cityscapes, voc
 from mpmc_jax.data.dataset import DatasetFacts, open_dataset
 from mpmc_jax.data.masks import decode_mask
@@ -33,7 +33,7 @@ def run(name, root, data_dir, capsys):
 
 def masks(info):
     return {
-        key: decode_mask(record["mask"])
+        key: decode.record_label(record["mask"])
         for split, keys in info.ids.items()
         for key, record in zip(keys, info.records(split), strict=True)
     }
@@ -69,7 +69,7 @@ def test_voc_with_sbd(add, tmp_path, capsys):
 def test_voc_is_found_with_sbd_beside(place, tmp_path):
     trees.make_voc(tmp_path)
     trees.add_aug(tmp_path)
-    data = build.read_source("voc", str(tmp_path / place))
+    data = registry.read_source("voc", str(tmp_path / place))
     assert data.problems == ()
     assert len(data.splits["train"]) == 7
 

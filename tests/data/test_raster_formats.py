@@ -167,7 +167,7 @@ def test_deep_images_are_cut_where_bytes_are(name, dtype):
     pixels = PixelFormat(4, (0.25,), (1.0,), dtype, high=(top,))
     config = CropConfig(40, 0.4, 1.6, fill="mean")
     for _ in range(20):
-        cut = host.GEOMETRIES[name](rng, (50, 70), config)
+        cut = host.GEOMETRIES[name].draw(rng, (50, 70), config)
         found = cut.image(deep, config, pixels)
         assert found.dtype == dtype and found.shape == (40, 40, 4)
         expected = cut.image(rgb, config, RGB).astype(np.float64)

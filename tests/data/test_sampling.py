@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mpmc_jax.data import build, splits
-from mpmc_jax.data.sampling import Order
+from mpmc_jax.data.sampling import EpochOrder
 from mpmc_jax.types import Streams
 from tests.support.data_sets import config_for, prepare_synthetic
 
@@ -35,7 +35,7 @@ def _places(order, name, count):
 
 
 def _order(kind, labeled, unlabeled, batch, groups=1):
-    return Order(kind, labeled, unlabeled, batch, groups, batch, seed=3)
+    return EpochOrder(kind, labeled, unlabeled, batch, groups, batch, seed=3)
 
 
 # Steps of an epoch in the authors' logs and configurations: GPUs, images on each.

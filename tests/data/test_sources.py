@@ -7,14 +7,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mpmc_jax.data import build, check, masks, source, verify
+from mpmc_jax.data import check, masks, registry, source, verify
 from mpmc_jax.data.dataset import open_dataset
 from mpmc_jax.pixels import RGB
 from tests.support.data_sets import make_folder, write_image
 
 
 def _problems(root, classes=()):
-    return check.check_source(build.read_source("folder", str(root), classes)).problems
+    return check.check_source(
+        registry.read_source("folder", str(root), classes)
+    ).problems
 
 
 @pytest.fixture
@@ -27,7 +29,7 @@ def _label(root, name="im03"):
 
 
 def test_a_valid_folder(folder):
-    data = build.read_source("folder", str(folder))
+    data = registry.read_source("folder", str(folder))
     report = check.check_source(data)
     assert report.problems == ()
     assert data.pixels == RGB
@@ -151,7 +153,7 @@ def test_color_masks_need_a_palette(folder):
     assert all("(224, 224, 192)" in problem for problem in _problems(folder))
     facts["void"] = [[224, 224, 192]]
     (folder / "classes.json").write_text(json.dumps(facts))
-    data = build.read_source("folder", str(folder))
+    data = registry.read_source("folder", str(folder))
     assert check.check_source(data).problems == ()
     found = masks.read_mask(_label(folder).read_bytes(), data.masks)
     np.testing.assert_array_equal(found.label_hw, np.where(label == 2, 255, label))
@@ -159,7 +161,7 @@ def test_color_masks_need_a_palette(folder):
 
 def test_lists_of_a_folder(folder):
     (folder / "val.txt").write_text("images/im01.png masks/im01.png\nim02")
-    data = build.read_source("folder", str(folder))
+    data = registry.read_source("folder", str(folder))
     assert [s.id for s in data.splits["val"]] == ["im01", "im02"]
     assert len(data.splits["train"]) == 10
     (folder / "train.txt").write_text("im02\nim05\nim05\nim99\n")
@@ -179,9 +181,9 @@ def test_missing_and_empty_folders(tmp_path):
     absent = str(tmp_path / "absent")
     for path, message in (("", "--source=DIR is needed"), (absent, "no such folder")):
         with pytest.raises(FileNotFoundError, match=message):
-            build.read_source("camvid", path)
+            registry.read_source("camvid", path)
     with pytest.raises(FileNotFoundError, match="empty"):
-        build.read_source("folder", str(tmp_path))
+        registry.read_source("folder", str(tmp_path))
     (tmp_path / "images").mkdir()
     text = "\n".join(_problems(tmp_path, ("a", "b")))
     assert "holds no image file" in text
@@ -194,13 +196,13 @@ def test_camvid_lists(tmp_path):
         write_image(tmp_path / f"m{i}.png", np.zeros((4, 4), np.uint8))
     (tmp_path / "train.txt").write_text("i0.png m0.png\ni1.png m1.png\n")
     (tmp_path / "val.txt").write_text("i2.png m2.png")
-    data = build.read_source("camvid", str(tmp_path))
+    data = registry.read_source("camvid", str(tmp_path))
     assert check.check_source(data).problems == ()
     (tmp_path / "train.txt").write_text(
         "i0.png m0.png\ni0.png m0.png\ni7.png m1.png\ni1"
     )
     (tmp_path / "val.txt").write_text("i0.png m0.png")
-    problems = "\n".join(build.read_source("camvid", str(tmp_path)).problems)
+    problems = "\n".join(registry.read_source("camvid", str(tmp_path)).problems)
     for message in (
         "i7.png",
         "repeats i0",
@@ -230,19 +232,19 @@ def test_camvid_as_segnet_publishes_it(tmp_path):
     for split, pairs in lines.items():
         text = "\n".join(f"/SegNet/CamVid/{i} /SegNet/CamVid/{m}" for i, m in pairs)
         (tmp_path / f"{split}.txt").write_text(text)
-    data = build.read_source("camvid", str(tmp_path))
+    data = registry.read_source("camvid", str(tmp_path))
     report = check.check_source(data)
     assert report.problems == ()
     assert [s.id for s in data.splits["train"]] == ["a", "b"]
     assert report.pixels[[0, 11, 255]].tolist() == [45, 0, 15]
-    build.prepare(data, report.present, str(tmp_path / "data"))
+    registry.prepare(data, report.present, str(tmp_path / "data"))
     again = verify.check(open_dataset(str(tmp_path / "data"), "camvid"))
     assert again.problems == ()
     assert again.pixels.tolist() == report.pixels.tolist()
     assert f"/SegNet/CamVid/val/c.png is taken as {tmp_path}/val/c.png" in data.notes[1]
     # An absent file is named as the list means it.
     (tmp_path / "train" / "a.png").unlink()
-    (problem,) = build.read_source("camvid", str(tmp_path)).problems
+    (problem,) = registry.read_source("camvid", str(tmp_path)).problems
     assert problem.endswith(f"train.txt: names absent files: {tmp_path}/train/a.png")
 
 
@@ -255,7 +257,7 @@ def test_camvid_sequences_with_equal_stems_and_a_list_for_testing(tmp_path):
         text = "\n".join(" ".join(pair) for pair in pairs)
         text = text.replace(decomposed, "s\u00e9q2")
         (tmp_path / f"{split}.txt").write_text(text)
-    data = build.read_source("camvid", str(tmp_path))
+    data = registry.read_source("camvid", str(tmp_path))
     assert check.check_source(data).problems == ()
     assert {split: [s.id for s in part] for split, part in data.splits.items()} == {
         "train": ["seq1/001"],
@@ -268,7 +270,7 @@ def test_real_camvid():
     root = os.environ.get("MPMC_TEST_DATA")
     if not root:
         pytest.skip("MPMC_TEST_DATA is not set")
-    data = build.read_source("camvid", str(pathlib.Path(root) / "camvid"))
+    data = registry.read_source("camvid", str(pathlib.Path(root) / "camvid"))
     assert data.problems == ()
     assert [len(data.splits[split]) for split in ("train", "val")] == [367, 101]
     few = {"train": data.splits["train"][::40], "val": data.splits["val"][::40]}

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 from launch import check_data, prepare_data
-from mpmc_jax.data import build, check, parallel_map
+from mpmc_jax.data import build, check, parallel_map, registry
 from mpmc_jax.data import verify as prepared_lib
 from mpmc_jax.data.builders import base
-from mpmc_jax.data.dataset import open_dataset
+from mpmc_jax.data.dataset import has_changed, is_prepared, open_dataset
 from mpmc_jax.types import Streams
 from tests.support import trees
 from tests.support.data_sets import config_for, make_folder, prepare_synthetic
@@ -70,7 +70,15 @@ def test_damaged_facts(prepared, capsys):
     text = _check(prepared, capsys)
     assert f"train, record 1 (other): holds {key!r}" in text
     path.write_text(content[:-40])
-    assert f"{path}: damaged, or of another version" in _check(prepared, capsys)
+    assert f"{path}: damaged (JSONDecodeError" in _check(prepared, capsys)
+
+
+def test_another_version_is_to_be_prepared_again(prepared, capsys):
+    older = prepared.directory.rename(prepared.directory.with_name("1.3.0"))
+    text = _check(prepared, capsys)
+    assert text.count("\n") == 0
+    assert f"{older.parent}: the data set was prepared as version 1.3.0, and" in text
+    assert "prepare it again: python -m launch.prepare_data --dataset=synth" in text
 
 
 def test_source_or_prepared(tmp_path, capsys):
@@ -111,15 +119,15 @@ def test_a_run_that_is_stopped_leaves_no_data_set(how, tmp_path):
             child.kill()
     assert child.returncode != 0
     assert time.monotonic() - start < 5
-    assert not build.is_prepared(str(tmp_path), "synthetic")
+    assert not is_prepared(str(tmp_path), "synthetic")
     prepare_synthetic(tmp_path, train=5, val=2)
-    assert build.is_prepared(str(tmp_path), "synthetic")
+    assert is_prepared(str(tmp_path), "synthetic")
     assert not list((tmp_path / "synthetic").glob("incomplete.*"))
 
 
 def test_each_file_is_read_once_to_check_and_once_to_write(tmp_path, monkeypatch):
     trees.make_voc(tmp_path / "src")
-    data = build.read_source("voc", str(tmp_path / "src"))
+    data = registry.read_source("voc", str(tmp_path / "src"))
     read = []
     original = type(tmp_path).read_bytes
     monkeypatch.setattr(
@@ -129,10 +137,10 @@ def test_each_file_is_read_once_to_check_and_once_to_write(tmp_path, monkeypatch
     )
     report = check.check_source(data)
     assert len(read) == len(set(read)) == 10
-    build.prepare(data, report.present, str(tmp_path / "data"), report.digests)
+    registry.prepare(data, report.present, str(tmp_path / "data"), report.digests)
     assert all(read.count(path) == 2 for path in set(read))
     monkeypatch.undo()
-    assert not build.has_changed(data, str(tmp_path / "data"))
+    assert not has_changed(data, str(tmp_path / "data"))
 
 
 def test_work_is_done_in_order_and_few_items_ahead():
@@ -143,7 +151,7 @@ def test_work_is_done_in_order_and_few_items_ahead():
             taken.append(i)
             yield i
 
-    results = parallel_map.in_order(lambda i: i * i, numbers())
+    results = parallel_map.map_in_order(lambda i: i * i, numbers())
     assert [next(results) for _ in range(3)] == [0, 1, 4]
     assert len(taken) < 100
     assert list(results) == [i * i for i in range(3, 1000)]
@@ -156,7 +164,7 @@ def test_progress_on_a_terminal(monkeypatch):
 
     stream = Terminal()
     monkeypatch.setattr(sys, "stderr", stream)
-    assert list(parallel_map.shown(range(3), 3, "checking")) == [0, 1, 2]
+    assert list(parallel_map.with_progress(range(3), 3, "checking")) == [0, 1, 2]
     assert "checking" in stream.getvalue()
     assert "/3" in stream.getvalue()
 
@@ -203,7 +211,7 @@ def test_killed_at_any_time_it_ends_as_if_never_killed(tmp_path):
         child.kill()
         child.join()
         codes.append(child.exitcode)
-        if build.is_prepared(str(tmp_path / "killed"), "folder"):
+        if is_prepared(str(tmp_path / "killed"), "folder"):
             break
     assert -signal.SIGKILL in codes
     last = start("killed")
@@ -230,7 +238,7 @@ def test_two_at_once_keep_what_the_first_prepared(tmp_path, monkeypatch, capsys)
             return checked(data)
 
         monkeypatch.setattr(check, "check_source", check_source)
-        source = build.read_source("folder", str(root))
+        source = registry.read_source("folder", str(root))
         return prepare_data.prepare(source, str(data_dir))
 
     text = overtaken(tmp_path / "src", by=tmp_path / "src")
@@ -245,12 +253,12 @@ def test_two_at_once_keep_what_the_first_prepared(tmp_path, monkeypatch, capsys)
 def test_training_refuses_what_checking_refuses(tmp_path):
     """Data prepared by other means, without a labeled pixel for validation."""
     make_folder(tmp_path / "src")
-    source = build.read_source("folder", str(tmp_path / "src"))
+    source = registry.read_source("folder", str(tmp_path / "src"))
     report = check.check_source(source)
     held_out = source.splits["val"][0].id
     present = report.present | {held_out: ()}
     warnings = ["folder: 2 images in two splits"]
-    build.prepare(source, present, str(tmp_path / "data"), warnings=warnings)
+    registry.prepare(source, present, str(tmp_path / "data"), warnings=warnings)
     config = config_for(tmp_path / "data", "folder")
     message = f"no labeled pixel in split 'val': the masks of {held_out} are void"
     with pytest.raises(ValueError, match=message):

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from configs.base import get_base
-from mpmc_jax.data import build, check
+from mpmc_jax.data import check, registry
 from mpmc_jax.data.builders import synthetic
 
 SIZES = ((40, 56), (36, 48))
@@ -19,7 +19,7 @@ def prepare_synthetic(data_dir, train=13, val=4):
     source = synthetic.make_source(train, val, sizes=SIZES)
     report = check.check_source(source)
     assert not report.problems
-    build.prepare(source, report.present, str(data_dir))
+    registry.prepare(source, report.present, str(data_dir))
     return source
 
 

@@ -23,7 +23,6 @@ from collections.abc import Iterable
 
 from mpmc_jax.data import files, lists
 from mpmc_jax.data.builders import volumes
-from mpmc_jax.data.builders.base import SegmentationBuilder
 from mpmc_jax.data.builders.volumes import Volume
 from mpmc_jax.data.lists import shorten
 from mpmc_jax.data.raster_formats import UnreadableImage
@@ -44,10 +43,6 @@ PIXELS = PixelFormat(1, (0.0,), (1.0,), "float32", low=(0.0,), high=(1.0,))
 _TRAIN, _VAL, _BOTH, _TEST = "train_slices.txt", "val.txt", "valtest.txt", "test.txt"
 _SLICE = re.compile(r"(patient\d+_frame\d+)_slice_(\d+)")
 _ORIGINAL = re.compile(r"(patient\d+)_frame(\d+)\.nii(\.gz)?")
-
-
-class Acdc(SegmentationBuilder, skip_registration=True):
-    """The TFDS builder named "acdc"."""
 
 
 def read_source(directory: pathlib.Path) -> Source:

@@ -27,7 +27,8 @@ from mpmc_jax.data.source import Blob, Sample, Source
 from mpmc_jax.pixels import PixelFormat
 from mpmc_jax.types import IGNORE_LABEL
 
-VERSION = "1.3.0"
+# Of the prepared data: another version is another folder, and has to be prepared.
+VERSION = "1.4.0"
 _NO_MASK = decode.encode_png(np.full((1, 1), IGNORE_LABEL, np.uint8))
 # TFDS sorts records by 128-bit keys and distributes them over temporary buckets by
 # the leading bits, so consecutive integers would all be held in memory at once.
@@ -35,7 +36,7 @@ _KEY_BITS = 128
 
 
 class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """Writes a checked `Source`; a subclass gives the data set its name.
+    """The TFDS builder of a checked `Source`, whose name it takes.
 
     Args:
       source: what to write; must be free of problems.
@@ -56,6 +57,8 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
         digests: Mapping[str, bytes] | None = None,
         warnings: Sequence[str] = (),
     ):
+        # TFDS names a builder by its class; all data sets share this one.
+        self.name = source.name  # pyright: ignore
         self._source = source
         self._present = present
         self._digests = digests
@@ -69,6 +72,7 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
             class_names=source.class_names,
             palette=source.palette,
             pixels=dataclasses.asdict(source.pixels),
+            image_format=decode.image_format(source.pixels),
             ignore_label=IGNORE_LABEL,
             fingerprint=source.fingerprint(self._digests),
             partial=source.partial,
@@ -112,7 +116,7 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
     ) -> Iterator[tuple[int, dict]]:
         digest = hashlib.sha256()
         title = f"writing {split}"
-        records = parallel_map.go_through(self._encode, samples, title)
+        records = parallel_map.map_with_progress(self._encode, samples, title)
         for position, record in enumerate(records):
             add_record(digest, record["id"], record["image"], record["mask"])
             files = {"mask": io.BytesIO(record["mask"])}

@@ -14,7 +14,6 @@ import pathlib
 import unicodedata
 
 from mpmc_jax.data import lists
-from mpmc_jax.data.builders.base import SegmentationBuilder
 from mpmc_jax.data.lists import shorten
 from mpmc_jax.data.masks import MaskFormat
 from mpmc_jax.data.source import Sample, Source
@@ -40,10 +39,6 @@ _MASKS = MaskFormat(void=(len(CLASSES),))
 
 # Path of an image in its list, and the files of image and mask.
 Row = tuple[pathlib.PurePosixPath, pathlib.Path, pathlib.Path]
-
-
-class Camvid(SegmentationBuilder, skip_registration=True):
-    """The TFDS builder named "camvid"."""
 
 
 def read_source(directory: pathlib.Path) -> Source:

@@ -18,7 +18,6 @@ import numpy as np
 
 from mpmc_jax.data import decode as images
 from mpmc_jax.data import files
-from mpmc_jax.data.builders.base import SegmentationBuilder
 from mpmc_jax.data.lists import shorten
 from mpmc_jax.data.masks import decode_mask
 from mpmc_jax.data.raster_formats import UnreadableImage
@@ -53,10 +52,6 @@ LABEL_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 3
 EXPECTED = {"train": 2975, "val": 500}
 _IMAGE_END = "_leftImg8bit"
 _KINDS = ("labelTrainIds", "labelIds")
-
-
-class Cityscapes(SegmentationBuilder, skip_registration=True):
-    """The TFDS builder named "cityscapes"."""
 
 
 def read_source(directory: pathlib.Path) -> Source:

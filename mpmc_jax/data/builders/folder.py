@@ -36,7 +36,6 @@ from mpmc_jax.data import decode as images
 from mpmc_jax.data import files
 from mpmc_jax.data.builders import classes as classes_lib
 from mpmc_jax.data.builders import folder_splits
-from mpmc_jax.data.builders.base import SegmentationBuilder
 from mpmc_jax.data.lists import IMAGE_SUFFIXES, composed, shorten
 from mpmc_jax.data.raster_formats import UnreadableImage
 from mpmc_jax.data.source import (
@@ -50,10 +49,6 @@ from mpmc_jax.pixels import GRAY, RGB, PixelFormat
 
 # What SOURCE may hold; a note names everything else.
 _PARTS = ("images", "masks", "unlabeled", "classes.json")
-
-
-class Folder(SegmentationBuilder, skip_registration=True):
-    """The TFDS builder named "folder"."""
 
 
 def read_source(directory: pathlib.Path, classes: tuple[str, ...] = ()) -> Source:

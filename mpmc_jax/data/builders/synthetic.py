@@ -7,7 +7,6 @@ noise covers all. Scene i is a function of (seed, i) alone.
 
 import numpy as np
 
-from mpmc_jax.data.builders.base import SegmentationBuilder
 from mpmc_jax.data.builders.canvas import FRAME, Canvas, Ground
 from mpmc_jax.data.decode import encode_png
 from mpmc_jax.data.source import Sample, Source
@@ -26,10 +25,6 @@ CLASSES = {
 }
 SKY, BUILDING, ROAD, PAVEMENT, TREE, CAR, POLE, PERSON, SIGN = range(len(CLASSES))
 SIZES = ((160, 224), (144, 208))
-
-
-class Synthetic(SegmentationBuilder, skip_registration=True):
-    """The TFDS builder named "synthetic"."""
 
 
 def make_source(

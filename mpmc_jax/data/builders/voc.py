@@ -19,7 +19,6 @@ import pathlib
 
 from mpmc_jax.data import files, lists
 from mpmc_jax.data.builders import archives
-from mpmc_jax.data.builders.base import SegmentationBuilder
 from mpmc_jax.data.decode import Color
 from mpmc_jax.data.lists import shorten
 from mpmc_jax.data.source import Blob, Derived, Sample, Source
@@ -52,10 +51,6 @@ EXPECTED = {"train": 10582, "val": 1449}
 EXPECTED_WITHOUT_SBD = {"train": 1464, "val": 1449}
 _PLACES = ("", "VOC2012", "VOCdevkit/VOC2012")
 _LISTS = "ImageSets/Segmentation"
-
-
-class Voc(SegmentationBuilder, skip_registration=True):
-    """The TFDS builder named "voc"."""
 
 
 def palette() -> tuple[Color, ...]:

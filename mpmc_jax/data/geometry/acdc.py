@@ -8,7 +8,8 @@ import dataclasses
 import numpy as np
 from scipy import ndimage
 
-from mpmc_jax.data.geometry.cropping import CropConfig, Picture
+from mpmc_jax.data.decode import Picture
+from mpmc_jax.data.geometry.cropping import CropConfig
 from mpmc_jax.pixels import PixelFormat
 
 # Degrees; the upper end excluded.

@@ -14,11 +14,9 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 
+from mpmc_jax.data.decode import Picture
 from mpmc_jax.pixels import PixelFormat
 from mpmc_jax.types import IGNORE_LABEL
-
-# 8-bit gray or RGB as Pillow holds it, anything else as (h,w,c).
-Picture = Image.Image | np.ndarray
 
 # Bytes of the padding, by the unit mean of a data set's images. AugSeg pads with
 # ImageNet's mean, truncated; U2PL and AEL pad with zeros what is normalized already.

@@ -1,22 +1,27 @@
-"""Geometry on the host: random resize, crop and flip, and ACDC's turns.
+"""The random geometry of training crops: resize, crop and flip, or ACDC's rotations.
 
 Published orders (UniMatch, AugSeg, and one for U2PL and AEL):
 
     unimatch   resize, pad, crop, flip    the flip moves padding to the left
     augseg     resize, flip, pad, crop    padding always at the right
     u2pl       resize, flip, pad, crop    padding on both sides, labeled 0
-    acdc       turn and mirror, or rotate, then zoom    see `turning`
+    acdc       rotate by quarters and mirror, or rotate, then zoom    see `acdc`
 
-Padding is at the bottom in the first two. A geometry draws where a crop comes from;
-`cropping` and `turning` cut it, image and label alike.
+The first two pad at the bottom. A geometry draws where a crop comes from, as a `Cut`;
+`cropping` and `acdc` then cut it out of image and label alike.
 """
 
+import dataclasses
 from collections.abc import Callable
 
 import numpy as np
 
 from mpmc_jax.data.geometry.acdc import draw_acdc
 from mpmc_jax.data.geometry.cropping import CropConfig, Cut, Placement
+from mpmc_jax.types import IGNORE_LABEL
+
+# U2PL and AEL pad labels with class 0, as their published code does.
+_U2PL_LABEL_FILL = 0
 
 
 def _draw_offset(rng: np.random.Generator, length: int, size: int) -> int:
@@ -107,25 +112,43 @@ def draw_u2pl(
         column=max(config.size - columns, 0) // 2,
         row=max(config.size - rows, 0) // 2,
         antialias=False,
-        label_fill=0,
+        label_fill=_U2PL_LABEL_FILL,
     )
 
 
-Geometry = Callable[[np.random.Generator, tuple[int, int], CropConfig], Cut]
+Draw = Callable[[np.random.Generator, tuple[int, int], CropConfig], Cut]
+
+
+@dataclasses.dataclass(frozen=True)
+class Geometry:
+    """How random crops are drawn, and what the device has to know to cut them.
+
+    Attributes:
+      draw: draws one crop; takes a generator, rows and columns of the image, and the
+        crop settings.
+      resampling: how pixels are computed: "pillow" (bilinear, antialiased), "torch"
+        (bilinear without antialias) or "nearest".
+      label_fill: label of the padding.
+    """
+
+    draw: Draw
+    resampling: str = "pillow"
+    label_fill: int = IGNORE_LABEL
+
 
 GEOMETRIES: dict[str, Geometry] = {
-    "unimatch": draw_unimatch,
-    "augseg": draw_augseg,
-    "u2pl": draw_u2pl,
-    "acdc": draw_acdc,
+    "unimatch": Geometry(draw_unimatch),
+    "augseg": Geometry(draw_augseg),
+    "u2pl": Geometry(draw_u2pl, resampling="torch", label_fill=_U2PL_LABEL_FILL),
+    "acdc": Geometry(draw_acdc, resampling="nearest"),
 }
 
 
 def build_geometry(name: str) -> Geometry:
-    """The geometry `name`.
+    """Returns the geometry `name`.
 
     Raises:
-      ValueError: there is none; the text lists the valid names.
+      ValueError: there is none; the message lists the valid names.
     """
     if name not in GEOMETRIES:
         raise ValueError(f"unknown geometry {name!r}; one of {sorted(GEOMETRIES)}")
