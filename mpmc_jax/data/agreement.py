@@ -1,8 +1,8 @@
-"""What all masks of a data set must agree on, found while they are checked one by one.
+"""Checks that all masks of a data set follow the same convention.
 
-A mask may be right by itself and still mean something else than the others: some store
-0 and 1 and others 0 and 255, some the classes' values and others their colors, or the
-indices of palettes that a program reordered.
+A mask may be valid by itself and still contradict others: some hold 0 and 1 and others
+0 and 255, some hold values and others colors, or a program reordered the palettes whose
+indices are the classes.
 """
 
 import dataclasses
@@ -17,16 +17,16 @@ from mpmc_jax.types import IGNORE_LABEL
 
 @dataclasses.dataclass(frozen=True)
 class MaskFacts:
-    """What is kept of one mask.
+    """What `Agreement` has to know about one mask.
 
     Attributes:
-      name: how messages call it.
+      name: name for messages.
       convention: see `Mask`.
-      has_palette: whether the indices of a palette are the values.
-      indices: color -> the palette's index, of the classes' colors that are seen and
-        unique in their palette.
-      in_file: (256,) whether the mask's file shows each label.
-      counts: (256,) pixels of each label, those void whose image is missing.
+      has_palette: whether the values are indices of a palette.
+      indices: color -> index in the palette, for the classes that occur and whose color
+        is unique in the palette.
+      in_file: (256,) whether each label occurs in the mask's file.
+      counts: (256,) pixels per label; pixels whose image is missing count as void.
     """
 
     name: str
@@ -37,15 +37,15 @@ class MaskFacts:
     counts: np.ndarray
 
 
-def facts_of(
+def mask_facts(
     name: str, mask: Mask, form: MaskFormat, missing_hwc: np.ndarray | None = None
 ) -> MaskFacts:
-    """The facts of a mask that was read with `form`.
+    """Collects the facts of a mask.
 
     Args:
-      name: how messages call it.
-      mask: what its file shows.
-      form: how it was read.
+      name: name for messages.
+      mask: the mask as it was read.
+      form: the format with which it was read.
       missing_hwc: see `Mask.without`.
     """
     counts = np.bincount(mask.label_hw.ravel(), minlength=256)
@@ -67,21 +67,21 @@ def facts_of(
 
 
 class Agreement:
-    """Collects the facts of all masks of a source, in order."""
+    """Collects the facts of all masks of a source and finds contradictions."""
 
     def __init__(self, source: Source) -> None:
         self._source = source
         self._counts = np.zeros(256, np.int64)
-        # The first mask that stores values, and the first that stores colors.
+        # Convention -> name of the first mask that follows it.
         self._first: dict[str, str] = {}
         self._indices: dict[Color, tuple[int, str]] = {}
         self._reordered = ""
-        # The first mask of class 0 and void alone, of a class above 0, and of that with
-        # void; none whose colors say what it shows.
+        # The first mask with only class 0 and void, the first with a class above 0, and
+        # the first with such a class and void; among those that store values.
         self._only_void = self._foreground = self._both = ""
 
     def add(self, facts: MaskFacts) -> None:
-        """Takes the facts of the next mask."""
+        """Adds the facts of the next mask."""
         self._counts += facts.counts
         self._first.setdefault(facts.convention, facts.name)
         for color, index in facts.indices.items():
@@ -89,7 +89,7 @@ class Agreement:
             if other != index and not self._reordered:
                 self._reordered = (
                     f"{facts.name}: color {color} has index {index} in its palette, "
-                    f"and {other} in that of {name}, so that indices are no classes; "
+                    f"and {other} in that of {name}: indices cannot be the classes; "
                     'give the classes\' colors as "palette" in classes.json'
                 )
         if facts.convention != "values":
@@ -103,21 +103,21 @@ class Agreement:
             self._only_void = self._only_void or facts.name
 
     def problems(self) -> list[str]:
-        """One line for each thing on which the masks disagree."""
+        """Returns one line for each contradiction between masks."""
         found = [self._reordered] if self._reordered else []
         path = self._source.masks.declared_in
         if not path:
             return found
         if {"values", "colors"} <= self._first.keys():
             found.append(
-                f"{self._first['values']}: values are class indices, and in "
-                f"{self._first['colors']} the colors of the palette count; store all "
-                f"masks alike, or take the palette out of {path} if values count"
+                f"{self._first['values']}: values are the classes, and in "
+                f"{self._first['colors']} colors are; store all masks alike, or remove "
+                f"the palette from {path} if values are the classes"
             )
         return found + self._void_problems(path)
 
     def _void_problems(self, path: str) -> list[str]:
-        """255 that may be meant as a class; not where "void" says what is."""
+        """Returns a problem if 255 may be a class, unless "void" is declared."""
         names, form = self._source.class_names, self._source.masks
         if form.binary or form.void or not self._only_void or self._both:
             return []
@@ -130,13 +130,13 @@ class Agreement:
         text = f"{path}: masks hold 0 and 255 and nothing else, and 255 is void"
         if len(names) != 2:
             return [f"{text}; store class indices 0..{len(names) - 1}"]
-        mend = 'write "binary": true'
+        hint = 'write "binary": true'
         if form.colors is not None:
-            mend = 'its color in "palette" is [255,255,255]'
-        return [f"{text}; if it is {names[1]!r}, {mend}"]
+            hint = 'its color in "palette" is [255,255,255]'
+        return [f"{text}; if it is {names[1]!r}, {hint}"]
 
     def warnings(self) -> list[str]:
-        """One line if "void" values may have shifted the classes by mistake."""
+        """Returns a line if "void" may have shifted the classes by mistake."""
         names, form = self._source.class_names, self._source.masks
         path, last = form.declared_in, len(names) - 1
         shifts = any(0 <= value <= last for value in form.void)
@@ -144,6 +144,6 @@ class Agreement:
             return []
         return [
             f"{path}: no mask holds {form.value(last)}, which is {names[last]!r}; "
-            f'"void" values are no classes: has {form.void[0]} a name in "classes"? '
-            "Take that name out"
+            f'"void" values are not classes: if "classes" names {form.void[0]}, remove '
+            "that name"
         ]

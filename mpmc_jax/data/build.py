@@ -11,16 +11,16 @@ from mpmc_jax.data.pipeline import PipelineConfig, TrainPipeline
 from mpmc_jax.pixels import RGB, PixelFormat
 from mpmc_jax.types import Streams
 
-# What `data.partner` may say.
+# Values of `data.partner`.
 PARTNERS = ("same", "other")
 
 
 def dataset_info(config: ml_collections.ConfigDict) -> DatasetInfo:
-    """The facts of the configured data set, its images normalized as configured.
+    """Opens the configured data set, with the configured normalization.
 
     Raises:
-      ValueError: unknown name; a normalization that is unknown or does not fit.
-      FileNotFoundError: it was not prepared.
+      ValueError: an unknown name or normalization, or one that does not fit the images.
+      FileNotFoundError: the data set was not prepared.
     """
     registry.find(config.data.name)
     info = open_dataset(config.data.data_dir, config.data.name)
@@ -31,13 +31,17 @@ def dataset_info(config: ml_collections.ConfigDict) -> DatasetInfo:
 
 
 def normalization(name: str, pixels: PixelFormat) -> PixelFormat:
-    """A data set's format with the figures that `data.normalization` names.
+    """Returns a pixel format with the mean and deviation of `data.normalization`.
+
+    Args:
+      name: the value of `data.normalization`.
+      pixels: the data set's pixel format.
 
     Raises:
-      ValueError: unknown, or ImageNet's for images that are not RGB.
+      ValueError: an unknown name, or "imagenet" for images without three channels.
     """
     if name == "auto":
-        rgb = decode.is_bytes(pixels) and pixels.channels == 3
+        rgb = decode.is_picture(pixels) and pixels.channels == 3
         name = "imagenet" if rgb else "dataset"
     if name == "dataset":
         return pixels
@@ -50,14 +54,14 @@ def normalization(name: str, pixels: PixelFormat) -> PixelFormat:
         )
     if pixels.channels != 3:
         raise ValueError(
-            f"data.normalization='imagenet': it is for 3 channels, and the images have "
+            f"data.normalization='imagenet' needs 3 channels, and the images have "
             f"{pixels.channels}; use 'dataset' or 'none'"
         )
     return dataclasses.replace(pixels, mean=RGB.mean, std=RGB.std)
 
 
 def build_split(config: ml_collections.ConfigDict, info: DatasetInfo) -> splits.Split:
-    """The configured split: from two id lists if given, else drawn.
+    """Reads the configured split from its id lists, or draws it if there are none.
 
     Raises:
       FileNotFoundError, ValueError: see `splits`.
@@ -83,10 +87,16 @@ def build_train(
     process_index: int = 0,
     process_count: int = 1,
 ) -> TrainPipeline:
-    """The configured training batches, of what the method asks for in `streams`.
+    """Builds the configured training pipeline.
+
+    Args:
+      config: the run's configuration.
+      streams: the crops that the method asks for.
+      process_index: index of this process.
+      process_count: number of processes.
 
     Raises:
-      FileNotFoundError, ValueError: anything amiss with data set, split or settings.
+      FileNotFoundError, ValueError: data set, split or settings are not usable.
     """
     info = dataset_info(config)
     problems = splits.check_labels(info.facts.dataset, info.ids, info.present)
@@ -119,7 +129,7 @@ def build_train(
 
 
 def _configured(streams: Streams, data: ml_collections.ConfigDict) -> Streams:
-    """What the method asks for, with geometry and partners as configured."""
+    """Returns the method's streams with the configured geometry and partners."""
     if data.geometry != "auto":
         streams = dataclasses.replace(streams, geometry=data.geometry)
     if data.partner == "auto":
@@ -133,7 +143,7 @@ def _configured(streams: Streams, data: ml_collections.ConfigDict) -> Streams:
 
 
 def build_eval(config: ml_collections.ConfigDict, split: str = "val") -> EvalSource:
-    """Whole labeled images of one split of the configured data set.
+    """Opens the labeled images of one split of the configured data set.
 
     Raises:
       FileNotFoundError, ValueError: see `dataset_info` and `EvalSource`.

@@ -1,4 +1,4 @@
-"""Finds what is wrong with a data set before anything is trained on it."""
+"""Checks a data set's source: reads all images and masks and collects problems."""
 
 import collections
 import dataclasses
@@ -9,14 +9,12 @@ import numpy as np
 
 from mpmc_jax.data import (
     agreement,
+    decode,
     masks,
     parallel_map,
     raster_formats,
     splits,
     statistics,
-)
-from mpmc_jax.data import (
-    decode as images,
 )
 from mpmc_jax.data import source as source_lib
 from mpmc_jax.data.agreement import MaskFacts
@@ -30,37 +28,37 @@ from mpmc_jax.types import IGNORE_LABEL
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What `_check_sample` finds.
+    """The result of checking one sample.
 
     Attributes:
-      problems: one line each.
+      problems: what is wrong, one line each.
       digest: `Sample.digest`.
-      moments: of the image, where the source measures them and it could be read.
-      looks: digest of the decoded image, "" where it could not be read.
-      mask: of the mask, where there is one and it could be read.
+      moments: moments of the image, if the source asks for them and it can be read.
+      pixel_digest: digest of the decoded image; "" if it cannot be read.
+      mask: facts of the mask, if there is one and it can be read.
     """
 
     problems: list[str]
     digest: bytes
     moments: statistics.Moments | None
-    looks: str
+    pixel_digest: str
     mask: MaskFacts | None
 
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """The outcome of `check_source`.
+    """The result of checking a data set.
 
     Attributes:
-      problems: one line each; empty if the data set can be prepared.
-      pixels: (256,) pixels of each label value, over all readable masks.
-      images: (256,) masks in which each value occurs.
+      problems: what is wrong, one line each; empty if the data set can be prepared.
+      pixels: (256,) number of pixels of each label value, over all readable masks.
+      images: (256,) number of masks in which each value occurs.
       present: id of each labeled sample -> the classes in its mask.
-      digests: id -> `Sample.digest`, of every sample that could be read.
-      measured: how images are stored, with the figures of the training images where
-        the source asks for them (`Source.measure`).
-      warnings: what spoils results, one line each; training repeats them.
-      notes: what may surprise, one line each.
+      digests: id -> `Sample.digest`, of every sample that can be read.
+      measured: the pixel format, with mean, deviation and range of the training images
+        if the source asks for them (`Source.measure`).
+      warnings: what may spoil results, one line each; training repeats them.
+      notes: what is right but may surprise, one line each.
     """
 
     problems: tuple[str, ...]
@@ -73,7 +71,7 @@ class Report:
     notes: tuple[str, ...] = ()
 
     def table(self, class_names: tuple[str, ...]) -> str:
-        """Label values with class names, pixels, shares and numbers of images."""
+        """Formats a table: label values with names, pixels, shares and image counts."""
         values = sorted(
             {*range(len(class_names)), *np.flatnonzero(self.pixels).tolist()}
         )
@@ -88,58 +86,58 @@ class Report:
             )
         void = [key for key, classes in self.present.items() if not classes]
         if void:
-            rows.append(f"note: none of the classes in the masks of {shorten(void)}")
+            rows.append(f"note: masks without any class: {shorten(void)}")
         return "\n".join(rows + self.remarks())
 
     def remarks(self) -> list[str]:
-        """Notes and warnings as lines."""
+        """Formats notes and warnings, one line each."""
         notes = [f"note: {printable(note)}" for note in self.notes]
         return notes + [f"warning: {printable(text)}" for text in self.warnings]
 
 
 def check_source(source: Source) -> Report:
-    """Reads and decodes every image and mask once; collects all problems."""
+    """Reads every image and mask once and collects all problems."""
     problems = [*source.problems, *_check_names(source)]
     samples = [sample for split in source.splits.values() for sample in split]
     trained = {sample.id for sample in source.splits.get("train", ())}
     moments: statistics.Moments | None = None
     nodata = _Sentinels()
-    alike = agreement.Agreement(source)
+    conventions = agreement.Agreement(source)
     outcomes = parallel_map.map_with_progress(
         lambda sample: _check_sample(sample, source), samples, "checking"
     )
     pixels, images_with = np.zeros(256, np.int64), np.zeros(256, np.int64)
     present = {}
     digests = {}
-    looks = {}
+    pixel_digests = {}
     for sample, outcome in zip(samples, outcomes, strict=True):
         problems += outcome.problems
         digests[sample.id] = outcome.digest
-        looks[sample.id] = outcome.looks
+        pixel_digests[sample.id] = outcome.pixel_digest
         if outcome.moments is not None:
             nodata.add(sample.name("image"), outcome.moments)
             if sample.id in trained:
                 moments = outcome.moments.merge(moments)
         if outcome.mask is not None:
             counts = outcome.mask.counts
-            alike.add(outcome.mask)
+            conventions.add(outcome.mask)
             pixels += counts
             images_with += counts > 0
             seen = np.flatnonzero(counts[: len(source.class_names)])
             present[sample.id] = tuple(map(int, seen))
     ids = {split: [s.id for s in part] for split, part in source.splits.items()}
     if not source.problems:
-        # A mask that could not be read is named already; it may hold labels.
-        there = {sample.id: (0,) for sample in samples if sample.mask is not None}
-        problems += splits.check_labels(source.name, ids, there | present)
-    problems += alike.problems()
+        # An unreadable mask has its problem already, and may hold labels.
+        assumed = {sample.id: (0,) for sample in samples if sample.mask is not None}
+        problems += splits.check_labels(source.name, ids, assumed | present)
+    problems += conventions.problems()
     if source.ask_nodata:
         problems += nodata.questions()
     given = source.pixels
     measured = given if moments is None else moments.describe(given)
-    warnings, notes = _compare_images(source, looks)
-    warnings += alike.warnings()
-    if given.nodata:  # Some are declared; perhaps others were forgotten.
+    warnings, notes = _compare_images(source, pixel_digests)
+    warnings += conventions.warnings()
+    if given.nodata:  # The user may have forgotten others.
         warnings += nodata.questions()
     absent = note_absent(source.name, ids["train"], present, source.class_names)
     return Report(
@@ -150,25 +148,25 @@ def check_source(source: Source) -> Report:
         digests,
         measured,
         warnings=tuple(warnings),
-        # A mask that was misread seems to lack classes.
+        # Masks with problems may hold the classes that seem to be absent.
         notes=(*notes, *([] if problems else absent)),
     )
 
 
 class _Sentinels:
-    """Finds values of images that seem to stand for no measurement."""
+    """Finds image values that seem to stand for missing data."""
 
     def __init__(self) -> None:
         self._all: statistics.Moments | None = None
         self._extremes: list[tuple[str, np.ndarray, np.ndarray]] = []
 
     def add(self, name: str, moments: statistics.Moments) -> None:
-        """Takes the figures of the next image."""
+        """Adds the moments of the next image."""
         self._all = moments.merge(self._all)
         self._extremes.append((name, moments.low[:, 0], moments.high[:, 0]))
 
     def questions(self) -> list[str]:
-        """One line for each such value that is not declared."""
+        """Returns one line for each such value that is not declared."""
         found = self._all.sentinels() if self._all is not None else {}
         questions = []
         for value, channels in found.items():
@@ -177,19 +175,19 @@ class _Sentinels:
                 for name, low, high in self._extremes
                 if value in low or value in high
             ]
-            # As few digits as tell it from other values of single precision.
+            # The fewest digits that identify a number in single precision.
             text = str(np.float32(value)).removesuffix(".0")
             questions.append(
                 f"{holders[0]}: value {text} in channel {shorten(channels)}, far "
                 f"from all others, in {quantity(len(holders), 'image')}: does it stand "
-                f'for missing pixels? Write "nodata": [{text}] (and what else does) '
-                'in classes.json, or "nodata": [] if all is measured'
+                f'for missing pixels? Write "nodata": [{text}] (and any others) in '
+                'classes.json, or "nodata": [] if all values are measurements'
             )
         return questions
 
 
 def _check_names(source: Source) -> list[str]:
-    """Complains of ids that occur twice, or that lists and terminals cannot hold."""
+    """Returns problems: repeated ids, and ids that lists and terminals cannot hold."""
     samples = [sample for part in source.splits.values() for sample in part]
     counts = collections.Counter(sample.id for sample in samples)
     again = [key for key, count in counts.items() if count > 1]
@@ -206,19 +204,22 @@ def _check_names(source: Source) -> list[str]:
 
 
 def _compare_images(
-    source: Source, looks: Mapping[str, str]
+    source: Source, pixel_digests: Mapping[str, str]
 ) -> tuple[list[str], list[str]]:
-    """Warns of images that two splits share, notes those that one holds twice.
+    """Finds images that are equal in every pixel.
 
     Args:
-      source: whose images are compared.
-      looks: id -> digest of the decoded image, "" for one that could not be read.
+      source: the data set.
+      pixel_digests: id -> digest of the decoded image; "" if it could not be read.
+
+    Returns:
+      Warnings of images that are in two splits, and notes on those twice in one.
     """
     equal: dict[str, list[tuple[str, str]]] = collections.defaultdict(list)
     for split, samples in source.splits.items():
         for sample in samples:
-            if looks[sample.id]:
-                equal[looks[sample.id]].append((split, sample.id))
+            if digest := pixel_digests[sample.id]:
+                equal[digest].append((split, sample.id))
     leaks, twins = [], []
     for group in equal.values():
         if len(group) > 1:
@@ -229,8 +230,8 @@ def _compare_images(
     if leaks:
         warnings.append(
             f"{source.name}: {quantity(len(leaks), 'image')} in two splits, equal in "
-            f"every pixel: {shorten(leaks)}; results on them are too good, so take "
-            "them out of one"
+            f"every pixel: {shorten(leaks)}; this makes results too good: remove them "
+            "from one split"
         )
     if twins:
         notes.append(
@@ -246,7 +247,7 @@ def note_absent(
     present: Mapping[str, Sequence[int]],
     class_names: Sequence[str],
 ) -> list[str]:
-    """A note on the classes that no training mask holds, or []."""
+    """Returns a note on the classes that occur in no training mask, or []."""
     absent = splits.absent_classes(trained, present, class_names)
     if not absent:
         return []
@@ -261,15 +262,15 @@ def _check_sample(sample: Sample, source: Source) -> Outcome:
     problems = []
     size = moments = missing = facts = None
     image = mask = b""
-    looks = ""
+    pixel_digest = ""
     try:
         image = source_lib.read_original(sample.image)
         content = source_lib.as_encoded(sample.image, image)
-        pixels_hwc = images.decode_stored(content, source.pixels)
+        pixels_hwc = decode.decode_stored(content, source.pixels)
         missing = source.pixels.missing(pixels_hwc)
         raster_formats.check_finite(pixels_hwc, missing)
         size = pixels_hwc.shape[1::-1]
-        looks = _pixel_digest(pixels_hwc)
+        pixel_digest = _pixel_digest(pixels_hwc)
         if source.measure:
             moments = statistics.moments(pixels_hwc, missing)
     except (UnreadableImage, OSError) as error:
@@ -280,19 +281,19 @@ def _check_sample(sample: Sample, source: Source) -> Outcome:
             content = source_lib.as_encoded(sample.mask, mask)
             found = masks.read_mask(content, source.masks)
             problems += _check_size(sample, size, found.label_hw.shape[::-1])
-            facts = agreement.facts_of(
+            facts = agreement.mask_facts(
                 sample.name("mask"), found, source.masks, missing
             )
             problems += _check_values(facts, source)
         except (UnreadableImage, OSError) as error:
             problems.append(f"{sample.name('mask')}: {error}")
-    return Outcome(problems, _digest(image, mask), moments, looks, facts)
+    return Outcome(problems, _digest(image, mask), moments, pixel_digest, facts)
 
 
 def _check_size(
     sample: Sample, size: tuple[int, ...] | None, mask_size: tuple[int, ...]
 ) -> list[str]:
-    """Complains of a mask whose image has another width or height."""
+    """Returns a problem if mask and image differ in size."""
     if size is None or size == mask_size:
         return []
     return [
@@ -303,33 +304,36 @@ def _check_size(
 
 
 def _digest(image: bytes, mask: bytes) -> bytes:
-    """`Sample.digest`, of what was read already."""
+    """Returns `Sample.digest` of bytes that were read already."""
     return b"".join(hashlib.sha256(part).digest() for part in (image, mask))
 
 
 def _pixel_digest(pixels_hwc: np.ndarray) -> str:
-    """SHA-256 of an image's size and values, however its file encodes them."""
+    """Returns SHA-256 of an image's size and values, whatever its encoding."""
     digest = hashlib.sha256(repr(pixels_hwc.shape).encode())
     digest.update(np.ascontiguousarray(pixels_hwc).data)
     return digest.hexdigest()
 
 
 def _check_values(facts: MaskFacts, source: Source) -> list[str]:
-    """Complains of values that are neither a class nor void; none without classes."""
+    """Returns a problem if values are neither a class nor void.
+
+    Nothing is checked if the source has no classes, which is a problem of its own.
+    """
     num_classes = len(source.class_names)
     wrong = np.flatnonzero(facts.counts[num_classes:IGNORE_LABEL]) + num_classes
     if not num_classes or not wrong.size:
         return []
     values = [source.masks.value(label) for label in wrong.tolist()]
-    mend = source.mend or _mend(values, facts, source)
+    hint = source.value_hint or _value_hint(values, facts, source)
     return [
         f"{facts.name}: values {shorten(values, 8)} are not below the class count "
-        f"{num_classes}; {mend}"
+        f"{num_classes}; {hint}"
     ]
 
 
-def _mend(values: list[int], facts: MaskFacts, source: Source) -> str:
-    """What to do about a mask of such values, by a guess at what they are."""
+def _value_hint(values: list[int], facts: MaskFacts, source: Source) -> str:
+    """Guesses why a mask has these wrong values, and says what to do about it."""
     num_classes, path = len(source.class_names), source.masks.declared_in
     if source.masks.void and path:
         valid = [source.masks.value(label) for label in range(num_classes)]
@@ -340,20 +344,20 @@ def _mend(values: list[int], facts: MaskFacts, source: Source) -> str:
     if values == [num_classes] and not facts.counts[0]:
         return f"do labels start at 1? {shift}"
     if values == [num_classes]:
-        mend = f"void must be 255, not {num_classes}; or is a class name missing?"
+        hint = f"void must be 255, not {num_classes}; or is a class name missing?"
         if path:
-            mend += f" If 0 is void and labels start at 1, {shift}"
-        return mend
+            hint += f" If 0 is void and labels start at 1, {shift}"
+        return hint
     if facts.has_palette:
-        mend = "a palette PNG: its indices count, not its colors; void must be 255"
+        hint = "a palette PNG: its indices count, not its colors; void must be 255"
         if path:
-            mend += f'. If colors are the classes, give them as "palette" in {path}'
-        return mend
+            hint += f'. If colors are the classes, give them as "palette" in {path}'
+        return hint
     return f"store class indices 0..{num_classes - 1}, and 255 for void"
 
 
 def summary(source: Source) -> str:
-    """Images of each split, the class names and the notes, for people."""
+    """Describes a source: images per split, class names and notes."""
     lines = []
     for split, samples in source.splits.items():
         labeled = sum(sample.mask is not None for sample in samples)
@@ -368,7 +372,7 @@ def summary(source: Source) -> str:
     if source.partial:
         lines.append(
             "warning: PARTIAL, the counts differ from the published ones; every result "
-            "made from this data set says so"
+            "of this data set will say so"
         )
         lines.append(f"{'split':>8}{'found':>8}{'published':>11}")
         lines += [
@@ -379,13 +383,13 @@ def summary(source: Source) -> str:
 
 
 def _describe(pixels: PixelFormat) -> str:
-    if images.is_bytes(pixels):
+    if decode.is_picture(pixels):
         return {1: "gray", 3: "RGB"}[pixels.channels]
     return f"{quantity(pixels.channels, 'channel')} of {pixels.dtype}"
 
 
 def failure(report: Report) -> str:
-    """All problems, one a line, under a heading."""
+    """Formats all problems, one per line, under a heading."""
     count = len(report.problems)
     heading = f"{count} problem{'s' if count > 1 else ''}"
     return "\n".join([heading, *(f"  {printable(line)}" for line in report.problems)])

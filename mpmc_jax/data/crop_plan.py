@@ -12,7 +12,7 @@ import math
 
 import numpy as np
 
-from mpmc_jax.data.geometry.acdc import Turn
+from mpmc_jax.data.geometry.acdc import Rotation
 from mpmc_jax.data.geometry.cropping import (
     CropConfig,
     Cut,
@@ -51,14 +51,14 @@ def plan(cut: Cut, size: tuple[int, int], crop: CropConfig, *, taps: int, stride
       taps: see `taps_needed`.
       stride: pixels per row of the cached images.
     """
-    if isinstance(cut, Turn):
-        return {"map": _turn_map(cut, size, stride)}
+    if isinstance(cut, Rotation):
+        return {"map": _rotation_map(cut, size, stride)}
     assert isinstance(cut, Placement)
     return _placement_plan(cut, size, crop.size, taps)
 
 
 @functools.lru_cache(maxsize=1024)
-def _turn_map(turn: Turn, size: tuple[int, int], stride: int) -> np.ndarray:
+def _rotation_map(turn: Rotation, size: tuple[int, int], stride: int) -> np.ndarray:
     """Returns (s,s) int32: flat index of each pixel's source, -1 where there is none.
 
     The turn is applied to an image of indices, so that it rounds as for any image.

@@ -1,8 +1,10 @@
-"""Encoded bytes of images, and the arrays that they hold; of masks see `masks`.
+"""Decodes and encodes images: users' files in any format, and prepared records.
 
-Images of 8-bit gray or RGB are read by Pillow, others by `deep`. A record keeps the
-former as they came (or uncompressed), the latter as .npy. Every image is turned as its
-EXIF says, so that arrays are what a viewer shows.
+Pillow reads 8-bit gray and RGB, `raster_formats` everything else. A user's file is
+recognized by its first bytes. A record's format is decided at preparation, see
+`image_format`: pictures are kept as they are (or uncompressed), others become .npy.
+Every image is turned as its EXIF orientation says, so that arrays are what a viewer
+shows. Users' masks are read by `masks`.
 """
 
 import io
@@ -23,15 +25,15 @@ _GRAY = ("1", "L", "LA")
 _EIGHT_BITS = (*_GRAY, "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
 
 
-# Pillow knows many more; some of them run another program, as EPS does.
+# Pillow reads many more formats, and for some, such as EPS, it runs another program.
 _FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
 _UNKNOWN = "not a PNG, JPEG, BMP, TIFF, WebP or .npy file"
-# Where Pillow puts what may hold an orientation, and how PNG marks that in its bytes.
-# TIFF files are turned by Pillow itself, the size that it gives before decoding too.
+# Keys of Pillow's `info` that may hold an orientation, and the marks of such chunks in
+# a PNG file. Pillow turns TIFF files itself, including the size before decoding.
 _EXIF_KEYS = frozenset(("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"))
 _EXIF_IN_PNG = (b"eXIf", b"XML:com.adobe.xmp", b"Raw profile type exif")
 _ORIENTATION = 274
-_TURNS = {
+_TRANSPOSES = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -43,39 +45,43 @@ _TURNS = {
 
 
 def open_image(content: bytes) -> Image.Image:
-    """Opens encoded bytes, decodes them in full and turns them as EXIF says.
+    """Decodes an image and turns it as its EXIF orientation says.
 
     Raises:
-      UnreadableImage: not an image, a truncated one, or more than 8 bits a channel.
+      UnreadableImage: not an image, a truncated one, or more than 8 bits per channel.
     """
-    return open_turned(content)[0]
+    return open_oriented(content)[0]
 
 
-def open_turned(content: bytes) -> tuple[Image.Image, Image.Image]:
-    """The image of `open_image`, and as it was opened: format, info and tags."""
+def open_oriented(content: bytes) -> tuple[Image.Image, Image.Image]:
+    """Returns the image of `open_image`, and the opened file with its format and tags.
+
+    Raises:
+      UnreadableImage: see `open_image`.
+    """
     if not content:
         raise UnreadableImage("an empty file")
     if raster_formats.is_deep_color(content):
         raise UnreadableImage(
-            "16 bits a color in a PNG, of which Pillow keeps 8; store TIFF or .npy"
+            "a PNG of 16 bits per color, of which Pillow keeps 8; store TIFF or .npy"
         )
-    if raster_formats.is_tiff(content) and raster_formats.is_more_than_pillows(content):
+    if raster_formats.is_tiff(content) and raster_formats.exceeds_pillow(content):
         raise UnreadableImage(
-            "a TIFF with more channels, bits or pages than 8-bit gray or RGB have"
+            "a TIFF with more channels, bits or pages than an 8-bit gray or RGB image"
         )
     opened = _open(content)
     return _load(opened), opened
 
 
 def _load(opened: Image.Image) -> Image.Image:
-    """Decodes an opened image in full and turns it as EXIF says.
+    """Decodes an opened image and turns it as its EXIF orientation says.
 
     Raises:
       UnreadableImage: it is truncated or damaged.
     """
     try:
         opened.load()
-        turn = _TURNS.get(_orientation(opened))
+        turn = _TRANSPOSES.get(_orientation(opened))
         return opened if turn is None else opened.transpose(turn)
     # Pillow's decoders have no common error for damaged files.
     except Exception as error:
@@ -85,10 +91,10 @@ def _load(opened: Image.Image) -> Image.Image:
 
 
 def _open(content: bytes) -> Image.Image:
-    """An image whose header was read.
+    """Opens an image and reads its header.
 
     Raises:
-      UnreadableImage: not an image, or one too large.
+      UnreadableImage: not an image, or a too large one.
     """
     try:
         image = Image.open(io.BytesIO(content), formats=_FORMATS)
@@ -96,10 +102,10 @@ def _open(content: bytes) -> Image.Image:
         raise UnreadableImage(_UNKNOWN) from error
     except Image.DecompressionBombError as error:
         raise UnreadableImage(
-            f"{error}; Pillow's pixel limit (Image.MAX_IMAGE_PIXELS) is kept, as files "
-            "are not trusted: cut the image into tiles"
+            f"{error}; Pillow's pixel limit (Image.MAX_IMAGE_PIXELS) applies because "
+            "files are not trusted: cut the image into tiles"
         ) from error
-    except Exception as error:  # See `open_turned`.
+    except Exception as error:  # See `_load`.
         raise UnreadableImage(
             f"truncated or damaged ({raster_formats.reason(error)}); copy it again"
         ) from error
@@ -108,18 +114,25 @@ def _open(content: bytes) -> Image.Image:
 
 
 def _orientation(image: Image.Image) -> int:
-    """1 to 8; 1 for TIFF (see above), and where EXIF is damaged, as viewers have it."""
+    """Returns the EXIF orientation, 1 to 8.
+
+    It is 1 for TIFF (see `_EXIF_KEYS`), and if EXIF is damaged, as in viewers.
+    """
     if image.format == "TIFF" or not _EXIF_KEYS & image.info.keys():
         return 1
     try:
         orientation = image.getexif().get(_ORIENTATION)
     except Exception:
         return 1
-    return orientation if isinstance(orientation, int) and orientation in _TURNS else 1
+    return (
+        orientation
+        if isinstance(orientation, int) and orientation in _TRANSPOSES
+        else 1
+    )
 
 
 def decode_image(content: bytes, channels: int) -> Image.Image:
-    """Encoded bytes -> 8-bit image with 1 (mode L) or 3 (RGB) channels.
+    """Decodes an image to 8 bits with 1 channel (mode L) or 3 (RGB).
 
     Raises:
       UnreadableImage: see `open_image`.
@@ -127,17 +140,17 @@ def decode_image(content: bytes, channels: int) -> Image.Image:
     image = open_image(content)
     if image.mode[0] in "IF":
         if raster_formats.is_tiff(content):
-            raster_formats.read_header(
-                content
-            )  # Names a type that no data set can have.
+            # Raises if no data set can have this type of values, and names it.
+            raster_formats.read_header(content)
         raise UnreadableImage(
-            f"more than 8 bits a channel (PIL mode {image.mode}); convert it to 8 bits"
+            f"more than 8 bits per channel (PIL mode {image.mode}); convert it to 8 "
+            "bits"
         )
     return image.convert("L" if channels == 1 else "RGB")
 
 
 def decode_array(content: bytes, pixels: PixelFormat) -> np.ndarray:
-    """Encoded bytes -> (h,w,c) of the format's type, missing values filled.
+    """Decodes an image to (h,w,c) of the data set's type, missing values filled.
 
     Raises:
       UnreadableImage: see `decode_stored`; a value that is not finite.
@@ -149,19 +162,19 @@ def decode_array(content: bytes, pixels: PixelFormat) -> np.ndarray:
 
 
 def decode_stored(content: bytes, pixels: PixelFormat) -> np.ndarray:
-    """Encoded bytes -> (h,w,c) of the format's type, never one of another type.
+    """Decodes an image to (h,w,c) of the data set's type, as it is stored.
 
     Raises:
-      UnreadableImage: see `decode_image` and `deep`; another type or number of
-        channels than the format's; too little memory.
+      UnreadableImage: see `decode_image` and `raster_formats`; another type or number
+        of channels than the data set's; too little memory.
     """
     try:
-        if _is_pillows(content, pixels):
+        if _uses_pillow(content, pixels):
             return as_array(decode_image(content, pixels.channels))
         if raster_formats.is_array(content) or raster_formats.is_tiff(content):
             array_hwc = raster_formats.read_array(content)
         else:
-            # uint16 from 16-bit gray; what is not is told by its type.
+            # 16-bit gray becomes uint16; `_check_type` refuses everything else.
             array_hwc = np.atleast_3d(np.asarray(open_image(content)))
     except MemoryError as error:
         raise UnreadableImage(f"does not fit into memory ({error})") from error
@@ -178,35 +191,37 @@ def _check_type(array_hwc: np.ndarray, pixels: PixelFormat) -> None:
         )
 
 
-def _is_pillows(content: bytes, pixels: PixelFormat) -> bool:
-    """Whether it is for Pillow to make 8-bit gray or RGB of an image."""
-    return is_bytes(pixels) and not raster_formats.is_array(content)
+def _uses_pillow(content: bytes, pixels: PixelFormat) -> bool:
+    """Whether Pillow decodes an image to 8-bit gray or RGB."""
+    return is_picture(pixels) and not raster_formats.is_array(content)
 
 
-def is_bytes(pixels: PixelFormat) -> bool:
-    """Whether images are 8-bit gray or RGB, as picture files are."""
+def is_picture(pixels: PixelFormat) -> bool:
+    """Returns whether images are 8-bit gray or RGB, as picture files are."""
     return pixels.dtype == "uint8" and pixels.channels in (1, 3)
 
 
 def read_header(content: bytes) -> raster_formats.Header:
-    """Size, channels and type of an image, not decoded; RGB for all that has color.
+    """Reads size, channels and type of an image without decoding it.
+
+    An image with color has three channels here, whatever its file stores.
 
     Raises:
-      UnreadableImage: not an image, or see `deep`.
+      UnreadableImage: not an image; or see `raster_formats`.
     """
     if raster_formats.is_array(content):
         return raster_formats.read_header(content)
     try:
         image = _open(content)
     except UnreadableImage:
-        # A TIFF may still be one that Pillow does not know.
+        # Pillow does not read every TIFF.
         if raster_formats.is_tiff(content):
             return raster_formats.read_header(content)
         raise
     mode = image.mode
     size = _shown_size(image, content)
     if raster_formats.is_tiff(content) and (
-        mode not in _EIGHT_BITS or raster_formats.is_more_than_pillows(content)
+        mode not in _EIGHT_BITS or raster_formats.exceeds_pillow(content)
     ):
         return raster_formats.read_header(content)
     if mode.startswith("I;16"):
@@ -215,7 +230,7 @@ def read_header(content: bytes) -> raster_formats.Header:
 
 
 def _shown_size(opened: Image.Image, content: bytes) -> tuple[int, int]:
-    """Rows and columns of an opened image once it is turned as EXIF says."""
+    """Returns rows and columns of an opened image after its EXIF orientation."""
     if opened.format == "PNG" and any(mark in content for mark in _EXIF_IN_PNG):
         _load(opened)  # EXIF may come after the pixels.
     columns, rows = opened.size
@@ -223,36 +238,41 @@ def _shown_size(opened: Image.Image, content: bytes) -> tuple[int, int]:
 
 
 def encode_record(content: bytes, pixels: PixelFormat, *, unpacked: bool) -> bytes:
-    """An image's file -> what a record holds of it, as the module says.
+    """Converts an image's file to the bytes that its record holds.
+
+    Args:
+      content: the file.
+      pixels: the data set's pixel format.
+      unpacked: whether pictures are stored uncompressed.
 
     Raises:
       UnreadableImage: see `decode_array`.
     """
-    if not _is_pillows(content, pixels) or pixels.nodata:
+    if not _uses_pillow(content, pixels) or pixels.nodata:
         array_hwc = decode_array(content, pixels)
-        write = encode_png if is_bytes(pixels) else raster_formats.write_array
+        write = encode_png if is_picture(pixels) else raster_formats.write_array
         return write(array_hwc)
     return unpack(content, pixels.channels) if unpacked else content
 
 
 def image_format(pixels: PixelFormat) -> str:
-    """How records hold images of a pixel format: "picture" or "npy".
+    """Returns the format in which records hold images: "picture" or "npy".
 
-    A "picture" is a file of 8-bit gray or RGB that Pillow reads, "npy" a NumPy array.
+    A "picture" is a file that Pillow decodes to 8-bit gray or RGB.
     """
-    return "picture" if is_bytes(pixels) else "npy"
+    return "picture" if is_picture(pixels) else "npy"
 
 
 def record_image(content: bytes, form: str, pixels: PixelFormat) -> Picture:
-    """The image of a record, as crops are cut from it.
+    """Decodes a record's image.
 
     Args:
       content: the record's "image".
-      form: its format, see `image_format`.
-      pixels: the data set's.
+      form: the format of the data set's records, see `image_format`.
+      pixels: the data set's pixel format.
 
     Raises:
-      UnreadableImage: damaged, or not what the data set's metadata say.
+      UnreadableImage: damaged, or of another type than the data set's.
     """
     try:
         if form == "picture":
@@ -265,10 +285,10 @@ def record_image(content: bytes, form: str, pixels: PixelFormat) -> Picture:
 
 
 def record_size(content: bytes, form: str) -> tuple[int, int]:
-    """Rows and columns of a record's image, from its header.
+    """Reads rows and columns of a record's image from its header.
 
     Raises:
-      UnreadableImage: damaged.
+      UnreadableImage: the record is damaged.
     """
     if form == "picture":
         return _shown_size(_open(content), content)
@@ -276,10 +296,10 @@ def record_size(content: bytes, form: str) -> tuple[int, int]:
 
 
 def record_label(content: bytes) -> np.ndarray:
-    """The labels (h,w) uint8 of a record's "mask", which is a PNG; 255 for void.
+    """Decodes a record's "mask", a PNG, to labels (h,w) uint8; 255 is void.
 
     Raises:
-      UnreadableImage: damaged, or no labels.
+      UnreadableImage: the record is damaged.
     """
     try:
         image = _load(_open(content))
@@ -291,20 +311,20 @@ def record_label(content: bytes) -> np.ndarray:
 
 
 def as_array(picture: Picture) -> np.ndarray:
-    """The values (h,w,c) of a picture."""
+    """Returns the values (h,w,c) of a picture."""
     array = np.asarray(picture)
     return array[..., None] if array.ndim == 2 else array
 
 
 def unpack(content: bytes, channels: int) -> bytes:
-    """An 8-bit image -> the same as uncompressed BMP; raises as `decode_image`."""
+    """Converts an 8-bit image to uncompressed BMP; raises as `decode_image`."""
     stream = io.BytesIO()
     decode_image(content, channels).save(stream, "BMP")
     return stream.getvalue()
 
 
 def encode_png(array: np.ndarray) -> bytes:
-    """(h,w), (h,w,1) or (h,w,3) uint8 -> PNG, written quickly rather than small."""
+    """Encodes (h,w), (h,w,1) or (h,w,3) uint8 as PNG, quickly rather than small."""
     stream = io.BytesIO()
     if array.ndim == 3 and array.shape[-1] == 1:
         array = array[..., 0]

@@ -93,7 +93,7 @@ class DeviceCache:
         self._pixels = info.facts.pixels
         self._image_format = info.image_format
         self._geometry, self._crop = build_geometry(geometry), crop
-        deep = not decode.is_bytes(self._pixels)
+        deep = not decode.is_picture(self._pixels)
         if deep and self._geometry.resampling != "nearest":
             raise ValueError(
                 f"data.resident=true: images of "

@@ -1,7 +1,7 @@
-"""Which files of a folder are data.
+"""Finds the data files of a folder.
 
-Hidden files and what operating systems leave behind are no data. Symbolic links are
-followed, but a folder is entered once only: a second way into it is a problem.
+Hidden files, and files that operating systems leave behind, are skipped. Symbolic links
+are followed, but each folder is entered only once; a second path to it is a problem.
 """
 
 import collections
@@ -12,18 +12,18 @@ from collections.abc import Iterable
 
 from mpmc_jax.data.lists import composed, shorten
 
-# Left by Windows, Synology and macOS's archives; others of their kind begin with a dot.
+# Left behind by Windows, Synology and macOS's archives; others begin with a dot.
 _SYSTEM = ("thumbs.db", "desktop.ini", "@eadir", "__macosx")
 
 
 @dataclasses.dataclass(frozen=True)
-class Found:
+class FoundFiles:
     """The files at any depth below a folder, sorted.
 
     Attributes:
-      read: those with a wanted ending.
-      unread: all others.
-      hidden: hidden files, and hidden folders, which are not entered.
+      read: files with a wanted ending.
+      unread: all other files.
+      hidden: hidden files and hidden folders, which are not entered.
     """
 
     read: tuple[pathlib.Path, ...] = ()
@@ -31,7 +31,7 @@ class Found:
     hidden: tuple[pathlib.Path, ...] = ()
 
     def note(self, directory: pathlib.Path) -> list[str]:
-        """A line that counts what is not read, by ending; [] if that is nothing."""
+        """Returns a line that counts unread files by ending; [] if all are read."""
         kinds = collections.defaultdict(list)
         for path in self.unread:
             kinds[path.suffix.lower() or "without ending"].append(path.name)
@@ -47,29 +47,29 @@ class Found:
 
 
 def is_hidden(path: pathlib.Path) -> bool:
-    """Whether a file or folder is no data by its name, such as .DS_Store."""
+    """Returns whether a file or folder is skipped by its name, such as .DS_Store."""
     return path.name.startswith(".") or path.name.lower() in _SYSTEM
 
 
 def visible(paths: Iterable[pathlib.Path]) -> list[pathlib.Path]:
-    """Those that are not hidden, sorted."""
+    """Returns the paths that are not hidden, sorted."""
     return sorted(path for path in paths if not is_hidden(path))
 
 
 def by_stem(directory: pathlib.Path, ending: str) -> dict[str, pathlib.Path]:
-    """Stem in composed Unicode -> file directly in a folder, for one ending."""
+    """Returns the files of one ending directly in a folder, by `composed` stem."""
     return {composed(path.stem): path for path in visible(directory.glob(f"*{ending}"))}
 
 
 def find(
     directory: pathlib.Path, endings: tuple[str, ...], problems: list[str]
-) -> Found:
-    """The files below a folder; complains of links, and of names that are not UTF-8.
+) -> FoundFiles:
+    """Finds the files below a folder.
 
     Args:
       directory: an existing folder.
-      endings: those of files to read, in lower case.
-      problems: one line is added for each kind.
+      endings: endings of the files to read, in lower case.
+      problems: gets a line for each bad link and for names that are not UTF-8.
     """
     root = pathlib.Path(os.path.realpath(directory))
     entered: dict[str, pathlib.Path] = {}
@@ -80,8 +80,8 @@ def find(
         real = os.path.realpath(folder)
         if real in entered:
             problems.append(
-                f"{folder}: by a link the same folder as {entered[real]}; remove the "
-                "link"
+                f"{folder}: a link makes it the same folder as {entered[real]}; remove "
+                "the link"
             )
             continue
         if folder != directory and root.is_relative_to(real):
@@ -102,13 +102,13 @@ def find(
             elif path.is_file():
                 read.append(path)
             else:
-                problems.append(f"{path}: no file; {_why_not(path)}")
+                problems.append(f"{path}: not a file; {_why_not(path)}")
     if strange:
         problems.append(
             f"{directory}: {len(strange)} names are not UTF-8: {shorten(strange)}; "
             "rename them, or unpack the archive with its own encoding"
         )
-    return Found(tuple(sorted(read)), tuple(sorted(unread)), tuple(sorted(hidden)))
+    return FoundFiles(tuple(sorted(read)), tuple(sorted(unread)), tuple(sorted(hidden)))
 
 
 def _is_utf8(name: str) -> bool:
@@ -121,5 +121,5 @@ def _is_utf8(name: str) -> bool:
 
 def _why_not(path: pathlib.Path) -> str:
     if path.is_symlink():
-        return f"a symbolic link to {os.readlink(path)}, which is not there"
+        return f"a symbolic link to {os.readlink(path)}, which does not exist"
     return "a pipe or device; remove it"

@@ -1,10 +1,10 @@
-"""Id lists, in the two formats in which splits are published.
+"""Reads id lists in the two formats in which splits are published.
 
     JPEGImages/2007_000032.jpg SegmentationClass/2007_000032.png     image and mask
-    2007_000032                                                     bare id
+    2007_000032                                                     id alone
 
 Blank lines, a missing final newline, a byte order mark and the line ends of any system
-are all legal. Names are compared in Unicode's composed form (NFC), because file systems
+are allowed. Names are compared in Unicode's composed form (NFC), because file systems
 and archives store accents in either form.
 """
 
@@ -15,14 +15,14 @@ import unicodedata
 from collections.abc import Collection, Hashable
 from typing import TypeVar
 
-# Endings of what `images` reads.
+# Endings of the files that `decode` reads.
 _JPEG_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif")
 IMAGE_SUFFIXES = (*_JPEG_SUFFIXES, ".png", ".bmp", ".tif", ".tiff", ".webp", ".npy")
 
 # Unicode categories: control characters, line and paragraph separators, and the lone
-# surrogates by which Python shows bytes of a name that are not UTF-8.
+# surrogates that stand for bytes of a name that are not UTF-8.
 _CONTROL = ("Cc", "Cs", "Zl", "Zp")
-# Formatting characters (direction of writing) change how the rest of a line looks.
+# Formatting characters (writing direction) change how the rest of a line looks.
 _ESCAPED = (*_CONTROL, "Cf")
 _BYTE_ORDER_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
@@ -30,10 +30,10 @@ T = TypeVar("T", bound=Hashable)
 
 
 def read_lines(path: pathlib.Path) -> list[str]:
-    """The lines of a list that are not blank, stripped and `composed`.
+    """Reads the lines of a list that are not blank, stripped and `composed`.
 
     Raises:
-      FileNotFoundError: there is no such file.
+      FileNotFoundError: the file does not exist.
       ValueError: the file is neither UTF-8 nor UTF-16 with a byte order mark.
     """
     try:
@@ -52,21 +52,21 @@ def read_lines(path: pathlib.Path) -> list[str]:
 
 
 def composed(name: str) -> str:
-    """A name in Unicode's composed form (NFC), in which ids are kept."""
+    """Returns a name in Unicode's composed form (NFC), which all ids have."""
     return unicodedata.normalize("NFC", name)
 
 
 def has_control(name: str) -> bool:
-    """Whether a name holds line ends, control characters or bytes beyond UTF-8."""
+    """Returns whether a name has line ends, control characters or non-UTF-8 bytes."""
     return any(unicodedata.category(char) in _CONTROL for char in name)
 
 
 def printable(text: object, keep: str = "") -> str:
-    """A text in which characters that a terminal would obey are written as escapes.
+    """Returns a text with the characters that control a terminal escaped.
 
     Args:
-      text: anything with a string form.
-      keep: characters that stay as they are, such as a line end.
+      text: an object; its string is used.
+      keep: characters that are not escaped, such as a line end.
     """
     return "".join(
         char
@@ -83,7 +83,7 @@ def _escape(char: str) -> str:
 
 
 def strip_suffix(name: str) -> str:
-    """Removes the ending of an image file or slice; other dots belong to the id."""
+    """Removes the ending of an image file or slice; other dots are part of the id."""
     path = pathlib.PurePosixPath(name)
     if path.suffix.lower() in (*IMAGE_SUFFIXES, ".h5"):
         return str(path.with_suffix(""))
@@ -91,10 +91,11 @@ def strip_suffix(name: str) -> str:
 
 
 def resolve(line: str, known: Collection[str]) -> str | None:
-    """The id in `known` that a composed line of either format means, or None.
+    """Returns the id in `known` that a composed line stands for, or None.
 
-    A path matches by its whole, then without its leading folders one by one, so that
-    lists relative to another root fit. A line that is an id is that id, blanks and all.
+    The whole line is tried first, as ids may hold blanks, then its first word. A path
+    is tried whole, then without its leading folders one by one, so that lists relative
+    to another root work.
     """
     for text in (line, line.split()[0]):
         parts = pathlib.PurePosixPath(strip_suffix(text)).parts
@@ -106,7 +107,7 @@ def resolve(line: str, known: Collection[str]) -> str | None:
 
 
 def repeated(items: list[T]) -> list[T]:
-    """Those that occur more than once, each once, in order."""
+    """Returns the items that occur more than once, each once, in order."""
     seen: set[T] = set()
     again: dict[T, None] = {}
     for item in items:
@@ -117,7 +118,7 @@ def repeated(items: list[T]) -> list[T]:
 
 
 def unique(items: list[T], path: pathlib.Path, problems: list[str]) -> list[T]:
-    """The items of a list, each once, in order; complains of those that it repeats."""
+    """Returns the items of a list without repeats; adds a problem if there are any."""
     again = repeated(items)
     if again:
         problems.append(f"{path}: repeats {shorten(again)}")
@@ -125,7 +126,7 @@ def unique(items: list[T], path: pathlib.Path, problems: list[str]) -> list[T]:
 
 
 def shorten(items: list, limit: int = 5) -> str:
-    """A list for a message: the first few as `printable`, then how many more."""
+    """Formats a list for a message: the first few items and the number of others."""
     text = ", ".join(map(printable, items[:limit]))
     rest = len(items) - limit
     return text if rest <= 0 else f"{text} and {rest} more"

@@ -1,11 +1,12 @@
-"""Masks: files whose pixels are labels, in the ways in which people store them.
+"""Reads users' masks: files whose pixels are labels, in the common conventions.
 
-    values   a gray value, a palette's index or a number is the class; 255 and -1 void
-    colors   what a viewer shows is looked up among the data set's colors
+    values   a gray value, palette index or number is the class; 255 and -1 are void
+    colors   the color that a viewer shows is looked up in the data set's palette
 
-Where a data set names colors, the colors of a palette PNG count and not its indices,
-which any optimizer may reorder. Gray masks are read by colors where the data set names
-their grays, else by values. Void is 255 in what is returned, always.
+If the data set declares colors, the colors of a palette PNG count and not its indices,
+which any program that optimizes PNG files may reorder. Gray masks are then read by
+color if the data set declares their gray colors, else by value. In the labels that are
+returned, void is always 255. A prepared record's mask is read by `decode.record_label`.
 """
 
 import dataclasses
@@ -23,8 +24,8 @@ from mpmc_jax.types import IGNORE_LABEL
 _FOREGROUND = 255
 _BITS_PER_SAMPLE, _PHOTOMETRIC = 258, 262  # Tags of TIFF.
 _WHITE_IS_ZERO = 0
-# Types of numbers that Pillow takes from a TIFF as they are; others are tifffile's.
-_PILLOWS = ("bool", "uint8", "int16", "uint16", "int32", "float32")
+# Number types that Pillow reads from a TIFF unchanged; tifffile reads the others.
+_PILLOW_TYPES = ("bool", "uint8", "int16", "uint16", "int32", "float32")
 _LOSSY = ("jpeg", "tiff_jpeg", "webp")
 
 
@@ -33,10 +34,11 @@ class MaskFormat:
     """How the masks of a data set show classes.
 
     Attributes:
-      colors: color -> label (IGNORE_LABEL for void); None where values count.
-      void: values that are void besides 255 and -1. Classes have the others, in order.
-      binary: masks show 0 and 255 for classes 0 and 1.
-      declared_in: the file in which a user says so; "" for published data sets.
+      colors: color -> label (IGNORE_LABEL for void); None if values are the classes.
+      void: values that are void, besides 255 and -1. Classes are the remaining values,
+        in order.
+      binary: whether masks hold 0 and 255 for classes 0 and 1.
+      declared_in: the user's file that declares this; "" for published data sets.
     """
 
     colors: dict[Color, int] | None = None
@@ -45,28 +47,28 @@ class MaskFormat:
     declared_in: str = ""
 
     def labels(self, values: np.ndarray) -> np.ndarray:
-        """Values of any type of number -> labels, uint8 of the same shape.
+        """Converts values of any number type to labels, uint8 of the same shape.
 
         Raises:
-          UnreadableImage: a value that can be neither a class nor void.
+          UnreadableImage: a value is neither a possible class nor void.
         """
         if values.dtype != np.uint8:
             values = self._narrow(values)
         return self._table()[values] if self.void else values
 
     def value(self, label: int) -> int:
-        """The value that means a label."""
+        """Returns the value that stands for a label."""
         return int(np.flatnonzero(self._table() == label)[0])
 
     def _table(self) -> np.ndarray:
-        """(256,) value -> label."""
+        """Returns the label (256,) of each value."""
         void = [value for value in (*self.void, IGNORE_LABEL) if 0 <= value < 256]
         is_void = np.zeros(256, bool)
         is_void[void] = True
         return np.where(is_void, IGNORE_LABEL, np.cumsum(~is_void) - 1).astype(np.uint8)
 
     def _narrow(self, values: np.ndarray) -> np.ndarray:
-        """Numbers -> bytes, void ones as 255."""
+        """Converts numbers to uint8, with void as 255."""
         void = np.isin(values, (*self.void, -1))
         right = void | ((values >= 0) & (values <= IGNORE_LABEL))
         if values.dtype.kind == "f":
@@ -88,13 +90,13 @@ class MaskFormat:
 
 @dataclasses.dataclass(frozen=True)
 class Mask:
-    """The labels of one image, and how its file says them.
+    """The labels of one image, and how its file stores them.
 
     Attributes:
       label_hw: uint8, 255 for void.
-      convention: "values" or "colors"; "" where both say the same.
-      palette: (n,3) colors of the indices, where a palette's indices count.
-      is_plain: whether the file is a PNG that holds just these labels.
+      convention: "values" or "colors"; "" if both give the same labels.
+      palette: (n,3) colors of the palette whose indices are the labels, if any.
+      is_plain: whether the file is a PNG that stores the labels as they are.
     """
 
     label_hw: np.ndarray
@@ -103,9 +105,11 @@ class Mask:
     is_plain: bool = False
 
     def without(self, missing_hwc: np.ndarray | None) -> "Mask":
-        """The same, void where every channel (h,w,c) of its image is missing.
+        """Returns the mask with void where all channels of its image are missing.
 
-        An image of another size changes nothing.
+        Args:
+          missing_hwc: which values of the image are missing, see `PixelFormat.missing`.
+            If it has another size than the mask, nothing changes.
         """
         if missing_hwc is None or missing_hwc.shape[:2] != self.label_hw.shape:
             return self
@@ -117,7 +121,7 @@ class Mask:
 
 
 def decode_mask(content: bytes) -> np.ndarray:
-    """A prepared record's mask -> (h,w) uint8 labels, 255 for void.
+    """Reads labels (h,w) uint8 from a mask whose values are the classes.
 
     Raises:
       UnreadableImage: see `read_mask`.
@@ -126,22 +130,22 @@ def decode_mask(content: bytes) -> np.ndarray:
 
 
 def read_mask(content: bytes, form: MaskFormat) -> Mask:
-    """Encoded bytes -> the labels they show.
+    """Reads the labels of a mask file.
 
     Raises:
-      UnreadableImage: no image; colors or values that mean nothing; a format that
-        changes values (JPEG); transparency that would change what a value means.
+      UnreadableImage: not an image; undeclared colors or values; lossy compression
+        (JPEG); transparency that tells pixels of one color apart.
     """
     try:
-        if _is_tifffiles(content):
+        if _needs_tifffile(content):
             values_hwc = raster_formats.read_values(content)
             if values_hwc.shape[-1] != 1:
                 raise UnreadableImage(
                     f"{values_hwc.shape[-1]} channels of {values_hwc.dtype.name}; "
-                    "masks have one number a pixel, or a color of 8 bits"
+                    "masks have one number per pixel, or an 8-bit color"
                 )
             return _from_numbers(values_hwc[..., 0], form)
-        image, opened = decode.open_turned(content)
+        image, opened = decode.open_oriented(content)
         _refuse_lossy(content, opened)
         if image.mode == "P":
             mask = _from_palette(image, form)
@@ -153,18 +157,18 @@ def read_mask(content: bytes, form: MaskFormat) -> Mask:
             mask = _from_color(image, form)
     except MemoryError as error:
         raise UnreadableImage(f"does not fit into memory ({error})") from error
-    # A record is read without `form`.
+    # A record's mask is read without a `MaskFormat`.
     plain = mask.is_plain and opened.format == "PNG" and image is opened
     return dataclasses.replace(mask, is_plain=plain)
 
 
-def _is_tifffiles(content: bytes) -> bool:
-    """Whether the file holds numbers that Pillow would change."""
+def _needs_tifffile(content: bytes) -> bool:
+    """Whether the file holds numbers that Pillow would not read unchanged."""
     if raster_formats.is_array(content):
         return True
     return (
         raster_formats.is_tiff(content)
-        and raster_formats.type_of_tiff(content) not in _PILLOWS
+        and raster_formats.type_of_tiff(content) not in _PILLOW_TYPES
     )
 
 
@@ -174,19 +178,18 @@ def _refuse_lossy(content: bytes, image: Image.Image) -> None:
     lossy |= image.format == "TIFF" and image.info.get("compression") in _LOSSY
     if lossy:
         raise UnreadableImage(
-            f"lossy compression ({image.format}) changes values, so that labels turn "
-            "into others; store masks as PNG"
+            f"lossy compression ({image.format}) changes labels; store masks as PNG"
         )
 
 
 def _bits(content: bytes, image: Image.Image) -> int:
-    """Bits of a gray value in the file; Pillow stretches fewer than 8."""
+    """Returns the bits per gray value; Pillow scales fewer than 8 up to 0..255."""
     tags = getattr(image, "tag_v2", {})
-    # Of 1 bit too: as such tifffile stores a bool array, and Pillow inverts it.
+    # This concerns 1 bit too: tifffile stores bool so, and Pillow inverts it.
     if image.format == "TIFF" and tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
         raise UnreadableImage(
-            "a TIFF in which 0 is white, so that values and what is shown differ; "
-            "store masks as PNG"
+            "a TIFF in which 0 is white, so that stored and shown values differ; store "
+            "masks as PNG"
         )
     if image.mode == "1":
         return 1
@@ -214,7 +217,7 @@ def _from_gray(image: Image.Image, bits: int, form: MaskFormat) -> Mask:
 def _from_bytes(
     values_hw: np.ndarray, step: int, form: MaskFormat, *, is_plain: bool = False
 ) -> Mask:
-    """Of gray values as written, which a viewer shows times `step`."""
+    """Reads gray values as they are stored; a viewer shows them times `step`."""
     if form.binary:
         shown_hw = values_hw * np.uint8(step)
         _check_binary(shown_hw)
@@ -237,8 +240,8 @@ def _check_binary(shown_hw: np.ndarray) -> None:
     other = np.setdiff1d(np.unique(shown_hw), [0, _FOREGROUND]).tolist()
     if other:
         raise UnreadableImage(
-            f'holds {shorten(other)}; with "binary" masks hold 0 and 255 alone: store '
-            '255 for class 1, or take "binary" out if all masks hold 0 and 1'
+            f'holds {shorten(other)}; with "binary" masks hold only 0 and 255: store '
+            '255 for class 1, or remove "binary" if all masks hold 0 and 1'
         )
 
 
@@ -259,7 +262,7 @@ def _from_palette(image: Image.Image, form: MaskFormat) -> Mask:
     colors = [tuple(color) for color in shown[used].tolist()]
     by_color = [form.colors.get(color) for color in colors]
     by_index = form.labels(used).tolist()
-    # As in VOC: the indices of the classes, and 255 for void in a color of its own.
+    # As in VOC: indices are the classes, and 255 is void with an undeclared color.
     if all(
         color == index or (color is None and index == IGNORE_LABEL)
         for color, index in zip(by_color, by_index, strict=True)
@@ -268,7 +271,7 @@ def _from_palette(image: Image.Image, form: MaskFormat) -> Mask:
     unknown = [c for c, label in zip(colors, by_color, strict=True) if label is None]
     if unknown:
         raise UnreadableImage(
-            f"{_unknown(unknown)}; or take the palette out of {form.declared_in} if "
+            f"{_unknown(unknown)}; or remove the palette from {form.declared_in} if "
             "the indices of palette PNGs are the classes"
         )
     named = [label for label in by_color if label is not None]
@@ -276,7 +279,7 @@ def _from_palette(image: Image.Image, form: MaskFormat) -> Mask:
 
 
 def _from_two_colors(index_hw: np.ndarray, used: np.ndarray, shown: np.ndarray) -> Mask:
-    """A "binary" mask with a palette: black and white, or the indices 0 and 255."""
+    """Reads a "binary" palette mask: black and white, or the indices 0 and 255."""
     gray = shown[:, 0]
     black_or_white = (shown[used] == gray[used, None]).all() and np.isin(
         gray[used], (0, _FOREGROUND)
@@ -287,7 +290,7 @@ def _from_two_colors(index_hw: np.ndarray, used: np.ndarray, shown: np.ndarray) 
 
 
 def _from_color(image: Image.Image, form: MaskFormat) -> Mask:
-    """A mask of three channels, or of one or three with transparency."""
+    """Reads a mask of three channels, or of one or three with transparency."""
     if image.has_transparency_data:
         _check_alpha(np.asarray(image.convert("RGBA")))
     rgb_hwc = np.asarray(image.convert("RGB"))
@@ -297,9 +300,8 @@ def _from_color(image: Image.Image, form: MaskFormat) -> Mask:
         if not is_gray:
             raise UnreadableImage(
                 f"a color mask (PIL mode {image.mode}), and no palette says which "
-                "class a color is; give the palette, or store class indices (a "
-                "palette PNG that was flattened has lost them: take the original file "
-                "again)"
+                "class a color is; give the palette, or store class indices (if a "
+                "palette PNG was converted to RGB, use the original file)"
             )
         return _from_bytes(red_hw, 1, form)
     if is_gray:
@@ -315,8 +317,8 @@ def _check_alpha(rgba_hwc: np.ndarray) -> None:
     with_alpha = packed << 8 | rgba_hwc[..., 3].ravel()
     if np.unique(with_alpha).size > np.unique(packed).size:
         raise UnreadableImage(
-            "pixels of one color are transparent here and opaque there, and masks are "
-            "read without transparency; store the mask without an alpha channel"
+            "pixels of the same color differ in transparency, and masks are read "
+            "without it; store the mask without an alpha channel"
         )
 
 
@@ -341,19 +343,19 @@ def _pack(rgb_hwc: np.ndarray) -> np.ndarray:
 def _unknown(colors: list[Color]) -> str:
     return (
         f"holds {quantity(len(colors), 'color')} that the palette lacks: "
-        f"{shorten(colors)}; add them, or list them under void"
+        f"{shorten(colors)}; add them to it, or list them under void"
     )
 
 
 def _replaced(values_hw: np.ndarray, used: np.ndarray, labels: list[int]) -> np.ndarray:
-    """Bytes with the i-th used value replaced by the i-th label."""
+    """Replaces the i-th used value by the i-th label."""
     table = np.zeros(256, np.uint8)
     table[used] = labels
     return table[values_hw]
 
 
 def _used(values_hw: np.ndarray) -> np.ndarray:
-    """The values that occur, in order."""
+    """Returns the values that occur, in order."""
     return np.flatnonzero(np.bincount(values_hw.ravel(), minlength=256)).astype(
         np.uint8
     )

@@ -1,8 +1,8 @@
-"""Images that Pillow does not hold: more than 8 bits, or any number of channels.
+"""Reads images that Pillow cannot hold: more than 8 bits, or any number of channels.
 
-Three formats: NumPy's .npy, TIFF by tifffile, and Pillow's 16-bit gray. Files are not
-trusted: headers are looked at before a byte is allocated, nothing is unpickled, and
-nothing is unpacked beyond `MAX_BYTES`.
+The formats are NumPy's .npy and TIFF, the latter by tifffile. Files are not trusted:
+headers are checked before memory is allocated, nothing is unpickled, and nothing is
+decompressed beyond `MAX_BYTES`.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ import tifffile
 from PIL import Image
 
 DTYPES = ("uint8", "uint16", "float32")
-# Of one decoded image or volume.
+# The largest size of a decoded image or volume.
 MAX_BYTES = 1 << 30
 _NPY = b"\x93NUMPY"
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
@@ -24,9 +24,10 @@ _HEADERS = {
     (1, 0): np.lib.format.read_array_header_1_0,
     (2, 0): np.lib.format.read_array_header_2_0,
 }
-# More are rows or columns of an array whose channels come first.
+# A larger last axis is taken for rows or columns, with the channels first.
 _MOST_CHANNELS = 64
-# Of TIFF. Others need a library that is no requirement, or unpack without a limit.
+# Compressions of TIFF that are read. Others need further libraries, or decompress
+# without a limit.
 _COMPRESSIONS = frozenset(
     (
         tifffile.COMPRESSION.NONE,
@@ -37,23 +38,23 @@ _COMPRESSIONS = frozenset(
     )
 )
 _DEFLATE = (tifffile.COMPRESSION.ADOBE_DEFLATE, tifffile.COMPRESSION.DEFLATE)
-# No deflate stream holds more bytes per byte of its own.
+# The largest compression ratio of a deflate stream.
 _DEFLATE_RATIO = 1032
 _ORIENTATION = 274
 
 
 class UnreadableImage(ValueError):
-    """An image or mask that cannot be turned into pixels; the text says why."""
+    """An image or mask that cannot be decoded; the message says why."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Header:
-    """What an image says of itself before it is decoded.
+    """Size and type of an image, from its file's header.
 
     Attributes:
-      size: rows and columns, as a viewer shows them (see `turn`).
-      channels: of a pixel.
-      dtype: of a value, one of `DTYPES`.
+      size: rows and columns, as a viewer shows them (see `orient`).
+      channels: number of channels.
+      dtype: type of the values, one of `DTYPES`.
     """
 
     size: tuple[int, int]
@@ -62,22 +63,22 @@ class Header:
 
 
 def is_array(content: bytes) -> bool:
-    """Whether encoded bytes are a .npy file."""
+    """Returns whether encoded bytes are a .npy file."""
     return content.startswith(_NPY)
 
 
 def is_tiff(content: bytes) -> bool:
-    """Whether encoded bytes are a TIFF file."""
+    """Returns whether encoded bytes are a TIFF file."""
     return content.startswith(_TIFF)
 
 
-def is_more_than_pillows(content: bytes) -> bool:
-    """Whether a TIFF holds what Pillow would leave out without a word.
+def exceeds_pillow(content: bytes) -> bool:
+    """Returns whether a TIFF holds what Pillow would silently leave out.
 
-    That is a second page, a band that is no alpha, or a color's lower bits.
+    That is a second page, a further channel other than alpha, or a color's lower bits.
 
     Raises:
-      UnreadableImage: it is damaged.
+      UnreadableImage: the file is damaged.
     """
     with _open_tiff(content) as tiff:
         try:
@@ -95,30 +96,30 @@ def is_more_than_pillows(content: bytes) -> bool:
 
 
 def type_of_tiff(content: bytes) -> str:
-    """Name of the type of a TIFF's values.
+    """Returns the name of the type of a TIFF's values.
 
     Raises:
-      UnreadableImage: it is damaged, or holds several images.
+      UnreadableImage: the file is damaged, or holds several images.
     """
     with _open_tiff(content) as tiff:
         return _tiff_shape(tiff)[1].name
 
 
 def is_deep_color(content: bytes) -> bool:
-    """Whether encoded bytes are a PNG of 16 bits that Pillow reads as 8.
+    """Returns whether encoded bytes are a 16-bit PNG that Pillow reads as 8 bits.
 
-    That is one with color or with alpha; plain gray keeps its bits.
+    These have color or alpha; Pillow reads gray alone with all its bits.
     """
     kinds = (b"\x10\x02", b"\x10\x04", b"\x10\x06")
     return content.startswith(_PNG) and content[24:26] in kinds
 
 
-def turn(array: np.ndarray, orientation: int) -> np.ndarray:
-    """Stored pixels (h,w) or (h,w,c) -> the same as a viewer shows them.
+def orient(array: np.ndarray, orientation: int) -> np.ndarray:
+    """Turns stored pixels as a viewer shows them.
 
     Args:
-      array: the pixels.
-      orientation: 1 to 8, of EXIF and TIFF's tag 274; others change nothing.
+      array: (h,w) or (h,w,c).
+      orientation: tag 274 of EXIF and TIFF, 1 to 8; other values change nothing.
     """
     if 5 <= orientation <= 8:
         array = np.swapaxes(array, 0, 1)
@@ -130,10 +131,10 @@ def turn(array: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def read_header(content: bytes) -> Header:
-    """The header of a .npy or TIFF file.
+    """Reads the header of a .npy or TIFF file.
 
     Raises:
-      UnreadableImage: damaged, no image, too large, or of another type of value.
+      UnreadableImage: damaged, not an image, too large, or not one of `DTYPES`.
     """
     header = _stored_header(content)
     if header.dtype not in DTYPES:
@@ -144,17 +145,17 @@ def read_header(content: bytes) -> Header:
 
 
 def read_array(content: bytes) -> np.ndarray:
-    """The pixels of a .npy or TIFF file, (h,w,c) in the byte order of this machine.
+    """Reads the pixels (h,w,c) of a .npy or TIFF file, in native byte order.
 
     Raises:
-      UnreadableImage: see `read_header`; or the data end too early.
+      UnreadableImage: see `read_header`; or the file is truncated.
     """
     read_header(content)
     return read_values(content)
 
 
 def read_values(content: bytes) -> np.ndarray:
-    """As `read_array`, of numbers of any type, which masks may have."""
+    """Reads pixels like `read_array`, of any number type; masks may have others."""
     header = _stored_header(content)
     if is_array(content):
         pixels, orientation = _read_npy(content), 1
@@ -166,12 +167,12 @@ def read_values(content: bytes) -> np.ndarray:
             f"truncated or damaged ({pixels.size} values, and its header has "
             f"{rows} x {columns} x {header.channels}); copy it again"
         )
-    pixels = turn(pixels.reshape(rows, columns, header.channels), orientation)
+    pixels = orient(pixels.reshape(rows, columns, header.channels), orientation)
     return np.ascontiguousarray(pixels, header.dtype)
 
 
 def _stored_header(content: bytes) -> Header:
-    """Of numbers of any type."""
+    """Reads the header of a .npy or TIFF file whose numbers have any type."""
     if is_array(content):
         shape, dtype, _, _ = _npy_header(content)
         return _checked(shape, np.dtype(dtype))
@@ -184,7 +185,7 @@ def _stored_header(content: bytes) -> Header:
 
 
 def write_array(array_hwc: np.ndarray) -> bytes:
-    """(h,w,c) -> the bytes of a .npy file."""
+    """Encodes (h,w,c) as a .npy file."""
     stream = io.BytesIO()
     np.save(stream, np.ascontiguousarray(array_hwc), allow_pickle=False)
     return stream.getvalue()
@@ -199,8 +200,8 @@ def check_finite(array_hwc: np.ndarray, missing: np.ndarray | None = None) -> No
         wrong &= ~missing
     if wrong.any():
         raise UnreadableImage(
-            f"holds {int(wrong.sum())} values that are NaN or infinite; if they stand "
-            'for missing pixels, write "nodata": ["nan"] in classes.json'
+            f"holds {int(wrong.sum())} values that are NaN or infinite; if they are "
+            'missing data, write "nodata": ["nan"] in classes.json'
         )
 
 
@@ -210,13 +211,13 @@ def check_bytes(shape: tuple[int, ...], dtype: np.dtype) -> None:
     if size > MAX_BYTES:
         raise UnreadableImage(
             f"{' x '.join(map(str, shape))} values of {dtype.name} are {size} bytes, "
-            f"more than the limit of {MAX_BYTES}, which is kept, as files are not "
+            f"more than the limit of {MAX_BYTES}, which applies because files are not "
             "trusted: cut the image into tiles"
         )
 
 
 def may_unpack_too_much(packed_bytes: int) -> bool:
-    """Whether a deflate stream of this length can hold more than `MAX_BYTES`."""
+    """Returns whether a deflate stream of this length may exceed `MAX_BYTES`."""
     return packed_bytes * _DEFLATE_RATIO > MAX_BYTES
 
 
@@ -229,29 +230,29 @@ def check_deflated(packed: bytes) -> None:
         try:
             left -= len(unpacker.decompress(packed, 1 << 20))
         except zlib.error:
-            return  # Whoever unpacks it says so.
+            return  # The reader that decompresses it reports the damage.
         packed = unpacker.unconsumed_tail
         if left < 0:
             raise UnreadableImage(
-                f"refused: a part of it unpacks to more than {MAX_BYTES} bytes"
+                f"refused: a part of it decompresses to more than {MAX_BYTES} bytes"
             )
 
 
 def reason(error: BaseException) -> str:
-    """What a library says of a damaged file, on one line that a terminal can show."""
+    """Returns a library's error message as one printable line."""
     text = " ".join(str(error).split()) or type(error).__name__
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def _npy_header(content: bytes) -> tuple[tuple[int, ...], np.dtype, bool, int]:
-    """Shape, type, whether columns come first, and where the data begin."""
+    """Reads shape, type, whether the order is Fortran's, and the data's offset."""
     stream = io.BytesIO(content)
     try:
         version = np.lib.format.read_magic(stream)
         if version not in _HEADERS:
             raise ValueError(f"version {version}")
         shape, fortran, dtype = _HEADERS[version](stream)
-    # A damaged header fails in many ways: it is parsed as Python is.
+    # A damaged header raises many errors, because it is parsed as Python.
     except Exception as error:
         raise UnreadableImage(
             f"not a .npy file of an image ({reason(error)})"
@@ -281,7 +282,7 @@ def _open_tiff(content: bytes) -> tifffile.TiffFile:
         tiff = tifffile.TiffFile(io.BytesIO(content))
         if len(tiff.series) != 1:
             raise ValueError(f"{len(tiff.series)} pictures of different shapes")
-    # A damaged file fails in many ways in there, struct.error and KeyError included.
+    # tifffile raises many errors for damaged files, such as struct.error and KeyError.
     except Exception as error:
         raise UnreadableImage(
             f"not a TIFF file of one image ({reason(error)})"
@@ -294,7 +295,7 @@ def _channels_first(series: tifffile.TiffPageSeries) -> bool:
 
 
 def _tiff_shape(tiff: tifffile.TiffFile) -> tuple[tuple[int, ...], np.dtype]:
-    """Rows, columns and channels (if any) of a TIFF, and the type of its values."""
+    """Returns rows, columns and channels (if any) of a TIFF, and its values' type."""
     try:
         series = tiff.series[0]
         shape = tuple(map(int, series.shape))
@@ -314,7 +315,7 @@ def _orientation(tiff: tifffile.TiffFile) -> int:
 
 
 def _read_tiff(content: bytes) -> tuple[np.ndarray, int]:
-    """Pixels as they are stored, channels last, and their orientation."""
+    """Reads pixels as they are stored, channels last, and their orientation."""
     with _open_tiff(content) as tiff:
         series = tiff.series[0]
         try:
@@ -337,7 +338,7 @@ def _read_tiff(content: bytes) -> tuple[np.ndarray, int]:
 def _check_segments(
     content: bytes, page: tifffile.TiffPage | tifffile.TiffFrame
 ) -> None:
-    """Raises UnreadableImage of strips or tiles that unpack to more than is allowed."""
+    """Raises UnreadableImage if a strip or tile decompresses to too many bytes."""
     page = page.aspage()
     if page.compression not in _COMPRESSIONS:
         raise ValueError(f"compression {page.compression}")
@@ -352,18 +353,20 @@ def _checked(shape: tuple[int, ...], dtype: np.dtype) -> Header:
     if len(shape) == 2:
         shape = (*shape, 1)
     if len(shape) != 3 or min(shape) < 1:
-        raise UnreadableImage(f"shape {shape} is no image; (h,w) or (h,w,c) is")
+        raise UnreadableImage(
+            f"shape {shape} is not that of an image; (h,w) or (h,w,c) is"
+        )
     rows, columns, channels = shape
     if channels > _MOST_CHANNELS:
         raise UnreadableImage(
-            f"shape {shape}: {channels} channels? they come last, {_MOST_CHANNELS} at "
-            "most"
+            f"shape {shape} has {channels} channels; they come last, and "
+            f"{_MOST_CHANNELS} is the most"
         )
     if rows * columns > 2 * (Image.MAX_IMAGE_PIXELS or math.inf):
         raise UnreadableImage(
             f"{rows} x {columns} pixels exceed twice Pillow's limit "
-            f"(Image.MAX_IMAGE_PIXELS, {Image.MAX_IMAGE_PIXELS}), which is kept, as "
-            "files are not trusted: cut the image into tiles"
+            f"(Image.MAX_IMAGE_PIXELS, {Image.MAX_IMAGE_PIXELS}), which applies "
+            "because files are not trusted: cut the image into tiles"
         )
     if dtype.kind not in "buif":
         raise UnreadableImage(f"values are {dtype}; numbers are needed")

@@ -1,7 +1,7 @@
-"""A data set as it lies on disk, before it is prepared: files, classes, complaints.
+"""The description of a data set before it is prepared: files, classes, problems.
 
-Every data set is described by one `Source`. `check` reads it to find what is wrong,
-`builders.base` writes it as ArrayRecord; nothing after preparation sees a source.
+Every builder describes its folder as one `Source`. `check` looks for problems in it and
+`builders.base` writes it as ArrayRecord. Nothing after preparation uses a source.
 """
 
 import colorsys
@@ -17,11 +17,11 @@ from mpmc_jax.pixels import PixelFormat
 
 @dataclasses.dataclass(frozen=True)
 class Derived:
-    """A file that becomes an image or mask when it is read.
+    """An image or mask that is converted from another file, such as a volume.
 
     Attributes:
-      origin: the file, or its bytes; these are what the fingerprint covers.
-      name: how messages call it.
+      origin: that file, or its bytes; the fingerprint covers them.
+      name: name for messages.
       convert: bytes of the file -> encoded bytes of an image; raises UnreadableImage.
     """
 
@@ -30,18 +30,19 @@ class Derived:
     convert: Callable[[bytes], bytes]
 
 
+# Where an image or mask comes from: its file, its encoded bytes, or another file.
 Blob = pathlib.Path | bytes | Derived
 
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """One image, with or without its mask.
+    """One image, with or without a mask.
 
     Attributes:
-      id: name of the example, unique in its data set.
-      image: a file, the encoded bytes of one, or what is derived from one.
-      mask: likewise, or None for an unlabeled image.
-      volume: of which this is a slice, or "".
+      id: id of the image, unique in its data set.
+      image: where the image comes from.
+      mask: where its mask comes from, or None for an unlabeled image.
+      volume: id of the volume that this is a slice of, or "".
     """
 
     id: str
@@ -50,14 +51,17 @@ class Sample:
     volume: str = ""
 
     def name(self, part: str) -> str:
-        """How messages call the "image" or "mask" of this sample."""
+        """Returns the name of this sample's "image" or "mask" for messages."""
         blob = getattr(self, part)
         if isinstance(blob, Derived):
             return blob.name
         return f"{self.id} ({part})" if isinstance(blob, bytes) else str(blob)
 
     def digest(self) -> bytes:
-        """SHA-256 of the image's file, then of the mask's (of nothing, without one)."""
+        """Returns SHA-256 of the image's file and of the mask's, concatenated.
+
+        Without a mask the second is the hash of no bytes.
+        """
         contents = (
             b"" if blob is None else read_original(blob)
             for blob in (self.image, self.mask)
@@ -67,23 +71,24 @@ class Sample:
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """All that is known of a data set before its pixels are looked at.
+    """What is known about a data set before its pixels are read.
 
     Attributes:
-      name: the data set.
+      name: name of the data set.
       class_names: index -> name.
       palette: index -> color, for display and for decoding color masks.
-      pixels: how images are stored, and normalized.
-      splits: "train" and "val" -> samples, in order.
-      problems: what is already known to be wrong; one line each.
-      notes: what is right but may surprise; one line each.
-      masks: how masks show classes.
-      expected: split -> images of the published data set; {} where there is none.
-      unpacked: whether images are prepared uncompressed: larger, decoded faster.
-      ask_nodata: whether values of images that seem to stand for none are a problem.
-      measure: whether the mean, deviation and (if deeper than bytes) range of `pixels`
-        are to be those of the training images, which `check` measures.
-      mend: what to do about masks with values that are no class; "" for a guess.
+      pixels: how images are stored and normalized.
+      splits: "train", "val" and perhaps "test" -> samples, in order.
+      problems: what is already known to be wrong, one line each.
+      notes: what is right but may surprise, one line each.
+      masks: how masks store classes.
+      expected: split -> number of images in the published data set; {} for others.
+      unpacked: whether images are prepared uncompressed: larger but faster to decode.
+      ask_nodata: whether it is a problem if image values look like missing data.
+      measure: whether `check` measures mean, deviation and (except for bytes) range of
+        the training images, which then replace those of `pixels`.
+      value_hint: what to do about masks with values that are no class; "" if `check`
+        shall guess.
     """
 
     name: str
@@ -98,22 +103,22 @@ class Source:
     unpacked: bool = False
     ask_nodata: bool = False
     measure: bool = False
-    mend: str = ""
+    value_hint: str = ""
 
     @property
     def partial(self) -> bool:
-        """Whether a split holds another number of images than the published one."""
+        """Whether the number of images differs from the published data set's."""
         return any(
             len(self.splits[split]) != count for split, count in self.expected.items()
         )
 
     def fingerprint(self, digests: Mapping[str, bytes] | None = None) -> str:
-        """SHA-256 over classes, ids and the bytes of every image and mask.
+        """Returns SHA-256 over classes, ids and the bytes of all images and masks.
 
-        What changes how these bytes are read is covered as well.
+        It also covers the settings that change how these bytes are read.
 
         Args:
-          digests: id -> `Sample.digest`, where they are known; None reads all files.
+          digests: id -> `Sample.digest`, as far as known; other files are read.
         """
         digest = hashlib.sha256()
         head = (self.name, self.class_names, self.palette, self.pixels.channels)
@@ -135,27 +140,27 @@ class Source:
 
 
 def read_original(blob: Blob) -> bytes:
-    """The bytes of the file that an image or mask is, or is derived from."""
+    """Returns the bytes of the file that an image or mask comes from."""
     origin = blob.origin if isinstance(blob, Derived) else blob
     return origin if isinstance(origin, bytes) else origin.read_bytes()
 
 
 def as_encoded(blob: Blob, original: bytes) -> bytes:
-    """What `read_original` gave -> the encoded bytes of an image or mask.
+    """Converts the result of `read_original` to encoded bytes of an image or mask.
 
     Raises:
-      UnreadableImage: a file that the image cannot be derived from.
+      UnreadableImage: the file cannot be converted.
     """
     return blob.convert(original) if isinstance(blob, Derived) else original
 
 
 def read_bytes(blob: Blob) -> bytes:
-    """The encoded bytes of an image or mask; raises as `as_encoded`."""
+    """Returns the encoded bytes of an image or mask; raises as `as_encoded`."""
     return as_encoded(blob, read_original(blob))
 
 
 def default_palette(num_classes: int) -> tuple[Color, ...]:
-    """Distinct colors: hues by the golden ratio, two brightnesses in turn."""
+    """Returns distinct colors: hues by the golden ratio, in alternating brightness."""
     palette = []
     for i in range(num_classes):
         color = colorsys.hsv_to_rgb(0.618034 * i % 1, 0.65, 0.95 - 0.3 * (i % 2))

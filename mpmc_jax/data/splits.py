@@ -1,7 +1,7 @@
-"""Which training images give their labels and which do not.
+"""Splits of the training images into labeled and unlabeled ones.
 
-A split comes from two published id lists, or is drawn from a seed such that every class
-occurs among the labeled images. Without a mask an image can only be unlabeled.
+A split is read from two published id lists, or drawn from a seed so that every class
+occurs among the labeled images. Images without a mask can only be unlabeled.
 """
 
 import dataclasses
@@ -19,13 +19,13 @@ from mpmc_jax.text import quantity
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """Ids of the labeled and of the unlabeled training images, in order."""
+    """The ids of the labeled and of the unlabeled training images, in order."""
 
     labeled: tuple[str, ...]
     unlabeled: tuple[str, ...]
 
     def save(self, directory: str | pathlib.Path) -> None:
-        """Writes labeled.txt and unlabeled.txt: bare ids, one a line."""
+        """Writes labeled.txt and unlabeled.txt, one id per line."""
         folder = pathlib.Path(directory)
         folder.mkdir(parents=True, exist_ok=True)
         for name in ("labeled", "unlabeled"):
@@ -34,12 +34,16 @@ class Split:
 
 
 def count_labeled(split: str, available: int) -> int:
-    """Number of labeled images that "1_16", "full" or "30" asks of `available`.
+    """Returns the number of labeled images that "1_16", "full" or "30" stands for.
 
-    Fractions round up, as in the published splits (1/16 of 10582 is 662).
+    Fractions are rounded up, as in the published splits (1/16 of 10582 is 662).
+
+    Args:
+      split: a fraction, a number or "full".
+      available: number of images with a mask.
 
     Raises:
-      ValueError: not such a text; zero; or more than are available.
+      ValueError: `split` is none of these, zero, or more than available.
     """
     if split == "full":
         return available
@@ -49,8 +53,8 @@ def count_labeled(split: str, available: int) -> int:
             raise ValueError
     except ValueError:
         raise ValueError(
-            f"data.split={split!r} is none of: a fraction such as 1_16, a number of "
-            "labeled images such as 30, full"
+            f"data.split={split!r} is unknown; valid: a fraction such as 1_16, a "
+            "number of labeled images such as 30, full"
         ) from None
     count = numerator
     if denominator:
@@ -69,30 +73,30 @@ def count_labeled(split: str, available: int) -> int:
 def draw_split(
     ids: Sequence[str], present: dict[str, tuple[int, ...]], split: str, seed: int
 ) -> Split:
-    """Draws a split from a seed; each half keeps the order of `ids`.
+    """Draws a split from a seed; both lists keep the order of `ids`.
 
-    Every class that occurs at all occurs among the labeled images if their number
-    allows: classes are served rarest first, each by a random image that has it.
-    "full" labels everything, in a drawn order, and leaves every image in the unlabeled
-    list as well.
+    The labeled images cover every class that occurs, if there are enough of them: for
+    each class not yet covered, rarest first, a random image with it is chosen. The rest
+    is random. "full" labels every image with a mask, in a random order, and also keeps
+    every image in the unlabeled list.
 
     Args:
       ids: the training images.
       present: id of each image with a mask -> the classes in it.
       split: see `count_labeled`.
-      seed: any integer from 0.
+      seed: an integer of at least 0.
 
     Raises:
-      ValueError: see `count_labeled`.
+      ValueError: see `count_labeled`; or no training image has a mask.
     """
     candidates = [key for key in ids if key in present]
     if not candidates:
-        raise ValueError("no training image has a mask: no labeled image at all")
+        raise ValueError("no training image has a mask, so that none can be labeled")
     count = count_labeled(split, len(candidates))
     permutation = np.random.default_rng(seed).permutation(len(candidates))
     order = [candidates[i] for i in permutation]
     if split == "full":
-        # An epoch pairs the lists place by place: no image shall meet itself.
+        # An epoch pairs the two lists by position; an image should not meet itself.
         return Split(tuple(order), tuple(ids))
     chosen = _cover_classes(order, present, count)
     chosen |= set([key for key in order if key not in chosen][: count - len(chosen)])
@@ -107,11 +111,11 @@ def check_labels(
     ids: Mapping[str, Sequence[str]],
     present: Mapping[str, Sequence[int]],
 ) -> list[str]:
-    """Complains of splits in which nothing is labeled, one line each.
+    """Returns one line for each split without a labeled image or pixel.
 
     Args:
-      name: of the data set.
-      ids: split -> its images.
+      name: name of the data set.
+      ids: split -> ids of its images.
       present: see `draw_split`.
     """
     problems = []
@@ -119,8 +123,9 @@ def check_labels(
         masks = [key for key in keys if key in present]
         if not masks:
             problems.append(
-                f"{name}: no labeled image in split {split!r}; label more, or mend the "
-                f"id lists ({split}.txt may be empty, or another names all images)"
+                f"{name}: no labeled image in split {split!r}; label more, or correct "
+                f"the id lists ({split}.txt may be empty, or another may name all "
+                "images)"
             )
         elif not any(present[key] for key in masks):
             problems.append(
@@ -136,7 +141,13 @@ def absent_classes(
     present: Mapping[str, Sequence[int]],
     names: Sequence[str],
 ) -> list[str]:
-    """Names of the classes that no mask of these images holds; see `draw_split`."""
+    """Returns the names of the classes that occur in none of the labeled images.
+
+    Args:
+      labeled: ids of the labeled images.
+      present: see `draw_split`.
+      names: the class names.
+    """
     found = {label for key in labeled for label in present.get(key, ())}
     return [name for label, name in enumerate(names) if label not in found]
 
@@ -144,15 +155,12 @@ def absent_classes(
 def check_classes(
     split: Split, present: dict[str, tuple[int, ...]], names: Sequence[str]
 ) -> None:
-    """Refuses a split whose labeled images lack a class altogether.
+    """Raises ValueError if a class occurs in none of a split's labeled images.
 
     Args:
-      split: its labeled ids are looked at.
+      split: the split to check.
       present: see `draw_split`.
-      names: of the classes.
-
-    Raises:
-      ValueError: names the classes, and the mend.
+      names: the class names.
     """
     absent = absent_classes(split.labeled, present, names)
     if absent:
@@ -168,7 +176,13 @@ def check_classes(
 def _cover_classes(
     order: list[str], present: dict[str, tuple[int, ...]], count: int
 ) -> set[str]:
-    """The first image of `order` for each class not yet covered, rarest class first."""
+    """Chooses an image for each class not yet covered, rarest class first.
+
+    Args:
+      order: ids; the first one that has a class is chosen.
+      present: see `draw_split`.
+      count: the most images to choose.
+    """
     frequency: dict[int, int] = {}
     for key in order:
         for label in present[key]:
@@ -189,22 +203,22 @@ def read_split(
     labeled_path: str,
     unlabeled_path: str,
 ) -> Split:
-    """Reads published id lists, of either format (see `lists`).
+    """Reads a split from published id lists, in either format of `lists`.
 
     Args:
       ids: the training images of the data set.
       present: see `draw_split`.
       labeled_path: list of the labeled images.
-      unlabeled_path: list of the others; "" means all other training images.
+      unlabeled_path: list of the unlabeled images; "" for all other training images.
 
     Raises:
       FileNotFoundError: a list does not exist.
-      ValueError: a list names absent ids, repeats ids, overlaps the other, names an
-        image without a mask as labeled, or no labeled image is left.
+      ValueError: a list holds unknown or repeated ids or overlaps the other; the
+        labeled one is empty or holds an image without a mask.
     """
     labeled = read_ids(labeled_path, ids)
     if not labeled:
-        raise ValueError(f"{labeled_path}: empty list; no labeled image at all")
+        raise ValueError(f"{labeled_path}: empty list, so that no image is labeled")
     bare = [key for key in labeled if key not in present]
     if bare:
         raise ValueError(
@@ -225,11 +239,11 @@ def read_split(
 
 
 def read_ids(path: str, known: Sequence[str]) -> tuple[str, ...]:
-    """The ids that a list of either format names, in its order.
+    """Reads the ids of a list, in either format of `lists`, in the list's order.
 
     Raises:
-      FileNotFoundError: there is no such list.
-      ValueError: it names ids that are not in `known`, or repeats some.
+      FileNotFoundError: the list does not exist.
+      ValueError: it holds ids that are not in `known`, or repeated ones.
     """
     lines = lists.read_lines(pathlib.Path(path))
     known_set = frozenset(known)

@@ -1,7 +1,7 @@
-"""Mean, deviation and range of a data set's images, image by image.
+"""Mean, deviation and range of a data set's images, accumulated image by image.
 
-Moments of parts are merged as Chan, Golub and LeVeque do ("Updating Formulae and a
-Pairwise Algorithm for Computing Sample Variances", 1979), so that nothing cancels.
+Moments are merged by the formula of Chan, Golub and LeVeque ("Updating Formulae and a
+Pairwise Algorithm for Computing Sample Variances", 1979), to avoid cancellation.
 """
 
 import dataclasses
@@ -10,7 +10,7 @@ import numpy as np
 
 from mpmc_jax.pixels import PixelFormat
 
-# Numbers that programs write where there is no measurement.
+# Numbers that programs commonly write for missing data.
 _SENTINELS = (
     -9999,
     -99999,
@@ -22,22 +22,22 @@ _SENTINELS = (
     -3.4028235e38,
     9.96921e36,
 )
-# A value as far from all others as this many times their range stands for none.
+# A value stands for missing data if it is this many times their range away from others.
 _FAR = 10.0
-# So does a known sentinel that is as far from them as this.
+# The same for the sentinels above.
 _FAR_FOR_SENTINEL = 0.5
 
 
 @dataclasses.dataclass(frozen=True)
 class Moments:
-    """Of stored values, by channel; missing ones are left out.
+    """Moments of stored values per channel, without missing values.
 
     Attributes:
-      count: (c,) pixels.
+      count: (c,) number of pixels.
       mean: (c,) float64.
       squares: (c,) float64, sum of the squared differences from the mean.
-      low, high: (c,2) the two least and the two greatest distinct values, outermost
-        first; infinite where there is none.
+      low, high: (c,2) the two smallest and the two largest distinct values, the most
+        extreme first; infinite if there are fewer.
     """
 
     count: np.ndarray
@@ -47,7 +47,7 @@ class Moments:
     high: np.ndarray
 
     def merge(self, other: "Moments | None") -> "Moments":
-        """Of the pixels of both, or of these alone."""
+        """Returns the moments of the pixels of both; `other` may be None."""
         if other is None:
             return self
         count = self.count + other.count
@@ -62,10 +62,9 @@ class Moments:
         )
 
     def describe(self, pixels: PixelFormat) -> PixelFormat:
-        """The format with these figures; bytes keep their range of 0 to 255.
+        """Returns a pixel format with these moments; bytes keep the range 0 to 255.
 
-        A channel that is one value everywhere gets a deviation of 1, to stay finite;
-        so does one in which every value is missing.
+        A channel that is constant, or missing everywhere, gets a deviation of 1.
         """
         low, high = np.array(pixels.low), np.array(pixels.high)
         if pixels.dtype != "uint8":
@@ -85,7 +84,7 @@ class Moments:
         )
 
     def sentinels(self) -> dict[float, list[int]]:
-        """Values that seem to stand for no measurement -> channels, from 1."""
+        """Returns values that seem to stand for missing data -> channels, from 1."""
         found: dict[float, list[int]] = {}
         for i in range(len(self.count)):
             (low, next_low), (high, next_high) = self.low[i], self.high[i]
@@ -95,18 +94,18 @@ class Moments:
             ):
                 known = any(np.isclose(value, each, rtol=1e-6) for each in _SENTINELS)
                 least = _FAR_FOR_SENTINEL if known else _FAR
-                # Two values alone are a mask, unless one of them is known.
+                # Images of only two values are masks, unless one is a known sentinel.
                 if gap > least * rest and np.isfinite(gap) and (rest > 0 or known):
                     found.setdefault(float(value), []).append(i + 1)
         return found
 
 
 def moments(pixels_hwc: np.ndarray, missing_hwc: np.ndarray | None = None) -> Moments:
-    """Of one image, in float64.
+    """Returns the moments of one image.
 
     Args:
-      pixels_hwc: its values.
-      missing_hwc: bool, which of them do not count.
+      pixels_hwc: the image's values.
+      missing_hwc: bool, the values to leave out.
     """
     parts = []
     for i in range(pixels_hwc.shape[-1]):
@@ -135,7 +134,7 @@ def _of_channel(values: np.ndarray) -> tuple:
 
 
 def _outermost(values: np.ndarray) -> np.ndarray:
-    """(c,n) -> (c,2), the least and the next."""
+    """Returns the two smallest distinct values (c,2) of each row of (c,n)."""
     least = values.min(axis=1, keepdims=True)
     second = values.min(axis=1, keepdims=True, where=values > least, initial=np.inf)
     return np.hstack([least, second])

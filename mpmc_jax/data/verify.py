@@ -1,4 +1,4 @@
-"""Finds what is damaged in a data set that was prepared."""
+"""Checks a prepared data set for damage."""
 
 import hashlib
 from collections.abc import Sequence
@@ -11,18 +11,17 @@ from mpmc_jax.data.builders import base
 from mpmc_jax.data.check import Report, note_absent
 from mpmc_jax.data.dataset import DatasetInfo
 from mpmc_jax.data.lists import shorten
-from mpmc_jax.data.masks import decode_mask
 from mpmc_jax.data.raster_formats import UnreadableImage
 from mpmc_jax.text import quantity
 from mpmc_jax.types import IGNORE_LABEL
 
 
 def check(info: DatasetInfo) -> Report:
-    """Decodes every record again, and compares it with what metadata.json says.
+    """Decodes every record and compares it with metadata.json.
 
-    Ids and their order, counts, classes present, label values, sizes, and the SHA-256
-    of each split's contents are compared. The report has no digests; its warnings are
-    those of the check before preparation.
+    This covers ids and their order, counts, the classes in each mask, label values,
+    sizes, and the SHA-256 of each split. The report has no digests; its warnings are
+    those of the check at preparation.
     """
     problems: list[str] = []
     pixels, images_with = np.zeros(256, np.int64), np.zeros(256, np.int64)
@@ -30,7 +29,7 @@ def check(info: DatasetInfo) -> Report:
     for split, ids in info.ids.items():
         records = _open(info, split, problems)
         if len(records) != len(ids):
-            problems.append(f"{split}: {len(records)} records, {len(ids)} in the list")
+            problems.append(f"{split}: {len(records)} records for {len(ids)} ids")
         digest = hashlib.sha256()
         outcomes = parallel_map.map_with_progress(
             lambda position, split=split, records=records: _check_record(
@@ -83,7 +82,10 @@ def _open(info: DatasetInfo, split: str, problems: list[str]) -> Sequence[dict]:
 def _check_record(
     info: DatasetInfo, split: str, position: int, records: Sequence[dict]
 ) -> tuple[list[str], np.ndarray | None, tuple[str, bytes, bytes] | None]:
-    """Problems of a record, its label counts if it is labeled, id, image and mask."""
+    """Returns a record's problems, its label counts if labeled, and its contents.
+
+    The contents are id, image and mask.
+    """
     name = f"{split}, record {position} ({info.ids[split][position]})"
     try:
         record: Any = records[position]
@@ -96,8 +98,9 @@ def _check_record(
     if key != info.ids[split][position]:
         problems.append(f"{name}: holds {key!r}")
     try:
-        size = decode.decode_array(parts[1], info.facts.pixels).shape[:2]
-        label_hw = decode_mask(parts[2])
+        picture = decode.record_image(parts[1], info.image_format, info.facts.pixels)
+        size = decode.as_array(picture).shape[:2]
+        label_hw = decode.record_label(parts[2])
     except UnreadableImage as error:
         return [*problems, f"{name}: {error}"], None, parts
     if not record["labeled"]:
@@ -108,7 +111,7 @@ def _check_record(
     wrong = np.flatnonzero(counts[info.facts.num_classes : IGNORE_LABEL])
     if wrong.size:
         values = (wrong + info.facts.num_classes).tolist()
-        problems.append(f"{name}: label values {shorten(values)} are no class")
+        problems.append(f"{name}: label values {shorten(values)} are not classes")
     return problems, counts, parts
 
 
@@ -120,11 +123,15 @@ def _compare_present(
         for key in {*present, *info.present}
         if present.get(key) != info.present.get(key)
     )
-    return [f"other classes than listed in {shorten(wrong)}"] if wrong else []
+    return (
+        [f"masks hold other classes than metadata.json says: {shorten(wrong)}"]
+        if wrong
+        else []
+    )
 
 
 def summary(info: DatasetInfo) -> str:
-    """Images of each split, fingerprint, and whether the data set is partial."""
+    """Describes a data set: images per split, fingerprint, whether it is partial."""
     facts = info.facts
     lines = [
         f"{facts.dataset}/{key}: {quantity(len(ids), 'image')}"

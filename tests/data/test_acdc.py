@@ -166,7 +166,7 @@ def h5_truncated(root):
     (root / VOLUME).write_bytes(content[: len(content) // 2])
 
 
-@damage('patient003_frame01.h5: "image" lies in another file, which is not read')
+@damage('patient003_frame01.h5: "image" is in another file, which is not read')
 def h5_that_reads_another_file(root):
     secret = root.parent / "secret.bin"
     secret.write_bytes(bytes(4 * 44 * 32 * 4))
@@ -180,7 +180,7 @@ def h5_that_reads_another_file(root):
         )
 
 
-@damage('patient003_frame01.h5: "image" lies in another file, which is not read')
+@damage('patient003_frame01.h5: "image" is in another file, which is not read')
 def h5_with_an_external_link(root):
     other = root.parent / "other.h5"
     shutil.copy(root / VOLUME, other)
@@ -189,7 +189,7 @@ def h5_with_an_external_link(root):
         file["image"] = h5py.ExternalLink(str(other), "/image")
 
 
-@damage("names 2 of 2 that are not there: .*; is it the list of another data set")
+@damage("names 2 of 2 that do not exist: .*; is it the list of another data set")
 def lists_of_another_data_set(root):
     (root / "splits" / "val.txt").write_text("2007_000032\n2007_000039\n")
 

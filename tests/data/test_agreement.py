@@ -48,8 +48,8 @@ def test_masks_in_two_conventions_are_named(folder):
 
     write_all(folder, convert)
     (problem,) = problems(folder)
-    assert "im04.png: values are class indices" in problem
-    assert "im00.png the colors of the palette count" in problem
+    assert "im04.png: values are the classes" in problem
+    assert "im00.png colors are" in problem
 
 
 def test_a_foreground_of_255_among_masks_of_classes_is_asked_about(folder):

@@ -9,7 +9,7 @@ import pytest
 
 from mpmc_jax.data import build, check, decode, registry, source
 from mpmc_jax.data.builders import synthetic
-from mpmc_jax.data.geometry import registry as host
+from mpmc_jax.data.geometry import registry as geometries
 from mpmc_jax.data.pipeline import TrainPipeline
 from mpmc_jax.pixels import GRAY, RGB
 from mpmc_jax.types import Streams
@@ -100,7 +100,7 @@ def test_labels_move_with_their_image(tmp_path):
     assert not report.problems
     registry.prepare(data, report.present, str(tmp_path))
     config = config_for(tmp_path, split="4", crop=48)
-    for geometry in host.GEOMETRIES:
+    for geometry in geometries.GEOMETRIES:
         streams = Streams(geometry=geometry, fill="mean")
         for batch in _batches(build.build_train(config, streams), 4):
             image, label = batch.labeled.image, batch.labeled.label

@@ -370,7 +370,7 @@ def test_volumes_that_unpack_to_too_much_are_refused(tmp_path, monkeypatch):
                 key, (1, 64, 64), "f4", chunks=(1, 64, 64), compression="gzip"
             )
             made.id.write_direct_chunk((0, 0, 0), deflated(8 << 20))
-    with pytest.raises(UnreadableImage, match="unpacks to more than 4194304"):
+    with pytest.raises(UnreadableImage, match="decompresses to more than 4194304"):
         volumes.from_h5(path).depth()
     small = nibabel.nifti1.Nifti1Image(np.zeros((4, 4, 2), np.int16), np.eye(4))
     (tmp_path / "a.nii.gz").write_bytes(

@@ -203,7 +203,10 @@ def test_links_are_followed_once(folder, tmp_path):
     assert _splits(folder) == expected
     inner = tmp_path / "images" / "again"
     for target, message in (
-        (tmp_path / "images", f"again: by a link the same folder as {folder}/images"),
+        (
+            tmp_path / "images",
+            f"again: a link makes it the same folder as {folder}/images",
+        ),
         (tmp_path, f"again: a link to {tmp_path}, which holds {folder}/images"),
     ):
         inner.symlink_to(target)
@@ -212,11 +215,11 @@ def test_links_are_followed_once(folder, tmp_path):
     (tmp_path / "images" / "gone.png").symlink_to(tmp_path / "absent.png")
     (problem,) = _problems(folder)
     assert problem.endswith(
-        f"a symbolic link to {tmp_path}/absent.png, which is not there"
+        f"a symbolic link to {tmp_path}/absent.png, which does not exist"
     )
     (tmp_path / "images" / "gone.png").unlink()
     os.mkfifo(tmp_path / "images" / "pipe.png")
-    assert "pipe.png: no file; a pipe or device" in _problems(folder)[0]
+    assert "pipe.png: not a file; a pipe or device" in _problems(folder)[0]
 
 
 def test_names_that_are_not_utf8(folder, capsys):

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mpmc_jax.data.geometry import registry as host
+from mpmc_jax.data.geometry import registry as geometries
 from mpmc_jax.data.geometry.cropping import FILLS, CropConfig, Placement
 from mpmc_jax.pixels import RGB, PixelFormat
 
@@ -21,7 +21,7 @@ def _photo(rng, rows, columns):
 
 
 def _two_steps(image, placement, resample):
-    """Resizes the whole, then cuts the window out: what `host` does at once."""
+    """Resizes the whole, then cuts the window out: what a `Placement` does at once."""
     whole = np.asarray(image.resize(placement.resized[::-1], resample))
     top, left, bottom, right = placement.window
     window = whole[top:bottom, left:right]
@@ -37,7 +37,7 @@ def test_one_call_equals_resize_then_crop(name):
         config = CropConfig(int(rng.integers(16, 160)))
         image = _photo(rng, *size)
         label = rng.integers(0, 256, size, dtype=np.uint8)
-        placement = host.GEOMETRIES[name].draw(rng, size, config)
+        placement = geometries.GEOMETRIES[name].draw(rng, size, config)
         top, left, bottom, right = placement.extent()
         crop = placement.image(image, config, RGB)[top:bottom, left:right]
         expected = _two_steps(image, placement, Image.Resampling.BILINEAR)
@@ -79,7 +79,7 @@ def test_u2pl_interpolates_flips_and_pads_on_both_sides():
         config = CropConfig(32, fill="nearest_mean")
         image = _photo(rng, *size)
         label = rng.integers(0, 256, size, dtype=np.uint8)
-        placement = host.draw_u2pl(rng, size, config)
+        placement = geometries.draw_u2pl(rng, size, config)
         rows, columns = placement.resized
         whole = _interpolate(np.asarray(image, float), placement.resized)
         nearest = label[np.arange(rows) * size[0] // rows]
@@ -111,7 +111,9 @@ def test_u2pl_interpolates_flips_and_pads_on_both_sides():
 def test_u2pl_shrinks_half_of_the_time():
     rng = np.random.default_rng(6)
     config = CropConfig(10, 0.5, 2.0)
-    rows = [host.draw_u2pl(rng, (1000, 1000), config).resized[0] for _ in range(2000)]
+    rows = [
+        geometries.draw_u2pl(rng, (1000, 1000), config).resized[0] for _ in range(2000)
+    ]
     assert min(rows) >= 500 and max(rows) <= 2000
     assert 0.45 < np.mean(np.array(rows) < 1000) < 0.55
     assert 700 < np.median([r for r in rows if r < 1000]) < 800
@@ -136,7 +138,7 @@ def test_extent_separates_image_from_padding(name, fill):
     label = np.full((50, 90), 3, np.uint8)
     columns = set()
     for _ in range(60):
-        placement = host.GEOMETRIES[name].draw(rng, (50, 90), config)
+        placement = geometries.GEOMETRIES[name].draw(rng, (50, 90), config)
         top, left, bottom, right = placement.extent()
         real = np.zeros((64, 64), bool)
         real[top:bottom, left:right] = True
@@ -158,7 +160,9 @@ def test_extent_separates_image_from_padding(name, fill):
 def test_draws_cover_their_ranges(name):
     rng = np.random.default_rng(4)
     config = CropConfig(10, 0.5, 2.0)
-    drawn = [host.GEOMETRIES[name].draw(rng, (10, 20), config) for _ in range(2000)]
+    drawn = [
+        geometries.GEOMETRIES[name].draw(rng, (10, 20), config) for _ in range(2000)
+    ]
     long = {placement.resized[1] for placement in drawn}
     assert min(long) == 10
     # A continuous factor below 2 never floors to the upper end.
@@ -182,20 +186,20 @@ def test_unimatch_rounds_the_short_side_half_up():
         def random(self):
             return 0.9
 
-    placement = host.draw_unimatch(LongSide25(), (30, 50), CropConfig(8))
+    placement = geometries.draw_unimatch(LongSide25(), (30, 50), CropConfig(8))
     assert placement.resized == (15, 25)
-    placement = host.draw_unimatch(LongSide25(), (21, 50), CropConfig(8))
+    placement = geometries.draw_unimatch(LongSide25(), (21, 50), CropConfig(8))
     assert placement.resized == (11, 25)  # 10.5 goes up.
 
 
 def test_no_flip_when_switched_off_and_draws_stay_the_same():
     for name in ("unimatch", "augseg", "u2pl"):
-        geometry = host.GEOMETRIES[name]
+        draw = geometries.GEOMETRIES[name].draw
         on = CropConfig(16)
         off = CropConfig(16, flip=False)
         for seed in range(20):
-            a = geometry(np.random.default_rng(seed), (40, 60), on)
-            b = geometry(np.random.default_rng(seed), (40, 60), off)
+            a = draw(np.random.default_rng(seed), (40, 60), on)
+            b = draw(np.random.default_rng(seed), (40, 60), off)
             assert not b.flip
             assert a.resized == b.resized
             if name == "unimatch":
@@ -220,4 +224,4 @@ def test_settings_are_checked():
     with pytest.raises(ValueError, match="black"):
         CropConfig(8, fill="pink")
     with pytest.raises(ValueError, match="augseg.*unimatch"):
-        host.build_geometry("random")
+        geometries.build_geometry("random")

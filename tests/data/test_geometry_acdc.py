@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from mpmc_jax.data.geometry import registry as host
-from mpmc_jax.data.geometry.acdc import Turn
+from mpmc_jax.data.geometry import registry as geometries
+from mpmc_jax.data.geometry.acdc import Rotation
 from mpmc_jax.data.geometry.cropping import CropConfig
 from mpmc_jax.pixels import PixelFormat
 
@@ -17,8 +17,8 @@ def test_turns_are_those_of_the_published_loader():
     kinds = {"turned": 0, "rotated": 0, "as it is": 0}
     seen = set()
     for _ in range(2000):
-        turn = host.draw_acdc(rng, (20, 30), config)
-        assert isinstance(turn, Turn)
+        turn = geometries.draw_acdc(rng, (20, 30), config)
+        assert isinstance(turn, Rotation)
         rotated = "rotated" if turn.degrees else "as it is"
         kinds["turned" if turn.quarters is not None else rotated] += 1
         seen.add((turn.quarters, turn.mirrored, turn.degrees))
@@ -29,7 +29,7 @@ def test_turns_are_those_of_the_published_loader():
     assert turns == {(k, axis) for k in range(4) for axis in range(2)}
     assert {s[2] for s in seen if s[0] is None} == set(range(-20, 20))
     for quarters, axis, degrees in [*turns_of(seen), (None, 0, 0)]:
-        turn = Turn(quarters, axis, degrees, 24)
+        turn = Rotation(quarters, axis, degrees, 24)
         for values, found in (
             (image[..., 0], turn.image(image, config, pixels)[..., 0]),
             (label, turn.label(label, config)),

@@ -206,7 +206,7 @@ def test_named_grays_are_colors():
 
 def test_an_unknown_color_of_a_palette_is_named():
     picture = paletted(LABEL, [(0, 0, 0), (254, 0, 0), (0, 255, 0)])
-    with pytest.raises(UnreadableImage, match=r"\(254, 0, 0\).* out of x if the ind"):
+    with pytest.raises(UnreadableImage, match=r"\(254, 0, 0\).* from x if the ind"):
         read_mask(encoded(picture), COLORS)
     # As in VOC: 255 in a color of its own is void.
     palette = RED_GREEN + [(0, 0, 0)] * 252 + [(224, 224, 192)]

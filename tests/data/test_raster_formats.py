@@ -13,7 +13,7 @@ from launch import check_data, prepare_data
 from mpmc_jax.data import build, decode
 from mpmc_jax.data import raster_formats as deep
 from mpmc_jax.data.dataset import open_dataset
-from mpmc_jax.data.geometry import registry as host
+from mpmc_jax.data.geometry import registry as geometries
 from mpmc_jax.data.geometry.cropping import CropConfig, fill_color, to_bytes
 from mpmc_jax.data.raster_formats import UnreadableImage
 from mpmc_jax.pixels import GRAY, RGB, PixelFormat
@@ -134,7 +134,7 @@ def huge(shape):
         (tiff(FOUR[..., :3], photometric="rgb"), RGB, "TIFF with more .* bits"),
         (tiff(np.stack([BANDS[..., 0]] * 2)), GRAY, "TIFF with more .* pages"),
         (npy(FOUR.astype(float)), plain(4, "float32"), "values are float64; convert"),
-        (npy(FOUR[None]), plain(4, "uint16"), "no image"),
+        (npy(FOUR[None]), plain(4, "uint16"), "is not that of an image"),
         (npy(np.zeros((3, 9, 99), "u2")), plain(3, "uint16"), "channels.* come last"),
         (npy(np.full((2, 2), np.nan, "f4")), plain(1, "float32"), "4 values .* NaN"),
         (tiff(FOUR[..., 0])[:60], plain(1, "uint16"), "TIFF|decoded"),
@@ -150,7 +150,7 @@ def test_deep_color_is_not_silently_halved():
     # By hand, since Pillow writes no such PNG either.
     content = bytearray(png(values((6, 9, 3), "uint8")))
     content[24:26] = b"\x10\x02"
-    with pytest.raises(UnreadableImage, match="16 bits a color"):
+    with pytest.raises(UnreadableImage, match="16 bits per color"):
         decode.decode_array(bytes(content), RGB)
 
 
@@ -167,7 +167,7 @@ def test_deep_images_are_cut_where_bytes_are(name, dtype):
     pixels = PixelFormat(4, (0.25,), (1.0,), dtype, high=(top,))
     config = CropConfig(40, 0.4, 1.6, fill="mean")
     for _ in range(20):
-        cut = host.GEOMETRIES[name].draw(rng, (50, 70), config)
+        cut = geometries.GEOMETRIES[name].draw(rng, (50, 70), config)
         found = cut.image(deep, config, pixels)
         assert found.dtype == dtype and found.shape == (40, 40, 4)
         expected = cut.image(rgb, config, RGB).astype(np.float64)
@@ -286,7 +286,7 @@ def test_figures_of_the_normalization():
     assert (none.mean, none.std) == ((0.0,) * 3, (1.0,) * 3)
     four = PixelFormat(4, (0.1,), (0.4,), "uint16")
     assert build.normalization("auto", four) == four
-    with pytest.raises(ValueError, match="for 3 channels, and the images have 4"):
+    with pytest.raises(ValueError, match="needs 3 channels, and the images have 4"):
         build.normalization("imagenet", four)
     with pytest.raises(ValueError, match="valid: auto, dataset, imagenet, none"):
         build.normalization("z-score", own)

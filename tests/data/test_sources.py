@@ -116,7 +116,10 @@ def test_pairs_that_do_not_match(folder):
         ({"classes": ["a", "b", "c"], "colors": []}, "unknown keys colors"),
         ({"classes": ["a", "b", "c"], "palette": [[0, 0, 0]]}, "1 color for 3"),
         ({"classes": ["a", "b", "c"], "palette": [[0, 0, 999]] * 3}, "not 8-bit"),
-        ({"classes": ["a", "b", "c"], "palette": [[0, 0, 9]] * 3}, "mean two things"),
+        (
+            {"classes": ["a", "b", "c"], "palette": [[0, 0, 9]] * 3},
+            "colors with two meanings",
+        ),
         (["a", "b"], "not an object"),
         ({"classes": "road"}, "not a list of names: 'road'"),
         ({"classes": [1, 2]}, "not a list of names: [1, 2]"),
@@ -179,7 +182,7 @@ def test_zero_labeled_images(folder):
 
 def test_missing_and_empty_folders(tmp_path):
     absent = str(tmp_path / "absent")
-    for path, message in (("", "--source=DIR is needed"), (absent, "no such folder")):
+    for path, message in (("", "--source=DIR is missing"), (absent, "no such folder")):
         with pytest.raises(FileNotFoundError, match=message):
             registry.read_source("camvid", path)
     with pytest.raises(FileNotFoundError, match="empty"):
@@ -241,7 +244,7 @@ def test_camvid_as_segnet_publishes_it(tmp_path):
     again = verify.check(open_dataset(str(tmp_path / "data"), "camvid"))
     assert again.problems == ()
     assert again.pixels.tolist() == report.pixels.tolist()
-    assert f"/SegNet/CamVid/val/c.png is taken as {tmp_path}/val/c.png" in data.notes[1]
+    assert f"/SegNet/CamVid/val/c.png becomes {tmp_path}/val/c.png" in data.notes[1]
     # An absent file is named as the list means it.
     (tmp_path / "train" / "a.png").unlink()
     (problem,) = registry.read_source("camvid", str(tmp_path)).problems

@@ -117,7 +117,7 @@ def test_list_errors_name_what_is_wrong(tmp_path):
     cases = {
         "name no training image.*zz9.*yy8": "zz9\nim01\nyy8\n",
         "repeats 1 ids: im02": "im02\nim03\nim02\n",
-        "no labeled image at all": "\n\n",
+        "empty list, so that no image is labeled": "\n\n",
     }
     for message, text in cases.items():
         with pytest.raises(ValueError, match=message):

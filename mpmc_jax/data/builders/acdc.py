@@ -3,17 +3,16 @@
     data/slices/patient003_frame01_slice_1.h5    training: "image", "label" (H,W)
     data/patient002_frame01.h5                   validation: both (slices,H,W)
 
-or the original, which is brought to the same form:
+or the original, which is converted to the same form:
 
     patient003/patient003_frame01.nii.gz         (X,Y,slices), any intensities
     patient003/patient003_frame01_gt.nii.gz
 
-SOURCE is the folder of data/, data/ itself, or the folder of the patients. Lists, in it
-or in its splits/, say what is for which, as published: train_slices.txt names slices,
-val.txt and, where there is one, test.txt volumes. Without val.txt, UniMatch's
-valtest.txt is for validation. Where there is no .txt, SSL4MIS's own names are read, as
-train_slices.list. They call the two frames of a patient frame01 and frame02, whatever
-their numbers are in the original.
+SOURCE is the folder of data/, data/ itself, or the folder of the patients. The
+published lists are in it or in its splits/: train_slices.txt names slices; val.txt and,
+if it exists, test.txt name volumes. Without val.txt, UniMatch's valtest.txt is used for
+validation. Lists may have SSL4MIS's ending, as train_slices.list. They call the two
+frames of a patient frame01 and frame02, whatever their numbers in the original.
 """
 
 import collections
@@ -35,9 +34,9 @@ CLASSES: dict[str, Color] = {
     "myocardium": (70, 180, 90),
     "left ventricle": (70, 110, 220),
 }
-# Slices of the published lists: 70 patients, and the 20 volumes of 10.
+# Slices in the published lists: 70 patients, and 20 volumes of 10 patients.
 EXPECTED = {"train": 1312, "val": 210}
-# A volume's least value is 0 and its greatest 1; nothing else is done to it.
+# Volumes are scaled to 0..1 and not normalized further.
 PIXELS = PixelFormat(1, (0.0,), (1.0,), "float32", low=(0.0,), high=(1.0,))
 
 _TRAIN, _VAL, _BOTH, _TEST = "train_slices.txt", "val.txt", "valtest.txt", "test.txt"
@@ -46,7 +45,7 @@ _ORIGINAL = re.compile(r"(patient\d+)_frame(\d+)\.nii(\.gz)?")
 
 
 def read_source(directory: pathlib.Path) -> Source:
-    """Describes ACDC below or at `directory`; what is amiss is in `.problems`."""
+    """Describes ACDC in or below `directory`; `.problems` lists what is wrong."""
     problems: list[str] = []
     train = _read_list(directory, _TRAIN, problems)
     whole = {"val": _VAL}
@@ -64,7 +63,7 @@ def read_source(directory: pathlib.Path) -> Source:
             key: volumes.from_h5(path)
             for key, path in files.by_stem(root, ".h5").items()
         }
-        splits["train"] = _files(root / "slices", train, problems)
+        splits["train"] = _slice_files(root / "slices", train, problems)
     else:
         found = _originals(directory, problems)
         if not found:
@@ -72,14 +71,14 @@ def read_source(directory: pathlib.Path) -> Source:
                 f"{directory}: no data/slices/*.h5, slices/*.h5 or "
                 "patientXXX/patientXXX_frameYY.nii.gz; extract the archive there"
             )
-        splits["train"] = _cut(directory, found, train, problems)
+        splits["train"] = _slices_of_volumes(directory, found, train, problems)
     for name, keys in listed.items():
-        splits[name] = _whole(directory, found, whole[name], keys, problems)
+        splits[name] = _whole_volumes(directory, found, whole[name], keys, problems)
     others = {_patient(key) for keys in listed.values() for key in keys}
     shared = {_patient(key) for key in train} & others
     if shared:
         problems.append(
-            f"{directory}: patients for training and for validation: "
+            f"{directory}: patients both for training and for validation: "
             f"{shorten(sorted(shared))}"
         )
     return Source(
@@ -102,7 +101,7 @@ def _patient(key: str) -> str:
 
 
 def _find(directory: pathlib.Path, name: str) -> pathlib.Path | None:
-    """Where a list lies, ending in .txt or .list."""
+    """Finds a list, with the ending .txt or .list."""
     places = (
         (directory / place / name).with_suffix(ending)
         for place in ("", "splits", "../splits")
@@ -114,7 +113,7 @@ def _find(directory: pathlib.Path, name: str) -> pathlib.Path | None:
 def _read_list(
     directory: pathlib.Path, name: str, problems: list[str]
 ) -> tuple[str, ...]:
-    """Names of the slices or volumes, in the list's order."""
+    """Reads the names of slices or volumes, in the list's order."""
     path = _find(directory, name)
     if path is None:
         problems.append(
@@ -130,7 +129,7 @@ def _read_list(
     return tuple(lists.unique(keys, path, problems))
 
 
-def _complain(
+def _report_absent(
     directory: pathlib.Path,
     name: str,
     keys: tuple[str, ...],
@@ -139,34 +138,34 @@ def _complain(
 ) -> None:
     absent = list(absent)
     if absent:
-        mend = "extract the archive again"
+        hint = "extract the archive again"
         if len(absent) == len(keys):
-            mend = "is it the list of another data set?"
+            hint = "is it the list of another data set?"
         problems.append(
-            f"{directory}: {name} names {len(absent)} of {len(keys)} that are not "
-            f"there: {shorten(absent)}; {mend}"
+            f"{directory}: {name} names {len(absent)} of {len(keys)} that do not "
+            f"exist: {shorten(absent)}; {hint}"
         )
 
 
-def _files(
+def _slice_files(
     directory: pathlib.Path, keys: tuple[str, ...], problems: list[str]
 ) -> tuple[Sample, ...]:
-    """Training slices, a file each."""
+    """Returns the training slices that are one file each."""
     paths = files.by_stem(directory, ".h5")
     absent = [key for key in keys if key not in paths]
-    _complain(directory, _TRAIN, keys, absent, problems)
+    _report_absent(directory, _TRAIN, keys, absent, problems)
     return tuple(
         Sample(key, *volumes.h5_slice(paths[key])) for key in keys if key in paths
     )
 
 
-def _cut(
+def _slices_of_volumes(
     directory: pathlib.Path,
     found: dict[str, Volume],
     keys: tuple[str, ...],
     problems: list[str],
 ) -> tuple[Sample, ...]:
-    """Training slices, out of volumes; numbers in their names begin at 1."""
+    """Returns the training slices of volumes; numbers in their names begin at 1."""
     depths = {key: _depth(volume, problems) for key, volume in found.items()}
     samples, absent = [], []
     for key in keys:
@@ -176,20 +175,20 @@ def _cut(
             absent.append(key)
             continue
         samples.append(Sample(key, *found[name].slice(int(number) - 1)))
-    _complain(directory, _TRAIN, keys, absent, problems)
+    _report_absent(directory, _TRAIN, keys, absent, problems)
     return tuple(samples)
 
 
-def _whole(
+def _whole_volumes(
     directory: pathlib.Path,
     found: dict[str, Volume],
     name: str,
     keys: tuple[str, ...],
     problems: list[str],
 ) -> tuple[Sample, ...]:
-    """All slices of the volumes that the list `name` names, in order."""
+    """Returns all slices of the volumes in the list `name`, in order."""
     absent = [key for key in keys if key not in found]
-    _complain(directory, name, keys, absent, problems)
+    _report_absent(directory, name, keys, absent, problems)
     return tuple(
         Sample(f"{key}_slice_{i + 1}", *found[key].slice(i), volume=key)
         for key in keys
@@ -199,7 +198,7 @@ def _whole(
 
 
 def _depth(volume: Volume, problems: list[str]) -> int:
-    """Slices of a volume whose image and labels fit; 0 if they do not."""
+    """Returns a volume's number of slices; 0, and a problem, if it is not usable."""
     try:
         return volume.depth()
     except (UnreadableImage, OSError) as error:
@@ -208,7 +207,10 @@ def _depth(volume: Volume, problems: list[str]) -> int:
 
 
 def _originals(directory: pathlib.Path, problems: list[str]) -> dict[str, Volume]:
-    """Name in the lists -> volume; the frames of a patient are counted from 1."""
+    """Finds the original volumes, by name in the lists.
+
+    These names count the frames of a patient from 1.
+    """
     frames = collections.defaultdict(list)
     for path in sorted(directory.glob("patient*/patient*_frame*.nii*")):
         match = _ORIGINAL.fullmatch(path.name)

@@ -1,4 +1,4 @@
-"""Reading downloaded files that nobody vouches for: tar archives, MATLAB files."""
+"""Reads downloaded files that are not trusted: tar archives and MATLAB files."""
 
 import io
 import pathlib
@@ -13,25 +13,26 @@ from scipy.io.matlab import MatReadError
 from mpmc_jax.data.decode import encode_png
 from mpmc_jax.data.raster_formats import UnreadableImage
 
-# SBD's largest is far below, packed and unpacked; small files may hold any size.
+# Limit for members, compressed and decompressed; SBD's largest is far below.
 _MAX_MEMBER_BYTES = 1 << 24
-# Of MATLAB 5's files: length of the header, and the type of a zlib stream.
+# MATLAB 5 files: length of the header, and the type of a zlib stream.
 _HEADER_BYTES, _COMPRESSED = 128, 15
 
 
 def read_members(path: pathlib.Path, folder: str, suffix: str) -> dict[str, bytes]:
-    """Stem -> bytes, of the files with an ending in one folder of a .tar.gz.
+    """Reads the files of one folder of a .tar.gz, by stem.
 
-    Nothing is extracted. An archive that would write elsewhere if it were is refused
-    as a whole: links, absolute names, `..`.
+    Nothing is extracted. An archive with links, absolute names or `..`, which could
+    write outside its folder, is refused as a whole.
 
     Args:
       path: the archive.
-      folder: last folders of the wanted names, "dataset/cls".
-      suffix: ending of the wanted names, ".mat".
+      folder: last folders of the wanted names, such as "dataset/cls".
+      suffix: ending of the wanted names, such as ".mat".
 
     Raises:
-      ValueError: truncated, no archive, or refused; names archive and member.
+      ValueError: truncated, not an archive, or refused; the message names archive and
+        member.
     """
     found: dict[str, bytes] = {}
     try:
@@ -61,7 +62,7 @@ def _refuse(path: pathlib.Path, member: tarfile.TarInfo) -> None:
     elif name.is_absolute():
         reason = "has an absolute name"
     elif ".." in name.parts:
-        reason = "leads out of the archive by '..'"
+        reason = "leaves the archive by '..'"
     elif member.size > _MAX_MEMBER_BYTES and name.suffix == ".mat":
         reason = f"has {member.size} bytes, more than {_MAX_MEMBER_BYTES}"
     else:
@@ -72,12 +73,12 @@ def _refuse(path: pathlib.Path, member: tarfile.TarInfo) -> None:
 
 
 def sbd_mask(content: bytes) -> bytes:
-    """SBD's MATLAB file -> PNG of its class indices, field `GTcls.Segmentation`.
+    """Converts SBD's MATLAB file to a PNG of its classes, `GTcls.Segmentation`.
 
     Raises:
-      UnreadableImage: not such a file, or one that unpacks to more than any mask.
+      UnreadableImage: not such a file, or one that decompresses to too many bytes.
     """
-    _check_unpacked(content)
+    _check_decompressed(content)
     try:
         fields = scipy.io.loadmat(io.BytesIO(content), variable_names=["GTcls"])
     except (MatReadError, ValueError, TypeError, OSError, NotImplementedError) as error:
@@ -98,8 +99,8 @@ def sbd_mask(content: bytes) -> bytes:
     return encode_png(label_hw)
 
 
-def _check_unpacked(content: bytes) -> None:
-    """Raises UnreadableImage if an element is longer than allowed once unpacked."""
+def _check_decompressed(content: bytes) -> None:
+    """Raises UnreadableImage if an element decompresses to too many bytes."""
     order = "<" if content[_HEADER_BYTES - 2 : _HEADER_BYTES] == b"IM" else ">"
     position = _HEADER_BYTES
     while position + 8 <= len(content):
@@ -111,9 +112,9 @@ def _check_unpacked(content: bytes) -> None:
         try:
             unpacked = unpacker.decompress(packed, _MAX_MEMBER_BYTES + 1)
         except zlib.error:
-            return  # whoever reads it says so
+            return  # SciPy reports the damage.
         if len(unpacked) > _MAX_MEMBER_BYTES:
             raise UnreadableImage(
-                f"refused: it unpacks to more than {_MAX_MEMBER_BYTES} bytes, and no "
-                "mask of SBD does; download the original"
+                f"refused: it decompresses to more than {_MAX_MEMBER_BYTES} bytes, "
+                "unlike any mask of SBD; download the original"
             )

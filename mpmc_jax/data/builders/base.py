@@ -1,9 +1,9 @@
-"""Writing and finding prepared data sets: TFDS with ArrayRecord, no TensorFlow.
+"""Writes prepared data sets by TFDS, as ArrayRecord files, without TensorFlow.
 
-A record holds `image` and `mask` as encoded bytes (see `images`), `id`, and `labeled`.
-Unlabeled images carry a one-pixel void mask, because a TFDS feature cannot be absent.
-Records lie in the order of the source, so that position and id are interchangeable, and
-metadata.json beside them holds everything else that training needs to know, and the
+A record holds `image` and `mask` as encoded bytes (see `decode`), `id` and `labeled`.
+Unlabeled images have a void mask of one pixel, because a TFDS feature cannot be absent.
+Records are in the order of the source, so that positions and ids are interchangeable.
+The file metadata.json beside them holds everything else that training needs, and the
 SHA-256 of each split's records.
 """
 
@@ -27,19 +27,19 @@ from mpmc_jax.data.source import Blob, Sample, Source
 from mpmc_jax.pixels import PixelFormat
 from mpmc_jax.types import IGNORE_LABEL
 
-# Of the prepared data: another version is another folder, and has to be prepared.
+# Version of the prepared data, and name of their folder. A release reads only this one.
 VERSION = "1.4.0"
 _NO_MASK = decode.encode_png(np.full((1, 1), IGNORE_LABEL, np.uint8))
-# TFDS sorts records by 128-bit keys and distributes them over temporary buckets by
-# the leading bits, so consecutive integers would all be held in memory at once.
+# TFDS sorts records by 128-bit keys, in buckets by the leading bits. Keys use all bits,
+# as consecutive integers would all be in one bucket, which is held in memory.
 _KEY_BITS = 128
 
 
 class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """The TFDS builder of a checked `Source`, whose name it takes.
+    """The TFDS builder that writes a checked `Source`.
 
     Args:
-      source: what to write; must be free of problems.
+      source: the data set to write, without problems.
       present: id of each labeled sample -> indices of the classes in its mask.
       data_dir: folder of all prepared data sets.
       digests: see `Source.fingerprint`.
@@ -120,7 +120,7 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
         for position, record in enumerate(records):
             add_record(digest, record["id"], record["image"], record["mask"])
             files = {"mask": io.BytesIO(record["mask"])}
-            if decode.is_bytes(self._source.pixels):
+            if decode.is_picture(self._source.pixels):
                 files["image"] = io.BytesIO(record["image"])
             key = (position << _KEY_BITS) // len(samples)
             yield key, {**record, **files}
@@ -144,19 +144,19 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
 
 
 def _image_feature(pixels: PixelFormat) -> tfds.features.FeatureConnector:
-    if decode.is_bytes(pixels):
+    if decode.is_picture(pixels):
         return tfds.features.Image(shape=(None, None, pixels.channels))
     return tfds.features.Tensor(shape=(), dtype=np.object_)
 
 
 def add_record(digest: "hashlib._Hash", key: str, image: bytes, mask: bytes) -> None:
-    """Adds one record to the digest of its split's contents."""
+    """Adds one record to the digest of its split."""
     for part in (key.encode(), image, mask):
         digest.update(hashlib.sha256(part).digest())
 
 
 def _index_mask(mask: Blob, source: Source, missing: np.ndarray | None) -> bytes:
-    """The mask's own bytes where they hold just these labels, else a PNG that does."""
+    """Returns a PNG of a mask's labels, which is its own file if that is such a PNG."""
     content = source_lib.read_bytes(mask)
     found = masks.read_mask(content, source.masks).without(missing)
     if found.is_plain and not source.unpacked:
@@ -165,40 +165,40 @@ def _index_mask(mask: Blob, source: Source, missing: np.ndarray | None) -> bytes
 
 
 def dataset_directory(data_dir: str | os.PathLike, name: str) -> pathlib.Path:
-    """Where the prepared data set `name` lies, or would lie."""
+    """Returns the folder of the prepared data set `name`, whether it exists or not."""
     return pathlib.Path(data_dir) / name / VERSION
 
 
 def is_complete(directory: pathlib.Path) -> bool:
-    """Whether a folder holds a whole prepared data set."""
+    """Returns whether a folder holds a complete prepared data set."""
     return (directory / "metadata.json").is_file()
 
 
 def write(builder: SegmentationBuilder) -> pathlib.Path:
-    """Prepares a data set, in one step as far as a reader can see; returns its folder.
+    """Prepares a data set and returns its folder, which appears only when complete.
 
-    A run that is killed leaves an `incomplete` folder beside it and no data set; the
-    next run removes it.
+    A run that is killed leaves a folder named `incomplete` beside it, which the next
+    run removes.
 
     Raises:
-      FileExistsError: it is prepared already, perhaps by a run that was faster.
-      BlockingIOError: another run is preparing the same data set.
-      OSError: it cannot be written.
+      FileExistsError: the data set is prepared already, perhaps by a concurrent run.
+      BlockingIOError: another run is preparing the data set.
+      OSError: files cannot be written.
     """
     directory = pathlib.Path(builder.data_dir)
     directory.parent.mkdir(parents=True, exist_ok=True)
-    with _alone(directory.parent):
+    with _locked(directory.parent):
         if is_complete(directory):
             raise FileExistsError(f"{directory}: is prepared already")
-        for left in directory.parent.glob("incomplete.*"):
-            shutil.rmtree(left)
+        for incomplete in directory.parent.glob("incomplete.*"):
+            shutil.rmtree(incomplete)
         _write_quietly(builder)
     return directory
 
 
 @contextlib.contextmanager
-def _alone(directory: pathlib.Path) -> Iterator[None]:
-    """Holds the lock of a folder, which the system releases if this run is killed."""
+def _locked(directory: pathlib.Path) -> Iterator[None]:
+    """Locks a folder; the system releases the lock if this process is killed."""
     path = directory / "prepare.lock"
     with path.open("w") as lock:
         try:

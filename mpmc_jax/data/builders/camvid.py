@@ -3,11 +3,11 @@
     SOURCE/train.txt, val.txt    "image label" on each line
     SOURCE/test.txt              optional, likewise
 
-Paths are relative to SOURCE. The published lists begin with /SegNet/CamVid/: leading
-folders are left out where files are found without them, as many of every path, and a
-note says so. An id is the stem of the image's file; where images in several folders
-have equal stems, all ids are paths. Label 11 is void in the published masks, and
-becomes 255.
+Paths are relative to SOURCE. In the published lists they begin with /SegNet/CamVid/; if
+files are found without leading folders, the same number of them is left out of every
+path, and a note says so. An id is the stem of the image's file; if images in several
+folders have the same stem, all ids are paths. Label 11 is void in the published masks,
+and becomes 255.
 """
 
 import pathlib
@@ -37,12 +37,12 @@ CLASSES = {
 # SegNet's masks hold 11 for void.
 _MASKS = MaskFormat(void=(len(CLASSES),))
 
-# Path of an image in its list, and the files of image and mask.
+# The path of an image in its list, and the files of image and mask.
 Row = tuple[pathlib.PurePosixPath, pathlib.Path, pathlib.Path]
 
 
 def read_source(directory: pathlib.Path) -> Source:
-    """Describes the CamVid folder `directory`; what is amiss is in `.problems`."""
+    """Describes the CamVid folder `directory`; `.problems` lists what is wrong."""
     problems: list[str] = []
     notes: list[str] = []
     names = ["train", "val"]
@@ -85,7 +85,7 @@ def _id(path: pathlib.PurePosixPath, *, short: bool) -> str:
 def _read_list(
     directory: pathlib.Path, name: str, problems: list[str], notes: list[str]
 ) -> list[Row]:
-    """The pairs of a list whose files are there; complains of the others."""
+    """Reads the pairs of a list whose files exist; the others are problems."""
     path = directory / name
     try:
         lines = lists.read_lines(path)
@@ -104,8 +104,8 @@ def _read_list(
     left_out = _leading_folders(directory, [image for image, _ in pairs])
     if left_out:
         notes.append(
-            f"{path}: paths begin elsewhere; {pairs[0][0]} is taken as "
-            f"{directory / _without(pairs[0][0], left_out)}, and so are the others"
+            f"{path}: leading folders are left out of all paths; {pairs[0][0]} becomes "
+            f"{directory / _without(pairs[0][0], left_out)}"
         )
     rows, absent = [], []
     for image, mask in pairs:
@@ -126,7 +126,7 @@ def _read_list(
 def _leading_folders(
     directory: pathlib.Path, paths: list[pathlib.PurePosixPath]
 ) -> int:
-    """How many leading folders to leave out so that most paths are files."""
+    """Returns how many leading folders to leave out so that most paths are files."""
     deepest = max((len(path.parts) for path in paths), default=1)
     return max(
         range(deepest),
@@ -137,12 +137,12 @@ def _leading_folders(
 
 
 def _without(path: pathlib.PurePosixPath, number: int) -> pathlib.PurePosixPath:
-    """The path less its first parts; the first of an absolute one is its root."""
+    """Returns a path without its first parts; "/" is the first of an absolute path."""
     return pathlib.PurePosixPath(*path.parts[number:])
 
 
 def _file(directory: pathlib.Path, path: pathlib.PurePosixPath) -> pathlib.Path:
-    """Where a path leads, in the form of Unicode in which the file system has it."""
+    """Returns the file of a path, in the Unicode form that the file system uses."""
     forms = [
         directory / unicodedata.normalize(form, str(path)) for form in ("NFC", "NFD")
     ]

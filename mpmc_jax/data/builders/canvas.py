@@ -1,4 +1,4 @@
-"""What synthetic scenes are drawn on: light and labels, and places on the ground."""
+"""The canvas of synthetic scenes, and positions on their ground."""
 
 import dataclasses
 
@@ -12,7 +12,13 @@ FRAME = 2
 
 @dataclasses.dataclass
 class Canvas:
-    """A canvas: light (h,w,3) float32 in 0..1 and label (h,w) uint8."""
+    """An image and its labels while they are drawn.
+
+    Attributes:
+      rng: generator of all random numbers of the scene.
+      light: (h,w,3) float32 in 0..1.
+      label: (h,w) uint8.
+    """
 
     rng: np.random.Generator
     light: np.ndarray
@@ -20,7 +26,7 @@ class Canvas:
 
     @classmethod
     def empty(cls, rng: np.random.Generator, size: tuple[int, int]) -> "Canvas":
-        """A dark canvas of (rows, columns), all of class 0."""
+        """Creates a black canvas of (rows, columns), all of class 0."""
         return cls(rng, np.zeros((*size, 3), np.float32), np.zeros(size, np.uint8))
 
     @property
@@ -34,18 +40,23 @@ class Canvas:
         return self.label.shape[1]
 
     def color(self, *choices: tuple[float, float, float]) -> np.ndarray:
-        """One of the choices, a little off."""
+        """Returns one of the choices with a little noise."""
         base = choices[self.rng.integers(len(choices))]
         return np.clip(np.asarray(base) + self.rng.normal(0, 0.03, 3), 0.02, 1)
 
     def shape(self, kind: str, *points: tuple[float, float]) -> np.ndarray:
-        """(h,w) bool of a "polygon", "ellipse" or "rectangle" with (x, y) corners."""
+        """Returns (h,w) bool: the inside of a shape.
+
+        Args:
+          kind: "polygon", "ellipse" or "rectangle".
+          *points: (x, y) of its corners.
+        """
         image = Image.new("L", (self.columns, self.rows))
         getattr(ImageDraw.Draw(image), kind)([tuple(p) for p in points], fill=1)
         return np.asarray(image, bool)
 
     def noise(self, cell: int) -> np.ndarray:
-        """(h,w) smooth noise of unit deviation with features of `cell` pixels."""
+        """Returns smooth noise (h,w) of unit deviation; features have `cell` pixels."""
         coarse = (self.rows // cell + 2, self.columns // cell + 2)
         values = self.rng.standard_normal(coarse).astype(np.float32)
         size = (self.columns, self.rows)
@@ -56,7 +67,7 @@ class Canvas:
     def paint(
         self, where: np.ndarray, label: int, color: np.ndarray, texture: np.ndarray
     ) -> None:
-        """Covers `where` with a class; `texture` (h,w) is added to its color."""
+        """Paints `where` with a class; `texture` (h,w) is added to its color."""
         rows, columns = (np.flatnonzero(where.any(axis)) for axis in (1, 0))
         if not rows.size:
             return
@@ -67,7 +78,7 @@ class Canvas:
         np.copyto(self.light[box], shaded, where=inside[..., None])
 
     def outline(self, where: np.ndarray) -> None:
-        """Makes the pixels just outside `where` void, as annotators do."""
+        """Makes the border just outside of `where` void, as annotators do."""
         grown = where.copy()
         grown[1:] |= where[:-1]
         grown[:-1] |= where[1:]
@@ -76,7 +87,7 @@ class Canvas:
         self.label[grown & ~where] = IGNORE_LABEL
 
     def photograph(self) -> tuple[np.ndarray, np.ndarray]:
-        """Light, shadow, color cast and sensor noise; a void frame."""
+        """Returns image and labels with shadow, color cast, noise and a void frame."""
         rng = self.rng
         gain = rng.uniform(0.85, 1.15) * (1 + rng.normal(0, 0.02, 3))
         cast = rng.normal(0, 0.02, 3)
@@ -92,10 +103,13 @@ class Canvas:
 
 @dataclasses.dataclass(frozen=True)
 class Ground:
-    """A place on the ground: `depth` 0 at the horizon, 1 at the lower border.
+    """A position on the ground.
 
-    `edges` holds the road's left and right border at the bottom and its vanishing
-    point, in columns.
+    Attributes:
+      horizon: row of the horizon.
+      depth: 0 at the horizon, 1 at the lower border of the image.
+      edges: columns of the road's left and right border at the bottom, and of its
+        vanishing point.
     """
 
     horizon: float
@@ -103,22 +117,22 @@ class Ground:
     edges: tuple[float, float, float]
 
     def row(self, scene: Canvas) -> float:
-        """The row of the image here."""
+        """Returns the row of the image at this depth."""
         return self.horizon + (scene.rows * 0.98 - self.horizon) * self.depth
 
     def scale(self, scene: Canvas) -> float:
-        """Rows that a thing of unit height takes here."""
+        """Returns the rows that an object of unit height covers at this depth."""
         return scene.rows * (0.2 + 0.8 * self.depth)
 
     def road(self) -> tuple[float, float]:
-        """The columns of the road's borders here."""
+        """Returns the columns of the road's borders at this depth."""
         left, right, vanishing = self.edges
         mix = 0.12 + 0.88 * self.depth
         near, far = left - vanishing, right - vanishing
         return vanishing + near * mix, vanishing + far * mix
 
     def beside(self, scene: Canvas) -> float:
-        """A random column on one of the pavements."""
+        """Returns a random column on one of the pavements."""
         left, right = self.road()
         margin, strip = 0.04 * scene.columns, 0.1 * scene.columns
         if scene.rng.random() < 0.5:

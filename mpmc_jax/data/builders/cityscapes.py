@@ -4,20 +4,19 @@
     SOURCE/gtFine/{train,val}/CITY/NAME_gtFine_labelTrainIds.png, or
                                    NAME_gtFine_labelIds.png
 
-labelTrainIds are taken as they are, unless more images have labelIds, which are mapped.
-An id is the name of the image's file, NAME_leftImg8bit, with which the published lists'
-lines end.
+labelTrainIds are used as they are. If more images have labelIds, these are mapped to
+train ids instead. An id is the image's file name, NAME_leftImg8bit, with which lines of
+the published lists end.
 
-Either kind of mask under the other's name is refused by what the official masks never
-hold: labelIds no value above 33, so no 255; labelTrainIds none between 18 and 255.
+Masks of one kind under the name of the other are refused by their values: labelIds are
+at most 33, and labelTrainIds are below 19 or 255.
 """
 
 import pathlib
 
 import numpy as np
 
-from mpmc_jax.data import decode as images
-from mpmc_jax.data import files
+from mpmc_jax.data import decode, files
 from mpmc_jax.data.lists import shorten
 from mpmc_jax.data.masks import decode_mask
 from mpmc_jax.data.raster_formats import UnreadableImage
@@ -47,7 +46,7 @@ CLASSES = {
     "motorcycle": (0, 0, 230),
     "bicycle": (119, 11, 32),
 }
-# Position is the train id; every other id is void (cityscapesScripts, labels.py).
+# The index is the train id; all other ids are void (cityscapesScripts, labels.py).
 LABEL_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
 EXPECTED = {"train": 2975, "val": 500}
 _IMAGE_END = "_leftImg8bit"
@@ -55,7 +54,7 @@ _KINDS = ("labelTrainIds", "labelIds")
 
 
 def read_source(directory: pathlib.Path) -> Source:
-    """Describes the Cityscapes folder `directory`; what is amiss is in `.problems`."""
+    """Describes the Cityscapes folder `directory`; `.problems` lists what is wrong."""
     problems: list[str] = []
     images = {split: _find_images(directory, split, problems) for split in EXPECTED}
     everything = [path for paths in images.values() for path in paths]
@@ -67,7 +66,7 @@ def read_source(directory: pathlib.Path) -> Source:
         kind: [path for path in everything if masks[kind][path].is_file()]
         for kind in _KINDS
     }
-    kind = max(_KINDS, key=lambda kind: len(there[kind]))  # The first of equals.
+    kind = max(_KINDS, key=lambda kind: len(there[kind]))  # The first if equal.
     absent = [str(masks[kind][path]) for path in everything if path not in there[kind]]
     if absent:
         problems.append(
@@ -95,12 +94,12 @@ def read_source(directory: pathlib.Path) -> Source:
         notes=tuple(notes),
         expected=EXPECTED,
         unpacked=True,
-        mend="labelIds under labelTrainIds' name? rename to *_gtFine_labelIds.png",
+        value_hint="labelIds named labelTrainIds? rename to *_gtFine_labelIds.png",
     )
 
 
 def _other_splits(directory: pathlib.Path) -> list[str]:
-    """What lies beside train and val: test, whose labels are withheld, and others."""
+    """Returns the folders beside train and val, such as test."""
     folder = directory / "leftImg8bit"
     there = files.visible(folder.iterdir()) if folder.is_dir() else []
     return [path.name for path in there if path.name not in EXPECTED]
@@ -109,11 +108,11 @@ def _other_splits(directory: pathlib.Path) -> list[str]:
 def _find_images(
     directory: pathlib.Path, split: str, problems: list[str]
 ) -> list[pathlib.Path]:
-    """The images of all cities of a split; complains of what was not extracted."""
+    """Finds the images of all cities of a split; missing ones are problems."""
     folder = directory / "leftImg8bit" / split
-    mend = "extract leftImg8bit_trainvaltest.zip again"
+    hint = "extract leftImg8bit_trainvaltest.zip again"
     if not folder.is_dir():
-        problems.append(f"{folder}: no such folder; {mend}")
+        problems.append(f"{folder}: no such folder; {hint}")
         return []
     found = []
     empty = []
@@ -123,12 +122,12 @@ def _find_images(
         if not in_city:
             empty.append(str(city))
     if empty or not found:
-        problems.append(f"{folder}: cities without images: {shorten(empty)}; {mend}")
-    _complain_of_orphans(directory, split, frozenset(found), problems)
+        problems.append(f"{folder}: cities without images: {shorten(empty)}; {hint}")
+    _report_orphans(directory, split, frozenset(found), problems)
     return found
 
 
-def _complain_of_orphans(
+def _report_orphans(
     directory: pathlib.Path,
     split: str,
     images: frozenset[pathlib.Path],
@@ -167,18 +166,18 @@ def _mask(path: pathlib.Path, kind: str) -> pathlib.Path | Derived:
 
 
 def to_train_ids(content: bytes) -> bytes:
-    """PNG of labelIds -> PNG of train ids.
+    """Converts a PNG of labelIds to a PNG of train ids.
 
     Raises:
-      UnreadableImage: not a mask, or one of train ids.
+      UnreadableImage: not a mask, or a mask of train ids.
     """
     label_hw = decode_mask(content)
     largest = int(label_hw.max())
     if largest > LABEL_IDS[-1]:
         raise UnreadableImage(
             f"holds value {largest}, and labelIds end at {LABEL_IDS[-1]}; "
-            "labelTrainIds under labelIds' name? rename to *_gtFine_labelTrainIds.png"
+            "labelTrainIds named labelIds? rename to *_gtFine_labelTrainIds.png"
         )
     table = np.full(256, IGNORE_LABEL, np.uint8)
     table[list(LABEL_IDS)] = np.arange(len(LABEL_IDS))
-    return images.encode_png(table[label_hw])
+    return decode.encode_png(table[label_hw])

@@ -1,4 +1,4 @@
-"""What a user's classes.json says of classes, masks and images; see `folder`."""
+"""Reads a user's classes.json: class names, mask format, missing data; see `folder`."""
 
 import dataclasses
 import json
@@ -13,19 +13,19 @@ from mpmc_jax.text import quantity
 from mpmc_jax.types import IGNORE_LABEL
 
 _KEYS = ("classes", "palette", "void", "binary", "nodata")
-# TensorBoard shows what it cannot have in a tag as "_".
+# TensorBoard replaces these characters in tags by "_".
 _NOT_IN_TAGS = re.compile(r"[^-/\w.]")
 
 
 @dataclasses.dataclass(frozen=True)
 class Classes:
-    """Names, how masks show them, and what in images stands for no value.
+    """The contents of classes.json.
 
     Attributes:
       names: index -> name.
-      palette: index -> color, () where none is given.
-      masks: how masks are read.
-      nodata: see `PixelFormat`; None where nothing is said of it.
+      palette: index -> color; () if none is given.
+      masks: how masks store classes.
+      nodata: see `PixelFormat`; None if not given.
     """
 
     names: tuple[str, ...]
@@ -35,7 +35,13 @@ class Classes:
 
 
 def read(path: pathlib.Path, given: tuple[str, ...], problems: list[str]) -> Classes:
-    """Reads classes.json if it is there; `given` names go before its own."""
+    """Reads classes.json if it exists.
+
+    Args:
+      path: path of classes.json.
+      given: class names that replace those of the file; () for none.
+      problems: gets one line for each problem.
+    """
     facts = _read_facts(path, problems)
     listed = facts.get("classes", [])
     if not _is_list_of(str, listed):
@@ -62,11 +68,11 @@ def read(path: pathlib.Path, given: tuple[str, ...], problems: list[str]) -> Cla
         )
     again = lists.repeated([*palette, *colors])
     if again:
-        problems.append(f"{path}: colors that mean two things: {shorten(again)}")
+        problems.append(f"{path}: colors with two meanings: {shorten(again)}")
     if binary and (len(names) != 2 or palette or values):
         problems.append(
-            f'{path}: "binary" masks have two classes and no palette or void values; '
-            f"here are {len(names)}, {len(palette)} and {len(values)}"
+            f'{path}: "binary" masks have two classes and no palette or void values, '
+            f"not {len(names)}, {len(palette)} and {len(values)}"
         )
     known = {color: i for i, color in enumerate(palette)}
     known |= dict.fromkeys(colors, IGNORE_LABEL)
@@ -100,9 +106,9 @@ def _check_names(
         problems.append(f'{path}: no class names; write {{"classes": ["...", ...]}}')
     if len(names) == 1:
         problems.append(
-            f"{path}: one class, {names[0]!r}, which every pixel would be; name what "
-            f'else there is, as in {{"classes": ["background", "{names[0]}"]}}, with '
-            '"binary": true if masks hold 0 and 255'
+            f"{path}: {names[0]!r} is the only class; name the other classes too, as "
+            f'in {{"classes": ["background", "{names[0]}"]}}, with "binary": true if '
+            "masks hold 0 and 255"
         )
     wrong = [name for name in names if not name.isprintable() or not name.strip()]
     if wrong:
@@ -126,19 +132,19 @@ def _check_names(
 def _check_number(
     names: tuple[str, ...], void: tuple[int, ...], path: pathlib.Path, problems: list
 ) -> None:
-    """Complains of more classes than there are values of 8 bits."""
+    """Adds a problem if there are more classes than 8-bit values for them."""
     most = IGNORE_LABEL - sum(0 <= value < IGNORE_LABEL for value in set(void))
     if len(names) > most:
         problems.append(
-            f"{path}: {len(names)} classes, and {most} is the most: labels are 8 bits, "
-            'and 255 and what "void" names are none; join classes'
+            f"{path}: {len(names)} classes, and {most} is the most: labels have 8 "
+            'bits, and neither 255 nor "void" values are classes; merge classes'
         )
 
 
 def _void(
     facts: dict, path: pathlib.Path, problems: list[str]
 ) -> tuple[tuple[Color, ...], tuple[int, ...]]:
-    """Colors and values that are void."""
+    """Reads the colors and the values that are void."""
     listed = facts.get("void", [])
     if not isinstance(listed, list):
         problems.append(
@@ -170,8 +176,8 @@ def _nodata(
     ]
     if wrong:
         problems.append(
-            f'{path}: "nodata" is a list of numbers and "nan" (for all that is not '
-            f"finite), not {shorten([*map(repr, wrong)])}"
+            f'{path}: "nodata" is a list of numbers and "nan" (for all values that are '
+            f"not finite), not {shorten([*map(repr, wrong)])}"
         )
         return None
     return tuple(value if value == "nan" else float(value) for value in listed)

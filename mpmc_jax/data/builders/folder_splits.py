@@ -1,19 +1,20 @@
-"""Which of a user's images are for training, validation and test; see `folder`.
+"""Assigns a user's images to training, validation and test; see `folder`.
 
-The first rule that says something holds, for each split apart:
+The first of these that exists decides, for each split by itself:
 
     val, test    val.txt, test.txt; else images/val/, images/test/ (any of `_FOLDERS`)
-    train        train.txt; else images/train/ where images/val/ or images/test/ is;
+    train        train.txt; else images/train/ if images/val/ or images/test/ exists;
                  else every image that is in no other split
 
-Among those for training,
+Training images are then divided:
 
-    labeled.txt     names the images that keep their masks
-    unlabeled.txt   names those that lose theirs, and those of unlabeled/ that are used;
-                    images in neither list are then unused
-    one alone       the other holds the rest; without unlabeled.txt all of unlabeled/
+    labeled.txt     lists the images whose masks are used
+    unlabeled.txt   lists the images whose masks are not used, and the images of
+                    unlabeled/ that are; images in neither list are unused
+    only one list   the other images are in the missing one; unlabeled.txt then has all
+                    of unlabeled/
 
-Without a rule for val a tenth of the labeled images is held out, by the hash of the id.
+If nothing decides val, a tenth of the labeled images is held out, by the hash of ids.
 """
 
 import dataclasses
@@ -43,13 +44,13 @@ LISTS = ("train", "val", "test", "labeled", "unlabeled")
 
 @dataclasses.dataclass(frozen=True)
 class Assigned:
-    """Ids by what they are for, in order.
+    """The ids of a user's images by split, in order.
 
     Attributes:
       labeled: training images whose masks are used.
-      unlabeled: training images whose masks, if there are any, are not.
-      held_out: "val", and "test" where there is one -> ids.
-      notes: what may surprise.
+      unlabeled: training images whose masks, if any, are not used.
+      held_out: "val", and "test" if there is one -> ids.
+      notes: what is right but may surprise, one line each.
     """
 
     labeled: tuple[str, ...]
@@ -61,19 +62,19 @@ class Assigned:
 def assign(
     directory: pathlib.Path,
     ids: list[str],
-    bare: list[str],
+    unlabeled_ids: list[str],
     problems: list[str],
 ) -> Assigned:
-    """Assigns every image.
+    """Assigns every image to a split.
 
     Args:
-      directory: where the lists may be.
-      ids: those below images/, sorted.
-      bare: those below unlabeled/, sorted.
-      problems: what is wrong is added, one line each.
+      directory: the folder of the lists.
+      ids: ids of the images below images/, sorted.
+      unlabeled_ids: ids of the images below unlabeled/, sorted.
+      problems: gets one line for each problem.
     """
-    named, origins = _read_all(directory, ids, bare, problems)
-    _complain_of_shared(directory, named, origins, problems)
+    named, origins = _read_all(directory, ids, unlabeled_ids, problems)
+    _report_shared(directory, named, origins, problems)
     val, test = named.get("val"), named.get("test")
     out = {*(val or ()), *(test or ())}
     taken = out | set(named.get("unlabeled", ()))
@@ -82,7 +83,7 @@ def assign(
     unlabeled = named.get("unlabeled")
     if unlabeled is None:
         rest = [] if "labeled" not in named else pool
-        unlabeled = [key for key in rest if key not in set(labeled)] + bare
+        unlabeled = [key for key in rest if key not in set(labeled)] + unlabeled_ids
     notes = []
     if val is None:
         val = _hold_out(labeled)
@@ -97,7 +98,7 @@ def assign(
                 f"({shorten(val)}), and each needs its own; add another with its mask"
             )
     used = {*labeled, *unlabeled, *val, *out}
-    notes += _note_unused(directory, ids, bare, used, origins)
+    notes += _note_unused(directory, ids, unlabeled_ids, used, origins)
     held_out = {"val": tuple(val)}
     if test is not None:
         held_out["test"] = tuple(test)
@@ -105,16 +106,19 @@ def assign(
 
 
 def _read_all(
-    directory: pathlib.Path, ids: list[str], bare: list[str], problems: list[str]
+    directory: pathlib.Path,
+    ids: list[str],
+    unlabeled_ids: list[str],
+    problems: list[str],
 ) -> tuple[dict[str, list[str]], dict[str, str]]:
-    """List or split -> its ids, and -> what messages call it."""
+    """Reads ids by list or split, and the names of these for messages."""
     named: dict[str, list[str]] = {}
     origins: dict[str, str] = {}
     for name in LISTS:
         path = directory / f"{name}.txt"
         if path.is_file():
-            known = ids if name != "unlabeled" else [*ids, *bare]
-            named[name] = _read_list(path, known, bare, problems)
+            known = ids if name != "unlabeled" else [*ids, *unlabeled_ids]
+            named[name] = _read_list(path, known, unlabeled_ids, problems)
             origins[name] = path.name
     folders = _by_folder(ids)
     if not {"val", "test"} & folders.keys():
@@ -127,7 +131,7 @@ def _read_all(
 
 
 def _by_folder(ids: list[str]) -> dict[str, list[str]]:
-    """Split -> ids in its folder."""
+    """Returns the ids in the folder of each split."""
     found: dict[str, list[str]] = {}
     for key in ids:
         folder, _, rest = key.partition("/")
@@ -138,9 +142,12 @@ def _by_folder(ids: list[str]) -> dict[str, list[str]]:
 
 
 def _read_list(
-    path: pathlib.Path, ids: list[str], bare: Collection[str], problems: list[str]
+    path: pathlib.Path,
+    ids: list[str],
+    unlabeled_ids: Collection[str],
+    problems: list[str],
 ) -> list[str]:
-    """The ids that a list names, less those amiss."""
+    """Reads the ids of a list; unknown ones are problems."""
     try:
         lines = lists.read_lines(path)
     except ValueError as error:
@@ -149,35 +156,40 @@ def _read_list(
     known = frozenset(ids)
     found = [lists.resolve(line, known) for line in lines]
     absent = [line for line, key in zip(lines, found, strict=True) if key is None]
-    maskless = [line for line in absent if lists.resolve(line, frozenset(bare))]
-    if maskless:
+    without_mask = [
+        line for line in absent if lists.resolve(line, frozenset(unlabeled_ids))
+    ]
+    if without_mask:
         problems.append(
-            f"{path}: names images without a mask: {shorten(maskless)}; a list names "
-            "labeled images; unlabeled.txt alone may name those of unlabeled/"
+            f"{path}: names images without a mask: {shorten(without_mask)}; lists name "
+            "labeled images, and only unlabeled.txt may name those of unlabeled/"
         )
-    absent = [line for line in absent if line not in maskless]
+    absent = [line for line in absent if line not in without_mask]
     if absent:
         problems.append(
-            f"{path}: names absent files: {shorten(absent)}; add them, or strike them "
-            "off the list"
+            f"{path}: names absent files: {shorten(absent)}; add them, or remove "
+            "them from the list"
         )
     present = [key for key in found if key is not None]
     return lists.unique(present, path, problems)
 
 
-def _complain_of_shared(
+def _report_shared(
     directory: pathlib.Path,
     named: Mapping[str, list[str]],
     origins: Mapping[str, str],
     problems: list[str],
 ) -> None:
-    """An image is for one thing; train.txt may name those of the other two as well."""
+    """Adds problems for images in two lists or splits.
+
+    Only train.txt may share images with labeled.txt and unlabeled.txt.
+    """
     for one, other in itertools.combinations(named, 2):
         both = sorted(set(named[one]) & set(named[other]))
         if both and not (one == "train" and other in ("labeled", "unlabeled")):
             problems.append(
                 f"{directory}: {origins[one]} and {origins[other]} share "
-                f"{shorten(both)}; take them out of one"
+                f"{shorten(both)}; remove them from one"
             )
     outside = sorted(set(named.get("labeled", ())) - set(named.get("train", ())))
     if "train" in named and outside:
@@ -188,7 +200,7 @@ def _complain_of_shared(
 
 
 def _hold_out(labeled: list[str]) -> list[str]:
-    """A tenth of the labeled images, chosen by hash, in their order."""
+    """Chooses a tenth of the labeled images by hash; keeps their order."""
     order = sorted(labeled, key=lambda key: hashlib.sha256(key.encode()).digest())
     chosen = set(order[: max(len(order) // _HELD_OUT, 1)])
     return [key for key in labeled if key in chosen]
@@ -197,12 +209,12 @@ def _hold_out(labeled: list[str]) -> list[str]:
 def _note_unused(
     directory: pathlib.Path,
     ids: list[str],
-    bare: list[str],
+    unlabeled_ids: list[str],
     used: set[str],
     origins: Mapping[str, str],
 ) -> list[str]:
     notes = []
-    for folder, keys in (("images", ids), ("unlabeled", bare)):
+    for folder, keys in (("images", ids), ("unlabeled", unlabeled_ids)):
         unused = [key for key in keys if key not in used]
         if unused:
             notes.append(

@@ -1,8 +1,8 @@
-"""Procedural street scenes: labels that are exact, and no license to mind.
+"""Generates street scenes with exact labels, free of any license.
 
-Every scene has its own light, haze, colors and layout, so color alone does not tell
-classes apart: cars and signs share hues with buildings, pavements with walls, and
-noise covers all. Scene i is a function of (seed, i) alone.
+Every scene has its own light, haze, colors and layout, so that color alone does not
+tell classes apart: cars and signs share hues with buildings, pavements with walls, and
+everything is noisy. Scene i depends only on (seed, i).
 """
 
 import numpy as np
@@ -34,7 +34,7 @@ def make_source(
     seed: int = 0,
     sizes: tuple[tuple[int, int], ...] = SIZES,
 ) -> Source:
-    """Draws `train` + `val` scenes, whose (rows, columns) go round `sizes`."""
+    """Draws `train` + `val` scenes, whose (rows, columns) cycle through `sizes`."""
     ids = [f"scene_{i:05d}" for i in range(train + val)]
 
     def sample(i: int) -> Sample:
@@ -54,7 +54,7 @@ def make_source(
 def draw_scene(
     seed: int, index: int, size: tuple[int, int]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Scene `index`: (h,w,3) uint8 image and (h,w) uint8 labels, 255 for void."""
+    """Draws image (h,w,3) uint8 and labels (h,w) uint8 of a scene; 255 is void."""
     rng = np.random.default_rng((seed, index))
     scene = Canvas.empty(rng, size)
     horizon = scene.rows * rng.uniform(0.38, 0.52)
@@ -63,12 +63,12 @@ def draw_scene(
     edges = _draw_ground(scene, horizon)
     for _ in range(rng.integers(2, 5)):
         _draw_tree(scene, horizon)
-    # Far things first, so that near ones hide them.
-    things = [_draw_car] * rng.integers(1, 4) + [_draw_person] * rng.integers(2, 5)
-    things += [_draw_pole] * rng.integers(2, 5) + [_draw_sign] * rng.integers(2, 4)
-    depths = np.sort(rng.uniform(0.1, 1.0, len(things)))
-    for depth, which in zip(depths, rng.permutation(len(things)), strict=True):
-        things[which](scene, Ground(horizon, depth, edges))
+    # Distant objects are drawn first, so that near ones hide them.
+    objects = [_draw_car] * rng.integers(1, 4) + [_draw_person] * rng.integers(2, 5)
+    objects += [_draw_pole] * rng.integers(2, 5) + [_draw_sign] * rng.integers(2, 4)
+    depths = np.sort(rng.uniform(0.1, 1.0, len(objects)))
+    for depth, which in zip(depths, rng.permutation(len(objects)), strict=True):
+        objects[which](scene, Ground(horizon, depth, edges))
     return scene.photograph()
 
 
@@ -105,7 +105,7 @@ def _draw_buildings(scene: Canvas, horizon: float) -> None:
 
 
 def _draw_ground(scene: Canvas, horizon: float) -> tuple[float, float, float]:
-    """Pavement from side to side, the road upon it; returns the road's edges."""
+    """Draws the pavement and the road on it; returns the road's edges."""
     rng, columns, rows = scene.rng, scene.columns, scene.rows
     edges = (
         columns * rng.uniform(-0.05, 0.25),

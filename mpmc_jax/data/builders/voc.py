@@ -4,15 +4,15 @@
     VOC2012/SegmentationClass/ID.png    palette PNG: class indices, 255 for void
     VOC2012/ImageSets/Segmentation/     train.txt, val.txt; or train_aug.txt beside them
 
-SOURCE is VOC2012 itself, VOCdevkit, or the folder of VOCdevkit. SBD lies inside or
-beside it, as the first of these that is there:
+SOURCE is VOC2012 itself, VOCdevkit, or the folder of VOCdevkit. SBD is inside or beside
+it, as the first of these that exists:
 
     SegmentationClassAug/ID.png         already converted
     benchmark_RELEASE/dataset/cls/ID.mat
-    benchmark.tgz                       read as it is, never extracted
+    benchmark.tgz                       read without being extracted
 
-Training images are those of VOC's train list and SBD's that are not in VOC's val list
-(10582), or the former alone (1464). Where VOC has a mask itself, it is VOC's.
+Training images are those of VOC's train list and of SBD without VOC's val list (10582),
+or without SBD the train list alone (1464). VOC's own masks take precedence over SBD's.
 """
 
 import pathlib
@@ -54,7 +54,10 @@ _LISTS = "ImageSets/Segmentation"
 
 
 def palette() -> tuple[Color, ...]:
-    """VOC's colors: bits 3i, 3i + 1, 3i + 2 of the index are bit 7 - i of R, G, B."""
+    """Returns VOC's colors.
+
+    Bits 3i, 3i + 1 and 3i + 2 of the index are bit 7 - i of red, green and blue.
+    """
 
     def channel(label: int, bit: int) -> int:
         return sum((label >> 3 * i + bit & 1) << 7 - i for i in range(3))
@@ -66,7 +69,7 @@ def palette() -> tuple[Color, ...]:
 
 
 def read_source(directory: pathlib.Path) -> Source:
-    """Describes VOC 2012 below or at `directory`; what is amiss is in `.problems`."""
+    """Describes VOC 2012 in or below `directory`; `.problems` lists what is wrong."""
     problems: list[str] = []
     root = _find_root(directory)
     splits: dict[str, tuple[Sample, ...]] = {"train": (), "val": ()}
@@ -88,7 +91,7 @@ def read_source(directory: pathlib.Path) -> Source:
                     "benchmark.tgz); the splits of 10582 images need it"
                 )
         if where:
-            notes.append(f"{where}: masks of the images that VOC has no mask of")
+            notes.append(f"{where}: masks of the images without a mask in VOC")
         named = {"train.txt or train_aug.txt": train, "val.txt": val or []}
         splits = dict(
             zip(
@@ -102,7 +105,9 @@ def read_source(directory: pathlib.Path) -> Source:
         )
         both = sorted({s.id for s in splits["train"]} & {s.id for s in splits["val"]})
         if both:
-            problems.append(f"{root}: for training and in val.txt: {shorten(both)}")
+            problems.append(
+                f"{root}: both for training and in val.txt: {shorten(both)}"
+            )
     return Source(
         name="voc",
         class_names=CLASSES,
@@ -116,7 +121,7 @@ def read_source(directory: pathlib.Path) -> Source:
 
 
 def _find_root(directory: pathlib.Path) -> pathlib.Path | None:
-    """The folder of JPEGImages."""
+    """Returns the folder of JPEGImages."""
     roots = [directory / place for place in _PLACES]
     return next((root for root in roots if (root / "JPEGImages").is_dir()), None)
 
@@ -135,7 +140,7 @@ def _no_root(directory: pathlib.Path) -> str:
 def _find_sbd(
     root: pathlib.Path, problems: list[str]
 ) -> tuple[dict[str, Blob], pathlib.Path | None]:
-    """Id -> mask of SBD, and where it was found; ({}, None) without it."""
+    """Returns SBD's masks by id and where they are; ({}, None) without SBD."""
     places = [root, root.absolute().parent]
     if places[1].name == "VOCdevkit":
         places.append(places[1].parent)
@@ -175,7 +180,10 @@ def _read_archive(archive: pathlib.Path, problems: list[str]) -> dict[str, Blob]
 def _read_list(
     root: pathlib.Path, directory: pathlib.Path, name: str, problems: list[str]
 ) -> list[str] | None:
-    """Ids of a list in its own place or beside the folders; None without train_aug."""
+    """Reads the ids of a list, or returns None if there is none.
+
+    The list is in its published folder or beside it. All but train_aug.txt must exist.
+    """
     places = [root / _LISTS / name, root / name, directory / name]
     path = next((place for place in places if place.is_file()), None)
     if path is None:
@@ -200,7 +208,7 @@ def _samples(
     name: str,
     problems: list[str],
 ) -> tuple[Sample, ...]:
-    """The listed images whose files are there; complains of the others."""
+    """Returns the listed images whose files exist; the others are problems."""
     images = files.by_stem(root / "JPEGImages", ".jpg")
     own = files.by_stem(root / "SegmentationClass", ".png")
     masks = {**sbd, **own}
@@ -210,12 +218,12 @@ def _samples(
     ):
         absent = [key for key in ids if key not in found]
         if absent:
-            mend = "extract the archive again"
+            hint = "extract the archive again"
             if len(absent) == len(ids):
-                mend = "is it the list of another data set?"
+                hint = "is it the list of another data set?"
             problems.append(
                 f"{root}: {name} names {len(absent)} of {len(ids)} without {part} in "
-                f"{folder}: {shorten(absent)}; {mend}"
+                f"{folder}: {shorten(absent)}; {hint}"
             )
     return tuple(
         Sample(key, images[key], masks[key])

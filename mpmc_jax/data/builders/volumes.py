@@ -1,7 +1,7 @@
-"""Slices of medical volumes as images and masks: HDF5 by h5py, NIfTI by nibabel.
+"""Reads slices of medical volumes as images and masks: HDF5 by h5py, NIfTI by nibabel.
 
-Files are not trusted: a dataset whose values lie in another file is refused, and so is
-what unpacks to more than `deep.MAX_BYTES`.
+Files are not trusted: an HDF5 dataset whose values are in another file is refused, and
+so is anything that decompresses to more than `raster_formats.MAX_BYTES`.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ from mpmc_jax.data.raster_formats import UnreadableImage
 from mpmc_jax.data.source import Derived
 
 _AFFINE_TOLERANCE = 1e-3
-# All slices of a volume are read one after the other, by a few threads.
+# Volumes kept in memory: threads read all slices of a volume one after the other.
 _CACHED = 8
 
 
@@ -30,9 +30,10 @@ class Volume:
     """An image volume with its labels.
 
     Attributes:
-      name: how messages call it.
-      depth: -> slices; raises UnreadableImage unless image and labels fit.
-      slice: number from 0 -> image and mask.
+      name: name for messages.
+      depth: returns the number of slices; raises UnreadableImage if image and labels do
+        not fit.
+      slice: index from 0 -> image and mask.
     """
 
     name: str
@@ -41,7 +42,7 @@ class Volume:
 
 
 def h5_slice(path: pathlib.Path) -> tuple[Derived, Derived]:
-    """Image and mask of a file with (H,W) datasets "image" and "label"."""
+    """Returns image and mask of a file with (H,W) datasets "image" and "label"."""
     return (
         Derived(path, str(path), lambda content: _image(_h5(content, "image", 2))),
         Derived(
@@ -51,7 +52,7 @@ def h5_slice(path: pathlib.Path) -> tuple[Derived, Derived]:
 
 
 def from_h5(path: pathlib.Path) -> Volume:
-    """A file with (slices,H,W) datasets "image" and "label"."""
+    """Returns the volume of a file with (slices,H,W) datasets "image" and "label"."""
 
     def depth() -> int:
         content = path.read_bytes()
@@ -81,7 +82,7 @@ def from_h5(path: pathlib.Path) -> Volume:
 
 
 def from_nifti(path: pathlib.Path, label: pathlib.Path) -> Volume:
-    """(X,Y,slices) files; the image is scaled so that its values fill 0..1."""
+    """Returns the volume of two (X,Y,slices) files; the image is scaled to 0..1."""
 
     def depth() -> int:
         image, mask = _open_nifti(path.read_bytes()), _open_nifti(label.read_bytes())
@@ -126,7 +127,7 @@ def _h5(content: bytes, key: str, ndim: int) -> np.ndarray:
             return np.asarray(dataset[()])
     except UnreadableImage:
         raise
-    # Damage shows in many ways; h5py's errors have no common base.
+    # h5py's errors for damaged files have no common base class.
     except Exception as error:
         raise UnreadableImage(
             f"not an HDF5 file, or damaged ({raster_formats.reason(error)})"
@@ -134,24 +135,24 @@ def _h5(content: bytes, key: str, ndim: int) -> np.ndarray:
 
 
 def _dataset(file: h5py.File, key: str) -> h5py.Dataset:
-    """The dataset of a name; raises UnreadableImage unless it lies in the file."""
+    """Returns a dataset; raises UnreadableImage unless it is in the file itself."""
     if key not in file:
         raise UnreadableImage(
             f'no dataset "{key}", only {sorted(file)}; it needs "image" and "label"'
         )
     link = file.get(key, getlink=True)
     if not isinstance(link, h5py.HardLink):
-        raise UnreadableImage(f'"{key}" lies in another file, which is not read')
+        raise UnreadableImage(f'"{key}" is in another file, which is not read')
     dataset = file[key]
     if not isinstance(dataset, h5py.Dataset):
-        raise UnreadableImage(f'"{key}" is no dataset')
+        raise UnreadableImage(f'"{key}" is not a dataset')
     if dataset.external or dataset.is_virtual:
-        raise UnreadableImage(f'"{key}" lies in another file, which is not read')
+        raise UnreadableImage(f'"{key}" is in another file, which is not read')
     return dataset
 
 
 def _check_chunks(dataset: h5py.Dataset) -> None:
-    """Raises UnreadableImage of chunks that unpack to more than is allowed."""
+    """Raises UnreadableImage if a chunk decompresses to too many bytes."""
     if dataset.chunks is None:
         return
     raster_formats.check_bytes(dataset.chunks, dataset.dtype)
@@ -178,13 +179,13 @@ def _open_nifti(content: bytes) -> Nifti1Image:
         shape, dtype = image.shape[::-1], np.dtype(image.get_data_dtype())
     except UnreadableImage:
         raise
-    # Damage shows in many ways; nibabel's errors have no common base.
+    # nibabel's errors for damaged files have no common base class.
     except Exception as error:
         raise UnreadableImage(
             f"not a NIfTI file, or damaged ({raster_formats.reason(error)})"
         ) from error
     _check_shape("the volume", shape, dtype, 3)
-    raster_formats.check_bytes(shape, np.dtype(np.float64))  # As which it is scaled.
+    raster_formats.check_bytes(shape, np.dtype(np.float64))  # For `_scaled`.
     return image
 
 
@@ -195,14 +196,14 @@ def _unzipped(content: bytes) -> bytes:
         unpacked = file.read(raster_formats.MAX_BYTES + 1)
     if len(unpacked) > raster_formats.MAX_BYTES:
         raise UnreadableImage(
-            f"refused: it unpacks to more than {raster_formats.MAX_BYTES} bytes"
+            f"refused: it decompresses to more than {raster_formats.MAX_BYTES} bytes"
         )
     return unpacked
 
 
 @functools.lru_cache(_CACHED)
 def _nifti(content: bytes) -> np.ndarray:
-    """(slices,H,W): SimpleITK's order, in which the published slices were made."""
+    """Reads (slices,H,W), SimpleITK's order, as for the published slices."""
     image = _open_nifti(content)
     try:
         return np.asarray(image.dataobj).transpose()
@@ -214,7 +215,7 @@ def _nifti(content: bytes) -> np.ndarray:
 
 @functools.lru_cache(_CACHED)
 def _scaled(content: bytes) -> np.ndarray:
-    """As SSL4MIS scales: the whole volume, in double precision, kept in single."""
+    """Scales a whole volume to 0..1 like SSL4MIS, and returns single precision."""
     values = _nifti(content).astype(np.float64)
     low, high = values.min(), values.max()
     if not 0 < high - low < np.inf:

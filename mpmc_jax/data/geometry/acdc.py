@@ -1,4 +1,4 @@
-"""UniMatch's geometry for ACDC: whole slices, turned and brought to the crop's size.
+"""UniMatch's geometry for ACDC: whole slices, rotated and scaled to the crop's size.
 
 Source: UniMatch, more-scenarios/medical/dataset/acdc.py and transform.py.
 """
@@ -12,18 +12,20 @@ from mpmc_jax.data.decode import Picture
 from mpmc_jax.data.geometry.cropping import CropConfig
 from mpmc_jax.pixels import PixelFormat
 
-# Degrees; the upper end excluded.
+# Range of rotations in degrees, without the upper end.
 _ANGLES = (-20, 20)
 
 
 @dataclasses.dataclass(frozen=True)
-class Turn:
-    """What is done to a slice before it is zoomed, by nearest neighbor throughout.
+class Rotation:
+    """How a slice is rotated before it is scaled, by nearest neighbor throughout.
 
     Attributes:
-      quarters: quarter turns, counter-clockwise, followed by a mirroring, or None.
-      mirrored: the axis of that.
-      degrees: of a rotation about the center; what it uncovers is 0, in labels too.
+      quarters: number of counter-clockwise quarter turns before mirroring, or None for
+        a rotation by `degrees`.
+      mirrored: the axis that is mirrored after quarter turns.
+      degrees: angle of a rotation about the center; corners are filled with 0, in
+        labels too.
       size: side of the crop.
     """
 
@@ -33,24 +35,24 @@ class Turn:
     size: int
 
     def extent(self) -> np.ndarray:
-        """All of the crop counts as real."""
+        """Returns the whole crop: all of its pixels count as real."""
         return np.array([0, 0, self.size, self.size], np.int32)
 
     def image(
         self, picture: Picture, crop: CropConfig, pixels: PixelFormat
     ) -> np.ndarray:
-        """See `cropping.Cut`."""
+        """Cuts the crop (size,size,c) out of an image."""
         del crop
         values = np.asarray(picture)
         return self.apply(values.reshape(*values.shape[:2], pixels.channels))
 
     def label(self, label_hw: np.ndarray, crop: CropConfig) -> np.ndarray:
-        """See `cropping.Cut`."""
+        """Cuts the crop (size,size) out of a label."""
         del crop
         return self.apply(label_hw)
 
     def apply(self, values: np.ndarray) -> np.ndarray:
-        """(h,w) or (h,w,c) -> (size,size) or (size,size,c), of the same type."""
+        """Converts (h,w) or (h,w,c) to (size,size) or (size,size,c), same type."""
         if self.quarters is not None:
             values = np.flip(np.rot90(values, self.quarters), self.mirrored)
         elif self.degrees:
@@ -62,15 +64,17 @@ class Turn:
 
 def draw_acdc(
     rng: np.random.Generator, size: tuple[int, int], config: CropConfig
-) -> Turn:
-    """Turns and mirrors half of the slices, rotates half of the others.
+) -> Rotation:
+    """Draws ACDC's rotation of a slice.
 
-    Draws, in order: whether to turn, then turns and axis, or whether to rotate, and
-    the angle. Of the settings only the crop's size matters.
+    Half of the slices get quarter turns and a mirroring, and half of the others a
+    rotation by some degrees. Random numbers are drawn in this order: whether to do
+    quarter turns, then their number and the mirrored axis; or else whether to rotate,
+    then the angle. Only the crop's size is used of the settings.
     """
     del size
     if rng.random() < 0.5:
         quarters, axis = int(rng.integers(4)), int(rng.integers(2))
-        return Turn(quarters, axis, 0, config.size)
+        return Rotation(quarters, axis, 0, config.size)
     degrees = int(rng.integers(*_ANGLES)) if rng.random() < 0.5 else 0
-    return Turn(None, 0, degrees, config.size)
+    return Rotation(None, 0, degrees, config.size)

@@ -1,10 +1,10 @@
-"""Cutting crops out of images and labels, on the host.
+"""Cuts crops out of images and labels, on the host.
 
-A crop's `Placement` is drawn first and then applied, so that image and label move
-alike, and so that only the pixels of the crop are ever computed: Pillow's
-`resize(size, box=...)` is resizing the whole and cropping then, to the rounding of a
-gray level (labels agree exactly). U2PL resizes by PyTorch, without antialias; its
-floats are rounded to a gray level here: crops travel in bytes.
+A crop's `Placement` is drawn first and then applied to image and label alike. Only the
+pixels of the crop are computed: Pillow's `resize(size, box=...)` gives the same as
+resizing the whole image and cropping it, up to rounding by one gray level (labels agree
+exactly). U2PL resizes by PyTorch, without antialias; its floats are rounded to bytes
+here, in which crops are stored.
 """
 
 import dataclasses
@@ -18,8 +18,8 @@ from mpmc_jax.data.decode import Picture
 from mpmc_jax.pixels import PixelFormat
 from mpmc_jax.types import IGNORE_LABEL
 
-# Bytes of the padding, by the unit mean of a data set's images. AugSeg pads with
-# ImageNet's mean, truncated; U2PL and AEL pad with zeros what is normalized already.
+# Byte values of the padding, from the mean of a data set's images in 0..1. AugSeg pads
+# with ImageNet's mean, truncated; U2PL and AEL pad normalized images with zeros.
 FILLS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "black": np.zeros_like,
     "mean": lambda mean: np.floor(255 * mean),
@@ -29,14 +29,14 @@ FILLS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 
 @dataclasses.dataclass(frozen=True)
 class CropConfig:
-    """How large crops are and how images may be scaled.
+    """The size of crops and the range of the random resize.
 
     Attributes:
-      size: side of the square crop, in pixels.
-      scale_min: least factor of the random resize.
-      scale_max: greatest.
-      scale_base: the long side that factors refer to; 0 means the image's own.
-      flip: whether to mirror horizontally half of the time.
+      size: side of the square crop in pixels.
+      scale_min: the smallest factor of the random resize.
+      scale_max: the largest factor.
+      scale_base: the long side that factors refer to; 0 for the image's own.
+      flip: whether half of the crops are mirrored horizontally.
       fill: color of the padding, a key of `FILLS`.
     """
 
@@ -60,33 +60,33 @@ class CropConfig:
 
 
 class Cut(Protocol):
-    """Where a crop comes from; every geometry draws one."""
+    """A drawn crop, which can be cut out of an image and its label."""
 
     def extent(self) -> np.ndarray:
-        """(4,) int32: top, left, bottom, right of the real pixels on the canvas."""
+        """Returns (4,) int32: top, left, bottom, right of the crop's real pixels."""
         ...
 
     def image(
         self, picture: Picture, crop: CropConfig, pixels: PixelFormat
     ) -> np.ndarray:
-        """Picture -> (size,size,c) of the format's type."""
+        """Cuts the crop (size,size,c) out of an image; the type stays."""
         ...
 
     def label(self, label_hw: np.ndarray, crop: CropConfig) -> np.ndarray:
-        """(h,w) uint8 -> (size,size) uint8, by nearest neighbor."""
+        """Cuts the crop (size,size) out of a label, by nearest neighbor."""
         ...
 
 
 @dataclasses.dataclass(frozen=True)
 class Placement:
-    """Where a crop comes from and where it lies on the canvas.
+    """The `Cut` of resize, crop, flip and padding.
 
     Attributes:
       resized: rows and columns of the whole image after resizing.
       window: (top, left, bottom, right) of the crop in the resized image.
       flip: whether the window is mirrored.
-      column, row: of the canvas, where the window begins.
-      antialias: resampled as by Pillow; else as by PyTorch's interpolate.
+      column, row: where the window begins in the crop; padding surrounds it.
+      antialias: whether to resize like Pillow; else like PyTorch's interpolate.
       label_fill: label of the padding.
     """
 
@@ -99,7 +99,7 @@ class Placement:
     label_fill: int = IGNORE_LABEL
 
     def extent(self) -> np.ndarray:
-        """(4,) int32: top, left, bottom, right of the real pixels on the canvas."""
+        """Returns (4,) int32: top, left, bottom, right of the crop's real pixels."""
         top, left, bottom, right = self.window
         height, width = bottom - top, right - left
         return np.array(
@@ -109,7 +109,7 @@ class Placement:
     def image(
         self, picture: Picture, crop: CropConfig, pixels: PixelFormat
     ) -> np.ndarray:
-        """See `Cut`; bilinear."""
+        """Cuts the crop (size,size,c) out of an image, by bilinear interpolation."""
         resample = _resize_window if self.antialias else _interpolate_window
         window = resample(picture, self)
         if window.ndim == 2:
@@ -119,10 +119,10 @@ class Placement:
         return self._on_canvas(window, canvas)
 
     def label(self, label_hw: np.ndarray, crop: CropConfig) -> np.ndarray:
-        """See `Cut`; padded with `label_fill`.
+        """Cuts the crop (size,size) out of a label and pads it with `label_fill`.
 
-        By index: Pillow's `box` is in single precision, which at ties would not give
-        the pixel that resizing the whole map gives.
+        Pixels are gathered by index. Pillow's `box` is in single precision, and would
+        at ties give another pixel than resizing the whole label.
         """
         top, left, bottom, right = self.window
         pick = nearest if self.antialias else floored
@@ -138,7 +138,7 @@ class Placement:
 
 
 def size_of(picture: Picture) -> tuple[int, int]:
-    """Rows and columns."""
+    """Returns rows and columns of a picture."""
     if isinstance(picture, Image.Image):
         return picture.height, picture.width
     rows, columns, _ = picture.shape
@@ -146,12 +146,12 @@ def size_of(picture: Picture) -> tuple[int, int]:
 
 
 def fill_color(name: str, pixels: PixelFormat) -> np.ndarray:
-    """(c,) the stored value of the padding `name`, in every channel."""
+    """Returns the stored value (c,) of the padding `name` in every channel."""
     return pixels.stored(FILLS[name](np.array(pixels.mean)) / 255)
 
 
 def to_bytes(array: np.ndarray, pixels: PixelFormat) -> np.ndarray:
-    """Stored values -> unit values in 255 levels, truncated; bytes stay as they are.
+    """Scales stored values to bytes, truncated; bytes stay as they are.
 
     Source: UniMatch, more-scenarios/medical/dataset/acdc.py, its unlabeled slices.
     """
@@ -165,10 +165,15 @@ def to_bytes(array: np.ndarray, pixels: PixelFormat) -> np.ndarray:
 def interpolation_taps(
     length: int, resized: int, start: int, stop: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of PyTorch's interpolate along one axis, by pixel of [start, stop) resized.
+    """Returns the pixels that PyTorch's interpolate combines, along one axis.
+
+    Args:
+      length: pixels of the image.
+      resized: pixels of the resized image.
+      start, stop: the range of pixels of the resized image.
 
     Returns:
-      The two source pixels, and the weight of the second.
+      For each of them the two source pixels and the weight of the second.
     """
     position = (np.arange(start, stop) + 0.5) * length / resized - 0.5
     position = np.maximum(position, 0).astype(np.float32)
@@ -179,10 +184,10 @@ def interpolation_taps(
 def window_box(
     placement: Placement, size: tuple[int, int]
 ) -> tuple[tuple[float, float], tuple[float, float]]:
-    """Where the window lies in an image of `size`: its rows, and its columns."""
+    """Returns the rows, and the columns, of the window in an image of `size`."""
     top, left, bottom, right = placement.window
     down, across = size[0] / placement.resized[0], size[1] / placement.resized[1]
-    # Rounding must not carry the box over the border.
+    # Rounding must not move the box beyond the border.
     return (
         (top * down, min(bottom * down, size[0])),
         (left * across, min(right * across, size[1])),
@@ -190,7 +195,7 @@ def window_box(
 
 
 def _interpolate_window(picture: Picture, placement: Placement) -> np.ndarray:
-    """Two taps an axis around the half-pixel position, and no antialias."""
+    """Interpolates two pixels per axis, without antialias, as PyTorch does."""
     top, left, bottom, right = placement.window
 
     pixels = np.asarray(picture)
@@ -198,7 +203,7 @@ def _interpolate_window(picture: Picture, placement: Placement) -> np.ndarray:
     pixels = pixels.reshape(*pixels.shape[:2], -1)
     width, resized = pixels.shape[1], placement.resized[1]
     across_low, across_high, across = interpolation_taps(width, resized, left, right)
-    # Columns that the window does not touch are left out from the beginning.
+    # Columns that the window does not need are left out first, to save time.
     begin = across_low[0]
     pixels = pixels[:, begin : across_high[-1] + 1]
     low, high, down = interpolation_taps(len(pixels), placement.resized[0], top, bottom)
@@ -233,10 +238,10 @@ def _as_type(window: np.ndarray, dtype: np.dtype) -> np.ndarray:
 
 
 def nearest(length: int, resized: int) -> np.ndarray:
-    """(resized,) source position of each pixel, as Pillow computes it.
+    """Returns the source index (resized,) of each pixel, as Pillow computes it.
 
-    Pillow adds up the step, so that at ties its rounding decides; the sum is repeated
-    here because the published crops were made with it.
+    Pillow sums up the step, and at ties the rounding of this sum decides. It is summed
+    here too, because the published crops were made that way.
     """
     steps = np.full(resized, length / resized)
     steps[0] *= 0.5
@@ -244,5 +249,5 @@ def nearest(length: int, resized: int) -> np.ndarray:
 
 
 def floored(length: int, resized: int) -> np.ndarray:
-    """(resized,) source position of each pixel, as PyTorch computes it."""
+    """Returns the source index (resized,) of each pixel, as PyTorch computes it."""
     return np.arange(resized) * length // resized

@@ -31,7 +31,7 @@ def _draw_offset(rng: np.random.Generator, length: int, size: int) -> int:
 def _draw_long_side(
     rng: np.random.Generator, size: tuple[int, int], config: CropConfig
 ) -> tuple[int, int]:
-    """Rows and columns with a random long side (integer, both ends included)."""
+    """Draws rows and columns by an integer long side, both ends included."""
     long = max(size)
     base = config.scale_base or long
     low, high = int(config.scale_min * base), int(config.scale_max * base)
@@ -44,9 +44,9 @@ def _draw_long_side(
 def draw_unimatch(
     rng: np.random.Generator, size: tuple[int, int], config: CropConfig
 ) -> Placement:
-    """UniMatch's crop of an image of `size` (rows, columns).
+    """Draws UniMatch's crop of an image of `size` (rows, columns).
 
-    Draws, in order: long side, column, row, flip.
+    Random numbers are drawn in this order: long side, column, row, flip.
     """
     rows, columns = _draw_long_side(rng, size, config)
     left = _draw_offset(rng, columns, config.size)
@@ -60,7 +60,7 @@ def draw_unimatch(
 def _window_before_flip(
     corner: tuple[int, int], resized: tuple[int, int], size: int, flip: bool
 ) -> tuple[int, int, int, int]:
-    """The window in the resized image of a crop at `corner` of the flipped one."""
+    """Returns the window in the resized image for a crop of the flipped image."""
     (top, left), (rows, columns) = corner, resized
     right, bottom = min(left + size, columns), min(top + size, rows)
     if flip:
@@ -71,11 +71,11 @@ def _window_before_flip(
 def draw_augseg(
     rng: np.random.Generator, size: tuple[int, int], config: CropConfig
 ) -> Placement:
-    """AugSeg's crop of an image of `size` (rows, columns).
+    """Draws AugSeg's crop of an image of `size` (rows, columns).
 
-    Draws, in order: scale, flip, column, row. The scale is a long side where
-    `scale_base` is given (VOC), else a factor whose products are floored (Cityscapes).
-    The column counts in the mirrored image, as there the crop comes last.
+    Random numbers are drawn in this order: scale, flip, column, row. With `scale_base`
+    the scale is a long side (VOC), else a factor, and sides are floored (Cityscapes).
+    The column counts in the flipped image, because the crop comes last.
     """
     if config.scale_base:
         rows, columns = _draw_long_side(rng, size, config)
@@ -92,10 +92,10 @@ def draw_augseg(
 def draw_u2pl(
     rng: np.random.Generator, size: tuple[int, int], config: CropConfig
 ) -> Placement:
-    """U2PL's and AEL's crop of an image of `size` (rows, columns).
+    """Draws U2PL's and AEL's crop of an image of `size` (rows, columns).
 
-    Draws, in order: whether to shrink (half of the time) or to enlarge, factor, flip,
-    row, column. Both sides are floored, and padded on both ends.
+    Random numbers are drawn in this order: whether to shrink or to enlarge, factor,
+    flip, row, column. Sides are floored, and padding surrounds the window.
     """
     if rng.random() < 0.5:
         factor = rng.uniform(config.scale_min, max(1.0, config.scale_min))
