@@ -1,4 +1,4 @@
-"""What every command line shares: parser, one-line errors, compiled programs kept."""
+"""Shared by all programs: parser, one-line errors, compilation cache, memory."""
 
 import argparse
 import contextlib
@@ -19,24 +19,25 @@ from mpmc_jax.training.checkpoint.integrity import CheckpointError
 from mpmc_jax.training.loop import Interrupted, NonFiniteError
 from mpmc_jax.training.workdir import WorkdirError
 
-# What a user can mend; anything else is a defect, and keeps its traceback.
+# Errors that a user can mend; any other is a defect and keeps its traceback.
 _USER_ERRORS = (ValueError, OSError, CheckpointError, WorkdirError, NonFiniteError)
 
-# Status of a run that a signal stopped, saved: the same command goes on (EX_TEMPFAIL).
+# Exit status of a run that a signal stopped after saving: the same command resumes it
+# (EX_TEMPFAIL).
 STOPPED = 75
 
-_SMALLER = (
-    "The device's memory is too small for this step. In this order, until it fits: "
+_MEMORY_ADVICE = (
+    "The device's memory is too small for this step. Tuning order, until it fits: "
     "model.dtype=bfloat16 (GPU, TPU), model.remat=True, train.accumulation=2 or more, "
     "a smaller data.crop or train.batch_size; launch.bench --what=fits measures it."
 )
 
 # glibc's malloc.h: no trimming, no mapping of single blocks, one arena.
-_KEPT = {-1: -1, -4: 0, -8: 1}
+_MALLOC_OPTIONS = {-1: -1, -4: 0, -8: 1}
 
 
 def parser(verb: str, description: str | None) -> argparse.ArgumentParser:
-    """The parser of `python -m launch.<verb>`; --help shows the module's docstring."""
+    """Makes the parser of `python -m launch.<verb>`; --help shows the docstring."""
     return argparse.ArgumentParser(
         prog=f"python -m launch.{verb}",
         description=description,
@@ -46,7 +47,7 @@ def parser(verb: str, description: str | None) -> argparse.ArgumentParser:
 
 
 def add_source(arguments: argparse.ArgumentParser) -> None:
-    """The arguments that name a data set which is not prepared yet."""
+    """Adds the arguments that name a data set which is not prepared yet."""
     arguments.add_argument("--dataset", required=True, choices=list(registry.DATASETS))
     arguments.add_argument(
         "--source",
@@ -68,7 +69,7 @@ def add_run(
     *,
     required: bool = True,
 ) -> None:
-    """The arguments that name a run, and its checkpoint."""
+    """Adds the arguments that name a run and its checkpoint."""
     arguments.add_argument("--workdir", required=required, help="directory of the run")
     arguments.add_argument(
         "--checkpoint", default=checkpoint, help="best, last or a step"
@@ -76,19 +77,21 @@ def add_run(
 
 
 def add_data_dir(arguments: argparse.ArgumentParser) -> None:
-    """The argument that finds a run's data set where it lies now."""
+    """Adds the argument for a run's data set that was moved."""
     arguments.add_argument(
-        "--data_dir", default="", help="where prepared data sets lie: the run's"
+        "--data_dir",
+        default="",
+        help="folder of prepared data sets (the run's)",
     )
 
 
 def read_source(args: argparse.Namespace) -> Source:
-    """The source that the arguments name.
+    """Opens the source that the arguments name.
 
     Raises:
-      ValueError: class names for a data set that has its own; an empty one; or see
+      ValueError: class names for a data set that has its own; an empty name; or see
         `as_path`.
-      FileNotFoundError: its folder is missing or empty.
+      FileNotFoundError: the source's folder is missing or empty.
     """
     names = tuple(args.classes.split(",")) if args.classes else ()
     if "" in names:
@@ -99,34 +102,34 @@ def read_source(args: argparse.Namespace) -> Source:
 
 @contextlib.contextmanager
 def user_errors() -> Iterator[None]:
-    """Ends the program with one line; its status is 1 on what a user can mend."""
+    """Ends the program with one line where a user can mend the error (status 1)."""
     try:
         yield
         if sys.stdout is not None:  # closed before the program began, as by `>&-`
             sys.stdout.flush()
-    except BrokenPipeError:  # the reader has enough, as in `| head`
-        _give_up_output()
+    except BrokenPipeError:  # the reader was closed, as in `| head`
+        _discard_output()
         sys.exit(128 + signal.SIGPIPE)
     except _USER_ERRORS as error:
-        _give_up_output()
+        _discard_output()
         lines = printable(error, keep="\n")
         sys.exit(f"error: {lines}")
     except Interrupted as stop:
         print(stop, file=sys.stderr)
         sys.exit(STOPPED)
     except MemoryError as error:
-        sys.exit(f"error: this machine's memory is full: {error}\n{_SMALLER}")
+        sys.exit(f"error: this machine's memory is full: {error}\n{_MEMORY_ADVICE}")
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        sys.exit(f"error: {error}\n{_SMALLER}")
+        sys.exit(f"error: {error}\n{_MEMORY_ADVICE}")
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
 
 
-def _give_up_output() -> None:
-    """Lets Python end without a second error where stdout cannot be written."""
+def _discard_output() -> None:
+    """Lets Python exit without a second error where stdout cannot be written."""
     try:
         if sys.stdout is not None:
             sys.stdout.flush()
@@ -135,31 +138,31 @@ def _give_up_output() -> None:
 
 
 def keep_memory() -> None:
-    """Lets the C library keep what is freed, and take it from one place.
+    """Lets the C library keep freed memory, and allocate from a single arena.
 
-    XLA on a CPU asks for all of a step's temporaries at every step; given back to the
-    system in between, they cost a fifth of the step in page faults; kept, they may
-    take twice their room. To be called before JAX begins its threads. Does nothing
-    without glibc, or where MALLOC_ARENA_MAX says what is wanted.
+    XLA on a CPU allocates all of a step's temporaries at every step. Returned to the
+    system in between, they cost a fifth of the step in page faults; kept, they may take
+    twice their size. Call it before JAX starts its threads. Does nothing without glibc,
+    or where MALLOC_ARENA_MAX is set.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None and "MALLOC_ARENA_MAX" not in os.environ:
-        for parameter, value in _KEPT.items():
+        for parameter, value in _MALLOC_OPTIONS.items():
             mallopt(parameter, value)
 
 
 def setup_runtime() -> None:
-    """What every program that computes does first."""
+    """Sets up memory and the compilation cache; called first where JAX is used."""
     keep_memory()
-    keep_compiled_programs()
+    enable_compilation_cache()
 
 
-def keep_compiled_programs() -> None:
-    """Turns JAX's compilation cache on, unless a place for it was already chosen.
+def enable_compilation_cache() -> None:
+    """Turns on JAX's compilation cache, unless its directory is already set.
 
-    Evaluation compiles a program a distinct image size; the next run finds them.
-    JAX_COMPILATION_CACHE_DIR chooses another place; otherwise it is mpmc_jax in
-    XDG_CACHE_HOME or ~/.cache.
+    Evaluation compiles one program per distinct image size, which the next run reuses.
+    The directory is JAX_COMPILATION_CACHE_DIR, or mpmc_jax in XDG_CACHE_HOME or
+    ~/.cache.
     """
     if jax.config.jax_compilation_cache_dir is None:  # pyright: ignore
         caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"

@@ -128,9 +128,9 @@ def main(arguments: list[str] | None = None) -> None:
     multihost.add_arguments(parser)
     args = parser.parse_args(arguments)
     cli.setup_runtime()
-    with multihost.ending_together(), cli.user_errors():
+    with multihost.exit_on_failure(), cli.user_errors():
         multihost.join(
-            found=args.distributed,
+            discover=args.distributed,
             coordinator=args.coordinator,
             count=args.processes,
             index=args.process,

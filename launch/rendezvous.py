@@ -1,6 +1,7 @@
-"""Waiting for the processes of a run, before JAX does: it would abort with a dump.
+"""Waits until all processes of a run are started, and names those that are missing.
 
-Process 0 listens where JAX's service will; the others connect and tell their number.
+JAX would abort with a stack trace instead. Process 0 listens on the port that JAX's
+coordination service will use; the others connect and send their index.
 """
 
 import contextlib
@@ -9,32 +10,32 @@ import socket
 import time
 from typing import Any
 
-_LIMIT = 1000  # bytes of a message
+_MAX_BYTES = 1000  # of a message
 
 
 def wait(coordinator: str, count: int, index: int, seconds: float) -> None:
-    """Returns when all processes are there.
+    """Returns when all processes have connected.
 
     Args:
       coordinator: HOST:PORT of process 0.
-      count: how many processes there are.
-      index: which of them this is.
+      count: the number of processes.
+      index: the index of this process.
       seconds: how long to wait.
 
     Raises:
-      ValueError: one is missing or there twice, or the port is taken; says which.
+      ValueError: a process is missing or started twice, or the port is taken.
     """
     host, _, port = coordinator.rpartition(":")
     deadline = time.monotonic() + seconds
     if index == 0:
-        _gather(coordinator, int(port), count, deadline)
+        _accept_all(coordinator, int(port), count, deadline)
     else:
-        _come(host.strip("[]"), int(port), count, index, deadline)
+        _connect(host.strip("[]"), int(port), count, index, deadline)
 
 
-def _gather(coordinator: str, port: int, count: int, deadline: float) -> None:
-    """Process 0's part: all get the same answer, empty where all is well."""
-    there: dict[int, socket.socket] = {}
+def _accept_all(coordinator: str, port: int, count: int, deadline: float) -> None:
+    """Process 0: accepts the others and sends all the same problem, "" for none."""
+    connections: dict[int, socket.socket] = {}
     problem = ""
     with contextlib.ExitStack() as stack:
         try:
@@ -44,38 +45,38 @@ def _gather(coordinator: str, port: int, count: int, deadline: float) -> None:
                 f"--coordinator={coordinator}: process 0 cannot listen there "
                 f"({error.strerror}): is another process 0 running? choose a free port"
             ) from error
-        while len(there) < count - 1 and not problem:
+        while len(connections) < count - 1 and not problem:
             server.settimeout(max(deadline - time.monotonic(), 0.01))
             try:
                 connection, _ = server.accept()
             except TimeoutError:
-                missing = sorted(set(range(1, count)) - there.keys())
+                missing = sorted(set(range(1, count)) - connections.keys())
                 problem = f"no sign of process {_join(missing)} of {count}"
                 break
             stack.enter_context(connection)
             try:
-                asked = _receive(connection)
-                index, their_count = int(asked["process"]), asked["processes"]
+                message = _receive(connection)
+                index, their_count = int(message["process"]), message["processes"]
             except (OSError, ValueError, KeyError, TypeError):
-                continue  # somebody else's
+                continue  # not a process of a run
             if their_count != count:
                 problem = (
                     f"process {index} has --processes={their_count}, 0 has {count}"
                 )
-            elif index in there and not _hung_up(there[index]):
+            elif index in connections and not _is_closed(connections[index]):
                 problem = f"process {index} of {count} was started twice"
                 _send(connection, {"problem": problem})
                 break
-            there[index] = connection
-        for connection in there.values():
+            connections[index] = connection
+        for connection in connections.values():
             _send(connection, {"problem": problem})
     if problem:
-        raise ValueError(f"{problem}; end them all, and start each of them once")
+        raise ValueError(f"{problem}; end all processes, and start each of them once")
 
 
-def _come(host: str, port: int, count: int, index: int, deadline: float) -> None:
-    """The part of the other processes."""
-    problem = "nobody answers"
+def _connect(host: str, port: int, count: int, index: int, deadline: float) -> None:
+    """The other processes: connects to process 0 and waits for its answer."""
+    problem = "no answer"
     while time.monotonic() < deadline:
         try:
             with socket.create_connection((host, port), timeout=5) as connection:
@@ -85,7 +86,7 @@ def _come(host: str, port: int, count: int, index: int, deadline: float) -> None
             if not problem:
                 return
             break
-        except OSError as error:  # process 0 is not there yet
+        except OSError as error:  # process 0 does not listen yet
             problem = error.strerror or str(error)
             time.sleep(0.2)
         except (ValueError, KeyError, TypeError):
@@ -93,7 +94,7 @@ def _come(host: str, port: int, count: int, index: int, deadline: float) -> None
             break
     raise ValueError(
         f"process {index} of {count} does not reach process 0 at {host}:{port}: "
-        f"{problem}; end them all, and start each of them once"
+        f"{problem}; end all processes, and start each of them once"
     )
 
 
@@ -105,31 +106,31 @@ def _listen(port: int) -> socket.socket:
 
 
 def _send(connection: socket.socket, message: dict[str, Any]) -> None:
-    with contextlib.suppress(OSError):  # it is gone; JAX will miss it
+    with contextlib.suppress(OSError):  # the other process is gone; JAX will report it
         connection.sendall(json.dumps(message).encode() + b"\n")
 
 
 def _receive(connection: socket.socket) -> dict[str, Any]:
-    """A message of one line.
+    """Receives a message of one line.
 
     Raises:
-      ValueError: it is none.
-      OSError: it did not come.
+      ValueError: something else was sent.
+      OSError: nothing was sent.
     """
     if connection.gettimeout() is None:
         connection.settimeout(5)
     content = b""
     while not content.endswith(b"\n"):
-        part = connection.recv(_LIMIT)
+        part = connection.recv(_MAX_BYTES)
         content += part
-        if content and (not part or len(content) > _LIMIT):
-            raise ValueError("no message of a process of a run")
+        if content and (not part or len(content) > _MAX_BYTES):
+            raise ValueError("not a message of a run's process")
         if not part:
-            raise ConnectionResetError(0, "it hung up")
+            raise ConnectionResetError(0, "the connection was closed")
     return json.loads(content)
 
 
-def _hung_up(connection: socket.socket) -> bool:
+def _is_closed(connection: socket.socket) -> bool:
     try:
         connection.setblocking(False)
         return not connection.recv(1)

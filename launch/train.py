@@ -86,9 +86,9 @@ def main(argv: list[str]) -> None:
     absl_logging.set_verbosity(absl_logging.WARNING)
     metric_writer.setup_logging()
     cli.setup_runtime()
-    with multihost.ending_together(), cli.user_errors():
+    with multihost.exit_on_failure(), cli.user_errors():
         multihost.join(
-            found=_DISTRIBUTED.value,
+            discover=_DISTRIBUTED.value,
             coordinator=_COORDINATOR.value,
             count=_PROCESSES.value,
             index=_PROCESS.value,

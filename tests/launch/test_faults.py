@@ -283,7 +283,7 @@ def test_a_process_that_dies_ends_the_others_which_name_it(data, tmp_path, dead)
     if dead == 0:
         assert "Either the leader task was preempted/died" in output
     else:
-        assert "error: process 0 of 2 failed, or lost another one" in output
+        assert "error: process 0 of 2 failed, or lost another process" in output
         assert "Task 1 heartbeat timeout" in output
     pair[dead].communicate()
 
@@ -319,7 +319,7 @@ def test_a_process_that_fails_does_not_wait_for_the_others(
 
     monkeypatch.setattr(multihost.jax, "process_count", lambda: 2)
     monkeypatch.setattr(multihost.os, "_exit", leave)
-    with pytest.raises(_ExitError, match="1"), multihost.ending_together():
+    with pytest.raises(_ExitError, match="1"), multihost.exit_on_failure():
         raise error
     assert said in capsys.readouterr().err
 
@@ -327,5 +327,5 @@ def test_a_process_that_fails_does_not_wait_for_the_others(
 @pytest.mark.parametrize("status", [None, 0, 75])
 def test_processes_that_end_together_end_as_usual(monkeypatch, status):
     monkeypatch.setattr(multihost.jax, "process_count", lambda: 2)
-    with pytest.raises(SystemExit), multihost.ending_together():
+    with pytest.raises(SystemExit), multihost.exit_on_failure():
         sys.exit(status)

@@ -117,20 +117,20 @@ def _evaluate_together(workdir):
         {"coordinator": "a:b", "count": 2, "index": 0},
     ],
 )
-def test_half_told_is_an_error(given):
+def test_processes_set_incompletely_are_refused(given):
     with pytest.raises(ValueError, match="all three are needed"):
-        multihost.join(found=False, **given)
+        multihost.join(discover=False, **given)
 
 
-def test_told_and_to_be_found_is_an_error():
+def test_processes_set_and_to_be_discovered_are_refused():
     with pytest.raises(ValueError, match="--distributed and --coordinator: give one"):
-        multihost.join(found=True, coordinator="a:1", count=2, index=0)
+        multihost.join(discover=True, coordinator="a:1", count=2, index=0)
 
 
-def test_where_jax_finds_nothing_it_is_said_what_to_tell():
+def test_where_jax_discovers_nothing_the_flags_are_named():
     output = run("launch.evaluate", "--workdir=w", "--distributed", fails=True)
     (line,) = output.splitlines()
-    assert line.startswith("error: no other processes are found here")
+    assert line.startswith("error: no other processes were discovered")
     assert "--coordinator=HOST:PORT" in line
 
 
@@ -204,7 +204,7 @@ JOIN = (
     "from launch import multihost\n"
     "address, count, index, multihost.START_SECONDS = sys.argv[1], *map(int, "
     "sys.argv[2:])\n"
-    "multihost.join(found=False, coordinator=address, count=count, index=index)\n"
+    "multihost.join(discover=False, coordinator=address, count=count, index=index)\n"
     "print('joined', flush=True)\n"
     "sys.stdin.read()\n"
 )
@@ -245,7 +245,7 @@ def test_where_jax_waits_in_vain_there_is_one_line(monkeypatch, capsys):
 def test_one_process_joins_nothing(monkeypatch):
     monkeypatch.setattr(multihost.jax.distributed, "initialize", os.abort)
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "1")
-    multihost.join(found=False, coordinator="", count=0, index=-1)
+    multihost.join(discover=False, coordinator="", count=0, index=-1)
 
 
 def test_under_srun_jax_finds_the_others(monkeypatch):
@@ -254,7 +254,7 @@ def test_under_srun_jax_finds_the_others(monkeypatch):
         multihost.jax.distributed, "initialize", lambda **given: told.append(given)
     )
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
-    multihost.join(found=False, coordinator="", count=0, index=-1)
+    multihost.join(discover=False, coordinator="", count=0, index=-1)
     seconds = multihost.HEARTBEAT_SECONDS
     settings = ("heartbeat_timeout_seconds", "shutdown_timeout_seconds")
     assert told == [dict.fromkeys(settings, seconds)]
@@ -265,7 +265,7 @@ def test_a_signal_before_the_loop_ends_a_process_of_several():
     code = (
         "import os, signal, sys\n"
         "from launch import multihost\n"
-        "multihost.join(found=False, coordinator=sys.argv[1], count=1, index=0)\n"
+        "multihost.join(discover=False, coordinator=sys.argv[1], count=1, index=0)\n"
         "os.kill(os.getpid(), signal.SIGTERM)\n"
         "print('still there')\n"
     )

@@ -59,7 +59,7 @@ def write(method: str, target: str) -> None:
 
 
 def _start(method, target, address, count, index):
-    join = f"multihost.join(found=False, coordinator={address!r}, count={count}, "
+    join = f"multihost.join(discover=False, coordinator={address!r}, count={count}, "
     code = (
         "from launch import multihost\n"
         + (f"{join}index={index})\n" if count > 1 else "")
