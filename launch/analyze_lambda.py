@@ -1,9 +1,9 @@
-"""Asks whether lambda_s is higher on right pseudo-labels than on wrong ones.
+"""Measures whether lambda_s is higher on right pseudo-labels than on wrong ones.
 
 python -m launch.analyze_lambda --workdir=runs/camvid --checkpoint=last
 
-Predicts the run's unlabeled training images and opens their labels, which training
-never does, for this analysis alone. Writes WORKDIR/trust_<checkpoint>.json.
+Predicts the run's unlabeled training images and compares the predictions with their
+labels, which training never reads. Writes WORKDIR/trust_<checkpoint>.json.
 """
 
 from pathlib import Path
@@ -25,13 +25,14 @@ from mpmc_jax.types import IGNORE_LABEL, Array
 
 
 def unlabeled_ids(run: runs.Run, workdir: Path, info: DatasetInfo) -> frozenset[str]:
-    """The training images that the run took as unlabeled.
+    """The ids of the training images that the run used without labels.
 
-    They are in the list that the run wrote; the lists that its settings name may have
-    moved or changed since, and are read only where that one is gone.
+    They are in the list that the run wrote to its directory. The lists that its
+    settings name may have moved or changed since, and are read only without that one.
 
     Raises:
-      FileNotFoundError, ValueError: a list that is gone or does not fit the data set.
+      FileNotFoundError, ValueError: a list that is missing or does not fit the data
+        set.
     """
     written = workdir / "splits" / "unlabeled.txt"
     if written.exists():
@@ -40,10 +41,10 @@ def unlabeled_ids(run: runs.Run, workdir: Path, info: DatasetInfo) -> frozenset[
 
 
 def measure(run: runs.Run, workdir: Path) -> dict[str, Any]:
-    """Mean lambda_s, relative to the mean of all, on right and on wrong pixels.
+    """Means of lambda_s over right and over wrong pixels, relative to the overall mean.
 
     Raises:
-      ValueError: the run has no patch classifier, or its unlabeled images no labels.
+      ValueError: the run has no patch classifier, or no unlabeled image has a label.
       FileNotFoundError, ValueError: see `unlabeled_ids`.
     """
     weigh = runs.lambda_s_function(run)

@@ -1,4 +1,4 @@
-"""Finds what is wrong with a data set before training, and counts its labels.
+"""Finds problems of a data set before training, and counts its labels.
 
     python -m launch.check_data --dataset=folder --source=DIR [--classes=road,car]
     python -m launch.check_data --dataset=folder --data_dir=DIR        once prepared
@@ -17,14 +17,16 @@ def main(arguments: list[str] | None = None) -> None:
     parser = cli.parser("check_data", __doc__)
     cli.add_source(parser)
     parser.add_argument(
-        "--data_dir", default="", help="check what was prepared there, not a source"
+        "--data_dir",
+        default="",
+        help="check a prepared data set, not a source",
     )
     args = parser.parse_args(arguments)
     with cli.user_errors():
         if args.data_dir and args.source:
-            raise ValueError("--source and --data_dir: give one, what is to be checked")
+            raise ValueError("--source and --data_dir: give one, the data to check")
         if args.data_dir and args.classes:
-            raise ValueError("--classes: what was prepared has its class names already")
+            raise ValueError("--classes: a prepared data set has class names already")
         if args.data_dir:
             data_dir = as_path("--data_dir", args.data_dir)
             info = open_dataset(str(data_dir), args.dataset)
@@ -36,7 +38,7 @@ def main(arguments: list[str] | None = None) -> None:
             report = check.check_source(source)
             names = source.class_names
             summary = check.summary(source)
-        # Where no mask could be read, nothing but the problems is worth a line.
+        # Where no mask could be read, only the problems are worth a line.
         if report.images.any() or not report.problems:
             print(f"{summary}\n{report.table(names)}")
         if report.problems:

@@ -1,13 +1,13 @@
-r"""Converts weights: PyTorch's to ours, and a trained run's or ours to either.
+r"""Converts weights between PyTorch's layout and this package's.
 
 python -m launch.convert_weights --input=resnet50.pth --output=resnet50.safetensors
 python -m launch.convert_weights --input=runs/voc --output=voc.safetensors \
     [--checkpoint=best] [--layout=torch]
 
 INPUT is a file (.safetensors, .npz, or .pth with PyTorch 2.6 or later) or the directory
-of a run. Network, stem, depth and heads are found from the keys, and each key is
-accounted for. --config.model.pretrained=OUTPUT begins a run with it. The network alone
-goes out, not the patch classifier, which predictions do not need.
+of a run. Network, stem, depth and heads are detected from the keys, and a key that does
+not belong to them is an error. --config.model.pretrained=OUTPUT begins a run with the
+result. Only the network is written: predictions do not need the patch classifier.
 """
 
 import argparse
@@ -27,8 +27,8 @@ from mpmc_jax.paths import as_path
 from mpmc_jax.text import quantity
 
 
-def of_run(workdir: pathlib.Path, checkpoint: str) -> Weights:
-    """The network that a run is evaluated by.
+def read_run(workdir: pathlib.Path, checkpoint: str) -> Weights:
+    """Reads the network that a run is evaluated with.
 
     Raises:
       WorkdirError, CheckpointError, FileNotFoundError: see `runs.load_run`.
@@ -47,27 +47,27 @@ def of_run(workdir: pathlib.Path, checkpoint: str) -> Weights:
 
 
 def read(args: argparse.Namespace) -> Weights:
-    """What --input names, or the part of it that --part does.
+    """Reads the weights of --input, or the part of them that --part names.
 
     Raises:
-      ValueError, FileNotFoundError: what is wrong with it.
+      ValueError, FileNotFoundError: the file or run is missing or damaged.
     """
     path = as_path("--input", args.input)
     if path.is_dir():
         if args.state:
             raise ValueError(f"--state={args.state} is for a .pth; {path} is a run")
-        found = of_run(path, args.checkpoint or "best")
+        found = read_run(path, args.checkpoint or "best")
     else:
         if args.checkpoint:
             raise ValueError(
-                f"--checkpoint={args.checkpoint} is for a run; {path} is no folder"
+                f"--checkpoint={args.checkpoint} is for a run; {path} is not a folder"
             )
         found = weights_lib.load(path, args.state)
     return found.encoder() if args.part == "encoder" else found
 
 
 def write(path: pathlib.Path, weights: Weights, layout: str) -> None:
-    """Writes the weights in our layout, or with PyTorch's keys.
+    """Writes the weights in this package's layout, or with PyTorch's keys.
 
     Raises:
       ValueError: see `weights.save` and `torch_state_dict`.
@@ -80,7 +80,7 @@ def write(path: pathlib.Path, weights: Weights, layout: str) -> None:
 
 
 def summary(weights: Weights) -> str:
-    """Lines about the network: its size, classes and heads, and where it is from."""
+    """Describes the network: its size, classes and heads, and where it is from."""
     model = weights.model
     title = model.title if weights.whole else f"the encoder of {model.title}"
     heads = [name for name in ("embedding", "auxiliary") if getattr(model, name)]

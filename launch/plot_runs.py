@@ -1,10 +1,10 @@
-"""Curves and a table of finished runs; needs matplotlib.
+"""Draws curves and writes a table of finished runs; needs matplotlib.
 
 python -m launch.plot_runs --output=results/camvid_cpu runs/supervised runs/unimatch
 
-Writes curves.png and table.md, and of each run its config.json, manifest.json,
-metrics.jsonl, evaluations and trust figures, under OUTPUT/<run>. Results of an earlier
-call are replaced, and said to be.
+Writes curves.png and table.md, and copies each run's config.json, manifest.json,
+metrics.jsonl, eval_*.json and trust_*.json to OUTPUT/<run>. Results of an earlier call
+are replaced, and counted.
 """
 
 import importlib.util
@@ -18,8 +18,14 @@ from mpmc_jax.paths import as_path
 from mpmc_jax.text import quantity
 from mpmc_jax.training.workdir import read_manifest
 
-KEPT = ("config.json", "manifest.json", "metrics.jsonl", "eval_*.json", "trust_*.json")
-# What a run is judged by: Dice where volumes are scored.
+COPIES = (
+    "config.json",
+    "manifest.json",
+    "metrics.jsonl",
+    "eval_*.json",
+    "trust_*.json",
+)
+# The figure that runs are compared by: Dice where volumes are scored.
 SCORES = ("val/dice", "val/miou")
 LOSS = "train/loss_supervised"
 
@@ -28,14 +34,14 @@ def compare(runs: Sequence[Path], output: Path) -> tuple[str, int]:
     """Writes the comparison of `runs` to `output`.
 
     Returns:
-      Its table, and how many files of an earlier comparison were replaced.
+      The table, and how many files of an earlier comparison were replaced.
 
     Raises:
-      ValueError: no matplotlib, two runs of one name, one without an evaluation, or one
-        whose own directory would be written to.
-      OSError: a run that is not there, or an output that cannot be written.
+      ValueError: matplotlib is missing, two runs have one name, a run has no
+        evaluation, or the output folder holds a run's own directory.
+      OSError: a run does not exist, or the output cannot be written.
     """
-    # Only this program draws curves: the others do without matplotlib.
+    # Only this program draws curves; the others do not need matplotlib.
     if importlib.util.find_spec("matplotlib") is None:
         raise ValueError("no matplotlib here; run: python -m pip install matplotlib")
     from mpmc_jax.analysis import curves
@@ -66,7 +72,7 @@ def compare(runs: Sequence[Path], output: Path) -> tuple[str, int]:
         table += f"\nOn a partial data set: {', '.join(partial)}\n"
     results = {output / "curves.png": drawn, output / "table.md": table.encode()}
     for name, directory in directories.items():
-        for pattern in KEPT:
+        for pattern in COPIES:
             for path in directory.glob(pattern):
                 results[output / name / path.name] = path.read_bytes()
     replaced = sum(path.exists() for path in results)

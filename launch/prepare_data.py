@@ -1,8 +1,8 @@
-"""Checks a data set and writes it in the form that training reads.
+"""Checks a data set and writes it as the records that training reads.
 
     python -m launch.prepare_data --dataset=NAME --source=DIR --data_dir=DIR
 
-A second call does nothing if the source is the same, and fails if it is not. It can be
+A second call does nothing if the source is unchanged, and fails otherwise. It can be
 interrupted at any time and called again.
 """
 
@@ -17,12 +17,12 @@ from mpmc_jax.paths import as_path
 
 
 def prepare(source: Source, data_dir: str) -> str:
-    """Prepares a data set unless it is there; returns what to tell of it.
+    """Prepares a data set unless it exists already; returns a summary.
 
     Raises:
-      ValueError: the source has problems, or the one that is there was made from
+      ValueError: the source has problems, or the prepared data set was made from
         another source.
-      OSError: it cannot be read or written.
+      OSError: a file cannot be read or written.
     """
     if is_prepared(data_dir, source.name):
         return _compare(source, data_dir)
@@ -34,7 +34,7 @@ def prepare(source: Source, data_dir: str) -> str:
         directory = registry.prepare(
             source, report.present, data_dir, report.digests, report.warnings
         )
-    except FileExistsError:  # by another run, since it was first asked
+    except FileExistsError:  # another process prepared it meanwhile
         return _compare(source, data_dir, report.digests)
     lines = [check.summary(source), *report.remarks(), f"Prepared in {directory}"]
     return "\n".join(lines)
@@ -43,7 +43,7 @@ def prepare(source: Source, data_dir: str) -> str:
 def _compare(
     source: Source, data_dir: str, digests: Mapping[str, bytes] | None = None
 ) -> str:
-    """What to tell of a data set that is prepared; raises as `prepare`."""
+    """A summary of a data set that is prepared already; raises as `prepare`."""
     info = open_dataset(data_dir, source.name)
     if has_changed(source, data_dir, digests):
         raise ValueError(

@@ -2,9 +2,9 @@
 
 python -m launch.visualize --workdir=runs/quickstart --output=figure.png [--images=4]
 
-lambda_s weighs the prediction at every pixel as it would as a pseudo-label (eq. 5);
-the gray runs from the image's least to its largest value, so only images' own pixels
-compare.
+lambda_s weighs the prediction at every pixel as it would weigh a pseudo-label (eq. 5).
+Its gray levels run from the image's smallest to its largest value, so compare them only
+within one image.
 """
 
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""What a user may set: the names of keys, and the ranges of numbers."""
+"""Checks of a configuration: names of keys, ranges of numbers, paths."""
 
 import difflib
 import math
@@ -10,11 +10,11 @@ from mpmc_jax.experiments import base_config
 from mpmc_jax.paths import as_path
 from mpmc_jax.training import workdir
 
-# JAX makes its keys of 32 bits: larger seeds would silently be those modulo 2 ** 32.
+# JAX's keys have 32 bits: larger seeds would silently be taken modulo 2 ** 32.
 _SEEDS = ("seed", "data.split_seed")
 # Steps, images and classes are counted in int32.
-_MOST = 2**31 - 1
-# Numbers whose sign nothing else looks at, or not before it divides by them.
+_INT32_MAX = 2**31 - 1
+# Numbers whose sign nothing else checks, or only after dividing by them.
 _NOT_NEGATIVE = (
     "seed",
     "data.split_seed",
@@ -52,7 +52,7 @@ _PATHS = ("data_dir", "labeled_ids", "unlabeled_ids")
 
 
 def expand_paths(config: ml_collections.ConfigDict) -> None:
-    """Makes paths of the settings that name files.
+    """Expands "~" in the settings that name files and folders.
 
     Raises:
       ValueError: see `as_path`.
@@ -66,10 +66,10 @@ def expand_paths(config: ml_collections.ConfigDict) -> None:
 
 
 def check_keys(arguments: list[str]) -> None:
-    """Refuses an argument --config.a.b that names no setting.
+    """Refuses an argument --config.a.b that names no key.
 
     Raises:
-      ValueError: names the closest setting, or those of its section.
+      ValueError: names the closest key, or the keys of the section.
     """
     valid = list(workdir.flatten(base_config.get_base().to_dict()))
     for argument in arguments:
@@ -79,7 +79,7 @@ def check_keys(arguments: list[str]) -> None:
             near = {
                 k.rpartition(".")[2]: k for k in valid if k.startswith(f"{section}.")
             }
-            # Within a section that exists, its name says nothing.
+            # Within a section that exists, only the key is compared.
             close = difflib.get_close_matches(key if near else name, near or valid, n=1)
             hint = f"did you mean {near.get(close[0], close[0])!r}? " if close else ""
             if near or not close:
@@ -88,14 +88,14 @@ def check_keys(arguments: list[str]) -> None:
 
 
 def check_ranges(config: ml_collections.ConfigDict) -> None:
-    """Looks at every number: finite, within its type's range, and of its sign.
+    """Checks that every number is finite, fits its type and has a valid sign.
 
     Raises:
-      ValueError: lists those that are not.
+      ValueError: lists the numbers that do not.
     """
     flat = workdir.flatten(config.to_dict())
-    if outside := [text for key in flat for text in _outside(key, flat[key])]:
-        raise ValueError("; ".join(outside))
+    if errors := [text for key in flat for text in _range_errors(key, flat[key])]:
+        raise ValueError("; ".join(errors))
     wrong = [f"{k}={flat[k]} must be positive" for k in _POSITIVE if not flat[k] > 0]
     wrong += [
         f"{k}={flat[k]} must not be negative" for k in _NOT_NEGATIVE if not flat[k] >= 0
@@ -104,8 +104,8 @@ def check_ranges(config: ml_collections.ConfigDict) -> None:
         raise ValueError("; ".join(wrong))
 
 
-def _outside(key: str, value: Any) -> list[str]:
-    """What is wrong with the numbers of a setting, whatever their sign."""
+def _range_errors(key: str, value: Any) -> list[str]:
+    """What is wrong with the numbers of a setting apart from their sign."""
     found = []
     for number in value if isinstance(value, tuple | list) else (value,):
         if isinstance(number, float) and not math.isfinite(number):
@@ -113,6 +113,6 @@ def _outside(key: str, value: Any) -> list[str]:
         elif isinstance(number, int) and key in _SEEDS:
             if number >= 2**32:
                 found.append(f"{key}={number} must be less than 2 ** 32")
-        elif isinstance(number, int) and abs(number) > _MOST:
-            found.append(f"{key}={number} must lie within {_MOST} of 0")
+        elif isinstance(number, int) and abs(number) > _INT32_MAX:
+            found.append(f"{key}={number} must lie within {_INT32_MAX} of 0")
     return found
