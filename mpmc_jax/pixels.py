@@ -1,4 +1,4 @@
-"""How images are stored and normalized: plain data that every part reads."""
+"""The pixel format of a data set: how images are stored and normalized."""
 
 import dataclasses
 
@@ -9,16 +9,17 @@ import numpy as np
 class PixelFormat:
     """How a data set stores its images, and how they become a network's input.
 
-    By channel, unit = (value - low) / (high - low) and input = (unit - mean) / std.
-    Bytes are always unit * 255, crops of deeper images that came as bytes included.
+    Per channel, unit = (value - low) / (high - low) and input = (unit - mean) / std.
+    A byte is always unit * 255, also in crops of deeper images that were converted.
 
     Attributes:
-      channels: of an image.
-      mean, std: of the unit values.
-      dtype: of the stored images: "uint8", "uint16" or "float32".
+      channels: number of channels.
+      mean, std: mean and deviation of the unit values.
+      dtype: type of the stored images: "uint8", "uint16" or "float32".
       low, high: stored values that become 0 and 1.
-      nodata: stored values that stand for none; "nan" for all that are not finite.
-      nodata_fill: stored value that missing ones get, by channel: the mean of the
+      nodata: stored values that stand for missing data; "nan" for all values that are
+        not finite.
+      nodata_fill: stored value that replaces missing ones, per channel: the mean of the
         training images.
     """
 
@@ -32,19 +33,20 @@ class PixelFormat:
     nodata_fill: tuple[float, ...] = (0.0,)
 
     def __post_init__(self) -> None:
-        """Raises ValueError unless there is one figure a channel."""
+        """Raises ValueError unless there is one number per channel, or one for all."""
         for field in ("mean", "std", "low", "high", "nodata_fill"):
             values = tuple(map(float, getattr(self, field)))
             if len(values) not in (1, self.channels):
                 raise ValueError(
-                    f"{field}={values}: {self.channels} channels need as many figures"
+                    f"{field}={values}: give one number for each of {self.channels} "
+                    "channels"
                 )
             values = values * self.channels if len(values) == 1 else values
             object.__setattr__(self, field, values)
         object.__setattr__(self, "nodata", tuple(self.nodata))
 
     def missing(self, stored: np.ndarray) -> np.ndarray | None:
-        """Which of the stored values (...,c) stand for none; None without `nodata`."""
+        """Returns which stored values (...,c) are missing; None without `nodata`."""
         if not self.nodata:
             return None
         missing = np.zeros(stored.shape, bool)
@@ -52,20 +54,20 @@ class PixelFormat:
             if value == "nan":
                 missing |= ~np.isfinite(stored)
             else:
-                # Compared in single precision where images are.
+                # Images in single precision are compared in single precision.
                 with np.errstate(over="ignore"):
                     missing |= stored == float(value)
         return missing
 
     def fill(self, stored: np.ndarray, missing: np.ndarray) -> np.ndarray:
-        """Stored values with those that are `missing` replaced by `nodata_fill`."""
+        """Returns stored values with the missing ones replaced by `nodata_fill`."""
         fill = np.array(self.nodata_fill)
         if self.dtype != "float32":
             fill = np.rint(fill)
         return np.where(missing, fill.astype(stored.dtype), stored)
 
     def stored(self, unit: np.ndarray) -> np.ndarray:
-        """Unit values (...,c) -> stored ones, rounded where these are whole numbers."""
+        """Converts unit values (...,c) to stored ones; integers are rounded."""
         low, high = np.array(self.low), np.array(self.high)
         values = low + unit * (high - low)
         return (values if self.dtype == "float32" else np.rint(values)).astype(
@@ -73,6 +75,6 @@ class PixelFormat:
         )
 
 
-# Bytes as pretrained encoders know them: the mean and deviation are ImageNet's.
+# RGB bytes with ImageNet's mean and deviation, as pretrained encoders expect them.
 RGB = PixelFormat(3, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 GRAY = PixelFormat(1, mean=(0.0,), std=(1.0,))

@@ -27,16 +27,16 @@ VIEW_LOSSES: tuple[ViewLoss, ...] = get_args(ViewLoss)
 
 
 class Crops(struct.PyTreeNode):
-    """One stream's share of a batch, as the host made it (geometry only).
+    """The crops of one stream in a batch, with random geometry but no color changes.
 
     Attributes:
-      image: (b,h,w,c) uint8; on the host, with `data.resident`, each crop's plan.
+      image: (b,h,w,c) uint8; with `data.resident` crop plans until they are placed.
       extent: (b,4) int32, the rectangle of real pixels (top, left, bottom, right);
-        what lies outside it is padding.
+        everything outside is padding.
       index: (b,) int32, the example's position in its id list.
       record: (b,) int32, the example's position in the global batch. Random keys
         derive from it, never from a device number.
-      label: (b,h,w) uint8 with 255 for void, or None where labels stay closed.
+      label: (b,h,w) uint8 with 255 for void, or None for unlabeled crops.
     """
 
     image: Array
@@ -47,15 +47,15 @@ class Crops(struct.PyTreeNode):
 
 
 class Batch(struct.PyTreeNode):
-    """What one optimizer step consumes.
+    """The crops of one optimizer step.
 
     Attributes:
       labeled: crops with labels.
       unlabeled: crops without labels, or None for a supervised method.
-      partner: a crop to mix with each unlabeled one, or None: of the same image
-        (UniMatch), or of one that the method asked for some steps before (AEL).
-      source: labeled crops to copy objects from, all void where nothing is to be
-        copied (AEL), or None.
+      partner: a crop to mix with each unlabeled one, or None. It is of the same image
+        (UniMatch), or of one that the method requested some steps before (AEL).
+      source: labeled crops to copy objects from (AEL), or None; a crop is all void if
+        nothing is copied.
     """
 
     labeled: Crops
@@ -229,16 +229,18 @@ class View(struct.PyTreeNode):
 
 @dataclasses.dataclass(frozen=True)
 class Streams:
-    """What a method asks of the data pipeline.
+    """The crops that a method asks of the data pipeline.
 
     Attributes:
       unlabeled: whether there is an unlabeled stream.
-      one_per_group: one unlabeled image a group, instead of as many as labeled ones.
-      partner: "none"; "same", a second, independent crop of each unlabeled image;
-        "other", in an order of its own; "requested", of those that the method asks for.
-      source: range of scales of copy-paste sources, or None for none.
+      one_per_group: whether there is one unlabeled image per group, instead of one per
+        labeled image.
+      partner: crops to mix with the unlabeled ones. "none"; "same", a second crop of
+        each unlabeled image; "other", unlabeled images in an order of their own;
+        "requested", images that the method requests during the run.
+      source: range of scales of copy-paste sources, or None for no sources.
       order: how the labeled list fills an epoch, see `data.sampling`.
-      geometry: how an image becomes a crop; a key of `GEOMETRIES` in
+      geometry: how crops are drawn; a key of `GEOMETRIES` in
         `data.geometry.registry`.
       fill: color of the padding, a key of `data.geometry.cropping.FILLS`.
     """
@@ -252,7 +254,7 @@ class Streams:
     fill: Literal["black", "mean", "nearest_mean"] = "black"
 
     def sizes(self, batch_size: int, group_size: int) -> dict[str, int]:
-        """Crops a step, by field of `Batch`."""
+        """Returns the number of crops per step, by field of `Batch`."""
         unlabeled = batch_size // group_size if self.one_per_group else batch_size
         sizes = {"labeled": batch_size}
         if self.unlabeled:
@@ -264,7 +266,7 @@ class Streams:
         return sizes
 
     def images(self, batch_size: int, group_size: int) -> int:
-        """Labeled and unlabeled images that a step reads."""
+        """Returns how many images are read per step."""
         sizes = self.sizes(batch_size, group_size)
         read = ["labeled", "unlabeled"]
         read += ["partner"] if self.partner in ("other", "requested") else []

@@ -296,5 +296,5 @@ def test_preprocessing_maps_the_range_of_deep_images_to_unit_values():
     np.testing.assert_allclose(
         to_unit(jnp.full((1, 1, 1, 2), 51, jnp.uint8), pixels), 0.2
     )
-    with pytest.raises(ValueError, match="2 channels need as many figures"):
+    with pytest.raises(ValueError, match="give one number for each of 2 channels"):
         PixelFormat(2, mean=(0, 0, 0), std=(1,))
