@@ -31,7 +31,7 @@ import ml_collections
 
 from configs import base, presets
 from launch import cli, multihost
-from mpmc_jax.atomic_write import write_json
+from mpmc_jax.atomic_write import check_writable, write_json
 from mpmc_jax.data.lists import printable
 from mpmc_jax.evaluation.protocols import PROTOCOLS
 from mpmc_jax.evaluation.table import format_table
@@ -144,17 +144,24 @@ def main(arguments: list[str] | None = None) -> None:
             flip=args.flip,
             pad_to=args.pad_to,
         )
+        path = folder / result_name(run, args, label)
+        if jax.process_index() == 0:
+            check_writable(path.parent)
         result = runs.evaluate_split(run, args.split)
         if jax.process_index() > 0:
             return
-        path = folder / result_name(run, args, label)
-        write_json(path, runs.evaluation_record(run, args.split, label, result))
+        table = format_table(result, run.facts.class_names)
+        try:
+            write_json(path, runs.evaluation_record(run, args.split, label, result))
+        except OSError:
+            print(table)  # what was computed is not lost with the file
+            raise
         notes = ", partial data set" if run.facts.partial else ""
         if args.other_data:
             notes += f", on {run.facts.dataset} {run.facts.fingerprint[:8]}"
         checkpoint = f"{run.network_name} of step {run.step} ({label})"
         print(f"{args.split}, {checkpoint if args.workdir else args.weights}{notes}")
-        print(format_table(result, run.facts.class_names))
+        print(table)
         print(printable(f"written to {path}"))
 
 

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 import jax
 
 from launch import cli, rendezvous
+from mpmc_jax import distributed
 from mpmc_jax.text import quantity
 from mpmc_jax.training.agreement import SharedError
 
@@ -51,11 +52,13 @@ def join(*, discover: bool, coordinator: str, count: int, index: int) -> None:
         or a process does not connect within START_SECONDS or connects twice.
     """
     explicit = bool(coordinator) or count > 0 or index >= 0
-    address = re.fullmatch(r".+:\d+", coordinator)
-    if explicit and not (address and 0 <= index < count):
+    address = re.fullmatch(r".+:(\d+)", coordinator)
+    port_fits = address is not None and 1 <= int(address[1]) <= 65535
+    if explicit and not (port_fits and 0 <= index < count):
         raise ValueError(
             f"--coordinator={coordinator} --processes={count} --process={index}: all "
-            "three are needed, HOST:PORT of process 0, their number and 0 to number - 1"
+            "three are needed, HOST:PORT of process 0 (a port of 1 to 65535), their "
+            "number and 0 to number - 1"
         )
     if explicit and discover:
         raise ValueError(
@@ -86,6 +89,9 @@ def join(*, discover: bool, coordinator: str, count: int, index: int) -> None:
     # Orbax turns on JAX's preemption service, which swallows SIGTERM. The signal must
     # end the process until the training loop handles it.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    # The first collective connects the processes and waits 30 s at most; later ones
+    # wait for as long as a process takes to read its data.
+    distributed.barrier("joined")
 
 
 @contextlib.contextmanager

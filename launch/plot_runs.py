@@ -16,7 +16,7 @@ from mpmc_jax.atomic_write import write_bytes
 from mpmc_jax.data.lists import printable
 from mpmc_jax.paths import as_path
 from mpmc_jax.text import quantity
-from mpmc_jax.training.workdir import read_manifest
+from mpmc_jax.training.workdir import CHECKPOINTS, read_manifest
 
 COPIES = (
     "config.json",
@@ -54,6 +54,11 @@ def compare(runs: Sequence[Path], output: Path) -> tuple[str, int]:
             raise ValueError(
                 f"--output={output} holds the run {directory} itself, and its files "
                 "would be written over; choose another --output"
+            )
+        if (output / name / CHECKPOINTS).exists():
+            raise ValueError(
+                f"{output / name} is a run of its own, whose files would be written "
+                "over; choose another --output"
             )
     lines = {
         name: curves.read_metrics(directory / "metrics.jsonl")

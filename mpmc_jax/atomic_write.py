@@ -9,6 +9,7 @@ import fcntl
 import json
 import math
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -82,3 +83,13 @@ def _is_there(part: Path, file: BinaryIO) -> bool:
         return os.path.samestat(part.stat(), os.fstat(file.fileno()))
     except FileNotFoundError:
         return False
+
+
+def check_writable(folder: Path) -> None:
+    """Makes sure that a result can be written, before it is computed.
+
+    Raises:
+      OSError: the folder is not there, or no file can be made in it.
+    """
+    with tempfile.TemporaryFile(dir=folder):
+        pass

@@ -283,3 +283,18 @@ def test_more_devices_than_there_are_is_refused(devices):
 def test_an_unknown_key_is_refused():
     with pytest.raises((KeyError, AttributeError)):
         base.get_base().train.bach_size = 3
+
+
+@pytest.mark.parametrize(
+    ("method", "key", "value"),
+    [
+        ("unimatch", "normalization", "apart"),
+        ("augseg", "cutmix", False),
+        ("supervised", "rampup", 2),
+    ],
+)
+def test_a_setting_that_the_method_does_not_read_is_refused(method, key, value):
+    argument = f"method={method}"
+    name = f"method__{key}"
+    with pytest.raises(ValueError, match=f"method.{key}=.*{value}"):
+        tiny.setup(tiny.config(argument, **{name: value}))

@@ -77,6 +77,8 @@ def check_arguments(args: argparse.Namespace, given: Collection[str]) -> None:
     Raises:
       ValueError: names one, and what it is for.
     """
+    if args.steps < 1:
+        raise ValueError(f"--steps={args.steps}: at least 1 repetition is needed")
     kind = args.what
     if args.what in ("data", "eval") and not args.images:
         kind += " --images=0"
@@ -209,12 +211,12 @@ def main(arguments: list[str] | None = None) -> None:
         given = _given(parser, arguments) - {"what"}
         check_arguments(args, given)
         found = _measure(args, given)
-    made_up = args.what in ("data", "eval") and args.images
-    data = {"dataset": "made-up" if made_up else args.dataset}
-    manifest = make_manifest(base.get_base().seed, data)
-    for name, figures in found.items():
-        line = {**vars(args), "method": name, **figures, "manifest": manifest}
-        print(to_json(line))
+        made_up = args.what in ("data", "eval") and args.images
+        data = {"dataset": "made-up" if made_up else args.dataset}
+        manifest = make_manifest(base.get_base().seed, data)
+        for name, figures in found.items():
+            line = {**vars(args), "method": name, **figures, "manifest": manifest}
+            print(to_json(line))
 
 
 if __name__ == "__main__":

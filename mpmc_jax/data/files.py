@@ -90,7 +90,12 @@ def find(
             )
             continue
         entered[real] = folder
-        for path in sorted(folder.iterdir()):
+        try:
+            inside = sorted(folder.iterdir())
+        except OSError as error:
+            problems.append(f"{folder}: {error.strerror}; mend its permissions")
+            continue
+        for path in inside:
             if is_hidden(path):
                 hidden.append(path)
             elif not _is_utf8(path.name):

@@ -18,6 +18,7 @@ import numpy as np
 from flax import struct
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from mpmc_jax import memory
 from mpmc_jax.evaluation import batches, metrics
 from mpmc_jax.evaluation.bounded_jit import BoundedJit
 from mpmc_jax.evaluation.predict import network_input
@@ -137,6 +138,7 @@ class Evaluator:
             raise ValueError(f"eval.pad_to={pad_to} must be 0 (exact) or positive")
         self.protocol = protocol or Protocol(size=1)
         self._devices = jax.local_devices() if devices is None else list(devices)
+        self._free = memory.of_devices(self._devices)
         mesh = jax.make_mesh(
             (len(self._devices),),
             ("batch",),
@@ -221,7 +223,13 @@ class Evaluator:
         self.protocol.check(source.volumes)
         depth = self._pixels.channels + self._num_classes
         for batch in self._plan(source):
-            check_size(batch.rows, batch.size, depth, self._devices)
+            check_size(
+                batch.rows,
+                batch.size,
+                depth,
+                free=self._free,
+                devices=len(self._devices),
+            )
 
     def _plan(self, source: batches.Source) -> list[batches.Batch]:
         """This process's batches: every P-th one, or those of every P-th volume."""

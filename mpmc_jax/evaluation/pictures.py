@@ -64,10 +64,17 @@ def prediction_paths(stem: pathlib.Path) -> list[pathlib.Path]:
 
 
 def is_prediction(path: pathlib.Path) -> bool:
-    """Whether a file is a picture that `write_prediction` wrote."""
+    """Whether a file is a picture that `write_prediction` wrote.
+
+    One that cannot be read is none.
+    """
     if path.suffix != ".png" or not path.is_file():
         return False
-    with path.open("rb") as file:
+    try:
+        file = path.open("rb")
+    except OSError:
+        return False
+    with file:
         return "\0".join(_SOFTWARE).encode() in file.read(_HEAD)
 
 

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mpmc_jax import memory
 from mpmc_jax.evaluation.bounded_jit import BoundedJit
 from mpmc_jax.evaluation.protocols import Protocol
 from mpmc_jax.evaluation.size_limit import check_size
@@ -45,6 +46,7 @@ class Predictor:
         self._protocol = protocol.whole()
         self._num_classes = module.num_classes
         self._variables = variables
+        self._free = memory.of_devices(jax.local_devices()[:1])
         self._normalize = BoundedJit(lambda image: network_input(image[None], pixels))
         self._forward = BoundedJit(lambda v, images: module.apply(v, images).logits)
         self._choose = BoundedJit(
@@ -58,7 +60,7 @@ class Predictor:
           ValueError: the image is too large for the device's memory.
         """
         depth = image.shape[2] + self._num_classes
-        check_size(1, image.shape[:2], depth, jax.local_devices()[:1])
+        check_size(1, image.shape[:2], depth, free=self._free, devices=1)
         scores = self._protocol.scores(
             lambda images: self._forward(self._variables, images),
             self._normalize(image),

@@ -1,10 +1,5 @@
 """Refuses images that no program could be run on, before one is compiled."""
 
-from collections.abc import Sequence
-
-import jax
-
-from mpmc_jax import memory
 from mpmc_jax.text import quantity
 
 
@@ -12,7 +7,9 @@ def check_size(
     images: int,
     size: tuple[int, int],
     depth: int,
-    devices: Sequence[jax.Device],
+    *,
+    free: int,
+    devices: int,
 ) -> None:
     """Refuses a batch whose input and scores alone exceed the devices' memory.
 
@@ -22,14 +19,16 @@ def check_size(
       images: of the batch, over all devices.
       size: their rows and columns.
       depth: channels of the images and of their scores together, in float32.
-      devices: that share the batch.
+      free: bytes that the devices had before the first program ran. Later there seems
+        to be less: what programs leave is kept for the next one.
+      devices: how many share the batch.
 
     Raises:
       ValueError: says the bytes, and what lowers them.
     """
-    needed, free = images * size[0] * size[1] * depth * 4, memory.of_devices(devices)
+    needed = images * size[0] * size[1] * depth * 4
     if needed > free:
-        mend = "lower eval.batch_size" if images > len(devices) else "use smaller ones"
+        mend = "lower eval.batch_size" if images > devices else "use smaller ones"
         raise ValueError(
             f"the scores of {quantity(images, 'image')} of {size[0]} x {size[1]} "
             f"pixels take more than {needed / 1e9:.3g} GB of memory, and "

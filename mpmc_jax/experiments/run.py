@@ -191,20 +191,28 @@ def load_run(workdir: str | os.PathLike[str], checkpoint: str | int = "best") ->
         raise workdir_lib.WorkdirError(
             f"{workdir} holds no run: {directory} does not exist"
         )
-    try:
-        step = checkpoint_lib.find(directory, str(checkpoint))
-        trained_on = checkpoint_lib.read_run(directory, step)
-        config = workdir_lib.load(workdir, base_config.get_base(), trained_on)
-        jax.config.update("jax_default_matmul_precision", config.matmul_precision)
-        facts = DatasetFacts.read(trained_on["data"])
-        model, method = base_for(config, facts, trained_on["data"]["unlabeled"])
-        setup = build_setup(
-            config, model, method, steps_per_epoch=trained_on["steps_per_epoch"]
-        )
-        restored = checkpoint_lib.read(directory, step, state_shape(setup))
-    except checkpoint_lib.CheckpointGoneError:
-        # The run is still training and has replaced its best or last checkpoint.
-        return load_run(workdir, checkpoint)
+    while True:
+        try:
+            run = _read_run(workdir, directory, str(checkpoint))
+        except checkpoint_lib.CheckpointGoneError:
+            run = None
+        # The run is still training and may have replaced its best or last checkpoint.
+        # Then all processes look again: they must read the same one.
+        if distributed.all_agree(run is not None) and run is not None:
+            return run
+
+
+def _read_run(workdir: Path, directory: Path, checkpoint: str) -> Run:
+    step = checkpoint_lib.find(directory, checkpoint)
+    trained_on = checkpoint_lib.read_run(directory, step)
+    config = workdir_lib.load(workdir, base_config.get_base(), trained_on)
+    jax.config.update("jax_default_matmul_precision", config.matmul_precision)
+    facts = DatasetFacts.read(trained_on["data"])
+    model, method = base_for(config, facts, trained_on["data"]["unlabeled"])
+    setup = build_setup(
+        config, model, method, steps_per_epoch=trained_on["steps_per_epoch"]
+    )
+    restored = checkpoint_lib.read(directory, step, state_shape(setup))
     check_network(config, setup)
     evaluated = network_to_use(config, setup, restored.state)
     network = setup.method.networks[0]
@@ -249,6 +257,8 @@ def with_protocol(
     if protocol:
         config.eval.protocol = protocol
     if crop is not None:
+        if crop < 1:
+            raise ValueError(f"--crop={crop}: windows of at least 1 pixel are needed")
         config.data.crop = crop
     if scales:
         config.eval.scales = tuple(map(float, scales))

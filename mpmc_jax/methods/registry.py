@@ -191,5 +191,23 @@ def build_method(config: ml_collections.ConfigDict, sizes: Sizes) -> Method:
             f"{', '.join(valid)}; mean_teacher and unimatch have a choice, the others "
             "keep their own loss"
         )
+    _check_mean_teachers_own(config)
     method = entry.make(config, sizes)
     return dataclasses.replace(method, pixels=sizes.pixels, noisy=sizes.noisy)
+
+
+def _check_mean_teachers_own(config: ml_collections.ConfigDict) -> None:
+    """Refuses settings that only the mean teacher reads, with another method."""
+    name, method = config.method.name, config.method
+    if name != "mean_teacher":
+        for key, default in (("normalization", "joint"), ("cutmix", True)):
+            if method[key] != default:
+                raise ValueError(
+                    f"method.{key}={method[key]!r} is for mean_teacher; {name} does "
+                    f"not read it: leave it at {default!r}"
+                )
+    if name == "supervised" and method.rampup > 0:
+        raise ValueError(
+            f"method.rampup={method.rampup}: supervised has no unlabeled loss to ramp "
+            "up; leave it at 0"
+        )

@@ -162,8 +162,8 @@ def _end(workdir: Path, reason: str) -> None:
     """Ends the process at once: two runs in one workdir would lose both."""
     print(
         f"error: the lock of --workdir={workdir} was lost ({reason}): this process "
-        "stood still for too long, or the directory was removed; what the newest "
-        "checkpoint holds is kept",
+        "stood still for too long, its files could not be reached, or the directory "
+        "was removed; what the newest checkpoint holds is kept",
         file=sys.stderr,
         flush=True,
     )

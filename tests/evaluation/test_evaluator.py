@@ -93,6 +93,7 @@ def test_a_second_run_compiles_nothing_and_sees_new_variables(variables):
 def test_a_bounded_number_of_programs_is_kept(variables, monkeypatch, protocol):
     """However many sizes there are, and every size gives its own exact result."""
     monkeypatch.setattr(bounded_jit, "MOST_PROGRAMS", 2)
+    monkeypatch.setattr(bounded_jit, "RECENT", 1)
     source = make_source([(12 + i, 20) for i in range(6)])
     evaluator = Evaluator(
         _Net(),
@@ -114,8 +115,30 @@ def test_a_bounded_number_of_programs_is_kept(variables, monkeypatch, protocol):
         np.testing.assert_array_equal(result.confusion, _by_hand(variables, source))
 
 
+def test_shapes_of_one_image_do_not_push_each_other_out(monkeypatch):
+    """However many sizes came before, batches of one size compile once."""
+    monkeypatch.setattr(bounded_jit, "MOST_PROGRAMS", 6)
+    monkeypatch.setattr(bounded_jit, "RECENT", 3)
+    traced = []
+
+    @bounded_jit.bounded_jit()
+    def double(x):
+        traced.append(x.shape)
+        return 2 * x
+
+    for size in range(1, 6):
+        for _ in range(2):  # batches
+            for scale in (1, 10, 100):
+                assert double(np.ones(size * scale)).shape == (size * scale,)
+    assert len(traced) == 15  # each shape once
+    assert len(double.programs) == 6
+    double(np.ones(1))  # the first ones stay
+    assert len(traced) == 15
+
+
 def test_predictions_of_many_sizes_keep_few_programs(variables, monkeypatch):
     monkeypatch.setattr(bounded_jit, "MOST_PROGRAMS", 2)
+    monkeypatch.setattr(bounded_jit, "RECENT", 1)
     source = make_source([(12 + i, 20) for i in range(6)])
     predictor = Predictor(_Net(), variables, RGB, build_protocol("whole", 20))
 

@@ -61,11 +61,20 @@ def test_an_image_too_large_to_predict_is_refused():
         Predictor(module, {}, RGB, Protocol(size=1))(image)
 
 
-def test_the_bound_is_that_of_input_and_scores(monkeypatch):
+def test_the_bound_is_that_of_input_and_scores():
     needed = 2 * 30 * 40 * (3 + 21) * 4
-    devices = jax.local_devices()[:2]
-    monkeypatch.setattr(memory, "available", lambda: needed)
-    check_size(2, (30, 40), 24, devices)
-    monkeypatch.setattr(memory, "available", lambda: needed - 1)
+    check_size(2, (30, 40), 24, free=needed, devices=2)
     with pytest.raises(ValueError, match="2 images of 30 x 40 pixels"):
-        check_size(2, (30, 40), 24, devices)
+        check_size(2, (30, 40), 24, free=needed - 1, devices=2)
+
+
+def test_what_programs_keep_is_not_missed_later(monkeypatch):
+    """Memory that a training step leaves to the next one looks as if it were used."""
+    source = _Sized([(40, 50)])
+    evaluator = Evaluator(None, 21, batch_size=1, devices=jax.local_devices()[:1])
+    module = types.SimpleNamespace(num_classes=21)
+    predictor = Predictor(module, {}, RGB, Protocol(size=1))
+    monkeypatch.setattr(memory, "available", lambda: 0)
+    evaluator.check(source)
+    with pytest.raises(AttributeError):  # of the network, behind the check
+        predictor(np.zeros((40, 50, 3), np.uint8))

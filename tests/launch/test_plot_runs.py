@@ -48,5 +48,11 @@ def test_a_comparison_does_not_write_over_the_runs_that_it_reads(tmp_path):
     for output in (tmp_path, tmp_path / "link"):
         with pytest.raises(SystemExit, match=f"--output={output} holds the run {run}"):
             plot_runs.main([f"--output={output}", str(run)])
+    # Nor over another run of the same name.
+    other = tmp_path / "others" / "run"
+    (other / "checkpoints").mkdir(parents=True)
+    with pytest.raises(SystemExit, match=f"{other} is a run of its own"):
+        plot_runs.main([f"--output={other.parent}", str(run)])
+    assert not (other / "metrics.jsonl").exists()
     assert os.stat(metrics).st_ino == before
     assert not (tmp_path / "table.md").exists()

@@ -115,6 +115,7 @@ def _evaluate_together(workdir):
         {"coordinator": "a:1", "count": 0, "index": -1},
         {"coordinator": "a", "count": 2, "index": 0},
         {"coordinator": "a:b", "count": 2, "index": 0},
+        {"coordinator": "a:99999", "count": 2, "index": 0},
     ],
 )
 def test_processes_set_incompletely_are_refused(given):
