@@ -16,11 +16,11 @@ from launch import cli
 from mpmc_jax.atomic_write import to_json, write_json
 from mpmc_jax.data.build import build_split
 from mpmc_jax.data.dataset import DatasetInfo
-from mpmc_jax.data.lists import printable
 from mpmc_jax.data.splits import read_ids
 from mpmc_jax.evaluation.bounded_jit import bounded_jit
 from mpmc_jax.experiments import run as runs
 from mpmc_jax.paths import as_path
+from mpmc_jax.text import printable
 from mpmc_jax.types import IGNORE_LABEL, Array
 
 

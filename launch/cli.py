@@ -12,9 +12,9 @@ from pathlib import Path
 import jax
 
 from mpmc_jax.data import registry
-from mpmc_jax.data.lists import printable
 from mpmc_jax.data.source import Source
 from mpmc_jax.paths import as_path
+from mpmc_jax.text import printable
 from mpmc_jax.training.checkpoint.integrity import CheckpointError
 from mpmc_jax.training.loop import Interrupted, NonFiniteError
 from mpmc_jax.training.workdir import WorkdirError

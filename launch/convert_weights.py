@@ -17,14 +17,13 @@ import jax
 import numpy as np
 
 from launch import cli
-from mpmc_jax.data.lists import printable
 from mpmc_jax.experiments import run as runs
 from mpmc_jax.models.weights import convert as weights_lib
 from mpmc_jax.models.weights import files as weight_files
 from mpmc_jax.models.weights.convert import Weights
 from mpmc_jax.models.weights.torch_names import torch_state_dict
 from mpmc_jax.paths import as_path
-from mpmc_jax.text import quantity
+from mpmc_jax.text import printable, quantity
 
 
 def read_run(workdir: pathlib.Path, checkpoint: str) -> Weights:

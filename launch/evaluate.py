@@ -32,12 +32,12 @@ import ml_collections
 from configs import base, presets
 from launch import cli, multihost
 from mpmc_jax.atomic_write import check_writable, write_json
-from mpmc_jax.data.lists import printable
 from mpmc_jax.evaluation.protocols import PROTOCOLS
 from mpmc_jax.evaluation.table import format_table
 from mpmc_jax.experiments import pretrained
 from mpmc_jax.experiments import run as runs
 from mpmc_jax.paths import as_path
+from mpmc_jax.text import printable
 
 
 def parse_scales(text: str) -> tuple[float, ...]:

@@ -13,9 +13,8 @@ from pathlib import Path
 
 from launch import cli
 from mpmc_jax.atomic_write import write_bytes
-from mpmc_jax.data.lists import printable
 from mpmc_jax.paths import as_path
-from mpmc_jax.text import quantity
+from mpmc_jax.text import printable, quantity
 from mpmc_jax.training.workdir import CHECKPOINTS, read_manifest
 
 COPIES = (

@@ -12,11 +12,10 @@ classes), NAME_color.png and NAME_overlay.png, from the best checkpoint unless
 import sys
 
 from launch import cli
-from mpmc_jax.data.lists import printable
 from mpmc_jax.experiments import run as runs
 from mpmc_jax.experiments.predict import PredictionWriter, find_images
 from mpmc_jax.paths import as_path
-from mpmc_jax.text import quantity
+from mpmc_jax.text import printable, quantity
 
 
 def main(arguments: list[str] | None = None) -> None:

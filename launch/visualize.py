@@ -12,7 +12,6 @@ import numpy as np
 
 from launch import cli
 from mpmc_jax.atomic_write import write_bytes
-from mpmc_jax.data.lists import printable
 from mpmc_jax.evaluation.pictures import (
     as_png,
     colorize,
@@ -22,7 +21,7 @@ from mpmc_jax.evaluation.pictures import (
 )
 from mpmc_jax.experiments import run as runs
 from mpmc_jax.paths import as_path
-from mpmc_jax.text import quantity
+from mpmc_jax.text import printable, quantity
 
 CAPTIONS = ("image", "truth", "prediction", "lambda_s of the prediction")
 

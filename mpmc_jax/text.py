@@ -1,8 +1,49 @@
-"""Words of messages."""
+"""Text of messages: counts, short lists, names that are safe on a terminal."""
+
+import unicodedata
+
+# Unicode categories: control characters, line and paragraph separators, and the lone
+# surrogates that stand for bytes of a name that are not UTF-8.
+_CONTROL = ("Cc", "Cs", "Zl", "Zp")
+# Formatting characters (writing direction) change how the rest of a line looks.
+_ESCAPED = (*_CONTROL, "Cf")
 
 
 def quantity(number: int, noun: str) -> str:
-    """A number and its noun: "1 image", "2 images", "0 classes"."""
+    """Returns a number and its noun: "1 image", "2 images", "0 classes"."""
     if number == 1:
         return f"1 {noun}"
     return f"{number} {noun}{'es' if noun.endswith(('s', 'ch', 'x')) else 's'}"
+
+
+def has_control(name: str) -> bool:
+    """Returns whether a name has line ends, control characters or non-UTF-8 bytes."""
+    return any(unicodedata.category(char) in _CONTROL for char in name)
+
+
+def printable(text: object, keep: str = "") -> str:
+    """Returns a text with the characters that control a terminal escaped.
+
+    Args:
+      text: an object; its string is used.
+      keep: characters that are not escaped, such as a line end.
+    """
+    return "".join(
+        char
+        if char in keep or unicodedata.category(char) not in _ESCAPED
+        else _escape(char)
+        for char in str(text)
+    )
+
+
+def _escape(char: str) -> str:
+    if "\udc80" <= char <= "\udcff":
+        return f"\\x{ord(char) - 0xDC00:02x}"
+    return char.encode("unicode_escape").decode()
+
+
+def shorten(items: list, limit: int = 5) -> str:
+    """Formats a list for a message: the first few items and the number of others."""
+    text = ", ".join(map(printable, items[:limit]))
+    rest = len(items) - limit
+    return text if rest <= 0 else f"{text} and {rest} more"

@@ -18,11 +18,10 @@ from mpmc_jax.data import (
 )
 from mpmc_jax.data import source as source_lib
 from mpmc_jax.data.agreement import MaskFacts
-from mpmc_jax.data.lists import has_control, printable, shorten
 from mpmc_jax.data.raster_formats import UnreadableImage
 from mpmc_jax.data.source import Sample, Source
 from mpmc_jax.pixels import PixelFormat
-from mpmc_jax.text import quantity
+from mpmc_jax.text import has_control, printable, quantity, shorten
 from mpmc_jax.types import IGNORE_LABEL
 
 

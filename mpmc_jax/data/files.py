@@ -10,7 +10,8 @@ import os
 import pathlib
 from collections.abc import Iterable
 
-from mpmc_jax.data.lists import composed, shorten
+from mpmc_jax.data.lists import composed
+from mpmc_jax.text import shorten
 
 # Left behind by Windows, Synology and macOS's archives; others begin with a dot.
 _SYSTEM = ("thumbs.db", "desktop.ini", "@eadir", "__macosx")

@@ -15,15 +15,12 @@ import unicodedata
 from collections.abc import Collection, Hashable
 from typing import TypeVar
 
+from mpmc_jax.text import shorten
+
 # Endings of the files that `decode` reads.
 _JPEG_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif")
 IMAGE_SUFFIXES = (*_JPEG_SUFFIXES, ".png", ".bmp", ".tif", ".tiff", ".webp", ".npy")
 
-# Unicode categories: control characters, line and paragraph separators, and the lone
-# surrogates that stand for bytes of a name that are not UTF-8.
-_CONTROL = ("Cc", "Cs", "Zl", "Zp")
-# Formatting characters (writing direction) change how the rest of a line looks.
-_ESCAPED = (*_CONTROL, "Cf")
 _BYTE_ORDER_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 T = TypeVar("T", bound=Hashable)
@@ -54,32 +51,6 @@ def read_lines(path: pathlib.Path) -> list[str]:
 def composed(name: str) -> str:
     """Returns a name in Unicode's composed form (NFC), which all ids have."""
     return unicodedata.normalize("NFC", name)
-
-
-def has_control(name: str) -> bool:
-    """Returns whether a name has line ends, control characters or non-UTF-8 bytes."""
-    return any(unicodedata.category(char) in _CONTROL for char in name)
-
-
-def printable(text: object, keep: str = "") -> str:
-    """Returns a text with the characters that control a terminal escaped.
-
-    Args:
-      text: an object; its string is used.
-      keep: characters that are not escaped, such as a line end.
-    """
-    return "".join(
-        char
-        if char in keep or unicodedata.category(char) not in _ESCAPED
-        else _escape(char)
-        for char in str(text)
-    )
-
-
-def _escape(char: str) -> str:
-    if "\udc80" <= char <= "\udcff":
-        return f"\\x{ord(char) - 0xDC00:02x}"
-    return char.encode("unicode_escape").decode()
 
 
 def strip_suffix(name: str) -> str:
@@ -123,10 +94,3 @@ def unique(items: list[T], path: pathlib.Path, problems: list[str]) -> list[T]:
     if again:
         problems.append(f"{path}: repeats {shorten(again)}")
     return list(dict.fromkeys(items))
-
-
-def shorten(items: list, limit: int = 5) -> str:
-    """Formats a list for a message: the first few items and the number of others."""
-    text = ", ".join(map(printable, items[:limit]))
-    rest = len(items) - limit
-    return text if rest <= 0 else f"{text} and {rest} more"

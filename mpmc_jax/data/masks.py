@@ -16,9 +16,8 @@ from PIL import Image
 
 from mpmc_jax.data import decode, raster_formats
 from mpmc_jax.data.decode import Color
-from mpmc_jax.data.lists import shorten
 from mpmc_jax.data.raster_formats import UnreadableImage
-from mpmc_jax.text import quantity
+from mpmc_jax.text import quantity, shorten
 from mpmc_jax.types import IGNORE_LABEL
 
 _FOREGROUND = 255

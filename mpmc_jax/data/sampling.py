@@ -99,8 +99,8 @@ class EpochOrder:
         whole = self.steps_per_epoch * self.per_step
         if whole <= len(positions):
             return dataset[:whole].repeat(None)
-        filled = grain.MapDataset.source(_Padded(dataset, len(positions), whole))
-        return filled.seed(self.stream_seed(name))
+        padded = grain.MapDataset.source(_Padded(dataset, len(positions), whole))
+        return padded.seed(self.stream_seed(name))
 
     def _tiled(self) -> list[int]:
         tiles = -(-self.epoch // self.labeled)

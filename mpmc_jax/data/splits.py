@@ -13,8 +13,7 @@ import numpy as np
 
 from mpmc_jax.atomic_write import write_text
 from mpmc_jax.data import lists
-from mpmc_jax.data.lists import shorten
-from mpmc_jax.text import quantity
+from mpmc_jax.text import quantity, shorten
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,9 +10,8 @@ from mpmc_jax.data import decode, parallel_map, splits
 from mpmc_jax.data.builders import base
 from mpmc_jax.data.check import Report, note_absent
 from mpmc_jax.data.dataset import DatasetInfo
-from mpmc_jax.data.lists import shorten
 from mpmc_jax.data.raster_formats import UnreadableImage
-from mpmc_jax.text import quantity
+from mpmc_jax.text import quantity, shorten
 from mpmc_jax.types import IGNORE_LABEL
 
 

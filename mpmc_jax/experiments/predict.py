@@ -8,11 +8,11 @@ from collections.abc import Sequence
 
 from mpmc_jax.data import files
 from mpmc_jax.data.decode import decode_array
-from mpmc_jax.data.lists import IMAGE_SUFFIXES, shorten
+from mpmc_jax.data.lists import IMAGE_SUFFIXES
 from mpmc_jax.evaluation import pictures
 from mpmc_jax.experiments.run import Run
 from mpmc_jax.paths import as_path
-from mpmc_jax.text import quantity
+from mpmc_jax.text import quantity, shorten
 
 # Errors of the disk, which every further image would meet.
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)

@@ -19,8 +19,7 @@ from tensorboardX.record_writer import RecordWriter
 
 from mpmc_jax import distributed
 from mpmc_jax.atomic_write import to_json, write_bytes
-from mpmc_jax.data.lists import printable
-from mpmc_jax.text import quantity
+from mpmc_jax.text import printable, quantity
 from mpmc_jax.training.class_watch import ClassWatch
 
 _LOG = logging.getLogger(__name__)

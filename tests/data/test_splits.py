@@ -157,12 +157,3 @@ def test_names_match_in_either_form_of_unicode(tmp_path):
     for line in (composed, decomposed, f"images/{decomposed}.png m.png"):
         path = _write(tmp_path / "l.txt", line)
         assert splits.read_ids(path, [composed]) == (composed,)
-
-
-def test_what_a_terminal_would_obey_is_escaped():
-    assert lists.printable("a\x1b[31m\nb\u202e", keep="\n") == "a\\x1b[31m\nb\\u202e"
-    assert lists.printable("\udcb5\udcda1.png") == "\\xb5\\xda1.png"
-    assert lists.printable("\u56fe \u00e9 \\n") == "\u56fe \u00e9 \\n"
-    assert lists.shorten(["a\rb", "c\x07"]) == "a\\rb, c\\x07"
-    assert lists.has_control("a\nb") and lists.has_control("\udcb5")
-    assert not lists.has_control("caf\u00e9 \u3000 1")

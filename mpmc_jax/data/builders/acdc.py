@@ -23,10 +23,10 @@ from collections.abc import Iterable
 from mpmc_jax.data import files, lists
 from mpmc_jax.data.builders import volumes
 from mpmc_jax.data.builders.volumes import Volume
-from mpmc_jax.data.lists import shorten
 from mpmc_jax.data.raster_formats import UnreadableImage
 from mpmc_jax.data.source import Color, Sample, Source
 from mpmc_jax.pixels import PixelFormat
+from mpmc_jax.text import shorten
 
 CLASSES: dict[str, Color] = {
     "background": (0, 0, 0),

@@ -14,10 +14,10 @@ import pathlib
 import unicodedata
 
 from mpmc_jax.data import lists
-from mpmc_jax.data.lists import shorten
 from mpmc_jax.data.masks import MaskFormat
 from mpmc_jax.data.source import Sample, Source
 from mpmc_jax.pixels import RGB
+from mpmc_jax.text import shorten
 
 CLASSES = {
     "sky": (128, 128, 128),

@@ -17,12 +17,11 @@ import pathlib
 import numpy as np
 
 from mpmc_jax.data import decode, files
-from mpmc_jax.data.lists import shorten
 from mpmc_jax.data.masks import decode_mask
 from mpmc_jax.data.raster_formats import UnreadableImage
 from mpmc_jax.data.source import Derived, Sample, Source
 from mpmc_jax.pixels import RGB
-from mpmc_jax.text import quantity
+from mpmc_jax.text import quantity, shorten
 from mpmc_jax.types import IGNORE_LABEL
 
 CLASSES = {

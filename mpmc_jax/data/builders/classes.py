@@ -7,9 +7,8 @@ import re
 
 from mpmc_jax.data import lists
 from mpmc_jax.data.decode import Color
-from mpmc_jax.data.lists import shorten
 from mpmc_jax.data.masks import MaskFormat
-from mpmc_jax.text import quantity
+from mpmc_jax.text import quantity, shorten
 from mpmc_jax.types import IGNORE_LABEL
 
 _KEYS = ("classes", "palette", "void", "binary", "nodata")

@@ -36,7 +36,7 @@ import pathlib
 from mpmc_jax.data import decode, files
 from mpmc_jax.data.builders import classes as classes_lib
 from mpmc_jax.data.builders import folder_splits
-from mpmc_jax.data.lists import IMAGE_SUFFIXES, composed, shorten
+from mpmc_jax.data.lists import IMAGE_SUFFIXES, composed
 from mpmc_jax.data.raster_formats import UnreadableImage
 from mpmc_jax.data.source import (
     Blob,
@@ -46,6 +46,7 @@ from mpmc_jax.data.source import (
     read_original,
 )
 from mpmc_jax.pixels import GRAY, RGB, PixelFormat
+from mpmc_jax.text import shorten
 
 # What SOURCE may hold, besides the lists; a note names everything else.
 _PARTS = ("images", "masks", "unlabeled", "classes.json")

@@ -24,8 +24,7 @@ import pathlib
 from collections.abc import Collection, Mapping
 
 from mpmc_jax.data import lists
-from mpmc_jax.data.lists import shorten
-from mpmc_jax.text import quantity
+from mpmc_jax.text import quantity, shorten
 
 _HELD_OUT = 10
 # First folder below images/ -> split.

@@ -20,9 +20,9 @@ import pathlib
 from mpmc_jax.data import files, lists
 from mpmc_jax.data.builders import archives
 from mpmc_jax.data.decode import Color
-from mpmc_jax.data.lists import shorten
 from mpmc_jax.data.source import Blob, Derived, Sample, Source
 from mpmc_jax.pixels import RGB
+from mpmc_jax.text import shorten
 
 CLASSES = (
     "background",
