@@ -18,6 +18,7 @@ import numpy as np
 
 from launch import cli
 from mpmc_jax.experiments import run as runs
+from mpmc_jax.models.registry import title
 from mpmc_jax.models.weights import convert as weights_lib
 from mpmc_jax.models.weights import files as weight_files
 from mpmc_jax.models.weights.convert import Weights
@@ -81,10 +82,11 @@ def write(path: pathlib.Path, weights: Weights, layout: str) -> None:
 def summary(weights: Weights) -> str:
     """Describes the network: its size, classes and heads, and where it is from."""
     model = weights.model
-    title = model.title if weights.whole else f"the encoder of {model.title}"
+    network = title(model) if weights.whole else f"the encoder of {title(model)}"
     heads = [name for name in ("embedding", "auxiliary") if getattr(model, name)]
     count = sum(leaf.size for leaf in jax.tree.leaves(weights.variables["params"]))
-    lines = [f"{title}, {quantity(model.in_channels, 'channel')}, {count:,} parameters"]
+    channels = quantity(model.in_channels, "channel")
+    lines = [f"{network}, {channels}, {count:,} parameters"]
     if weights.whole:
         further = ", ".join(heads) or "none"
         lines.append(

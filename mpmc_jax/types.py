@@ -119,7 +119,8 @@ class Network(struct.PyTreeNode):
             **kwargs,
         )
         # A partial pass touches part of the statistics; Flax returns all of them.
-        return out, self.replace(batch_stats=moved["batch_stats"])
+        # A network without batch norm has none.
+        return out, self.replace(batch_stats=moved.get("batch_stats", {}))
 
     def encode(
         self, images: Array, until: str | None = None, noise: Array | None = None

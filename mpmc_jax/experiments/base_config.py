@@ -87,6 +87,8 @@ def _model() -> dict:
         "teacher_dtype": "",
         # Recompute activations in the backward pass: less memory, more time.
         "remat": False,
+        # "encoder": it stays as it begins, batch norm's statistics too; "": nothing.
+        "freeze": "",
         # Weights that networks and averages begin with, from launch.convert_weights
         # (or PyTorch's own file); "": random.
         "pretrained": "",

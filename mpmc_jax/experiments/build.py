@@ -69,6 +69,8 @@ def model_config(
         dtype=config.model.dtype,
         width=config.model.width,
         remat=config.model.remat,
+        image_size=config.data.crop,
+        freeze=config.model.freeze,
     )
 
 
@@ -162,6 +164,7 @@ def build_setup(
             momentum=config.optimizer.momentum,
             betas=tuple(config.optimizer.betas),
             eps=config.optimizer.eps,
+            freeze=config.model.freeze,
         ),
         schedule=schedule,
         supervised_loss=objective.SupervisedLoss(

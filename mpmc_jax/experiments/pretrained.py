@@ -10,7 +10,7 @@ import ml_collections
 from mpmc_jax.data.build import dataset_info
 from mpmc_jax.experiments.run import Run
 from mpmc_jax.models.config import ModelConfig
-from mpmc_jax.models.registry import build_segmenter
+from mpmc_jax.models.registry import build_segmenter, choices
 from mpmc_jax.models.weights import convert as weights_lib
 from mpmc_jax.plugins.base import Identity
 from mpmc_jax.text import quantity
@@ -88,8 +88,8 @@ def open_weights(
             f"{path} holds an encoder, which does not predict classes; begin a run "
             "with it: launch.train --config.model.pretrained"
         )
-    deeplab = weights.model.name == "deeplabv3plus"
-    config = configure(weights.model.variant if deeplab else "")
+    has_variants = "variant" in choices(weights.model)
+    config = configure(weights.model.variant if has_variants else "")
     facts = dataset_info(config).facts
     for name, given, needed in (
         ("classes", weights.model.num_classes, facts.num_classes),

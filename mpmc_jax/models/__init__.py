@@ -12,6 +12,7 @@ from mpmc_jax.models.registry import (
     perturbed_taps,
     receptive_field,
     tap_channels,
+    title,
 )
 from mpmc_jax.models.weights.torch_names import (
     load_torch_backbone,
@@ -32,4 +33,5 @@ __all__ = [
     "perturbed_taps",
     "receptive_field",
     "tap_channels",
+    "title",
 ]

@@ -3,21 +3,21 @@
 import dataclasses
 from collections.abc import Collection
 
-from mpmc_jax.models.decoders.aspp import VARIANTS
-from mpmc_jax.models.encoders.resnet import BACKBONES
-
-NAMES = ("deeplabv3plus", "unet")
+# Whose version of a network it is: the authors of which method published it.
+VARIANTS = ("unimatch", "augseg", "u2pl", "ael")
 DTYPES = ("float32", "bfloat16")
+FROZEN = ("", "encoder")
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """A segmenter's description; the registries of `models.build` turn it into one.
+    """A segmenter's description; `models.registry` makes the network of it.
 
     Attributes:
-      name: the architecture.
-      backbone: DeepLabV3+'s encoder, a key of `resnet.BACKBONES`.
-      variant: whose version of it, a key of `decoder.VARIANTS`.
+      name: the decoder, a key of `registry.DECODERS`.
+      backbone: the encoder, a key of `registry.ENCODERS`; without a meaning where the
+        decoder has an encoder of its own.
+      variant: whose version of it, one of `VARIANTS`.
       num_classes: classes, void not counted.
       in_channels: channels of the images.
       embedding: add a pixel-embedding head.
@@ -26,9 +26,14 @@ class ModelConfig:
       width: scales every channel count by width/64; a multiple of 4.
       remat: recompute the encoder's blocks in the backward pass: less memory, more
         time.
+      image_size: side of the training crops, for encoders with parameters that depend
+        on it (position embeddings).
+      freeze: "encoder" makes a constant of it: it runs as in evaluation, and no
+        gradient is computed there; "" nothing.
 
     Raises:
-      ValueError: a value is not valid; the message lists those that are.
+      ValueError: a value is not valid; the message lists those that are. Unknown names
+        of encoders and decoders are refused by the registry.
     """
 
     name: str = "deeplabv3plus"
@@ -41,25 +46,19 @@ class ModelConfig:
     dtype: str = "float32"
     width: int = 64
     remat: bool = False
+    image_size: int = 224
+    freeze: str = ""
 
     def __post_init__(self) -> None:
-        _require("name", self.name, NAMES)
-        if self.name == "deeplabv3plus":
-            _require("backbone", self.backbone, BACKBONES)
-            _require("variant", self.variant, VARIANTS)
+        _require("variant", self.variant, VARIANTS)
         _require("dtype", self.dtype, DTYPES)
-        for field in ("num_classes", "in_channels", "width"):
+        if self.freeze not in FROZEN:
+            raise ValueError(f"model.freeze={self.freeze!r}: valid are {[*FROZEN]}")
+        for field in ("num_classes", "in_channels", "width", "image_size"):
             if getattr(self, field) < 1:
                 raise ValueError(f"model.{field}={getattr(self, field)}: must be >= 1")
         if self.width % 4:
             raise ValueError(f"model.width={self.width}: must be a multiple of 4")
-
-    @property
-    def title(self) -> str:
-        """Architecture and what it is built of, for messages."""
-        if self.name == "deeplabv3plus":
-            return f"{self.name}/{self.backbone}, variant {self.variant}"
-        return self.name
 
 
 def _require(field: str, value: str, valid: Collection[str]) -> None:

@@ -28,21 +28,33 @@ BATCH_NORM_MOMENTUM = 0.1
 
 @dataclasses.dataclass(frozen=True)
 class ConvSpec:
-    """One convolution as data: networks and receptive fields are built from it."""
+    """One convolution as data: networks and receptive fields are built from it.
+
+    Attributes:
+      features: channels of its output.
+      kernel: side of the square kernel.
+      stride: positions between neighboring outputs.
+      dilation: positions between neighboring taps of the kernel.
+      zeros: on each side; None for as many as keep the size at stride 1. A patch
+        embedding has 0.
+    """
 
     features: int
     kernel: int = 1
     stride: int = 1
     dilation: int = 1
+    zeros: int | None = None
 
     @property
     def padding(self) -> int:
-        """Zeros on each side: stride 1 keeps the size."""
+        """Zeros on each side."""
+        if self.zeros is not None:
+            return self.zeros
         return self.dilation * (self.kernel - 1) // 2
 
 
 class Conv(nn.Module):
-    """Square convolution with symmetric zero padding: (b,h,w,i) -> (b,h',w',o)."""
+    """Square convolution, zeros on all sides alike: (b,h,w,i) -> (b,h',w',o)."""
 
     spec: ConvSpec
     use_bias: bool = False

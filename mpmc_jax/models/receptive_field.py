@@ -2,7 +2,9 @@
 
 Composing windows (Araujo et al., "Computing receptive fields of convolutional neural
 networks", Distill 2019): a window of kernel k and dilation e at jump j, the distance
-in pixels between its inputs, widens the field by e(k-1)j; its stride multiplies j.
+in pixels between its inputs, widens the field by e(k-1)j; its padding shifts the first
+position by j for every row, and its stride multiplies j. Attention sees all of an image
+and does not count: a token's field is that of its patch.
 """
 
 import dataclasses
@@ -19,6 +21,7 @@ class Interpolation:
     factor: int
     kernel: int = 3
     dilation: int = 1
+    padding: int = 1
 
     @property
     def stride(self) -> Fraction:
@@ -48,12 +51,11 @@ class ReceptiveField:
 
 
 def compose(windows: Iterable[Window]) -> ReceptiveField:
-    """The field of a chain of symmetrically padded windows, first one first."""
+    """The field of a chain of windows, first one first."""
     size, jump, padding = Fraction(1), Fraction(1), Fraction(0)
     for window in windows:
-        reach = window.dilation * (window.kernel - 1)
-        size += reach * jump
-        padding += reach // 2 * jump
+        size += window.dilation * (window.kernel - 1) * jump
+        padding += window.padding * jump
         jump *= window.stride
     return ReceptiveField(int(size), int(jump), int(padding))
 

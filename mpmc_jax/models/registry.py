@@ -1,155 +1,116 @@
-"""From a `ModelConfig` to a network and the facts that others ask of it."""
+"""The registry of encoders and decoders: from a `ModelConfig` to a network.
 
-import dataclasses
-from collections.abc import Iterable
-from typing import NamedTuple
+A new encoder or decoder is one file with a `build` function and one line here. What
+others must know of a network, they ask here, and no name of a network is asked for
+elsewhere.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
 
 from mpmc_jax.models.config import ModelConfig
-from mpmc_jax.models.decoders import aspp, deeplabv3plus, unet
+from mpmc_jax.models.decoders import deeplabv3plus
+from mpmc_jax.models.decoders import unet as unet_decoder
+from mpmc_jax.models.encoder_decoder import EncoderDecoder
 from mpmc_jax.models.encoders import resnet
-from mpmc_jax.models.layers import ConvSpec
-from mpmc_jax.models.receptive_field import ReceptiveField, Window, compose
+from mpmc_jax.models.encoders import unet as unet_encoder
+from mpmc_jax.models.interface import Decoder, Encoder, FeatureMap, Tap
+from mpmc_jax.models.receptive_field import ReceptiveField, compose
 from mpmc_jax.types import Array, PyTree
 
+# From a configuration and the axis over which batch norm is synchronized.
+BuildEncoder = Callable[[ModelConfig, str | None], Encoder]
+BuildDecoder = Callable[[ModelConfig, Encoder, str | None], Decoder]
 
-@dataclasses.dataclass(frozen=True)
-class Tap:
-    """A named intermediate map: its channels and the windows that lead to it."""
-
-    channels: int
-    windows: tuple[Window, ...]
-
-
-class FeatureMap(NamedTuple):
-    """What a convolution gives: its channels, its stride, and the kernel's weights."""
-
-    channels: int
-    stride: int
-    weights: int
+# Images that variables are made from are at least this large.
+_LEAST_SIDE = 32
 
 
-@dataclasses.dataclass(frozen=True)
-class Architecture:
-    """A segmenter and its taps.
+class DecoderEntry(NamedTuple):
+    """A decoder, and the one encoder that it has; None: `ModelConfig.backbone`."""
 
-    Attributes:
-      module: with `encode`, `decode` and `upsample`.
-      taps: every map that a patch classifier may read, by name.
-      decoder_inputs: the taps that the decoder reads, that of its own size first.
-      maps: what the convolutions give, those of the added heads left out.
-      default_tap: the early tap of stride 4 that MPMC reads unless told otherwise.
-      dropout_channels: maps of the decoder whose channels U2PL and AEL drop.
-      element_dropout: whether the encoder drops single elements in train mode.
+    build: BuildDecoder
+    encoder: BuildEncoder | None = None
+
+
+# By `ModelConfig.backbone`.
+ENCODERS: dict[str, BuildEncoder] = {
+    **dict.fromkeys(resnet.BACKBONES, resnet.build),
+}
+# By `ModelConfig.name`.
+DECODERS: dict[str, DecoderEntry] = {
+    "deeplabv3plus": DecoderEntry(deeplabv3plus.build),
+    "unet": DecoderEntry(unet_decoder.build, encoder=unet_encoder.build),
+}
+
+
+def build_segmenter(
+    config: ModelConfig, *, axis_name: str | None = None
+) -> EncoderDecoder:
+    """The network of a config, its batch norm synchronized over `axis_name`.
+
+    Raises:
+      ValueError: an unknown encoder or decoder, the message lists the valid ones; or
+        two that do not fit each other.
     """
-
-    module: nn.Module
-    taps: dict[str, Tap]
-    decoder_inputs: tuple[str, ...]
-    maps: tuple[FeatureMap, ...]
-    default_tap: str
-    dropout_channels: dict[str, int]
-    element_dropout: bool = False
-
-
-def _deeplabv3plus(config: ModelConfig) -> Architecture:
-    variant = aspp.VARIANTS[config.variant]
-    encoder = resnet.resnet_spec(
-        resnet.BACKBONES[config.backbone],
-        width=config.width,
-        output_stride=variant.output_stride,
-        layer4_dilations=variant.layer4_dilations,
-        ceil_pool=variant.ceil_pool,
-        zero_init_residual=variant.zero_init_residual,
-    )
-    spec = aspp.decoder_spec(variant, config.width)
-    module = deeplabv3plus.DeepLabV3Plus(
-        encoder_spec=encoder,
-        decoder_spec=spec,
-        variant=variant,
+    encoder, decoder = _halves(config, axis_name)
+    return EncoderDecoder(
+        backbone=encoder.module,
+        decoder=decoder.module,
         num_classes=config.num_classes,
-        embedding=config.embedding,
-        auxiliary=config.auxiliary,
+        taps=tuple(encoder.taps),
+        multiple=encoder.multiple,
         dtype=config.dtype,
-        remat=config.remat,
+        freeze_encoder=config.freeze == "encoder",
     )
-    taps = {
-        layer: Tap(encoder.channels(layer), tuple(encoder.windows(layer)))
-        for layer in resnet.LAYERS
-    }
-    windows = aspp.decoder_windows(encoder, spec)
-    taps["decoder"] = Tap(spec.channels, tuple(windows))
-    return Architecture(
-        module,
-        taps,
-        aspp.DECODER_INPUTS,
-        _maps(config, [*encoder.paths(), *aspp.decoder_paths(encoder, spec)]),
-        default_tap="layer1",
-        dropout_channels=spec.dropout_channels(
-            embedding=config.embedding, auxiliary=config.auxiliary
-        ),
-    )
-
-
-def _unet(config: ModelConfig) -> Architecture:
-    module = unet.UNet(
-        width=config.width,
-        num_classes=config.num_classes,
-        dtype=config.dtype,
-        remat=config.remat,
-        embedding=config.embedding,
-        auxiliary=config.auxiliary,
-    )
-    channels = unet.stage_channels(config.width)
-    taps = {
-        stage: Tap(features, tuple(unet.stage_windows(stage)))
-        for stage, features in zip(unet.STAGES, channels, strict=True)
-    }
-    taps["decoder"] = Tap(channels[0], tuple(unet.decoder_windows()))
-    return Architecture(
-        module,
-        taps,
-        unet.STAGES,
-        _maps(config, unet.paths(config.width)),
-        default_tap=unet.DEFAULT_TAP,
-        dropout_channels=unet.dropout_channels(
-            config.width, embedding=config.embedding, auxiliary=config.auxiliary
-        ),
-        element_dropout=True,
-    )
-
-
-def _maps(
-    config: ModelConfig, paths: Iterable[tuple[int, int, ConvSpec]]
-) -> tuple[FeatureMap, ...]:
-    """From (input channels or 0 for the image's, stride of the input, convolution)."""
-    return tuple(
-        FeatureMap(
-            conv.features,
-            stride * conv.stride,
-            (channels or config.in_channels) * conv.features * conv.kernel**2,
-        )
-        for channels, stride, conv in paths
-    )
-
-
-# One line an architecture; `config.NAMES` lists the same names.
-ARCHITECTURES = {"deeplabv3plus": _deeplabv3plus, "unet": _unet}
-
-
-def build_segmenter(config: ModelConfig, *, axis_name: str | None = None) -> nn.Module:
-    """The network of a config, its batch norm synchronized over `axis_name`."""
-    return _architecture(config).module.clone(axis_name=axis_name)
 
 
 def init_variables(key: Array, config: ModelConfig) -> dict[str, PyTree]:
-    """Fresh variables: {"params": {"backbone", "decoder"}, "batch_stats": ...}."""
-    # Shapes of variables do not depend on the image size; 32 pixels are enough.
-    images_bhwc = jnp.zeros((1, 32, 32, config.in_channels), jnp.float32)
-    return jax.jit(build_segmenter(config).init)(key, images_bhwc)
+    """Fresh variables: {"params": {"backbone", "decoder"}, "batch_stats": ...}.
+
+    The statistics are an empty dictionary for a network without batch norm.
+    """
+    module = build_segmenter(config)
+    # Shapes of variables may depend on `config.image_size`, and on nothing here.
+    side = -(-_LEAST_SIDE // module.multiple) * module.multiple
+    images_bhwc = jnp.zeros((1, side, side, config.in_channels), jnp.float32)
+    return {"batch_stats": {}, **jax.jit(module.init)(key, images_bhwc)}
+
+
+def choices(config: ModelConfig) -> tuple[str, ...]:
+    """The fields of a configuration that choose this network among the others."""
+    encoder, decoder = _halves(config)
+    names = ["name"]
+    if DECODERS[config.name].encoder is None:
+        names.append("backbone")
+    if encoder.has_variants or decoder.has_variants:
+        names.append("variant")
+    return tuple(names)
+
+
+def title(config: ModelConfig) -> str:
+    """The network and what it is built of, for messages."""
+    chosen, text = choices(config), config.name
+    if "backbone" in chosen:
+        text += f"/{config.backbone}"
+    return f"{text}, variant {config.variant}" if "variant" in chosen else text
+
+
+def same_encoder(one: ModelConfig, other: ModelConfig) -> bool:
+    """Whether two networks have encoders with the same variables, but for `width`."""
+    first, second = (_build_encoder(config) for config in (one, other))
+    return first is second and (
+        "backbone" not in choices(one) or one.backbone == other.backbone
+    )
+
+
+def first_kernel(config: ModelConfig) -> tuple[str, ...]:
+    """Path within the variables of the kernel that sees the image's channels."""
+    encoder, _ = _halves(config)
+    return ("params", "backbone", *encoder.first_kernel)
 
 
 def feature_maps(config: ModelConfig) -> tuple[FeatureMap, ...]:
@@ -157,7 +118,8 @@ def feature_maps(config: ModelConfig) -> tuple[FeatureMap, ...]:
 
     A map of an image of n pixels has at least n // stride rows.
     """
-    return _architecture(config).maps
+    encoder, decoder = _halves(config)
+    return encoder.maps + decoder.maps
 
 
 def tap_channels(config: ModelConfig, tap: str) -> int:
@@ -170,28 +132,32 @@ def perturbed_taps(config: ModelConfig) -> dict[str, int]:
 
     UniMatch's feature perturbation drops channels of exactly these.
     """
-    names = _architecture(config).decoder_inputs
-    return {name: tap_channels(config, name) for name in names}
+    encoder, decoder = _halves(config)
+    return {name: encoder.taps[name].channels for name in decoder.inputs}
 
 
 def dropout_channels(config: ModelConfig) -> dict[str, int]:
     """Maps of the decoder whose channels U2PL and AEL drop -> their channels."""
-    return _architecture(config).dropout_channels
+    _, decoder = _halves(config)
+    return dict(decoder.dropout_channels)
 
 
 def element_dropout(config: ModelConfig) -> bool:
     """Whether a train-mode `encode` drops elements, and so asks for keys."""
-    return _architecture(config).element_dropout
+    encoder, _ = _halves(config)
+    return encoder.element_dropout
 
 
 def default_tap(config: ModelConfig) -> str:
     """The tap that MPMC reads where the configuration leaves it open."""
-    return _architecture(config).default_tap
+    encoder, _ = _halves(config)
+    return encoder.default_tap
 
 
 def decoder_size_tap(config: ModelConfig) -> str:
-    """The tap of the encoder that is as large as the decoder's last map."""
-    return _architecture(config).decoder_inputs[0]
+    """A tap as large as the decoder's last map, of the encoder where it has one."""
+    _, decoder = _halves(config)
+    return decoder.size_tap or "decoder"
 
 
 def receptive_field(config: ModelConfig, tap: str) -> ReceptiveField:
@@ -207,12 +173,28 @@ def receptive_field(config: ModelConfig, tap: str) -> ReceptiveField:
     return compose(_tap(config, tap).windows)
 
 
-def _architecture(config: ModelConfig) -> Architecture:
-    return ARCHITECTURES[config.name](config)
+def _halves(
+    config: ModelConfig, axis_name: str | None = None
+) -> tuple[Encoder, Decoder]:
+    encoder = _build_encoder(config)(config, axis_name)
+    return encoder, DECODERS[config.name].build(config, encoder, axis_name)
+
+
+def _build_encoder(config: ModelConfig) -> BuildEncoder:
+    own = _choose("name", config.name, DECODERS).encoder
+    return own or _choose("backbone", config.backbone, ENCODERS)
+
+
+def _choose(field: str, name: str, entries: Mapping[str, Any]) -> Any:
+    if name not in entries:
+        raise ValueError(f"model.{field}={name!r}: valid are {', '.join(entries)}")
+    return entries[name]
 
 
 def _tap(config: ModelConfig, tap: str) -> Tap:
-    taps = _architecture(config).taps
+    encoder, decoder = _halves(config)
+    taps = {**encoder.taps, "decoder": decoder.tap}
     if tap not in taps:
-        raise ValueError(f"tap {tap!r} of {config.title}: valid are {', '.join(taps)}")
+        valid = ", ".join(taps)
+        raise ValueError(f"tap {tap!r} of {title(config)}: valid are {valid}")
     return taps[tap]

@@ -32,7 +32,7 @@ def make_bn_recompute(
     read: Callable[[], Iterable[Batch]],
     batches: int,
 ) -> Callable[[TrainState, str], TrainState]:
-    """What replaces the statistics of the networks; the plug-in's stay.
+    """What replaces the networks' statistics, but those of plug-in and frozen encoder.
 
     Args:
       parallel: the devices.
@@ -46,7 +46,8 @@ def make_bn_recompute(
       statistics: means over the batches of the mean and of the unbiased variance.
     """
 
-    def add(total: PyTree, batch: Batch, params: PyTree) -> PyTree:
+    def add(total: PyTree, batch: Batch, given: tuple[PyTree, PyTree]) -> PyTree:
+        params, kept = given
         crops = [c for c in (batch.labeled, batch.unlabeled) if c is not None]
         images = jnp.concatenate([config.method.unit(c.image) for c in crops])
         normalized = config.method.normalize(images)
@@ -54,9 +55,10 @@ def make_bn_recompute(
         def moved(name: str) -> PyTree:
             """From zero a pass moves statistics by its own, times the momentum."""
             zeros = jax.tree.map(jnp.zeros_like, total[name])
-            network = Network(config.modules[name], params[name], zeros, train=True)
+            stats = {**kept[name], **zeros}
+            network = Network(config.modules[name], params[name], stats, train=True)
             _, network = base.full_pass(network, normalized)
-            return network.batch_stats
+            return {half: network.batch_stats[half] for half in zeros}
 
         return jax.tree.map(
             lambda sum_, each: sum_ + each / (BATCH_NORM_MOMENTUM * batches),
@@ -68,14 +70,28 @@ def make_bn_recompute(
 
     def recompute_bn_stats(state: TrainState, which: str) -> TrainState:
         prefix = "ema_" if which == "teacher" else ""
-        params = getattr(state, f"{prefix}params")
         stats = getattr(state, f"{prefix}batch_stats")
-        params = {name: params[name] for name in config.modules}
-        old = parallel.fetch({name: stats[name] for name in config.modules})
+        trees = getattr(state, f"{prefix}params")
+        params = {name: trees[name] for name in config.modules}
+        kept, moving = _split(config, stats)
+        if not jax.tree.leaves(moving):
+            return state
+        old = parallel.fetch(moving)
         zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), old)
         total = parallel.replicate(zeros)
         for batch in read():
-            total = adding(total, batch, params)
-        return state.replace(**{f"{prefix}batch_stats": {**stats, **total}})
+            total = adding(total, batch, (params, kept))
+        found = {name: {**kept[name], **total[name]} for name in total}
+        return state.replace(**{f"{prefix}batch_stats": {**stats, **found}})
 
     return recompute_bn_stats
+
+
+def _split(config: StepConfig, stats: PyTree) -> tuple[PyTree, PyTree]:
+    """The networks' statistics of frozen halves, and those that follow the data."""
+    kept, moving = {}, {}
+    for name, module in config.modules.items():
+        frozen = {"backbone"} if module.freeze_encoder else set()
+        kept[name] = {k: v for k, v in stats[name].items() if k in frozen}
+        moving[name] = {k: v for k, v in stats[name].items() if k not in frozen}
+    return kept, moving

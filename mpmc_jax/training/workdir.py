@@ -35,6 +35,7 @@ OF_A_PROCESS = ("data.data_dir", "data.threads", "data.prefetch")
 
 # Settings that came after runs of this format version, with what those runs did.
 _LATER = {
+    "model.freeze": "",
     "optimizer.name": "sgd",
     "optimizer.betas": [0.9, 0.999],
     "optimizer.eps": 1e-8,

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import pytest
 from flax import linen as nn
 
-from mpmc_jax.models import ModelConfig, footprint, layers
+from mpmc_jax.models import ModelConfig, footprint, layers, title
 from mpmc_jax.models.registry import build_segmenter, feature_maps
 from mpmc_jax.models.weights.torch_names import variable_shapes
 
@@ -43,7 +43,7 @@ def _given(config, side):
     return found
 
 
-@pytest.mark.parametrize("config", NETWORKS, ids=lambda config: config.title)
+@pytest.mark.parametrize("config", NETWORKS, ids=title)
 def test_the_list_of_maps_is_the_network(config):
     kernels = [
         (leaf.size, leaf.shape[-1])
@@ -54,7 +54,7 @@ def test_the_list_of_maps_is_the_network(config):
     assert collections.Counter(listed) == collections.Counter(kernels)
 
 
-@pytest.mark.parametrize("config", NETWORKS, ids=lambda config: config.title)
+@pytest.mark.parametrize("config", NETWORKS, ids=title)
 def test_the_bound_is_just_below_what_the_convolutions_give(config):
     side = 160
     given = _given(config, side)

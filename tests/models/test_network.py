@@ -266,7 +266,7 @@ def test_initialization_depends_on_the_key_and_covers_every_unit():
 )
 def test_bad_configuration_names_the_field_and_the_valid_values(field, value, message):
     with pytest.raises(ValueError, match=f"model.{field}=.*{message}"):
-        ModelConfig(**{field: value})
+        build_segmenter(ModelConfig(**{field: value}))
 
 
 def test_unknown_tap_lists_the_taps():

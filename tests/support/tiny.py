@@ -7,6 +7,7 @@ import numpy as np
 
 from configs import synthetic
 from mpmc_jax.experiments.build import Setup, build_base, build_setup, init_state
+from mpmc_jax.models import registry
 from mpmc_jax.models.encoders import resnet
 from mpmc_jax.pixels import RGB
 from mpmc_jax.training.config import AXIS
@@ -17,6 +18,7 @@ from mpmc_jax.types import Batch, Crops
 
 # One block a stage: half of ResNet-18's operations to compile.
 resnet.BACKBONES["tiny"] = resnet.Backbone((1,) * 4, bottleneck=False, deep_stem=False)
+registry.ENCODERS["tiny"] = resnet.build
 
 CLASSES = 4
 CROP = 33

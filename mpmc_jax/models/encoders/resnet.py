@@ -17,6 +17,8 @@ from jax import lax
 from jax.nn import initializers
 
 from mpmc_jax.models import layers
+from mpmc_jax.models.config import ModelConfig
+from mpmc_jax.models.interface import Encoder, Tap, feature_maps
 from mpmc_jax.models.layers import ConvSpec
 
 Array = jax.Array
@@ -41,6 +43,32 @@ BACKBONES = {
     "resnet101": Backbone((3, 4, 23, 3), bottleneck=True, deep_stem=True),
     "resnet50_plain": Backbone((3, 4, 6, 3), bottleneck=True, deep_stem=False),
     "resnet101_plain": Backbone((3, 4, 23, 3), bottleneck=True, deep_stem=False),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """Where the encoders of the published networks differ.
+
+    Attributes:
+      output_stride: of layer4, 16 or 8.
+      layer4_dilations: of the 3x3 convolutions of layer4's blocks ("multi-grid").
+      ceil_pool: the max-pool rounds its output size up.
+      zero_init_residual: each residual block starts as the identity.
+    """
+
+    output_stride: int
+    layer4_dilations: tuple[int, int, int]
+    ceil_pool: bool
+    zero_init_residual: bool
+
+
+_U2PL = Variant(8, (4, 8, 16), ceil_pool=True, zero_init_residual=True)
+VARIANTS = {
+    "unimatch": Variant(16, (1, 2, 2), ceil_pool=False, zero_init_residual=False),
+    "augseg": Variant(16, (2, 4, 8), ceil_pool=True, zero_init_residual=True),
+    "u2pl": _U2PL,
+    "ael": _U2PL,
 }
 
 
@@ -72,9 +100,9 @@ class ResNetSpec:
         """Channels of a layer's output."""
         return self.blocks[LAYERS.index(layer)][-1].convs[-1].features
 
-    def paths(self) -> list[tuple[int, int, ConvSpec]]:
-        """Channels (0: the image's) and stride of every convolution's input, and it."""
-        found, channels, stride = [], 0, 1
+    def paths(self, in_channels: int) -> list[tuple[int, int, ConvSpec]]:
+        """Channels and stride of every convolution's input, and the convolution."""
+        found, channels, stride = [], in_channels, 1
         for conv in self.stem:
             found.append((channels, stride, conv))
             channels, stride = conv.features, stride * conv.stride
@@ -93,6 +121,30 @@ class ResNetSpec:
         for blocks in self.blocks[: LAYERS.index(layer) + 1]:
             chain += [conv for block in blocks for conv in block.convs]
         return chain
+
+
+def build(config: ModelConfig, axis_name: str | None) -> Encoder:
+    """The residual network that `config.backbone` names, of the config's variant."""
+    variant = VARIANTS[config.variant]
+    spec = resnet_spec(
+        BACKBONES[config.backbone],
+        width=config.width,
+        output_stride=variant.output_stride,
+        layer4_dilations=variant.layer4_dilations,
+        ceil_pool=variant.ceil_pool,
+        zero_init_residual=variant.zero_init_residual,
+    )
+    return Encoder(
+        ResNet(spec, axis_name, config.remat),
+        taps={
+            layer: Tap(spec.channels(layer), tuple(spec.windows(layer)))
+            for layer in LAYERS
+        },
+        default_tap="layer1",
+        first_kernel=("stem0", "conv", "kernel"),
+        maps=feature_maps(spec.paths(config.in_channels)),
+        has_variants=True,
+    )
 
 
 def resnet_spec(

@@ -10,10 +10,12 @@ import numpy as np
 from flax import traverse_util
 
 from mpmc_jax.models.config import ModelConfig
+from mpmc_jax.models.registry import choices, first_kernel, same_encoder
 from mpmc_jax.models.weights import files as weight_files
 from mpmc_jax.models.weights.detect import detect
 from mpmc_jax.models.weights.files import WeightsError
 from mpmc_jax.models.weights.torch_names import (
+    as_variables,
     load_torch_backbone,
     load_torch_state_dict,
     variable_shapes,
@@ -33,11 +35,10 @@ _DESCRIBED = (
     "embedding",
     "auxiliary",
     "width",
+    "image_size",
 )
-_FIRST = {
-    "deeplabv3plus": ("params", "backbone", "stem0", "conv", "kernel"),
-    "unet": ("params", "backbone", "stage1", "conv0", "conv", "kernel"),
-}
+# Files from before it was described have none of it.
+_LATER = {"image_size"}
 
 Path = tuple[str, ...]
 
@@ -61,7 +62,7 @@ class Weights:
     def encoder(self) -> "Weights":
         """The same without its decoder."""
         variables = {
-            kind: {"backbone": tree["backbone"]}
+            kind: {"backbone": tree["backbone"]} if tree else {}
             for kind, tree in self.variables.items()
         }
         return dataclasses.replace(self, whole=False, variables=variables)
@@ -135,7 +136,7 @@ def fit(weights: Weights, model: ModelConfig) -> Start:
     """
     _check_same(weights, model)
     found: dict[Path, Any] = dict(traverse_util.flatten_dict(weights.variables))
-    first = _FIRST[model.name]
+    first = first_kernel(model)
     kernel = found[first]
     adapted = kernel.shape[2] != model.in_channels
     if adapted:
@@ -145,8 +146,14 @@ def fit(weights: Weights, model: ModelConfig) -> Start:
     given = {path[:3] for path in found if path[1] == "decoder"}
     fresh = sorted({unit for _, _, unit in units - given}) if weights.whole else []
     kept = {path: value for path, value in found.items() if path in wanted}
+    if any(value.shape != wanted[path].shape for path, value in kept.items()):
+        raise WeightsError(
+            f"{weights.origin['file']} is of a network for images of "
+            f"{weights.model.image_size} pixels, this run has {model.image_size}; set "
+            f"--config.data.crop={weights.model.image_size}"
+        )
     return Start(
-        variables=traverse_util.unflatten_dict(kept),
+        variables=as_variables(kept),
         fresh=tuple(fresh),
         unused=tuple(sorted({unit for _, _, unit in given - units})),
         adapted=adapted,
@@ -170,11 +177,12 @@ _ENCODER_ALONE = "`python -m launch.convert_weights --part=encoder` takes its en
 
 
 def _check_same(weights: Weights, model: ModelConfig) -> None:
-    names = ["name", "width"]
-    if model.name == "deeplabv3plus":
-        names += ["backbone", "variant"] if weights.whole else ["backbone"]
     if weights.whole:
-        names.append("num_classes")
+        names = [*choices(model), "width", "num_classes"]
+    elif same_encoder(weights.model, model):
+        names = ["width"]
+    else:
+        names = ["backbone", "name"] if "backbone" in choices(model) else ["name"]
     for name in names:
         given, wanted = getattr(weights.model, name), getattr(model, name)
         if given == wanted:
@@ -220,7 +228,7 @@ def _own(file: weight_files.WeightFile, origin: dict[str, str]) -> Weights:
             "convert the original again"
         )
     described = weight_files.parse(file.metadata, "model")
-    if set(described) != set(_DESCRIBED):
+    if set(described) | _LATER != set(_DESCRIBED):
         raise WeightsError(f"the metadata's model has {sorted(described)}")
     example = ModelConfig()
     for name, value in described.items():
@@ -247,4 +255,4 @@ def _own(file: weight_files.WeightFile, origin: dict[str, str]) -> Weights:
     flat = {tuple(key.split("/")): value for key, value in file.arrays.items()}
     source = weight_files.parse(file.metadata, "origin")
     origin = {**origin, **{f"source_{key}": str(v) for key, v in source.items()}}
-    return Weights(model, whole, traverse_util.unflatten_dict(flat), origin)
+    return Weights(model, whole, as_variables(flat), origin)

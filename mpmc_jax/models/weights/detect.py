@@ -29,18 +29,28 @@ def detect(shapes: Shapes) -> tuple[ModelConfig, bool]:
       ValueError: no network of ours; says what of it is unknown.
     """
     shapes = {key.removeprefix("module."): shape for key, shape in shapes.items()}
-    if _UNET_FIRST in shapes and _UNET_LAST in shapes:
-        channels, last = shapes[_UNET_FIRST], shapes[_UNET_LAST]
-        config = ModelConfig(
-            name="unet",
-            width=4 * channels[0],
-            in_channels=channels[1],
-            num_classes=last[0],
-        )
-        return config, True
+    for find in (_unet, _deeplabv3plus):
+        if (config := find(shapes)) is not None:
+            return config, True
+    return _encoder(shapes, ""), False
+
+
+def _unet(shapes: Shapes) -> ModelConfig | None:
+    if _UNET_FIRST not in shapes or _UNET_LAST not in shapes:
+        return None
+    channels, last = shapes[_UNET_FIRST], shapes[_UNET_LAST]
+    return ModelConfig(
+        name="unet",
+        width=4 * channels[0],
+        in_channels=channels[1],
+        num_classes=last[0],
+    )
+
+
+def _deeplabv3plus(shapes: Shapes) -> ModelConfig | None:
     variant = next((name for name, key in _MARKS.items() if key in shapes), None)
     if variant is None:
-        return _encoder(shapes, ""), False
+        return None
     prefix = ENCODER_PREFIX[variant]
     encoder = _encoder(shapes, prefix)
     units = DECODER_UNITS[variant]
@@ -48,7 +58,7 @@ def detect(shapes: Shapes) -> tuple[ModelConfig, bool]:
     def has(unit: str) -> bool:
         return unit in units and f"{units[unit][0]}.weight" in shapes
 
-    config = ModelConfig(
+    return ModelConfig(
         backbone=encoder.backbone,
         variant=variant,
         num_classes=shapes[f"{units['classifier'][0]}.weight"][0],
@@ -57,7 +67,6 @@ def detect(shapes: Shapes) -> tuple[ModelConfig, bool]:
         auxiliary=has("auxiliary"),
         width=encoder.width,
     )
-    return config, True
 
 
 def _encoder(shapes: Shapes, prefix: str) -> ModelConfig:

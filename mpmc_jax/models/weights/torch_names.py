@@ -6,8 +6,8 @@ published checkpoints come to be half loaded. Nothing here imports torch.
 """
 
 import re
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ from flax import traverse_util
 
 from mpmc_jax.models.config import ModelConfig
 from mpmc_jax.models.encoders.resnet import BACKBONES
-from mpmc_jax.models.registry import init_variables
+from mpmc_jax.models.registry import init_variables, title
 from mpmc_jax.models.weights.unet_names import torch_unit
 from mpmc_jax.types import PyTree
 
@@ -124,10 +124,15 @@ def load_torch_backbone(
     template = {
         p: leaf for p, leaf in variable_shapes(config).items() if p[1] == "backbone"
     }
-    prefix = ENCODER_PREFIX[config.variant]
+    prefix = _published(config).encoder_prefix(config)
     names = {p: k.removeprefix(prefix) for p, k in torch_names(config).items()}
     variables = _convert(encoder, template, names, config)
     return variables["params"]["backbone"], variables["batch_stats"]["backbone"]
+
+
+def as_variables(leaves: Mapping[Path, Any]) -> dict[str, PyTree]:
+    """Leaves by path -> {"params", "batch_stats"}, the second empty without any."""
+    return {"batch_stats": {}, **traverse_util.unflatten_dict(leaves)}
 
 
 def torch_state_dict(
@@ -142,8 +147,8 @@ def torch_state_dict(
     """
     leaves = traverse_util.flatten_dict(variables)
     prefix = ""
-    if all(path[1] == "backbone" for path in leaves) and config.name != "unet":
-        prefix = ENCODER_PREFIX[config.variant]
+    if all(path[1] == "backbone" for path in leaves):
+        prefix = _published(config).encoder_prefix(config)
     found = {}
     for path, leaf in leaves.items():
         value = np.asarray(leaf)
@@ -168,20 +173,47 @@ def variable_shapes(config: ModelConfig) -> Mapping[Path, Any]:
 def _torch_name(path: Path, config: ModelConfig) -> str:
     """("params", "backbone", "layer1_0", "conv1", "conv", "kernel") -> torch's key."""
     _, half, unit, *inner, leaf = path
-    if config.name == "unet":
-        prefix = torch_unit(unit, inner)
-    elif half == "decoder":
-        units = DECODER_UNITS[config.variant]
-        if unit not in units:
-            raise ValueError(
-                f"the published network of variant {config.variant!r} has no unit "
-                f"{unit!r}: no weights of it can be loaded"
-            )
-        conv, norm = units[unit]
-        prefix = norm if inner == ["norm"] else conv
-    else:
-        prefix = ENCODER_PREFIX[config.variant] + _encoder_name(unit, inner, config)
-    return f"{prefix}.{LEAVES[leaf]}"
+    return f"{_published(config).unit(config, half, unit, inner)}.{LEAVES[leaf]}"
+
+
+def _published(config: ModelConfig) -> "_Published":
+    if config.name not in _NETWORKS:
+        raise ValueError(
+            f"no weights of {title(config)} were published; valid: {[*_NETWORKS]}"
+        )
+    return _NETWORKS[config.name]
+
+
+class _Published(NamedTuple):
+    """How the state dict of a published network is named.
+
+    Attributes:
+      unit: (config, half, unit, what lies within it) -> the prefix of its keys.
+      encoder_prefix: what encoders that are published alone leave out.
+    """
+
+    unit: Callable[[ModelConfig, str, str, list[str]], str]
+    encoder_prefix: Callable[[ModelConfig], str]
+
+
+def _deeplabv3plus(config: ModelConfig, half: str, unit: str, inner: list[str]) -> str:
+    if half == "backbone":
+        return ENCODER_PREFIX[config.variant] + _encoder_name(unit, inner, config)
+    units = DECODER_UNITS[config.variant]
+    if unit not in units:
+        raise ValueError(
+            f"the published network of variant {config.variant!r} has no unit "
+            f"{unit!r}: no weights of it can be loaded"
+        )
+    conv, norm = units[unit]
+    return norm if inner == ["norm"] else conv
+
+
+# One line per published network, by `ModelConfig.name`.
+_NETWORKS = {
+    "deeplabv3plus": _Published(_deeplabv3plus, lambda c: ENCODER_PREFIX[c.variant]),
+    "unet": _Published(lambda c, half, *unit: torch_unit(*unit), lambda c: ""),
+}
 
 
 def _encoder_name(unit: str, inner: list[str], config: ModelConfig) -> str:
@@ -223,10 +255,10 @@ def _convert(
         variables[path] = jnp.asarray(value)
     if problems:
         raise ValueError(
-            f"the state dict is not one of {config.title}, {config.num_classes} "
+            f"the state dict is not one of {title(config)}, {config.num_classes} "
             f"classes: {_first(problems)}"
         )
-    return traverse_util.unflatten_dict(variables)
+    return as_variables(variables)
 
 
 def _first(problems: list[str], number: int = 8) -> str:

@@ -1,0 +1,106 @@
+"""A segmentation network in two halves, whatever they are."""
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from mpmc_jax.models.resize import resize_align_corners
+from mpmc_jax.types import Features, Prediction
+
+Array = jax.Array
+
+
+class EncoderDecoder(nn.Module):
+    """A segmenter in two halves, `encode` and `decode`.
+
+    Images are (b,h,w,c), normalized. They are computed in `dtype`, or in float64 where
+    they are float64; parameters and statistics stay float32, logits are at least that.
+
+    Attributes:
+      backbone: the `module` of an `Encoder`. Variables and learning rates go by the
+        names of these two fields.
+      decoder: the `module` of a `Decoder`.
+      num_classes: channels of the logits.
+      taps: names of the encoder's taps.
+      multiple: sides of images must be multiples of this.
+      dtype: compute dtype.
+      freeze_encoder: the encoder is a constant: it runs as in evaluation, and no
+        gradient is computed there.
+    """
+
+    backbone: nn.Module
+    decoder: nn.Module
+    num_classes: int
+    taps: tuple[str, ...]
+    multiple: int = 1
+    dtype: str = "float32"
+    freeze_encoder: bool = False
+
+    def encode(
+        self,
+        images_bhwc: Array,
+        *,
+        until: str | None = None,
+        train: bool = False,
+        noise: Array | None = None,
+    ) -> Features:
+        """Images -> the encoder's taps, or those up to `until`.
+
+        `noise` are (b,) keys for an encoder that drops elements, which it does in train
+        mode alone.
+
+        Raises:
+          ValueError: `until` names no tap, or a side is no multiple of `multiple`.
+        """
+        if until is not None and until not in self.taps:
+            valid = ", ".join(self.taps)
+            raise ValueError(f"encode(until={until!r}): valid are {valid}")
+        _, rows, columns, _ = images_bhwc.shape
+        if rows % self.multiple or columns % self.multiple:
+            raise ValueError(
+                f"the network does not take images of {rows}x{columns} pixels: both "
+                f"sides must be multiples of {self.multiple}; set data.crop and "
+                "eval.pad_to to such"
+            )
+        is_double = images_bhwc.dtype == jnp.float64
+        x_bhwc = images_bhwc if is_double else images_bhwc.astype(self.dtype)
+        train = train and not self.freeze_encoder
+        drawn = {"noise": noise} if train and noise is not None else {}
+        taps = self.backbone(x_bhwc, until=until, train=train, **drawn)
+        if self.freeze_encoder:
+            taps = jax.lax.stop_gradient(taps)
+        return Features(taps=taps, size=(rows, columns))
+
+    def decode(
+        self,
+        features: Features,
+        *,
+        train: bool = False,
+        dropout: Mapping[str, Array] | None = None,
+    ) -> Prediction:
+        """Features of all taps -> Prediction at the decoder's stride.
+
+        Args:
+          features: what `encode` gave.
+          train: whether batch norm is in train mode.
+          dropout: map of the decoder -> (b,1,1,d) multiplier of its channels.
+        """
+        return self.decoder(features.taps, train=train, dropout=dropout)
+
+    @nn.nowrap
+    def upsample(self, logits_bhwc: Array, size: tuple[int, int]) -> Array:
+        """(b,h,w,c) at any stride -> (b,*size,c), align-corners bilinear."""
+        return resize_align_corners(logits_bhwc, size)
+
+    def __call__(self, images_bhwc: Array, *, train: bool = False) -> Prediction:
+        """Images -> Prediction whose logits (auxiliary ones too) have their size."""
+        features = self.encode(images_bhwc, train=train)
+        prediction = self.decode(features, train=train)
+        full = self.upsample(prediction.logits, features.size)
+        prediction = prediction.replace(logits=full)
+        if prediction.auxiliary is not None:
+            extra = self.upsample(prediction.auxiliary, features.size)
+            prediction = prediction.replace(auxiliary=extra)
+        return prediction

@@ -1,0 +1,126 @@
+"""The encoder of UniMatch's U-Net for ACDC (after Ronneberger et al. 2015).
+
+Source: UniMatch, more-scenarios/medical/model/unet.py.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from mpmc_jax.models import layers
+from mpmc_jax.models.config import ModelConfig
+from mpmc_jax.models.interface import Encoder, Tap, feature_maps
+from mpmc_jax.models.layers import ConvSpec
+from mpmc_jax.models.receptive_field import Window
+
+Array = jax.Array
+
+STAGES = ("stage1", "stage2", "stage3", "stage4", "stage5")
+SLOPE = 0.01  # of the leaky ReLU
+
+# Share of the elements that each stage drops in training.
+_DROPOUT = (0.05, 0.1, 0.2, 0.3, 0.5)
+
+
+def build(config: ModelConfig, axis_name: str | None) -> Encoder:
+    """The encoder; the stage of stride 4 is its early tap."""
+    channels = stage_channels(config.width)
+    return Encoder(
+        UNetEncoder(config.width, axis_name, config.remat),
+        taps={
+            stage: Tap(features, tuple(_windows(stage)))
+            for stage, features in zip(STAGES, channels, strict=True)
+        },
+        default_tap="stage3",
+        first_kernel=("stage1", "conv0", "conv", "kernel"),
+        maps=feature_maps(_paths(config.in_channels, channels)),
+        multiple=2 ** (len(STAGES) - 1),
+        element_dropout=True,
+    )
+
+
+def stage_channels(width: int) -> tuple[int, ...]:
+    """Channels of the five stages: 16 to 256 at width 64."""
+    return tuple(width // 4 * 2**i for i in range(len(STAGES)))
+
+
+def _windows(stage: str) -> list[Window]:
+    """The chain of windows from the image to a stage's output."""
+    pair: list[Window] = [ConvSpec(1, 3), ConvSpec(1, 3)]
+    pool = ConvSpec(1, 2, stride=2)
+    return pair + [pool, *pair] * STAGES.index(stage)
+
+
+def _paths(
+    in_channels: int, channels: tuple[int, ...]
+) -> list[tuple[int, int, ConvSpec]]:
+    """Channels and stride of every convolution's input, and the convolution."""
+    found, given = [], in_channels
+    for i, features in enumerate(channels):
+        conv = ConvSpec(features, 3)
+        found += [(given, 2**i, conv), (features, 2**i, conv)]
+        given = features
+    return found
+
+
+class Block(nn.Module):
+    """Twice convolution, batch norm and leaky ReLU, with dropout in between."""
+
+    features: int
+    rate: float = 0.0
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, x_bhwc: Array, noise: Array | None, train: bool) -> Array:
+        """(b,h,w,i) -> (b,h,w,features); `noise` are (b,) keys or None."""
+        spec = ConvSpec(self.features, 3)
+        for i in range(2):
+            conv = layers.ConvNorm(spec, self.axis_name, True, False, name=f"conv{i}")
+            x_bhwc = nn.leaky_relu(conv(x_bhwc, train=train), SLOPE)
+            if i == 0 and noise is not None:
+                x_bhwc = element_dropout(noise, x_bhwc, self.rate)
+        return x_bhwc
+
+
+def element_dropout(keys_b: Array, x_bhwc: Array, rate: float) -> Array:
+    """Drops single elements and scales the others by 1 / (1 - rate).
+
+    An example's mask follows from its key alone, wherever in the batch it stands.
+    """
+    shape = x_bhwc.shape[1:]
+    keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate, shape))(keys_b)
+    return jnp.where(keep, x_bhwc / (1 - rate), 0)
+
+
+class UNetEncoder(nn.Module):
+    """Images -> the maps of the five stages, each half as large as the one before."""
+
+    width: int
+    axis_name: str | None = None
+    remat: bool = False
+
+    @nn.compact
+    def __call__(
+        self,
+        x_bhwc: Array,
+        *,
+        until: str | None,
+        train: bool,
+        noise: Array | None = None,
+    ) -> dict[str, Array]:
+        """All stages, or those up to `until`; `noise` are (b,) keys or None."""
+        block = nn.remat(Block, static_argnums=(3,)) if self.remat else Block
+        taps = {}
+        channels = stage_channels(self.width)
+        for i, (stage, features) in enumerate(zip(STAGES, channels, strict=True)):
+            if i:
+                x_bhwc = nn.max_pool(x_bhwc, (2, 2), (2, 2))
+            keys = None
+            if noise is not None:
+                keys = jax.vmap(lambda key, i=i: jax.random.fold_in(key, i))(noise)
+            module = block(features, _DROPOUT[i], self.axis_name, name=stage)
+            x_bhwc = module(x_bhwc, keys, train)
+            taps[stage] = x_bhwc
+            if stage == until:
+                break
+        return taps

@@ -1,0 +1,104 @@
+"""What encoders and decoders tell of themselves: all that others ask of a network."""
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+from flax import linen as nn
+
+from mpmc_jax.models.layers import ConvSpec
+from mpmc_jax.models.receptive_field import Window
+
+
+@dataclasses.dataclass(frozen=True)
+class Tap:
+    """A named intermediate map: its channels and the windows that lead to it."""
+
+    channels: int
+    windows: tuple[Window, ...]
+
+
+class FeatureMap(NamedTuple):
+    """What a convolution gives: its channels, its stride, and the kernel's weights."""
+
+    channels: int
+    stride: int
+    weights: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoder:
+    """The first half of a network.
+
+    Attributes:
+      module: (images, until=, train=) -> the taps by name, those behind `until` left
+        out; with `element_dropout` it takes `noise=` as well, (b,) keys.
+      taps: its taps in the order in which they are computed.
+      default_tap: the early tap of stride 4 that MPMC reads unless told otherwise.
+      first_kernel: path of the parameter whose last but one axis are image channels.
+      maps: what its convolutions give; for the estimate of the memory.
+      multiple: sides of images must be multiples of this.
+      element_dropout: whether it drops single elements in train mode.
+      has_variants: whether it depends on `ModelConfig.variant`.
+    """
+
+    module: nn.Module
+    taps: Mapping[str, Tap]
+    default_tap: str
+    first_kernel: tuple[str, ...]
+    maps: tuple[FeatureMap, ...] = ()
+    multiple: int = 1
+    element_dropout: bool = False
+    has_variants: bool = False
+
+    def tap(self, name: str) -> Tap:
+        """A tap that a decoder reads.
+
+        Raises:
+          ValueError: the encoder has no such tap.
+        """
+        if name not in self.taps:
+            raise ValueError(
+                f"the decoder reads the tap {name!r}, and the encoder has "
+                f"{', '.join(self.taps)}; set another --config.model.backbone or "
+                "--config.model.name"
+            )
+        return self.taps[name]
+
+
+@dataclasses.dataclass(frozen=True)
+class Decoder:
+    """The second half of a network.
+
+    Attributes:
+      module: (taps, train=, dropout=) -> Prediction at the decoder's own stride;
+        `dropout` has a multiplier for each of `dropout_channels`, or is None.
+      inputs: the encoder's taps that it reads.
+      tap: its last map, the tap "decoder".
+      size_tap: the encoder's tap that is as large as the last map; "" for none.
+      maps: what its convolutions give, heads left out; for the estimate of the memory.
+      dropout_channels: maps whose channels U2PL and AEL drop -> their channels.
+      has_variants: whether it depends on `ModelConfig.variant`.
+    """
+
+    module: nn.Module
+    inputs: tuple[str, ...]
+    tap: Tap
+    size_tap: str = ""
+    maps: tuple[FeatureMap, ...] = ()
+    dropout_channels: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    has_variants: bool = False
+
+
+def feature_maps(
+    paths: Iterable[tuple[int, int, ConvSpec]],
+) -> tuple[FeatureMap, ...]:
+    """From channels and stride of every convolution's input, and the convolution."""
+    return tuple(
+        FeatureMap(
+            conv.features,
+            stride * conv.stride,
+            channels * conv.features * conv.kernel**2,
+        )
+        for channels, stride, conv in paths
+    )
