@@ -7,49 +7,16 @@ Its gray levels run from the image's smallest to its largest value, so compare t
 within one image.
 """
 
-import jax.numpy as jnp
-import numpy as np
-
 from launch import cli
+from mpmc_jax.analysis.panels import CAPTIONS, panel_rows
 from mpmc_jax.atomic_write import write_bytes
 from mpmc_jax.evaluation.pictures import (
     as_png,
-    colorize,
-    displayable,
-    heat_map,
     panel,
 )
 from mpmc_jax.experiments import run as runs
 from mpmc_jax.paths import as_path
 from mpmc_jax.text import printable, quantity
-
-CAPTIONS = ("image", "truth", "prediction", "lambda_s of the prediction")
-
-
-def rows(run: runs.Run, count: int) -> list[list[np.ndarray]]:
-    """Pictures of the first `count` validation images of one size.
-
-    Raises:
-      ValueError: the run has no patch classifier.
-    """
-    weigh = runs.lambda_s_function(run)
-    source = runs.open_split(run, "val")
-    chosen = [i for i in range(len(source)) if source.size(i) == source.size(0)]
-    pictures = []
-    for number in chosen[:count]:
-        example = source[number]
-        pseudo, weight = weigh(
-            jnp.asarray(example.image[None]), jnp.asarray(example.label[None])
-        )
-        pictures.append(
-            [
-                displayable(example.image, run.facts.pixels),
-                colorize(example.label, run.facts.palette),
-                colorize(np.asarray(pseudo[0]), run.facts.palette),
-                heat_map(np.asarray(weight[0])),
-            ]
-        )
-    return pictures
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -69,7 +36,7 @@ def main(arguments: list[str] | None = None) -> None:
             raise ValueError(f"--output={output}: name a .png")
         run = runs.load_run(as_path("--workdir", args.workdir), args.checkpoint)
         run = runs.use_data(run, args.data_dir)
-        pictures = rows(run, args.images)
+        pictures = panel_rows(run, args.images)
         output.parent.mkdir(parents=True, exist_ok=True)
         write_bytes(output, as_png(panel(pictures, CAPTIONS)))
         mark = ", of a partial data set" if run.facts.partial else ""

@@ -11,6 +11,21 @@ matplotlib.use("Agg")  # no display is needed
 
 from matplotlib import pyplot as plt
 
+from mpmc_jax.atomic_write import write_bytes
+from mpmc_jax.training.workdir import read_manifest
+
+COPIES = (
+    "config.json",
+    "manifest.json",
+    "metrics.jsonl",
+    "eval_*.json",
+    "trust_*.json",
+)
+
+# The figure that runs are compared by: Dice where volumes are scored.
+SCORES = ("val/dice", "val/miou")
+LOSS = "train/loss_supervised"
+
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
     """The lines of a metrics.jsonl; not the one that a run is writing.
@@ -86,3 +101,50 @@ def table(
         ratio = f"{last[1] / first[1]:.2f}" if first[1] else "-"
         rows.append(f"| {run} | {' | '.join(cells)} | {ratio} |")
     return "\n".join(rows) + "\n"
+
+
+def compare(runs: Sequence[Path], output: Path) -> tuple[str, int]:
+    """Writes the comparison of `runs` to `output`.
+
+    Returns:
+      The table, and how many files of an earlier comparison were replaced.
+
+    Raises:
+      ValueError: two runs have one name, a run has no evaluation, or the output folder
+        holds a run's own directory.
+      OSError: a run does not exist, or the output cannot be written.
+    """
+    directories = {run.absolute().name: run for run in runs}
+    if len(directories) < len(runs):
+        raise ValueError("two runs have the same name; their results would collide")
+    for name, directory in directories.items():
+        if (output / name).resolve() == directory.resolve():
+            raise ValueError(
+                f"--output={output} holds the run {directory} itself, and its files "
+                "would be written over; choose another --output"
+            )
+    lines = {
+        name: read_metrics(directory / "metrics.jsonl")
+        for name, directory in directories.items()
+    }
+    written = {name for run in lines.values() for line in run for name in line}
+    score = next((name for name in SCORES if name in written), SCORES[-1])
+    drawn = draw(lines, (score, LOSS))
+    summary = table(lines, score)
+    partial = [
+        name
+        for name, directory in directories.items()
+        if read_manifest(directory)["data"].get("partial")
+    ]
+    if partial:
+        summary += f"\nOn a partial data set: {', '.join(partial)}\n"
+    results = {output / "curves.png": drawn, output / "table.md": summary.encode()}
+    for name, directory in directories.items():
+        for pattern in COPIES:
+            for path in directory.glob(pattern):
+                results[output / name / path.name] = path.read_bytes()
+    replaced = sum(path.exists() for path in results)
+    for path, content in results.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(path, content)
+    return summary, replaced

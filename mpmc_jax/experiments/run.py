@@ -9,7 +9,7 @@ import copy
 import dataclasses
 import functools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, overload
 
@@ -21,10 +21,8 @@ from mpmc_jax import distributed
 from mpmc_jax.data.build import build_eval, build_split, dataset_info
 from mpmc_jax.data.dataset import DatasetFacts, EvalSource
 from mpmc_jax.data.decode import decode_array
-from mpmc_jax.evaluation.bounded_jit import bounded_jit
 from mpmc_jax.evaluation.evaluator import EvalResult, PatchProbe
-from mpmc_jax.evaluation.predict import Predictor, network_input, predict_classes
-from mpmc_jax.evaluation.protocols import resize_nearest
+from mpmc_jax.evaluation.predict import Predictor
 from mpmc_jax.evaluation.volumes import VolumeScores
 from mpmc_jax.experiments import base_config
 from mpmc_jax.experiments.build import build_base, build_setup, state_shape
@@ -44,7 +42,7 @@ from mpmc_jax.training import workdir as workdir_lib
 from mpmc_jax.training.checkpoint import manager as checkpoint_lib
 from mpmc_jax.training.manifest import make_manifest
 from mpmc_jax.training.state import select
-from mpmc_jax.types import Array, PyTree
+from mpmc_jax.types import PyTree
 
 # One image: an array (h,w,c) as the data set stores it, or the path of a file.
 Image = np.ndarray | str | os.PathLike[str]
@@ -442,32 +440,3 @@ def _differences(found: dict[str, Any], run: dict[str, Any]) -> str:
         for name in run
         if found[name] != run[name]
     )
-
-
-def lambda_s_function(run: Run) -> Callable[[Array, Array], tuple[Array, Array]]:
-    """(images (b,h,w,c), labels (b,h,w)) -> the run's classes and their lambda_s.
-
-    lambda_s weighs each prediction as training would weigh it as a pseudo-label (eq.
-    5), but without dividing by a batch's mean (`mpmc.lambda_scale=mean`).
-
-    Raises:
-      ValueError: the run has no patch classifier.
-    """
-    probe, plugin = run.probe, run.plugin
-    if probe is None:
-        raise ValueError("this run has no patch classifier (mpmc=off): no lambda_s")
-    protocol = make_protocol(run.config)
-
-    @bounded_jit()
-    def weigh(
-        variables: PyTree, head: PyTree, images: Array, labels: Array
-    ) -> tuple[Array, Array]:
-        normalized = network_input(images, run.facts.pixels)
-        seen, targets = protocol.probed(normalized, labels)
-        pseudo = predict_classes(run.module, variables, seen)
-        logits, _, _ = probe.apply(head, seen, targets)
-        weight = plugin.weigh_pixels(logits, pseudo)
-        size = labels.shape[1:]
-        return resize_nearest(pseudo, size=size), resize_nearest(weight, size=size)
-
-    return functools.partial(weigh, run.variables, probe.variables)

@@ -48,8 +48,8 @@ ALLOWED = {
     "plugins": BELOW_METHODS,
     "training": BELOW_METHODS | {"methods", "plugins", "atomic_write"},
     "evaluation": {"types", "pixels", "memory", "text", "models", "atomic_write"},
-    "analysis": {"types"},
     "experiments": BELOW_EXPERIMENTS,
+    "analysis": BELOW_EXPERIMENTS | {"experiments"},
 }
 OUTSIDE = ("configs", "launch", "tests")
 DATA_LIBRARIES = {"grain", "tensorflow_datasets", "array_record"}

@@ -8,10 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from launch import analyze_lambda
+from mpmc_jax.analysis import lambda_accuracy
 from mpmc_jax.data.build import build_split
 from mpmc_jax.data.dataset import open_dataset
-from mpmc_jax.experiments import run as runs
 from mpmc_jax.experiments.evaluation import probe_builder
 from mpmc_jax.losses.reduction import Reduction
 from mpmc_jax.pixels import RGB
@@ -110,7 +109,7 @@ def test_analysis_weighs_a_prediction_as_training_weighs_the_pseudo_label(name, 
         probe=probe_builder(parts)(state),
     )
     images = batch.unlabeled.image
-    pseudo, found = runs.lambda_s_function(run)(
+    pseudo, found = lambda_accuracy.lambda_s_function(run)(
         images, jnp.zeros(images.shape[:3], int)
     )
     np.testing.assert_array_equal(pseudo, target)
@@ -136,10 +135,10 @@ def test_trust_reads_the_lists_that_the_run_wrote(tmp_path):
     split = build_split(config, info)
     split.save(tmp_path / "run" / "splits")
     (tmp_path / "un").write_text("\n".join(info.ids["train"][5:]))
-    found = analyze_lambda.unlabeled_ids(run, tmp_path / "run", info)
+    found = lambda_accuracy.unlabeled_ids(run, tmp_path / "run", info)
     assert found == set(info.ids["train"][4:])
     (tmp_path / "labeled").unlink()
-    assert analyze_lambda.unlabeled_ids(run, tmp_path / "run", info) == found
+    assert lambda_accuracy.unlabeled_ids(run, tmp_path / "run", info) == found
     (tmp_path / "run" / "splits" / "unlabeled.txt").unlink()
     with pytest.raises(FileNotFoundError, match="labeled: no such id list"):
-        analyze_lambda.unlabeled_ids(run, tmp_path / "run", info)
+        lambda_accuracy.unlabeled_ids(run, tmp_path / "run", info)
