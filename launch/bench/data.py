@@ -22,7 +22,7 @@ from mpmc_jax.data.build import build_train
 from mpmc_jax.data.geometry.cropping import CropConfig, size_of
 from mpmc_jax.data.geometry.registry import build_geometry
 from mpmc_jax.data.pipeline import RecordReader
-from mpmc_jax.experiments.run import open_base
+from mpmc_jax.experiments.run import open_model_and_method
 from mpmc_jax.pixels import RGB
 from mpmc_jax.types import Crops
 
@@ -35,7 +35,7 @@ def bench_prepared(config: ml_collections.ConfigDict, repeats: int) -> dict[str,
 
     And the memory that the process holds at the end, JAX included.
     """
-    _, _, method = open_base(config)
+    _, _, method = open_model_and_method(config)
     pipeline = build_train(config, method.streams)
     iterator = pipeline.iterator()
     rng = np.random.default_rng(0)

@@ -15,7 +15,7 @@ from mpmc_jax.data.dataset import DatasetFacts
 from mpmc_jax.evaluation.evaluator import EvalResult
 from mpmc_jax.experiments.build import build_setup
 from mpmc_jax.experiments.evaluation import make_evaluator
-from mpmc_jax.experiments.run import base_for, open_base
+from mpmc_jax.experiments.run import model_and_method, open_model_and_method
 from mpmc_jax.methods.base import Method
 from mpmc_jax.models.config import ModelConfig
 from mpmc_jax.models.registry import init_variables
@@ -83,12 +83,12 @@ class _Parts(NamedTuple):
 
 def _parts(config: ml_collections.ConfigDict, made_up: MadeUp) -> _Parts:
     if not made_up.images:
-        return _Parts(*open_base(config), build_eval(config, "val"))
+        return _Parts(*open_model_and_method(config), build_eval(config, "val"))
     names = tuple(str(i) for i in range(_CLASSES))
     palette = ((0, 0, 0),) * _CLASSES
     facts = DatasetFacts("made-up", names, palette, RGB, fingerprint="")
     source = _Images(*made_up)
-    return _Parts(facts, *base_for(config, facts, made_up.images), source)
+    return _Parts(facts, *model_and_method(config, facts, made_up.images), source)
 
 
 def bench_eval(

@@ -81,7 +81,7 @@ def configuration(
 
 def setup_of(config: ml_collections.ConfigDict) -> Setup:
     """The parts of a run on the prepared data set, with epochs of 5 steps."""
-    _, model, method = runs.open_base(config)
+    _, model, method = runs.open_model_and_method(config)
     return build_setup(config, model, method, steps_per_epoch=STEPS_PER_EPOCH)
 
 

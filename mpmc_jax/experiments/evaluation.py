@@ -1,4 +1,4 @@
-"""How a run is evaluated: its protocol, which network, and its patch classifier."""
+"""Builds the evaluation of a run: protocol, evaluated network, patch classifier."""
 
 from collections.abc import Callable
 from typing import Any
@@ -16,7 +16,7 @@ from mpmc_jax.types import Array, Network, PyTree
 
 
 def make_protocol(config: ml_collections.ConfigDict) -> Protocol:
-    """The protocol that `config.eval` names, its windows as large as training crops.
+    """Builds the protocol that `config.eval` names, with windows as large as the crop.
 
     Raises:
       ValueError: see `build_protocol`.
@@ -30,7 +30,7 @@ def make_protocol(config: ml_collections.ConfigDict) -> Protocol:
 def make_evaluator(
     config: ml_collections.ConfigDict, module: Any, facts: DatasetFacts
 ) -> Evaluator:
-    """The evaluator that `config.eval` describes.
+    """Builds the evaluator that `config.eval` describes.
 
     Raises:
       ValueError: see `make_protocol` and `Evaluator`.
@@ -46,10 +46,10 @@ def make_evaluator(
 
 
 def check_network(config: ml_collections.ConfigDict, setup: Setup) -> None:
-    """Refuses a network to evaluate that the run does not have.
+    """Checks that the run has the network that `eval.network` names.
 
     Raises:
-      ValueError: an unknown choice, or a teacher where there is none.
+      ValueError: an unknown name, or "teacher" although the method averages none.
     """
     choice = config.eval.network
     if choice not in ("auto", "student", "teacher"):
@@ -63,13 +63,13 @@ def check_network(config: ml_collections.ConfigDict, setup: Setup) -> None:
         )
 
 
-def network_to_use(
+def evaluated_network(
     config: ml_collections.ConfigDict, setup: Setup, state: TrainState
 ) -> str:
-    """Which network is evaluated: "student" or "teacher".
+    """Returns which network is evaluated: "student" or "teacher".
 
-    Left open, it is the teacher where one is averaged, but the student during a
-    warm-up: the phase of the state's last step decides.
+    With eval.network=auto it is the teacher where the method averages one, but the
+    student during a warm-up; the phase of the state's last step decides.
     """
     if config.eval.network != "auto":
         return config.eval.network
@@ -79,11 +79,12 @@ def network_to_use(
     return setup.method.phase(last // setup.step.steps_per_epoch).evaluated
 
 
-def probe_builder(setup: Setup) -> Callable[[TrainState], PatchProbe | None]:
-    """State -> its patch classifier as it weighs pseudo-labels in training (D24).
+def make_probe_builder(setup: Setup) -> Callable[[TrainState], PatchProbe | None]:
+    """Returns the function from a state to its patch classifier, None without one.
 
-    So it is the teacher's, with its network and head, whatever network is evaluated.
-    The returned probes share one function, so that they share compiled programs.
+    The patch classifier is the one that weighs pseudo-labels in training (D24): the
+    teacher's network and head, whatever network is evaluated. All probes share one
+    function, and so its compiled programs.
     """
     plugin = setup.plugin
     if not plugin.classifies_patches:
@@ -119,10 +120,10 @@ def make_validation(
     network = setup.method.networks[0]
     evaluator = make_evaluator(config, setup.step.modules[network], facts)
     evaluator.check(source)
-    probe = probe_builder(setup)
+    probe = make_probe_builder(setup)
 
     def validate(state: TrainState) -> dict[str, float]:
-        averaged = network_to_use(config, setup, state) == "teacher"
+        averaged = evaluated_network(config, setup, state) == "teacher"
         variables = select(state, network, averaged=averaged)
         result = evaluator.run(variables, source, probe(state))
         scalars = result.scalars(facts.class_names)

@@ -28,10 +28,10 @@ from mpmc_jax.experiments import base_config
 from mpmc_jax.experiments.build import build_base, build_setup, state_shape
 from mpmc_jax.experiments.evaluation import (
     check_network,
+    evaluated_network,
     make_evaluator,
+    make_probe_builder,
     make_protocol,
-    network_to_use,
-    probe_builder,
 )
 from mpmc_jax.methods.base import Method
 from mpmc_jax.models.config import ModelConfig
@@ -149,10 +149,10 @@ def _read_image(image: Image, facts: DatasetFacts) -> np.ndarray:
     return image
 
 
-def base_for(
+def model_and_method(
     config: ml_collections.ConfigDict, facts: DatasetFacts, num_unlabeled: int
 ) -> tuple[ModelConfig, Method]:
-    """Network configuration and base method of a run on such a data set."""
+    """Builds network configuration and base method of a run on a data set."""
     return build_base(
         config,
         num_classes=facts.num_classes,
@@ -161,13 +161,13 @@ def base_for(
     )
 
 
-def open_base(
+def open_model_and_method(
     config: ml_collections.ConfigDict,
 ) -> tuple[DatasetFacts, ModelConfig, Method]:
-    """Facts of the prepared data set, and what `base_for` makes of its split."""
+    """Opens the prepared data set: its facts, network configuration and method."""
     info = dataset_info(config)
     unlabeled = len(build_split(config, info).unlabeled)
-    return info.facts, *base_for(config, info.facts, unlabeled)
+    return info.facts, *model_and_method(config, info.facts, unlabeled)
 
 
 def load_run(workdir: str | os.PathLike[str], checkpoint: str | int = "best") -> Run:
@@ -206,13 +206,13 @@ def _read_run(workdir: Path, directory: Path, checkpoint: str) -> Run:
     config = workdir_lib.load(workdir, base_config.get_base(), trained_on)
     jax.config.update("jax_default_matmul_precision", config.matmul_precision)
     facts = DatasetFacts.read(trained_on["data"])
-    model, method = base_for(config, facts, trained_on["data"]["unlabeled"])
+    model, method = model_and_method(config, facts, trained_on["data"]["unlabeled"])
     setup = build_setup(
         config, model, method, steps_per_epoch=trained_on["steps_per_epoch"]
     )
     restored = checkpoint_lib.read(directory, step, state_shape(setup))
     check_network(config, setup)
-    evaluated = network_to_use(config, setup, restored.state)
+    evaluated = evaluated_network(config, setup, restored.state)
     network = setup.method.networks[0]
     return Run(
         config=config,
@@ -223,7 +223,7 @@ def _read_run(workdir: Path, directory: Path, checkpoint: str) -> Run:
         step=restored.step,
         network_name=evaluated,
         plugin=setup.plugin,
-        probe=probe_builder(setup)(restored.state),
+        probe=make_probe_builder(setup)(restored.state),
         manifest=workdir_lib.read_manifest(workdir, trained_on),
     )
 

@@ -28,13 +28,13 @@ from mpmc_jax.experiments.build import (
     total_steps,
 )
 from mpmc_jax.experiments.evaluation import (
+    evaluated_network,
     make_protocol,
     make_validation,
-    network_to_use,
 )
 from mpmc_jax.experiments.pretrained import initial_weights
 from mpmc_jax.experiments.record import RunRecord, data_facts
-from mpmc_jax.experiments.run import open_base
+from mpmc_jax.experiments.run import open_model_and_method
 from mpmc_jax.paths import as_path
 from mpmc_jax.text import quantity
 from mpmc_jax.training import (
@@ -186,7 +186,7 @@ def prepare(
     Raises:
       ValueError, FileNotFoundError: bad settings or data; the message has the mend.
     """
-    facts, model, method = open_base(config)
+    facts, model, method = open_model_and_method(config)
     pipeline = build_train(
         config,
         method.streams,
@@ -325,7 +325,7 @@ def make_bn_recompute(
     recompute = precise_bn.make_bn_recompute(parallel, setup.step, read, batches)
 
     def recompute_bn_stats(state: TrainState) -> TrainState:
-        return recompute(state, network_to_use(config, setup, parallel.fetch(state)))
+        return recompute(state, evaluated_network(config, setup, parallel.fetch(state)))
 
     return recompute_bn_stats
 

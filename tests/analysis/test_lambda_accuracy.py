@@ -11,7 +11,7 @@ import pytest
 from mpmc_jax.analysis import lambda_accuracy
 from mpmc_jax.data.build import build_split
 from mpmc_jax.data.dataset import open_dataset
-from mpmc_jax.experiments.evaluation import probe_builder
+from mpmc_jax.experiments.evaluation import make_probe_builder
 from mpmc_jax.losses.reduction import Reduction
 from mpmc_jax.pixels import RGB
 from mpmc_jax.plugins.mpmc.plugin import MPMC
@@ -106,7 +106,7 @@ def test_analysis_weighs_a_prediction_as_training_weighs_the_pseudo_label(name, 
         module=parts.step.modules["student"],
         variables=select(state, "student", averaged=True),
         plugin=parts.plugin,
-        probe=probe_builder(parts)(state),
+        probe=make_probe_builder(parts)(state),
     )
     images = batch.unlabeled.image
     pseudo, found = lambda_accuracy.lambda_s_function(run)(
