@@ -72,7 +72,9 @@ def build_split(config: ml_collections.ConfigDict, info: DatasetInfo) -> splits.
     if data.labeled_ids:
         split = splits.read_split(ids, present, data.labeled_ids, data.unlabeled_ids)
     elif data.unlabeled_ids:
-        raise ValueError("data.unlabeled_ids is given without data.labeled_ids")
+        raise ValueError(
+            "data.unlabeled_ids is given without data.labeled_ids; give both lists"
+        )
     else:
         split = splits.draw_split(ids, present, data.split, data.split_seed)
     if not data.allow_absent_classes:
