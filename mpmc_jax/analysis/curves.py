@@ -12,7 +12,7 @@ matplotlib.use("Agg")  # no display is needed
 from matplotlib import pyplot as plt
 
 from mpmc_jax.atomic_write import write_bytes
-from mpmc_jax.training.workdir import read_manifest
+from mpmc_jax.training.workdir import CHECKPOINTS, read_manifest
 
 COPIES = (
     "config.json",
@@ -111,7 +111,7 @@ def compare(runs: Sequence[Path], output: Path) -> tuple[str, int]:
 
     Raises:
       ValueError: two runs have one name, a run has no evaluation, or the output folder
-        holds a run's own directory.
+        holds a run, whose files would be written over.
       OSError: a run does not exist, or the output cannot be written.
     """
     directories = {run.absolute().name: run for run in runs}
@@ -122,6 +122,11 @@ def compare(runs: Sequence[Path], output: Path) -> tuple[str, int]:
             raise ValueError(
                 f"--output={output} holds the run {directory} itself, and its files "
                 "would be written over; choose another --output"
+            )
+        if (output / name / CHECKPOINTS).exists():
+            raise ValueError(
+                f"{output / name} is a run of its own, whose files would be written "
+                "over; choose another --output"
             )
     lines = {
         name: read_metrics(directory / "metrics.jsonl")

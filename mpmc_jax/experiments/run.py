@@ -201,6 +201,11 @@ def load_run(workdir: str | os.PathLike[str], checkpoint: str | int = "best") ->
 
 
 def _read_run(workdir: Path, directory: Path, checkpoint: str) -> Run:
+    """Restores a run, see `load_run`.
+
+    Raises:
+      CheckpointGoneError: the checkpoint was replaced while it was read.
+    """
     step = checkpoint_lib.find(directory, checkpoint)
     trained_on = checkpoint_lib.read_run(directory, step)
     config = workdir_lib.load(workdir, base_config.get_base(), trained_on)
