@@ -104,7 +104,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--layout", default="mpmc", choices=["mpmc", "torch"])
     parser.add_argument("--part", default="all", choices=["all", "encoder"])
     parser.add_argument(
-        "--state", default="", help="which network of a .pth that holds several"
+        "--state", default="", help="name of the network, for a .pth that holds several"
     )
     parser.add_argument(
         "--checkpoint",

@@ -1,4 +1,4 @@
-"""Every key of a run, with its default. No key exists that is not declared here.
+"""Declares every key of a run's configuration, with its default.
 
 A data-set file (configs/<dataset>.py) starts from `get_base()`, sets what the data
 set needs, and applies `presets.apply(config, argument)`, where `argument` is the text
@@ -35,7 +35,7 @@ def get_base() -> ml_collections.ConfigDict:
 def _data() -> dict:
     return {
         "name": "synthetic",
-        # Where launch.prepare_data put the data set.
+        # Folder of the data sets that launch.prepare_data wrote.
         "data_dir": "data",
         # 1_16 ... 1_2, full, or a number of labeled images. Used to draw the split
         # from split_seed, unless the two id lists are given.
@@ -43,7 +43,7 @@ def _data() -> dict:
         "split_seed": 0,
         "labeled_ids": "",
         "unlabeled_ids": "",
-        # Train although some class occurs in no labeled image, and so is not learned.
+        # Train even if a class occurs in no labeled image and cannot be learned.
         "allow_absent_classes": False,
         # Side of the square training crop, and the range of the random resize.
         "crop": 321,
@@ -59,8 +59,9 @@ def _data() -> dict:
         # Crops that UniMatch mixes in: "auto" and "same", second ones of the same
         # images; "other", of others, in an order of their own.
         "partner": "auto",
-        # Mean and deviation: "imagenet", "dataset" (measured where the data set has
-        # none of its own), "none", or "auto", ImageNet's for 8-bit RGB, else "dataset".
+        # Mean and standard deviation: "imagenet", "dataset" (measured unless the data
+        # set states its own), "none", or "auto": ImageNet's for 8-bit RGB, else
+        # "dataset".
         "normalization": "auto",
         # Keep the training images on every device, and cut crops out of them there.
         # The crops are the same; for data sets of a few GB (ACDC, CamVid, VOC).
@@ -236,13 +237,13 @@ def _train() -> dict:
         # labeled one where it is empty); "labeled", for supervised alone, as its
         # published rows are trained: short batches are dropped.
         "epoch_of": "unlabeled",
-        # Labeled images a step, over all devices; as many unlabeled ones (ael: one
+        # Labeled images per step, over all devices; as many unlabeled ones (ael: one
         # and its partner a group).
         "batch_size": 8,
         # Images that rank, mix and draw among themselves (D14): what a published
         # configuration had on one GPU.
         "group_size": 2,
-        # Parts in which a batch is worked off one after the other.
+        # Micro-batches per step, computed one after the other.
         "accumulation": 1,
         # How many of the devices; 0 means all.
         "devices": 0,
@@ -252,9 +253,9 @@ def _train() -> dict:
         # Steps between evaluations and between checkpoints; 0: once an epoch.
         "eval_every": 0,
         "checkpoint_every": 0,
-        # Training batches from which batch norm's statistics are counted anew before
-        # each evaluation, from plain crops, and which the run goes on with; 0: as
-        # published, the running ones.
+        # Training batches from whose plain crops batch norm's statistics are recomputed
+        # before each evaluation; training continues with them. 0: running statistics,
+        # as published.
         "precise_bn": 0,
         # Newest checkpoints to keep beside the best one.
         "keep": 2,
@@ -269,10 +270,10 @@ def _eval() -> dict:
         # "slide_unimatch", "slide_u2pl" or "slide_ael"; "center_crop"; or "volume",
         # Dice of volumes from slices resized to the crop's size.
         "protocol": "whole",
-        # Other scales at which images are seen as well, and whether mirrored too.
+        # Scales at which images are evaluated and averaged, and whether mirrored too.
         "scales": (1.0,),
         "flip": False,
-        # Images of one size a call.
+        # Images of one size per call.
         "batch_size": 4,
         # During training, pad whole images to multiples of this, for fewer programs;
         # 0 is exact.
