@@ -42,7 +42,7 @@ def images_passed(
       config: of the run.
       setup: its parts, built without a device axis.
     """
-    method = setup.method
+    method = setup.step.method
     name = method.networks[0]
     teacher, student = (_Counting(setup.step.modules[name]) for _ in range(2))
 
@@ -77,7 +77,7 @@ def _flops_an_image(
     config: ml_collections.ConfigDict, setup: Setup
 ) -> dict[str, float]:
     """Of a forward pass through either half of the network."""
-    name = setup.method.networks[0]
+    name = setup.step.method.networks[0]
     state, crop = state_shape(setup), config.data.crop
     variables = state.params[name], state.batch_stats[name]
     image = jax.ShapeDtypeStruct((1, crop, crop, setup.model.in_channels), float)

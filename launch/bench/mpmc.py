@@ -29,8 +29,8 @@ def count_images(config: ml_collections.ConfigDict, setup: Setup) -> int:
 
     def regions(state: TrainState, batch: Batch) -> dict[str, Region]:
         keys = make_keys(setup.step, state, batch)
-        return setup.method.regions(
-            setup.method.augment(batch, state.method_state, keys)
+        return setup.step.method.regions(
+            setup.step.method.augment(batch, state.method_state, keys)
         )
 
     batch = random_batch(config, setup)
@@ -48,7 +48,7 @@ def bench_mpmc(config: ml_collections.ConfigDict, repeats: int) -> dict[str, Any
     taps, beside the rate of the decoder's 3x3 convolutions on as many positions.
     """
     setup = noise_setup(config)
-    plugin = setup.plugin
+    plugin = setup.step.plugin
     if not isinstance(plugin, MPMC):
         raise ValueError("--what=mpmc needs --mpmc=paper or --mpmc=recommended")
     size, images = config.train.batch_size, count_images(config, setup)

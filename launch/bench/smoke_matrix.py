@@ -87,7 +87,7 @@ def setup_of(config: ml_collections.ConfigDict) -> Setup:
 
 def first_batch(config: ml_collections.ConfigDict, setup: Setup) -> Batch:
     """The batch that is trained on again and again."""
-    iterator = build_train(config, setup.method.streams).iterator()
+    iterator = build_train(config, setup.step.method.streams).iterator()
     try:
         groups = config.train.batch_size // config.train.group_size
         iterator.request(0, np.arange(groups))
@@ -177,7 +177,7 @@ def combination(method: str, mpmc: str, data_dir: str) -> dict[str, Any]:
         "first": supervised[0],
         "last": float(np.mean(supervised[-5:])),
         "ratio": float(np.mean(supervised[-5:])) / supervised[0],
-        "phases": len({setup.method.phase(epoch) for epoch in epochs}),
+        "phases": len({setup.step.method.phase(epoch) for epoch in epochs}),
         "compiles": compiles,
         "bfloat16": error,
         "devices": several[-1]["loss"],

@@ -44,7 +44,7 @@ def random_batch(config: ml_collections.ConfigDict, setup: Setup) -> Batch:
             arrays["label"] = rng.integers(0, CLASSES, shape, np.uint8)
         return Crops(**arrays)
 
-    sizes = setup.method.streams.sizes(train.batch_size, train.group_size)
+    sizes = setup.step.method.streams.sizes(train.batch_size, train.group_size)
     return Batch(**{name: crops(name, size) for name, size in sizes.items()})
 
 
@@ -136,7 +136,7 @@ def bench_step(
     times = [timed.seconds() for _ in range(repeats + 1)][1:]
     seconds = statistics.median(times)
     train = config.train
-    images = timed.setup.method.streams.images(train.batch_size, train.group_size)
+    images = timed.setup.step.method.streams.images(train.batch_size, train.group_size)
     ceiling = matmul_ceiling(config.model.dtype)
     found = {
         "images_per_second": images / seconds,

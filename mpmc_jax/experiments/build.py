@@ -41,13 +41,10 @@ class Setup:
 
     Attributes:
       model: the network's configuration.
-      method, plugin: the base method and the plug-in.
       step: the parts of the training step.
     """
 
     model: ModelConfig
-    method: Method
-    plugin: Plugin
     step: StepConfig
 
 
@@ -182,7 +179,7 @@ def build_setup(
         alpha=config.mpmc.alpha,
         rampup=rampup_steps(config, schedule.steps),
     )
-    return Setup(model, method, plugin, step)
+    return Setup(model, step)
 
 
 def _tap_info(
@@ -243,7 +240,7 @@ def check_memory(
       ValueError: says the bytes, and what lowers them.
     """
     crop, step = config.data.crop, setup.step
-    sizes = setup.method.streams.sizes(step.batch_size, step.group_size)
+    sizes = setup.step.method.streams.sizes(step.batch_size, step.group_size)
     images = (sizes["labeled"] + sizes.get("unlabeled", 0)) * len(step.modules)
     images = max(images // step.micro_batches // devices, 1)
     least = footprint.training_bytes(
@@ -259,7 +256,7 @@ def check_memory(
         )
     rows, columns = tap_size(setup.model, "decoder", crop)
     at_once = step.batch_size // step.group_size // step.micro_batches // devices
-    needs = setup.method.memory(crop**2, rows * columns, max(at_once, 1))
+    needs = setup.step.method.memory(crop**2, rows * columns, max(at_once, 1))
     total = sum(needs.values())
     if total > available:
         parts = [
@@ -333,17 +330,17 @@ def _init(setup: Setup, seed: int) -> TrainState:
     key = jax.random.key(seed)
     params, stats = _init_networks(setup, key, "init")
     ema_params, ema_stats = params, stats
-    if setup.method.independent_teacher_init():
+    if setup.step.method.independent_teacher_init():
         ema_params, ema_stats = _init_networks(setup, key, "init/teacher")
         for name, teacher in ema_params.items():
             # Published runs read both backbones from one file.
             teacher["backbone"] = params[name]["backbone"]
-    head = setup.plugin.init(stream_key(key, "init/plugin"), _example_taps(setup))
+    head = setup.step.plugin.init(stream_key(key, "init/plugin"), _example_taps(setup))
     if head:
         params[PLUGIN], stats[PLUGIN] = head["params"], head["batch_stats"]
         ema_params = {**ema_params, PLUGIN: head["params"]}
         ema_stats = {**ema_stats, PLUGIN: head["batch_stats"]}
-    averaged = averages(setup.method)
+    averaged = averages(setup.step.method)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
@@ -351,7 +348,7 @@ def _init(setup: Setup, seed: int) -> TrainState:
         ema_params=ema_params if averaged else None,
         ema_batch_stats=ema_stats if averaged else None,
         opt_state=setup.step.optimizer.init(params),
-        method_state=setup.method.init(stream_key(key, "init/method")),
+        method_state=setup.step.method.init(stream_key(key, "init/method")),
         key=jax.random.key_data(key),
     )
 
@@ -360,7 +357,7 @@ def _init_networks(setup: Setup, key: Array, stream: str) -> tuple[PyTree, PyTre
     """Parameters and statistics of every network, by name."""
     networks = {
         name: init_variables(stream_key(key, f"{stream}/{name}"), setup.model)
-        for name in setup.method.networks
+        for name in setup.step.method.networks
     }
     return (
         {name: v["params"] for name, v in networks.items()},
@@ -371,7 +368,7 @@ def _init_networks(setup: Setup, key: Array, stream: str) -> tuple[PyTree, PyTre
 def _example_taps(setup: Setup) -> dict[str, Array]:
     return {
         tap: jnp.zeros((1, 8, 8, tap_channels(setup.model, tap)))
-        for tap in setup.plugin.taps
+        for tap in setup.step.plugin.taps
     }
 
 

@@ -56,7 +56,7 @@ def check_network(config: ml_collections.ConfigDict, setup: Setup) -> None:
         raise ValueError(
             f"eval.network={choice!r} is unknown; valid: ['auto', 'student', 'teacher']"
         )
-    if choice == "teacher" and not averages(setup.method):
+    if choice == "teacher" and not averages(setup.step.method):
         raise ValueError(
             f"eval.network='teacher', but method.name={config.method.name!r} keeps no "
             "average; use 'auto' or set method.ema_decay"
@@ -76,7 +76,7 @@ def evaluated_network(
     if state.ema_params is None:
         return "student"
     last = max(int(state.step) - 1, 0)
-    return setup.method.phase(last // setup.step.steps_per_epoch).evaluated
+    return setup.step.method.phase(last // setup.step.steps_per_epoch).evaluated
 
 
 def make_probe_builder(setup: Setup) -> Callable[[TrainState], PatchProbe | None]:
@@ -86,10 +86,10 @@ def make_probe_builder(setup: Setup) -> Callable[[TrainState], PatchProbe | None
     teacher's network and head, whatever network is evaluated. All probes share one
     function, and so its compiled programs.
     """
-    plugin = setup.plugin
+    plugin = setup.step.plugin
     if not plugin.classifies_patches:
         return lambda state: None
-    network = setup.method.networks[0]
+    network = setup.step.method.networks[0]
     module = setup.step.teachers[network]
 
     def apply(variables: PyTree, images: Array, labels: Array):
@@ -117,7 +117,7 @@ def make_validation(
     """
     check_network(config, setup)
     source = build_eval(config, "val")
-    network = setup.method.networks[0]
+    network = setup.step.method.networks[0]
     evaluator = make_evaluator(config, setup.step.modules[network], facts)
     evaluator.check(source)
     probe = make_probe_builder(setup)

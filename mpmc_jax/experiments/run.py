@@ -218,7 +218,7 @@ def _read_run(workdir: Path, directory: Path, checkpoint: str) -> Run:
     restored = checkpoint_lib.read(directory, step, state_shape(setup))
     check_network(config, setup)
     evaluated = evaluated_network(config, setup, restored.state)
-    network = setup.method.networks[0]
+    network = setup.step.method.networks[0]
     return Run(
         config=config,
         facts=facts,
@@ -227,7 +227,7 @@ def _read_run(workdir: Path, directory: Path, checkpoint: str) -> Run:
         variables=select(restored.state, network, averaged=evaluated == "teacher"),
         step=restored.step,
         network_name=evaluated,
-        plugin=setup.plugin,
+        plugin=setup.step.plugin,
         probe=make_probe_builder(setup)(restored.state),
         manifest=workdir_lib.read_manifest(workdir, trained_on),
     )

@@ -143,7 +143,7 @@ class Training:
             directory,
             start,
             self.schedule.steps,
-            self.setup.method.streams.images(step.batch_size, step.group_size),
+            self.setup.step.method.streams.images(step.batch_size, step.group_size),
             classes=self.facts.class_names,
             rampup=step.rampup,
         )
@@ -261,7 +261,9 @@ def log_summary(
             "are unlabeled ones; add unlabeled images, or change the method",
             quantity(pipeline.unused, "labeled image"),
         )
-    sizes = setup.method.streams.sizes(config.train.batch_size, config.train.group_size)
+    sizes = setup.step.method.streams.sizes(
+        config.train.batch_size, config.train.group_size
+    )
     if pipeline.num_unlabeled < sizes.get("unlabeled", 0):
         _LOG.warning(
             "train.batch_size=%d takes %s per step, but there are %d: some come twice "
@@ -271,7 +273,7 @@ def log_summary(
             pipeline.num_unlabeled,
         )
     last_epoch = (schedule.steps - 1) // pipeline.steps_per_epoch
-    if setup.method.phase(last_epoch) != setup.method:
+    if setup.step.method.phase(last_epoch) != setup.step.method:
         _LOG.warning(
             "the warm-up, without unlabeled images, lasts the whole run of %s (%d per "
             "epoch); lower u2pl.warmup_epochs or train longer",

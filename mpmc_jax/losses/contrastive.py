@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from mpmc_jax.losses.reduction import at_least_float32
 from mpmc_jax.losses.sampling import nth_true, pick
+from mpmc_jax.precision import at_least_float32
 from mpmc_jax.types import Array
 
 _EPSILON = 1e-8  # least norm in a cosine, as in PyTorch

@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 
 from mpmc_jax.losses.pixel import labeled_pixels
-from mpmc_jax.losses.reduction import GlobalSum, at_least_float32, identity
+from mpmc_jax.losses.reduction import GlobalSum, identity
+from mpmc_jax.precision import at_least_float32
 from mpmc_jax.types import IGNORE_LABEL, Array
 
 SMOOTHING = 1e-5

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 
 from mpmc_jax.losses.reduction import (
     GlobalSum,
-    at_least_float32,
     identity,
     masked_mean,
 )
+from mpmc_jax.precision import at_least_float32
 from mpmc_jax.types import Array
 
 

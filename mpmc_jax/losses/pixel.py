@@ -7,11 +7,11 @@ import jax.numpy as jnp
 
 from mpmc_jax.losses.reduction import (
     GlobalSum,
-    at_least_float32,
     identity,
     masked_mean,
     ratio,
 )
+from mpmc_jax.precision import at_least_float32
 from mpmc_jax.types import IGNORE_LABEL, Array, View
 
 

@@ -23,11 +23,6 @@ def identity(x: Array) -> Array:
     return x
 
 
-def at_least_float32(x: Array) -> Array:
-    """Half precision becomes float32, wider floats stay: losses are not for bf16."""
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
-
-
 def ratio(numerator: Array, count: Array) -> Array:
     """The quotient, with 0 for an empty mean (whose numerator is 0)."""
     return numerator / jnp.maximum(count, 1).astype(numerator.dtype)

@@ -3,8 +3,8 @@
 import jax
 import jax.numpy as jnp
 
-from mpmc_jax.losses.reduction import at_least_float32
 from mpmc_jax.methods.u2pl.entropy import entropy
+from mpmc_jax.precision import at_least_float32
 from mpmc_jax.types import Array
 
 

@@ -13,6 +13,7 @@ from jax import lax
 
 from mpmc_jax import distributed
 from mpmc_jax.models.tracing import traced_once
+from mpmc_jax.precision import at_least_float32
 
 Array = jax.Array
 
@@ -91,11 +92,6 @@ def _backward(axis_name, residuals, cotangents):
 
 
 _with_gradient.defvjp(_forward, _backward)
-
-
-def at_least_float32(x: Array) -> Array:
-    """bfloat16 to float32; float32 and float64 as they are."""
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def per_channel(values_c: Array) -> Array:

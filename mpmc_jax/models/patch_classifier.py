@@ -5,8 +5,8 @@ from flax import linen as nn
 
 from mpmc_jax.models import layers
 from mpmc_jax.models.layers import ConvSpec
-from mpmc_jax.models.normalization import at_least_float32
 from mpmc_jax.models.pooling import WINDOWS, average_pool, multi_scale_pool
+from mpmc_jax.precision import at_least_float32
 
 Array = jax.Array
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from mpmc_jax.models.normalization import at_least_float32
+from mpmc_jax.precision import at_least_float32
 
 Array = jax.Array
 

@@ -41,7 +41,7 @@ class Noting(MPMC):
 
 def _noting(parts):
     fields = {
-        field.name: getattr(parts.plugin, field.name)
+        field.name: getattr(parts.step.plugin, field.name)
         for field in dataclasses.fields(MPMC)
     }
     plugin = Noting(**fields)
@@ -95,7 +95,7 @@ def test_analysis_weighs_a_prediction_as_training_weighs_the_pseudo_label(name, 
             state.ema_params,
         )
     )
-    batch = jax.tree.map(jnp.asarray, tiny.batch(0, cfg, parts.method))
+    batch = jax.tree.map(jnp.asarray, tiny.batch(0, cfg, parts.step.method))
     whole = jnp.tile(jnp.asarray([0, 0, cfg.data.crop, cfg.data.crop]), (2, 1))
     batch = batch.replace(unlabeled=batch.unlabeled.replace(extent=whole))
     target, weight = _trained(parts, state, batch)
@@ -105,7 +105,7 @@ def test_analysis_weighs_a_prediction_as_training_weighs_the_pseudo_label(name, 
         facts=types.SimpleNamespace(pixels=RGB),
         module=parts.step.modules["student"],
         variables=select(state, "student", averaged=True),
-        plugin=parts.plugin,
+        plugin=parts.step.plugin,
         probe=make_probe_builder(parts)(state),
     )
     images = batch.unlabeled.image

@@ -31,14 +31,14 @@ def _config(method, mpmc, **changes):
 def test_a_combination_learns_its_batch(method, mpmc):
     cfg = _config(method, mpmc)
     parts = tiny.setup(cfg)
-    batch = tiny.batch(1, cfg, parts.method)
+    batch = tiny.batch(1, cfg, parts.step.method)
     state = init_state(parts, cfg.seed)
     count = smoke_matrix.FROM + 2
     values, compiles, kept = smoke_matrix.steps_on(cfg, parts, batch, state, count)
     losses = [value["loss_supervised"] for value in values]
     assert np.mean(losses[-5:]) <= smoke_matrix.MOST_RATIO * losses[0]
     epochs = range(count // tiny.STEPS_PER_EPOCH)
-    phases = {parts.method.phase(epoch) for epoch in epochs}
+    phases = {parts.step.method.phase(epoch) for epoch in epochs}
     assert compiles == len(phases) == (2 if method == "u2pl" else 1)
     if mpmc == "off":
         return

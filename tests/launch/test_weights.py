@@ -193,12 +193,12 @@ def test_students_and_teachers_begin_with_the_weights(
         if tree is None:
             assert method == "unimatch"
             continue
-        for network in setup.method.networks:
+        for network in setup.step.method.networks:
             for half in halves:
                 assert_equal(tree[network][half], given[collection][half])
     assert_equal(state.params[PLUGIN], fresh.params[PLUGIN])
-    decoder = state.params[setup.method.networks[0]]["decoder"]
-    begun = fresh.params[setup.method.networks[0]]["decoder"]
+    decoder = state.params[setup.step.method.networks[0]]["decoder"]
+    begun = fresh.params[setup.step.method.networks[0]]["decoder"]
     if part == "encoder":
         assert_equal(decoder, begun)
     jax.tree.map(

@@ -217,9 +217,9 @@ def test_gradients_of_the_network_are_finite(case):
 def test_no_two_examples_draw_the_same():
     cfg = tiny.config("method=augseg")
     parts = tiny.setup(cfg)
-    state, batch = tiny.init_state(parts, 0), tiny.batch(0, cfg, parts.method)
+    state, batch = tiny.init_state(parts, 0), tiny.batch(0, cfg, parts.step.method)
     keys = make_keys(parts.step, state, batch)
-    inputs = jax.jit(lambda: parts.method.augment(batch, {}, keys))()
+    inputs = jax.jit(lambda: parts.step.method.augment(batch, {}, keys))()
     assert len(np.unique(inputs.coin)) == cfg.train.batch_size
     for name in ("box", "labeled_box"):
         masks = np.asarray(getattr(inputs, name)).reshape(cfg.train.batch_size, -1)

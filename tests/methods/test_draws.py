@@ -27,17 +27,17 @@ def _drawing(method, state=lambda method: None, **changes):
     layout = Layout(cfg.train.batch_size, cfg.train.group_size, 1)
     batch = jax.tree.map(
         lambda x: jnp.asarray(x[layout.order(len(x), 1, 1)]),
-        tiny.batch(0, cfg, parts.method),
+        tiny.batch(0, cfg, parts.step.method),
     )
-    own = state(parts.method)
+    own = state(parts.step.method)
 
     def draw(step):
         run = types.SimpleNamespace(
             key=jax.random.key_data(jax.random.key(0)), step=step
         )
-        return parts.method.augment(batch, own, make_keys(parts.step, run, batch))
+        return parts.step.method.augment(batch, own, make_keys(parts.step, run, batch))
 
-    return jax.jit(draw), parts.method
+    return jax.jit(draw), parts.step.method
 
 
 def _over_steps(draw, names):

@@ -257,7 +257,7 @@ def test_recomputed_statistics_leave_a_frozen_encoder_alone():
     state = jax.tree.map(np.asarray, init_state(parts, 0))
     layout = Layout(cfg.train.batch_size, cfg.train.group_size, 1)
     parallel = Parallel("pmap", layout, 1)
-    batch = tiny.batch(0, cfg, parts.method)
+    batch = tiny.batch(0, cfg, parts.step.method)
     recompute = make_bn_recompute(
         parallel, parts.step, lambda: [parallel.place(batch)], 1
     )

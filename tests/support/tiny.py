@@ -144,7 +144,7 @@ def run(
         # Process p of P receives the records p, p + P, ...
         mine = slice(jax.process_index(), None, jax.process_count())
         rows = jax.tree.map(
-            lambda x, mine=mine: x[mine], batch(number, cfg, parts.method)
+            lambda x, mine=mine: x[mine], batch(number, cfg, parts.step.method)
         )
         placed = parallel.place(rows)
         order = parallel.replicate(make_step_info(number))

@@ -124,7 +124,7 @@ def go(cfg, directory, steps):
     state = restored.state if restored else init_state(parts, cfg.seed)
     start = int(state.step)
     reporter = metric_writer.MetricWriter(directory, start, steps, cfg.train.batch_size)
-    data = Served(cfg, parts.method, start)
+    data = Served(cfg, parts.step.method, start)
     parallel = Parallel("pmap", Layout(cfg.train.batch_size, 2, 1), 1)
     try:
         state = loop.train(

@@ -70,7 +70,7 @@ def go(
             parts.step,
             parallel,
             state,
-            Batches(cfg, parts.method, start, before),
+            Batches(cfg, parts.step.method, start, before),
             evaluate=evaluate,
             checkpointer=checkpointer,
             report=reporter,

@@ -130,14 +130,14 @@ def test_no_two_examples_draw_the_same(method):
     cfg = tiny.config(f"method={method}")
     parts = tiny.setup(cfg)
     state = tiny.init_state(parts, 0)
-    batch = tiny.batch(0, cfg, parts.method)
+    batch = tiny.batch(0, cfg, parts.step.method)
     # The same image everywhere: what differs afterwards was drawn.
     image = np.repeat(batch.unlabeled.image[1:2], 8, axis=0)
     batch = batch.replace(unlabeled=batch.unlabeled.replace(image=image))
     if batch.partner is not None:
         batch = batch.replace(partner=batch.partner.replace(image=image))
     augment = jax.jit(
-        lambda state, batch: parts.method.augment(
+        lambda state, batch: parts.step.method.augment(
             batch, {}, make_keys(parts.step, state, batch)
         )
     )

@@ -21,7 +21,7 @@ def recounted(cfg, parts, state, seeds, which="student", kind="pmap", devices=1)
 
     def read():
         for seed in seeds:
-            yield parallel.place(tiny.batch(seed, cfg, parts.method))
+            yield parallel.place(tiny.batch(seed, cfg, parts.step.method))
 
     recompute_bn_stats = make_bn_recompute(parallel, parts.step, read, len(seeds))
     return parallel.fetch(recompute_bn_stats(parallel.replicate(state), which))
@@ -29,8 +29,8 @@ def recounted(cfg, parts, state, seeds, which="student", kind="pmap", devices=1)
 
 def settled(parts, params, stats, batch):
     """Running statistics after so many passes over a batch that only it counts."""
-    images = [parts.method.unit(jnp.asarray(c.image)) for c in batch]
-    images = parts.method.normalize(jnp.concatenate(images))
+    images = [parts.step.method.unit(jnp.asarray(c.image)) for c in batch]
+    images = parts.step.method.normalize(jnp.concatenate(images))
 
     @jax.jit
     def once(stats):
@@ -61,7 +61,7 @@ def test_statistics_are_means_over_plain_batches(method, changes):
     params, stats = state.params["student"], state.batch_stats["student"]
     each = []
     for seed in (3, 4):
-        batch = tiny.batch(seed, cfg, parts.method)
+        batch = tiny.batch(seed, cfg, parts.step.method)
         each.append(settled(parts, params, stats, (batch.labeled, batch.unlabeled)))
     wanted = jax.tree.map(lambda a, b: (a + b) / 2, *each)
     assert tiny.difference(found.batch_stats["student"], wanted) < 1e-5

@@ -209,7 +209,7 @@ def test_a_step_that_is_not_finite_is_refused_and_so_are_those_after_it():
     parallel = Parallel("pmap", layout, 1)
     step = parallel.compile(make_step(parts.step))
     late = parallel.replicate(make_step_info(1))
-    placed = parallel.place(tiny.batch(1, cfg, parts.method))
+    placed = parallel.place(tiny.batch(1, cfg, parts.step.method))
     out, refused = step(parallel.replicate(state), placed, late)
     assert int(parallel.fetch(refused).refused) == len(names)
     chex.assert_trees_all_equal(parallel.fetch(out).params, state.params)
@@ -266,7 +266,7 @@ def test_a_group_draws_the_same_whatever_the_devices(devices):
         keys = make_keys(parts.step, state, batch)
         return batch.labeled.record, jax.random.key_data(keys.groups("coin"))
 
-    placed = parallel.place(tiny.batch(0, cfg, parts.method))
+    placed = parallel.place(tiny.batch(0, cfg, parts.step.method))
     records, drawn = jax.pmap(draw, devices=parallel.devices)(placed)
     members = np.asarray(records).reshape(4, 2) % 4
     np.testing.assert_array_equal(members, members[:, :1].repeat(2, 1))
@@ -294,7 +294,7 @@ def test_one_compilation_and_no_transfer_in_the_step(kind):
     )
     state = parallel.replicate(tiny.init_state(parts, 0))
     for number in range(3):
-        placed = parallel.place(tiny.batch(number, cfg, parts.method))
+        placed = parallel.place(tiny.batch(number, cfg, parts.step.method))
         order = parallel.replicate(make_step_info(number))
         if number == 1:
             compiled.clear()
@@ -315,7 +315,7 @@ def test_a_step_asks_the_host_for_nothing(method):
     state = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct((1, *x.shape), x.dtype), state_shape(parts)
     )
-    placed = parallel.place(tiny.batch(0, cfg, parts.method))
+    placed = parallel.place(tiny.batch(0, cfg, parts.step.method))
     order = parallel.replicate(make_step_info(0))
     step = parallel.compile(make_step(parts.step))
     text = step.lower(state, placed, order).as_text().lower()

@@ -133,7 +133,7 @@ def _make_step(kind: str, settings: dict[str, Any]) -> Callable[[], float]:
 
     def augment(state: TrainState, batch: Batch) -> PyTree:
         keys = make_keys(setup.step, state, batch)
-        return setup.method.augment(batch, state.method_state, keys)
+        return setup.step.method.augment(batch, state.method_state, keys)
 
     rates = config.optimizer
     optimizer = {

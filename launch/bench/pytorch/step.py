@@ -52,10 +52,12 @@ class TorchPeer:
         model = setup.model
         self._best = kind == "torch_best"
         self._amp = self._best and bfloat16
-        self._plugin = setup.plugin if isinstance(setup.plugin, MPMC) else None
+        self._plugin = (
+            setup.step.plugin if isinstance(setup.step.plugin, MPMC) else None
+        )
         self._alpha = setup.step.alpha
-        assert isinstance(setup.method, UniMatch)
-        self._threshold = setup.method.threshold
+        assert isinstance(setup.step.method, UniMatch)
+        self._threshold = setup.step.method.threshold
         network = peer_network.Segmenter(model.backbone, model.num_classes, model.width)
         peer_network.load(network, _network_weights(setup, state))
         self._network, self._head = self._ready(network), None

@@ -8,8 +8,8 @@ Semantic Segmentation via Adaptive Equalization Learning", NeurIPS 2021; its rel
 import jax
 import jax.numpy as jnp
 
-from mpmc_jax.losses.reduction import at_least_float32
 from mpmc_jax.methods.base import in_groups
+from mpmc_jax.precision import at_least_float32
 from mpmc_jax.types import Array
 
 MOMENTUM = 0.999

@@ -7,7 +7,7 @@ Pseudo-Labels", CVPR 2022; its released compute_unsupervised_loss.
 import jax
 import jax.numpy as jnp
 
-from mpmc_jax.losses.reduction import at_least_float32
+from mpmc_jax.precision import at_least_float32
 from mpmc_jax.types import Array
 
 

@@ -15,9 +15,9 @@ from mpmc_jax.models import layers
 from mpmc_jax.models.config import ModelConfig
 from mpmc_jax.models.interface import Decoder, Encoder, Tap, feature_maps
 from mpmc_jax.models.layers import ConvSpec
-from mpmc_jax.models.normalization import at_least_float32
 from mpmc_jax.models.receptive_field import Interpolation, Window, stride_of
 from mpmc_jax.models.resize import resize_align_corners
+from mpmc_jax.precision import at_least_float32
 from mpmc_jax.types import Prediction
 
 Array = jax.Array

@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 
 from mpmc_jax.losses.pixel import labeled_pixels
-from mpmc_jax.losses.reduction import GlobalSum, at_least_float32, identity, ratio
+from mpmc_jax.losses.reduction import GlobalSum, identity, ratio
 from mpmc_jax.models.receptive_field import ReceptiveField
 from mpmc_jax.plugins.mpmc.patches import nearest_patch
+from mpmc_jax.precision import at_least_float32
 from mpmc_jax.types import Array
 
 
