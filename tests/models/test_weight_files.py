@@ -308,6 +308,18 @@ def test_our_own_files_are_checked_too(changes, message, tmp_path):
         convert.load(path)
 
 
+def test_a_file_from_before_image_sizes_were_described_is_read(tmp_path):
+    path = tmp_path / "w.safetensors"
+    weights = weights_of(NETWORKS["unimatch"])
+    convert.save(path, weights)
+    file = weight_files.read(path)
+    described = json.loads(file.metadata["model"])
+    assert described.pop("image_size") == weights.model.image_size
+    file.metadata["model"] = json.dumps(described)
+    weight_files.write(path, file.arrays, file.metadata)
+    assert convert.load(path).model == weights.model
+
+
 def test_half_precision_becomes_single(tmp_path):
     arrays, _ = as_published(NETWORKS["unimatch"], counters=False)
     halves = {key: value.astype(np.float16) for key, value in arrays.items()}
