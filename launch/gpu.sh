@@ -29,6 +29,6 @@ source launch/venv.sh
 run "$python" -m pip install --quiet --disable-pip-version-check -r requirements.txt
 if [ -n "$dry_run" ] || ! "$python" -c 'import jax; jax.devices("gpu")' 2>/dev/null; then
   run "$python" -m pip install --quiet --disable-pip-version-check \
-    'jax[cuda12]>=0.10.2,<0.11'
+    'jax[cuda12]>=0.10.2,<0.13'
 fi
 become "$python" -m "$@"

@@ -144,7 +144,7 @@ run git archive --format=tar.gz --output="$archive" HEAD
 install_all() {
   run "${tpus[@]}" tpu-vm scp "$archive" "$name:mpmc_jax.tar.gz" "${where[@]}" --worker=all &&
     on_all 'mkdir -p mpmc_jax && tar -xzf mpmc_jax.tar.gz -C mpmc_jax && cd mpmc_jax &&
-python3 -m venv .venv && .venv/bin/python -m pip install --quiet -r requirements.txt "jax[tpu]>=0.10.2,<0.11"' &&
+python3 -m venv .venv && .venv/bin/python -m pip install --quiet -r requirements.txt "jax[tpu]>=0.10.2,<0.13"' &&
     if [ -n "$setup" ]; then on_all "$setup"; fi
 }
 

@@ -276,7 +276,7 @@ def test_every_method_has_a_preset_that_builds_for_every_data_set(data_set, meth
 
 @pytest.mark.parametrize("devices", [-1, 5])
 def test_more_devices_than_there_are_is_refused(devices):
-    with pytest.raises(ValueError, match="there are 4 devices"):
+    with pytest.raises(ValueError, match="4 devices in 1 process"):
         Parallel("pmap", Layout(4, 2, 1), devices)
 
 

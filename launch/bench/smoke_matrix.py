@@ -215,7 +215,7 @@ def missed(line: dict[str, Any]) -> list[str]:
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point; user errors end with one line and status 1."""
-    parser = cli.parser("combinations", __doc__)
+    parser = cli.parser("bench.smoke_matrix", __doc__)
     parser.add_argument("--data_dir", default="data", help="holds CamVid, prepared")
     parser.add_argument("--output", required=True)
     parser.add_argument(

@@ -120,7 +120,7 @@ def search(results: Path, topology: str, remat: bool, begin: int) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point; user errors end with one line and status 1."""
-    parser = cli.parser("bench_topologies", __doc__)
+    parser = cli.parser("bench.topologies", __doc__)
     parser.add_argument("--results", default=RESULTS)
     args = parser.parse_args(arguments)
     with cli.user_errors():

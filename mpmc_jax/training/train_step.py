@@ -376,17 +376,6 @@ def _find_refusal(
 ) -> tuple[Array, tuple[str, ...]]:
     """`Metrics.refused`, and the names of what was checked.
 
-    With finite gradients an update still overflows where the rate is too high, and a
-    variance where activations are so large that batch norm takes them for zero. The
-    momentum need not be checked: the rate multiplies it into the parameters. Nor do
-    averaged parameters, which lie between finite ones.
-
-    Checking the state costs 26 bytes per parameter by XLA's count on a CPU
-    (supervised; the updated values are read once more than written), and a pass over
-    the method's own state (U2PL's bank of keys). DeepLabV3+ on a ResNet-50 has 40
-    million parameters: 1.0 GB, where its UniMatch step at crop 321 with 2 + 2 images
-    moves 73 GB.
-
     Args:
       terms: the loss and its terms.
       means: name -> (sum, count); those of losses are checked.
@@ -399,14 +388,7 @@ def _find_refusal(
     checked = {k: v for k, v in (terms | sums).items() if k.startswith("loss_")}
     checked |= {"loss": terms["loss"], "grad_norm": grad_norm}
     numbers = jnp.stack([value.astype(jnp.float32) for value in checked.values()])
-    parts = {
-        "a number of the updated parameters": updated.params,
-        "a number of batch norm's updated statistics": (
-            updated.batch_stats,
-            updated.ema_batch_stats,
-        ),
-        "a number of the method's updated state": updated.method_state,
-    }
+    parts = _checked_parts(updated)
     broken = jnp.concatenate(
         [~jnp.isfinite(numbers), ~jnp.stack([_all_finite(p) for p in parts.values()])]
     )
@@ -415,6 +397,30 @@ def _find_refusal(
         broken.any(), jnp.argmax(broken), jnp.where(late, len(names), -1)
     )
     return refused.astype(jnp.int32), names
+
+
+def _checked_parts(updated: TrainState) -> dict[str, PyTree]:
+    """The parts of an updated state that may fail to be finite, by name.
+
+    With finite gradients an update still overflows where the rate is too high, and a
+    variance where activations are so large that batch norm takes them for zero. The
+    momentum need not be checked: the rate multiplies it into the parameters. Nor do
+    averaged parameters, which lie between finite ones.
+
+    Checking the state costs 26 bytes per parameter by XLA's count on a CPU
+    (supervised; the updated values are read once more than written), and a pass over
+    the method's own state (U2PL's bank of keys). DeepLabV3+ on a ResNet-50 has 40
+    million parameters: 1.0 GB, where its UniMatch step at crop 321 with 2 + 2 images
+    moves 73 GB.
+    """
+    return {
+        "a number of the updated parameters": updated.params,
+        "a number of batch norm's updated statistics": (
+            updated.batch_stats,
+            updated.ema_batch_stats,
+        ),
+        "a number of the method's updated state": updated.method_state,
+    }
 
 
 def _all_finite(tree: PyTree) -> Array:

@@ -27,7 +27,7 @@ CONFIG = (
 # One device, as on a user's machine. In one arena of memory, as `cli.keep_memory` has
 # it, a program compiles for a quarter longer; only long runs win that back.
 ENVIRONMENT = os.environ | {
-    "XLA_FLAGS": QUICK,
+    "XLA_FLAGS": " ".join(QUICK),
     "MALLOC_ARENA_MAX": "8",
     "JAX_NUMPY_RANK_PROMOTION": "raise",
 }

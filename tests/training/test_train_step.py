@@ -18,8 +18,8 @@ from mpmc_jax.training.parallel import Layout, Parallel
 from mpmc_jax.training.state import PLUGIN
 from mpmc_jax.training.train_step import (
     _all_finite,
-    _average,
-    _parts,
+    _checked_parts,
+    _update_teacher,
     make_keys,
     make_step,
     make_step_info,
@@ -248,7 +248,9 @@ def test_everything_that_a_step_moves_is_looked_at():
     for value in (jnp.nan, jnp.inf, -jnp.inf):
         assert not _all_finite(finite | {"bank": finite["bank"].at[1].set(value)})
     state = state_shape(tiny.setup(tiny.config("method=u2pl")))
-    looked_at = sum(len(jax.tree.leaves(tree)) for tree in _parts(state).values())
+    looked_at = sum(
+        len(jax.tree.leaves(tree)) for tree in _checked_parts(state).values()
+    )
     implied = jax.tree.leaves((state.opt_state, state.ema_params))
     rest = (state.step, state.key)
     assert looked_at == len(jax.tree.leaves(state)) - len(implied) - len(rest)
@@ -334,7 +336,7 @@ def test_a_teacher_with_statistics_of_its_own_keeps_them_and_averages_the_plugin
     ones, twos = (jax.tree.map(lambda x, n=n: x + n, both) for n in (1, 2))
     state = types.SimpleNamespace(step=0, ema_params=both, ema_batch_stats=both)
     carry = types.SimpleNamespace(teacher_stats=twos, batch_stats=ones)
-    params, stats = _average(config, state, carry, ones)
+    params, stats = _update_teacher(config, state, carry, ones)
     chex.assert_trees_all_close(params, jax.tree.map(lambda x: x / 4, ones))
     np.testing.assert_allclose(stats["student"], 2)
     np.testing.assert_allclose(stats[PLUGIN], 0.25)
