@@ -1,5 +1,6 @@
 """What a run writes of its numbers: metrics.jsonl and TensorBoard's event files."""
 
+import contextlib
 import fcntl
 import logging
 import math
@@ -77,7 +78,12 @@ def test_progress_fits_a_terminal_of_80_columns(tmp_path, monkeypatch, losses):
         made.add({"loss": 12.3456, "lr": 0.1, **values})
         made.flush(12_346)
         made.close()
-        line = screen.read(10_000).decode().rstrip("\r\n").split("\r")[-1]
+        terminal.close()
+        output = b""
+        with contextlib.suppress(OSError):  # all is read, and nobody writes any more
+            while part := screen.read(10_000):
+                output += part
+    line = output.decode().rstrip("\r\n").split("\r")[-1]
     bar, text = line.split("| ")
     assert len(bar) >= 5 and len(line) <= 80
     unlabeled = ", unlabeled 0.123" if "unlabeled" in losses else ""
