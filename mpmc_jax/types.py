@@ -123,10 +123,10 @@ class Network(struct.PyTreeNode):
         return out, self.replace(batch_stats=moved.get("batch_stats", {}))
 
     def encode(
-        self, images: Array, until: str | None = None, noise: Array | None = None
+        self, images: Array, until: str | None = None, dropout_keys: Array | None = None
     ):
         """(b,h,w,c) normalized images, (b,) keys of dropout -> (Features, Network)."""
-        drawn = {} if noise is None else {"noise": noise}
+        drawn = {} if dropout_keys is None else {"dropout_keys": dropout_keys}
         return self._apply("encode", images, until=until, **drawn)
 
     def decode(self, features: Features, dropout: Mapping[str, Array] | None = None):

@@ -146,7 +146,7 @@ _STRENGTHS = {
 _WHOLE = ("posterize", "solarize")
 # These would do nothing to an image that is not of three colors (D22).
 _COLOR_ONLY = ("saturation", "hue")
-_MOST_OPERATIONS = 3
+_MAX_OPERATIONS = 3
 
 
 @struct.dataclass
@@ -172,15 +172,15 @@ def draw_intensity(key: Array, channels: int = 3) -> IntensityParams:
         for place, name in enumerate(INTENSITY)
         if channels == 3 or name not in _COLOR_ONLY
     ]
-    uniform = jax.random.uniform(key, (1 + 2 * _MOST_OPERATIONS,), jnp.float32)
-    count = 1 + jnp.floor(uniform[0] * _MOST_OPERATIONS)
-    drawn = jnp.floor(uniform[1 : 1 + _MOST_OPERATIONS] * len(pool))
+    uniform = jax.random.uniform(key, (1 + 2 * _MAX_OPERATIONS,), jnp.float32)
+    count = 1 + jnp.floor(uniform[0] * _MAX_OPERATIONS)
+    drawn = jnp.floor(uniform[1 : 1 + _MAX_OPERATIONS] * len(pool))
     # Beyond k stands the identity, which is the first of the pool.
-    acts = jnp.arange(_MOST_OPERATIONS) < count
+    acts = jnp.arange(_MAX_OPERATIONS) < count
     operation = jnp.asarray(pool)[jnp.where(acts, drawn, 0).astype(jnp.int32)]
     least, extent = jnp.float32([_STRENGTHS.get(name, (0, 0)) for name in INTENSITY]).T
     whole = jnp.asarray([name in _WHOLE for name in INTENSITY])
-    strength = least[operation] + extent[operation] * uniform[1 + _MOST_OPERATIONS :]
+    strength = least[operation] + extent[operation] * uniform[1 + _MAX_OPERATIONS :]
     strength = jnp.where(whole[operation], jnp.floor(strength), strength)
     return IntensityParams(operation, strength)
 

@@ -16,12 +16,12 @@ import numpy as np
 # through all sizes again finds them, and would find none if the oldest always went.
 # The others take turns in RECENT places, which must hold all shapes that one size of
 # image needs (a scale and a flip each, windows and their remainders).
-MOST_PROGRAMS = 64
+MAX_PROGRAMS = 64
 RECENT = 24
 
 
 class BoundedJit:
-    """`jax.jit` of a function that keeps the programs of `MOST_PROGRAMS` shapes.
+    """`jax.jit` of a function that keeps the programs of `MAX_PROGRAMS` shapes.
 
     Attributes:
       programs: shapes of the arguments -> the function compiled for them.
@@ -40,10 +40,10 @@ class BoundedJit:
         if key in self._recent:
             self._recent[key] = self._recent.pop(key)
         if key not in self.programs:
-            if len(self.programs) >= MOST_PROGRAMS:
+            if len(self.programs) >= MAX_PROGRAMS:
                 oldest = next(iter(self._recent))
                 del self._recent[oldest], self.programs[oldest]
-            if len(self.programs) >= MOST_PROGRAMS - RECENT:
+            if len(self.programs) >= MAX_PROGRAMS - RECENT:
                 self._recent[key] = None
             # JAX frees a program with the function that it was made of: a new one.
             self.programs[key] = jax.jit(

@@ -43,7 +43,7 @@ class Predictor:
         self, module: Any, variables: PyTree, pixels: PixelFormat, protocol: Protocol
     ):
         """Takes a segmenter, its {"params", "batch_stats"}, and how it sees images."""
-        self._protocol = protocol.whole()
+        self._protocol = protocol.for_prediction()
         self._num_classes = module.num_classes
         self._variables = variables
         self._free = memory.of_devices(jax.local_devices()[:1])

@@ -88,7 +88,7 @@ class Protocol:
         del pixels
         return image, label
 
-    def whole(self) -> "Protocol":
+    def for_prediction(self) -> "Protocol":
         """The protocol for a prediction of the whole image."""
         return self
 
@@ -195,7 +195,7 @@ class CenterCrop(Protocol):
         start, at = (side - length) // 2, (self.size - length) // 2
         return slice(start, start + length), slice(at, at + length)
 
-    def whole(self) -> Protocol:
+    def for_prediction(self) -> Protocol:
         return Protocol(self.size, self.scales, self.flip)
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import ml_collections
 
 from mpmc_jax.methods.base import Method
-from mpmc_jax.methods.registry import Sizes, build_method, network_needs
+from mpmc_jax.methods.registry import MethodContext, build_method, network_needs
 from mpmc_jax.models import footprint
 from mpmc_jax.models.config import ModelConfig
 from mpmc_jax.models.registry import (
@@ -85,21 +85,21 @@ def build_base(
       ValueError: an unknown name; the message lists the valid ones.
     """
     model = model_config(config, num_classes, pixels.channels)
-    sizes = Sizes(
+    context = MethodContext(
         num_classes=num_classes,
         num_unlabeled=num_unlabeled,
         pixels=pixels,
         perturbed=perturbed_taps(model),
-        noisy=element_dropout(model),
+        element_dropout=element_dropout(model),
         dropout=dropout_channels(model),
         embedding=tap_channels(model, "decoder") if model.embedding else 0,
         axis_name=axis_name,
     )
-    _check_group(config, sizes)
-    return model, build_method(config, sizes)
+    _check_group(config, context)
+    return model, build_method(config, context)
 
 
-def _check_group(config: ml_collections.ConfigDict, sizes: Sizes) -> None:
+def _check_group(config: ml_collections.ConfigDict, context: MethodContext) -> None:
     """Refuses a batch smaller than a group.
 
     Raises:
@@ -113,7 +113,7 @@ def _check_group(config: ml_collections.ConfigDict, sizes: Sizes) -> None:
         other.train.batch_size = other.train.group_size = least
         # Methods that mix the images of a group refuse one of a single image.
         with contextlib.suppress(ValueError):
-            build_method(other, sizes)
+            build_method(other, context)
             break
         least += 1
     mend = f"--config.train.group_size={least}"

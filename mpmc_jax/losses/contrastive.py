@@ -124,7 +124,7 @@ def contrast(
     draws: Draws,
     *,
     temperature: float,
-    slip: bool,
+    released_indexing: bool,
 ) -> Array:
     """Mean over the present classes of an InfoNCE term each.
 
@@ -136,8 +136,9 @@ def contrast(
       rings, bank: negatives, already holding this step's keys.
       draws: uniform numbers; each picks one of what there is, with replacement.
       temperature: divides the cosines.
-      slip: as released, the k-th term takes anchors and prototype of class k, and
-        negatives of the k-th present class; else all three of the latter.
+      released_indexing: reproduces an indexing bug of the released code: term k uses
+        the anchors and the prototype of class k, but negatives of the k-th present
+        class. Otherwise all three are those of the k-th present class.
 
     Returns:
       A scalar. A term without anchors or without negatives is 0, but counts; with
@@ -151,7 +152,7 @@ def contrast(
 
     def term(k: Array, anchor_m: Array, negative_mn: Array) -> Array:
         other = ranked[k]
-        own = k if slip else other
+        own = k if released_indexing else other
         chosen_n = anchors_nc[:, own]
         anchors = jnp.sum(chosen_n, dtype=jnp.int32)
         size = bank.size[other]

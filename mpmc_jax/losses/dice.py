@@ -17,7 +17,7 @@ def dice_loss(
     *,
     weights: Array | None = None,
     ignore_label: int = IGNORE_LABEL,
-    total: GlobalSum = identity,
+    global_sum: GlobalSum = identity,
 ) -> Array:
     """Mean of Dice_c over all classes, background included.
 
@@ -31,7 +31,7 @@ def dice_loss(
       labels: (b,h,w) integer classes; `ignore_label` and anything >= c is void.
       weights: (b,h,w) w, or None for 1. Void pixels never count.
       ignore_label: the void label.
-      total: sums over devices.
+      global_sum: sums over devices.
 
     Returns:
       A scalar; 0 where no pixel counts.
@@ -46,7 +46,7 @@ def dice_loss(
     t_bhwc = jax.nn.one_hot(labels, num_classes, dtype=logits.dtype)
 
     def summed(values_bhwc: Array) -> Array:
-        return total(jnp.sum(weight_bhw1 * values_bhwc, axis=(0, 1, 2)))
+        return global_sum(jnp.sum(weight_bhw1 * values_bhwc, axis=(0, 1, 2)))
 
     overlap_c = 2 * summed(s_bhwc * t_bhwc)
     size_c = summed(jnp.square(s_bhwc)) + summed(t_bhwc)

@@ -44,7 +44,7 @@ def asymmetric_focal_loss(
     gamma_pos: float = 0.0,
     gamma_neg: float = 1.0,
     where: Array | None = None,
-    total: GlobalSum = identity,
+    global_sum: GlobalSum = identity,
 ) -> Array:
     """Asymmetric focal loss of labeled patches, eq. 3-4.
 
@@ -54,7 +54,7 @@ def asymmetric_focal_loss(
       gamma_pos: exponent of (1 - q) for classes that occur.
       gamma_neg: exponent of q for classes that do not.
       where: (b,h,w) bool, the valid patches, or None for all.
-      total: sums over devices.
+      global_sum: sums over devices.
 
     Returns:
       A scalar; 0 where no patch is valid.
@@ -62,7 +62,7 @@ def asymmetric_focal_loss(
     loss_bhw = patch_asymmetric_focal(
         logits, targets, gamma_pos=gamma_pos, gamma_neg=gamma_neg
     )
-    return masked_mean(loss_bhw, _everywhere(loss_bhw, where), total)
+    return masked_mean(loss_bhw, _everywhere(loss_bhw, where), global_sum)
 
 
 def patch_binary_cross_entropy(
@@ -86,7 +86,7 @@ def binary_cross_entropy(
     *,
     weights: Array | None = None,
     where: Array | None = None,
-    total: GlobalSum = identity,
+    global_sum: GlobalSum = identity,
 ) -> Array:
     """Weighted binary cross-entropy with soft targets, eq. 6.
 
@@ -96,13 +96,13 @@ def binary_cross_entropy(
       weights: (b,h,w,c) lambda_m, or None for 1. Weights scale, they do not
         renormalize.
       where: (b,h,w) bool, the valid patches, or None for all.
-      total: sums over devices.
+      global_sum: sums over devices.
 
     Returns:
       A scalar; 0 where no patch is valid.
     """
     loss_bhw = patch_binary_cross_entropy(logits, targets, weights)
-    return masked_mean(loss_bhw, _everywhere(loss_bhw, where), total)
+    return masked_mean(loss_bhw, _everywhere(loss_bhw, where), global_sum)
 
 
 def _everywhere(loss_bhw: Array, where: Array | None) -> Array:

@@ -44,7 +44,7 @@ def class_balance(
     where_bhw: Array,
     num_classes: int,
     *,
-    total: GlobalSum = identity,
+    global_sum: GlobalSum = identity,
 ) -> Array:
     """Factors with which every class that occurs weighs the same.
 
@@ -58,13 +58,13 @@ def class_balance(
       label_bhw: integer classes; what is outside 0..c-1 is void.
       where_bhw: bool, the pixels that count.
       num_classes: c.
-      total: sums over devices.
+      global_sum: sums over devices.
 
     Returns:
       (b,h,w), without gradient; 0 where a pixel does not count or is void.
     """
     counts = class_counts(label_bhw, where_bhw, num_classes)
-    counts = jax.lax.stop_gradient(total(counts.astype(float)))
+    counts = jax.lax.stop_gradient(global_sum(counts.astype(float)))
     present = jnp.maximum(jnp.sum(counts > 0), 1)
     factor_c = counts.sum() / (present * jnp.maximum(counts, 1))
     # Class by class, not a gather, see `pixel_cross_entropy`.
@@ -108,7 +108,7 @@ def cross_entropy(
     where: Array | None = None,
     count: Array | None = None,
     ignore_label: int = IGNORE_LABEL,
-    total: GlobalSum = identity,
+    global_sum: GlobalSum = identity,
 ) -> Array:
     """Sum of weights * cross-entropy over the *number* of counted pixels.
 
@@ -123,7 +123,7 @@ def cross_entropy(
       count: () the number to divide by, or None for that of the counted pixels. A
         batch in several parts has the number of the whole batch here.
       ignore_label: the void label.
-      total: sums over devices.
+      global_sum: sums over devices.
 
     Returns:
       A scalar; 0 where no pixel counts.
@@ -135,8 +135,8 @@ def cross_entropy(
     if weights is not None:
         loss_bhw = loss_bhw * weights
     if count is None:
-        return masked_mean(loss_bhw, counted_bhw, total)
-    return ratio(total(jnp.sum(jnp.where(counted_bhw, loss_bhw, 0))), count)
+        return masked_mean(loss_bhw, counted_bhw, global_sum)
+    return ratio(global_sum(jnp.sum(jnp.where(counted_bhw, loss_bhw, 0))), count)
 
 
 def ohem_keep(
@@ -205,7 +205,7 @@ def ohem_cross_entropy(
     threshold: float,
     min_kept: int,
     ignore_label: int = IGNORE_LABEL,
-    total: GlobalSum = identity,
+    global_sum: GlobalSum = identity,
 ) -> Array:
     """Mean cross-entropy over the hard pixels, see `ohem_keep`; a scalar."""
     keep_bhw = ohem_keep(
@@ -216,5 +216,5 @@ def ohem_cross_entropy(
         ignore_label=ignore_label,
     )
     return cross_entropy(
-        logits, labels, where=keep_bhw, ignore_label=ignore_label, total=total
+        logits, labels, where=keep_bhw, ignore_label=ignore_label, global_sum=global_sum
     )

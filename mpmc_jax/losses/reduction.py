@@ -1,7 +1,7 @@
 """How per-element losses become scalars, on one device or on many.
 
 A mean over a batch that is spread over devices is a global sum over a global count.
-Losses take the sum as an argument, `total`: the identity on one device, a sum over
+Losses take the sum as an argument, `global_sum`: the identity on one device, a sum over
 devices whose gradient stays local in a parallel step. `Reduction` is what a training
 step passes on: that sum, and the counts of the whole batch.
 """
@@ -19,7 +19,7 @@ GlobalSum = Callable[[Array], Array]
 
 
 def identity(x: Array) -> Array:
-    """The `total` of a batch that lies on one device."""
+    """The `global_sum` of a batch that lies on one device."""
     return x
 
 
@@ -28,11 +28,11 @@ def ratio(numerator: Array, count: Array) -> Array:
     return numerator / jnp.maximum(count, 1).astype(numerator.dtype)
 
 
-def masked_mean(values: Array, where: Array, total: GlobalSum = identity) -> Array:
+def masked_mean(values: Array, where: Array, global_sum: GlobalSum = identity) -> Array:
     """Mean of the values at which `where` (bool, same shape) holds; 0 if nowhere."""
     # Integer counts: float32 stops counting at 2**24, which 26 crops of 801 exceed.
-    count = total(jnp.sum(where, dtype=jnp.int32))
-    return ratio(total(jnp.sum(jnp.where(where, values, 0))), count)
+    count = global_sum(jnp.sum(where, dtype=jnp.int32))
+    return ratio(global_sum(jnp.sum(jnp.where(where, values, 0))), count)
 
 
 @dataclasses.dataclass(frozen=True)

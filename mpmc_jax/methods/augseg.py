@@ -42,7 +42,7 @@ class Inputs(struct.PyTreeNode):
       labeled_box: (b,h,w) bool, where the partner's labeled image may be injected.
       box: (b,h,w) bool, where the partner's unlabeled image goes.
       coin: (b,) in 0..1; an image is injected into if 1 - its confidence exceeds it.
-      noise: of the pass over [labeled, mixed], see `Method.noise`.
+      dropout_keys: of the pass over [labeled, mixed], see `Method.dropout_keys`.
     """
 
     image: Array
@@ -54,7 +54,7 @@ class Inputs(struct.PyTreeNode):
     labeled_box: Array
     box: Array
     coin: Array
-    noise: Array | None = None
+    dropout_keys: Array | None = None
 
 
 class Targets(struct.PyTreeNode):
@@ -116,7 +116,7 @@ class AugSeg(base.Method):
             labeled_box=box("labeled_box", _LABELED_BETA),
             box=box("box", _UNLABELED_BETA),
             coin=coin(keys.examples("coin")),
-            noise=self.noise(keys.examples, "labeled", "unlabeled"),
+            dropout_keys=self.dropout_keys(keys.examples, "labeled", "unlabeled"),
         )
 
     def _mix(
@@ -167,7 +167,9 @@ class AugSeg(base.Method):
     ) -> Outputs:
         mixed = self._mix(inputs, targets.injected, inputs.image, inputs.strong)
         images = jnp.concatenate([inputs.image, mixed])
-        both, student = base.full_pass(students["student"], images, noise=inputs.noise)
+        both, student = base.full_pass(
+            students["student"], images, dropout_keys=inputs.dropout_keys
+        )
         labeled, unlabeled = both.halves()
         confident = targets.confidence >= self.threshold
         supervised = base.supervised_part(labeled, inputs.label)

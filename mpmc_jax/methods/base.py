@@ -42,7 +42,8 @@ class Method(abc.ABC):
       pixels: how images come, and how they are normalized.
       scale: factor on the whole objective, the plug-in's terms included.
       delay: steps from the request of a partner image to its use; 0 for no requests.
-      noisy: whether the network drops single elements in train mode; see `noise`.
+      element_dropout: whether the network drops single elements in train mode; see
+        `dropout_keys`.
       networks: names of the students.
       streams: what the data pipeline must emit.
       teacher: "student" if the students themselves make the targets, "average" if
@@ -54,7 +55,7 @@ class Method(abc.ABC):
     pixels: PixelFormat = RGB
     scale: float = 1.0
     delay: int = 0
-    noisy: bool = False
+    element_dropout: bool = False
 
     networks: ClassVar[tuple[str, ...]] = ("student",)
     streams: ClassVar[Streams] = Streams()
@@ -69,7 +70,7 @@ class Method(abc.ABC):
         """Unit values -> a network's input."""
         return preprocess.normalize(images, self.pixels)
 
-    def noise(self, draw: Callable[[str], Array], *streams: str) -> Array | None:
+    def dropout_keys(self, draw: Callable[[str], Array], *streams: str) -> Array | None:
         """(n,) keys of one train-mode pass for `Network.encode`.
 
         None for a network without element dropout, so that nothing is drawn for it.
@@ -78,7 +79,7 @@ class Method(abc.ABC):
           draw: `Keys.examples` or `Keys.groups`.
           streams: the images of the pass, one after the other.
         """
-        if not self.noisy:
+        if not self.element_dropout:
             return None
         return jnp.concatenate([draw(f"noise/{stream}") for stream in streams])
 
@@ -225,13 +226,13 @@ def full_pass(
     network: Network,
     images: Array,
     dropout: Mapping[str, Array] | None = None,
-    noise: Array | None = None,
+    dropout_keys: Array | None = None,
 ) -> tuple[Pass, Network]:
     """Encodes and decodes images; the network returns with its moved statistics.
 
-    `dropout` is for `Network.decode`, `noise` for `Network.encode`.
+    `dropout` is for `Network.decode`, `dropout_keys` for `Network.encode`.
     """
-    features, network = network.encode(images, noise=noise)
+    features, network = network.encode(images, dropout_keys=dropout_keys)
     prediction, network = network.decode(features, dropout)
     auxiliary = prediction.auxiliary
     if auxiliary is not None:

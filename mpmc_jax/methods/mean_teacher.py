@@ -36,7 +36,7 @@ class Inputs(struct.PyTreeNode):
       weak, strong: (b,h,w,c) two views of the unlabeled images.
       real: (b,h,w) bool, their real pixels.
       box: (b,h,w) bool, where the next image of the group goes; None without CutMix.
-      noise: of the pass over [labeled, mixed], see `Method.noise`.
+      dropout_keys: of the pass over [labeled, mixed], see `Method.dropout_keys`.
     """
 
     image: Array
@@ -45,7 +45,7 @@ class Inputs(struct.PyTreeNode):
     strong: Array
     real: Array
     box: Array | None = None
-    noise: Array | None = None
+    dropout_keys: Array | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +93,7 @@ class MeanTeacher(base.Method):
             weak=self.normalize(weak),
             real=real,
             strong=self.normalize(strong),
-            noise=self.noise(keys.examples, "labeled", "unlabeled"),
+            dropout_keys=self.dropout_keys(keys.examples, "labeled", "unlabeled"),
         )
         if not self.cutmix:
             return inputs
@@ -152,11 +152,15 @@ class MeanTeacher(base.Method):
         """The student on labeled images and on mixed strong views."""
         if self.normalization == "joint":
             images = jnp.concatenate([inputs.image, mixed])
-            both, student = base.full_pass(student, images, noise=inputs.noise)
+            both, student = base.full_pass(
+                student, images, dropout_keys=inputs.dropout_keys
+            )
             return *both.halves(), student
-        noise = (None, None) if inputs.noise is None else jnp.split(inputs.noise, 2)
-        labeled, student = base.full_pass(student, inputs.image, noise=noise[0])
-        unlabeled, student = base.full_pass(student, mixed, noise=noise[1])
+        keys = (None, None)
+        if inputs.dropout_keys is not None:
+            keys = jnp.split(inputs.dropout_keys, 2)
+        labeled, student = base.full_pass(student, inputs.image, dropout_keys=keys[0])
+        unlabeled, student = base.full_pass(student, mixed, dropout_keys=keys[1])
         return labeled, unlabeled, student
 
     def average(self, step: Array, steps_per_epoch: int) -> tuple[Array, Array]:

@@ -3,7 +3,6 @@
 import jax
 import jax.numpy as jnp
 
-from mpmc_jax.methods.u2pl.entropy import entropy
 from mpmc_jax.precision import at_least_float32
 from mpmc_jax.types import Array
 
@@ -26,6 +25,13 @@ def confidence_and_label(logits_bhwc: Array) -> tuple[Array, Array]:
     # The largest softmax is exp(0) over the sum: no (b,h,w,c) quotient is needed.
     shifted = scores - scores.max(axis=-1, keepdims=True)
     return 1 / jnp.exp(shifted).sum(axis=-1), label_bhw
+
+
+def entropy(logits_bhwc: Array) -> Array:
+    """-sum_c p_c log(p_c + 1e-10) of every pixel, in nats: (b,h,w), no gradient."""
+    logits_bhwc = jax.lax.stop_gradient(at_least_float32(logits_bhwc))
+    p_bhwc = jax.nn.softmax(logits_bhwc, axis=-1)
+    return -jnp.sum(p_bhwc * jnp.log(p_bhwc + 1e-10), axis=-1)
 
 
 def image_confidence(logits_bhwc: Array) -> Array:

@@ -19,7 +19,7 @@ from mpmc_jax.types import VIEW_LOSSES
 
 
 @dataclasses.dataclass(frozen=True)
-class Sizes:
+class MethodContext:
     """What a method must know of network and data.
 
     Attributes:
@@ -27,7 +27,7 @@ class Sizes:
       num_unlabeled: unlabeled images in the list.
       pixels: how images come.
       perturbed: tap -> channels of the encoder outputs that the decoder reads.
-      noisy: whether the encoder drops single elements in train mode.
+      element_dropout: whether the encoder drops single elements in train mode.
       dropout: map of the decoder -> channels, where U2PL and AEL drop channels.
       embedding: channels of the pixel embedding, 0 for a network without.
       axis_name: the device axis, None on a single device without mapping.
@@ -37,7 +37,7 @@ class Sizes:
     num_unlabeled: int
     pixels: PixelFormat
     perturbed: Mapping[str, int]
-    noisy: bool
+    element_dropout: bool
     dropout: Mapping[str, int]
     embedding: int
     axis_name: str | None
@@ -47,13 +47,13 @@ def _groups(config: ml_collections.ConfigDict) -> int:
     return max(config.train.batch_size // max(config.train.group_size, 1), 1)
 
 
-def _supervised(config: ml_collections.ConfigDict, sizes: Sizes) -> Method:
-    del sizes
+def _supervised(config: ml_collections.ConfigDict, context: MethodContext) -> Method:
+    del context
     return SupervisedOnly(ema_decay=config.method.ema_decay)
 
 
-def _mean_teacher(config: ml_collections.ConfigDict, sizes: Sizes) -> Method:
-    del sizes
+def _mean_teacher(config: ml_collections.ConfigDict, context: MethodContext) -> Method:
+    del context
     return MeanTeacher(
         group_size=config.train.group_size,
         threshold=config.method.threshold,
@@ -64,17 +64,17 @@ def _mean_teacher(config: ml_collections.ConfigDict, sizes: Sizes) -> Method:
     )
 
 
-def _unimatch(config: ml_collections.ConfigDict, sizes: Sizes) -> Method:
+def _unimatch(config: ml_collections.ConfigDict, context: MethodContext) -> Method:
     return UniMatch(
-        perturbed=tuple(sizes.perturbed.items()),
+        perturbed=tuple(context.perturbed.items()),
         threshold=config.method.threshold,
         ema_decay=config.method.ema_decay,
         loss=config.method.unlabeled_loss,
     )
 
 
-def _augseg(config: ml_collections.ConfigDict, sizes: Sizes) -> Method:
-    del sizes
+def _augseg(config: ml_collections.ConfigDict, context: MethodContext) -> Method:
+    del context
     return AugSeg(
         group_size=config.train.group_size,
         threshold=config.method.threshold,
@@ -82,14 +82,14 @@ def _augseg(config: ml_collections.ConfigDict, sizes: Sizes) -> Method:
     )
 
 
-def _u2pl(config: ml_collections.ConfigDict, sizes: Sizes) -> Method:
+def _u2pl(config: ml_collections.ConfigDict, context: MethodContext) -> Method:
     u2pl = config.u2pl
     contrast = PixelContrast(
-        num_classes=sizes.num_classes,
+        num_classes=context.num_classes,
         group_size=config.train.group_size,
         groups=_groups(config),
-        channels=sizes.embedding,
-        axis_name=sizes.axis_name,
+        channels=context.embedding,
+        axis_name=context.axis_name,
         contrast=u2pl.contrast,
         contrast_weight=u2pl.contrast_weight,
         low_rank=u2pl.low_rank,
@@ -106,7 +106,7 @@ def _u2pl(config: ml_collections.ConfigDict, sizes: Sizes) -> Method:
     return U2PL(
         group_size=config.train.group_size,
         contrast=contrast,
-        dropout=tuple(sizes.dropout.items()),
+        dropout=tuple(context.dropout.items()),
         ema_decay=config.method.ema_decay,
         warmup_epochs=u2pl.warmup_epochs,
         kept_percent=u2pl.kept_percent,
@@ -114,16 +114,16 @@ def _u2pl(config: ml_collections.ConfigDict, sizes: Sizes) -> Method:
     )
 
 
-def _ael(config: ml_collections.ConfigDict, sizes: Sizes) -> Method:
+def _ael(config: ml_collections.ConfigDict, context: MethodContext) -> Method:
     groups = _groups(config)
     ael = config.ael
     return AEL(
-        num_classes=sizes.num_classes,
-        num_unlabeled=sizes.num_unlabeled,
+        num_classes=context.num_classes,
+        num_unlabeled=context.num_unlabeled,
         group_size=config.train.group_size,
         groups=groups,
-        dropout=tuple(sizes.dropout.items()),
-        axis_name=sizes.axis_name,
+        dropout=tuple(context.dropout.items()),
+        axis_name=context.axis_name,
         threshold=config.method.threshold,
         ema_decay=config.method.ema_decay,
         query_classes=ael.query_classes,
@@ -138,7 +138,7 @@ def _ael(config: ml_collections.ConfigDict, sizes: Sizes) -> Method:
 class _Entry(NamedTuple):
     """A method's constructor, and the network that its authors used."""
 
-    make: Callable[[ml_collections.ConfigDict, Sizes], Method]
+    make: Callable[[ml_collections.ConfigDict, MethodContext], Method]
     variant: str
     embedding: bool = False
 
@@ -169,7 +169,7 @@ def _entry(name: str) -> _Entry:
     return METHODS[name]
 
 
-def build_method(config: ml_collections.ConfigDict, sizes: Sizes) -> Method:
+def build_method(config: ml_collections.ConfigDict, context: MethodContext) -> Method:
     """The base method that `config.method.name` names.
 
     Raises:
@@ -192,8 +192,10 @@ def build_method(config: ml_collections.ConfigDict, sizes: Sizes) -> Method:
             "keep their own loss"
         )
     _check_mean_teachers_own(config)
-    method = entry.make(config, sizes)
-    return dataclasses.replace(method, pixels=sizes.pixels, noisy=sizes.noisy)
+    method = entry.make(config, context)
+    return dataclasses.replace(
+        method, pixels=context.pixels, element_dropout=context.element_dropout
+    )
 
 
 def _check_mean_teachers_own(config: ml_collections.ConfigDict) -> None:

@@ -18,11 +18,16 @@ from mpmc_jax.types import (
 
 
 class Inputs(struct.PyTreeNode):
-    """Normalized labeled images (b,h,w,c), labels (b,h,w) with 255 void, noise."""
+    """Normalized labeled images, not augmented further.
+
+    Attributes:
+      image, label: (b,h,w,c) labeled images, (b,h,w) labels with 255 void.
+      dropout_keys: of the pass over them, see `Method.dropout_keys`.
+    """
 
     image: Array
     label: Array
-    noise: Array | None = None
+    dropout_keys: Array | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,8 +49,8 @@ class SupervisedOnly(base.Method):
     def augment(self, batch: Batch, state: PyTree, keys: Keys) -> Inputs:
         del state
         image = self.normalize(self.unit(batch.labeled.image))
-        noise = self.noise(keys.examples, "labeled")
-        return Inputs(image=image, label=base.labels(batch), noise=noise)
+        dropout_keys = self.dropout_keys(keys.examples, "labeled")
+        return Inputs(image=image, label=base.labels(batch), dropout_keys=dropout_keys)
 
     def regions(self, inputs: Inputs) -> dict[str, Region]:
         return {"supervised": base.supervised_region(inputs.label)}
@@ -64,7 +69,7 @@ class SupervisedOnly(base.Method):
     ) -> Outputs:
         del teachers, targets
         labeled, student = base.full_pass(
-            students["student"], inputs.image, noise=inputs.noise
+            students["student"], inputs.image, dropout_keys=inputs.dropout_keys
         )
         supervised = base.supervised_part(labeled, inputs.label)
         return Outputs((supervised,), (), {"student": student}, state)

@@ -42,8 +42,8 @@ class Inputs(struct.PyTreeNode):
       partner_weak, partner_real, partner_strong: the same of the partner crops.
       boxes: for each strong view (b,h,w) bool, True where the partner goes.
       dropout: tap -> (2b,1,1,d) multiplier of the features of [image, weak].
-      noise: of the passes over [image, weak] and over the strong views, see
-        `Method.noise`.
+      dropout_keys: of the passes over [image, weak] and over the strong views, see
+        `Method.dropout_keys`.
     """
 
     image: Array
@@ -56,7 +56,7 @@ class Inputs(struct.PyTreeNode):
     partner_strong: tuple[Array, ...]
     boxes: tuple[Array, ...]
     dropout: dict[str, Array]
-    noise: tuple[Array | None, Array | None] = (None, None)
+    dropout_keys: tuple[Array | None, Array | None] = (None, None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,9 +104,9 @@ class UniMatch(base.Method):
             partner_strong=strong[2:],
             boxes=(box("box1"), box("box2")),
             dropout=self._dropout(keys, weak.dtype),
-            noise=(
-                self.noise(keys.examples, "labeled", "unlabeled"),
-                self.noise(keys.examples, "strong1", "strong2"),
+            dropout_keys=(
+                self.dropout_keys(keys.examples, "labeled", "unlabeled"),
+                self.dropout_keys(keys.examples, "strong1", "strong2"),
             ),
         )
 
@@ -177,7 +177,7 @@ class UniMatch(base.Method):
     ) -> tuple[base.Pass, base.Pass, Network]:
         """[x, u] encoded once; clean and perturbed features decoded as one batch."""
         images = jnp.concatenate([inputs.image, inputs.weak])
-        features, student = student.encode(images, noise=inputs.noise[0])
+        features, student = student.encode(images, dropout_keys=inputs.dropout_keys[0])
         clean_taps = features.taps
         dropped = {
             tap: clean_taps[tap] * mask.astype(clean_taps[tap].dtype)
@@ -212,7 +212,7 @@ class UniMatch(base.Method):
             )
         ]
         both, student = base.full_pass(
-            student, jnp.concatenate(mixed), noise=inputs.noise[1]
+            student, jnp.concatenate(mixed), dropout_keys=inputs.dropout_keys[1]
         )
         b = mixed[0].shape[0]
         return tuple(both.part(i * b, (i + 1) * b) for i in range(len(mixed))), student

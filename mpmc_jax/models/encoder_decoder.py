@@ -44,12 +44,12 @@ class EncoderDecoder(nn.Module):
         *,
         until: str | None = None,
         train: bool = False,
-        noise: Array | None = None,
+        dropout_keys: Array | None = None,
     ) -> Features:
         """Images -> the encoder's taps, or those up to `until`.
 
-        `noise` are (b,) keys for an encoder that drops elements, which it does in train
-        mode alone.
+        `dropout_keys` are (b,) keys for an encoder that drops single elements, which it
+        does only in train mode.
 
         Raises:
           ValueError: `until` names no tap, or a side is no multiple of `multiple`.
@@ -67,7 +67,9 @@ class EncoderDecoder(nn.Module):
         is_double = images_bhwc.dtype == jnp.float64
         x_bhwc = images_bhwc if is_double else images_bhwc.astype(self.dtype)
         train = train and not self.freeze_encoder
-        drawn = {"noise": noise} if train and noise is not None else {}
+        drawn = {}
+        if train and dropout_keys is not None:
+            drawn["dropout_keys"] = dropout_keys
         taps = self.backbone(x_bhwc, until=until, train=train, **drawn)
         if self.freeze_encoder:
             taps = jax.lax.stop_gradient(taps)

@@ -31,8 +31,8 @@ class Encoder:
     """The first half of a network.
 
     Attributes:
-      module: (images, until=, train=) -> the taps by name, those behind `until` left
-        out; with `element_dropout` it takes `noise=` as well, (b,) keys.
+      module: (images, until=, train=) -> the taps by name, those after `until` left
+        out; with `element_dropout` it takes `dropout_keys=` as well, (b,) keys.
       taps: its taps in the order in which they are computed.
       default_tap: the early tap of stride 4 that MPMC reads unless told otherwise.
       first_kernel: path of the parameter whose last but one axis are image channels.

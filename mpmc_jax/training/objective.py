@@ -50,10 +50,12 @@ class SupervisedLoss:
         """
         if self.name in ("ce", "ce_dice"):
             count = reduction.counts[part]
-            mean = losses.cross_entropy(logits, label, count=count, total=reduction.sum)
+            mean = losses.cross_entropy(
+                logits, label, count=count, global_sum=reduction.sum
+            )
             if self.name == "ce":
                 return mean
-            dice = losses.dice_loss(logits, label, total=reduction.sum)
+            dice = losses.dice_loss(logits, label, global_sum=reduction.sum)
             return (mean + dice / reduction.micro_batches) / 2
         pixel = losses.pixel_cross_entropy(logits, label)
         grouped = (label.shape[0] // self.group_size, self.group_size)
@@ -84,7 +86,7 @@ def view_loss(view: View, reduction: Reduction) -> Array:
     if view.loss == "dice":
         weights = jnp.where(view.region.valid, view.weight, 0)
         dice = losses.dice_loss(
-            view.logits, view.target, weights=weights, total=reduction.sum
+            view.logits, view.target, weights=weights, global_sum=reduction.sum
         )
         return dice / reduction.micro_batches
     if view.loss not in VIEW_LOSSES:
@@ -96,7 +98,7 @@ def view_loss(view: View, reduction: Reduction) -> Array:
             view.target,
             valid & (view.weight > 0),
             view.logits.shape[-1],
-            total=reduction.sum,
+            global_sum=reduction.sum,
         ).astype(pixel.dtype)
     summed = jnp.where(valid, view.weight.astype(pixel.dtype) * pixel, 0).sum()
     if view.normalizer is None:

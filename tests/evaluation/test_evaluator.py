@@ -92,7 +92,7 @@ def test_a_second_run_compiles_nothing_and_sees_new_variables(variables):
 @pytest.mark.parametrize("protocol", ["whole", "slide_unimatch"])
 def test_a_bounded_number_of_programs_is_kept(variables, monkeypatch, protocol):
     """However many sizes there are, and every size gives its own exact result."""
-    monkeypatch.setattr(bounded_jit, "MOST_PROGRAMS", 2)
+    monkeypatch.setattr(bounded_jit, "MAX_PROGRAMS", 2)
     monkeypatch.setattr(bounded_jit, "RECENT", 1)
     source = make_source([(12 + i, 20) for i in range(6)])
     evaluator = Evaluator(
@@ -117,7 +117,7 @@ def test_a_bounded_number_of_programs_is_kept(variables, monkeypatch, protocol):
 
 def test_shapes_of_one_image_do_not_push_each_other_out(monkeypatch):
     """However many sizes came before, batches of one size compile once."""
-    monkeypatch.setattr(bounded_jit, "MOST_PROGRAMS", 6)
+    monkeypatch.setattr(bounded_jit, "MAX_PROGRAMS", 6)
     monkeypatch.setattr(bounded_jit, "RECENT", 3)
     traced = []
 
@@ -137,7 +137,7 @@ def test_shapes_of_one_image_do_not_push_each_other_out(monkeypatch):
 
 
 def test_predictions_of_many_sizes_keep_few_programs(variables, monkeypatch):
-    monkeypatch.setattr(bounded_jit, "MOST_PROGRAMS", 2)
+    monkeypatch.setattr(bounded_jit, "MAX_PROGRAMS", 2)
     monkeypatch.setattr(bounded_jit, "RECENT", 1)
     source = make_source([(12 + i, 20) for i in range(6)])
     predictor = Predictor(_Net(), variables, RGB, build_protocol("whole", 20))

@@ -85,7 +85,7 @@ def test_two_devices_equal_one():
     totals = Reduction("devices", {})
 
     def local(z, y, w):
-        return losses.dice_loss(z, y, weights=w, total=totals.sum)
+        return losses.dice_loss(z, y, weights=w, global_sum=totals.sum)
 
     split = [x.reshape((2, 2) + x.shape[1:]) for x in (logits, labels, weights)]
     value, gradient = jax.pmap(jax.value_and_grad(local), axis_name="devices")(*split)

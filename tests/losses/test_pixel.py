@@ -254,7 +254,7 @@ def test_a_batch_spread_over_devices_has_the_loss_of_the_whole():
 
     @partial(jax.pmap, axis_name="device")
     def spread(logits, labels):
-        loss = partial(losses.cross_entropy, total=global_sum)
+        loss = partial(losses.cross_entropy, global_sum=global_sum)
         return jax.value_and_grad(loss)(logits, labels)
 
     value, gradient = spread(*parts)
@@ -303,7 +303,7 @@ def test_classes_are_balanced_over_devices():
 
     spread = jax.pmap(
         lambda y: losses.class_balance(
-            y, jnp.ones(y.shape, bool), CLASSES, total=global_sum
+            y, jnp.ones(y.shape, bool), CLASSES, global_sum=global_sum
         ),
         axis_name="device",
     )

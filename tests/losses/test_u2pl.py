@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from mpmc_jax.losses import pixel_cross_entropy
 from mpmc_jax.losses.contrastive import Draws, Rings, contrast, prototypes
 from mpmc_jax.losses.sampling import nth_true
+from mpmc_jax.methods.pseudo_labels import entropy
 from mpmc_jax.methods.u2pl import sets as u2pl_sets
-from mpmc_jax.methods.u2pl.entropy import entropy, entropy_percentile, kept_weights
+from mpmc_jax.methods.u2pl.entropy import entropy_percentile, kept_weights
 from tests.support import golden
 
 _PUSH = jax.jit(Rings.push, static_argnums=0)
@@ -160,7 +161,7 @@ def test_contrastive_loss_and_banks_are_the_released_ones():
                 bank,
                 draws,
                 temperature=temperature,
-                slip=True,
+                released_indexing=True,
             )
 
         student = channels_last(arrays["rep_student"])
@@ -224,7 +225,7 @@ def test_with_one_class_or_none_the_loss_is_zero(present):
             bank,
             Draws(jnp.zeros((3, 5)), jnp.zeros((3, 5, 2))),
             temperature=0.5,
-            slip=True,
+            released_indexing=True,
         )
 
     value, gradient = jax.value_and_grad(loss)(features)

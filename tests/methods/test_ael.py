@@ -69,7 +69,7 @@ def test_confidence_and_survivors_are_the_oracles(seed):
 
 
 def test_confidence_moves_by_a_thousandth_and_certainty_keeps_nothing():
-    found = ael_confidence.moved(jnp.asarray([0.5, 1.0]), jnp.asarray([1.0, 0.0]))
+    found = ael_confidence.updated(jnp.asarray([0.5, 1.0]), jnp.asarray([1.0, 0.0]))
     np.testing.assert_allclose(found, [0.5005, 0.999], rtol=1e-6)
     logits, uniform = jnp.zeros((1, 2, 2, 3)), jnp.full((3, 2, 2), 0.5)
     kept = ael_confidence.survivors(logits, jnp.ones(3), uniform)

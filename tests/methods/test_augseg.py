@@ -32,8 +32,8 @@ class Linear:
     matrix: jax.Array
     bias: jax.Array
 
-    def encode(self, images, noise=None):
-        del noise
+    def encode(self, images, dropout_keys=None):
+        del dropout_keys
         return Features({"layer1": images}, images.shape[1:3]), self
 
     def decode(self, features, dropout=None):

@@ -186,7 +186,7 @@ def test_no_two_streams_of_a_method_share_a_key(name, monkeypatch):
         )
 
     for epoch in (0, 1):  # of a warm-up, and after it
-        phase = dataclasses.replace(method, noisy=True).phase(epoch)
+        phase = dataclasses.replace(method, element_dropout=True).phase(epoch)
         state = phase.init(jax.random.key(0))
         first = len(Noted.asked)
         jax.eval_shape(

@@ -54,19 +54,21 @@ def test_dropout_follows_the_key_and_only_in_train_mode():
         jax.random.normal(jax.random.key(1), (1, 32, 32, 1)), (3, 32, 32, 1)
     )
     keys = jax.random.split(jax.random.key(2), 3)
-    train = jax.jit(lambda k: network.replace(train=True).encode(image, noise=k)[0])
+    train = jax.jit(
+        lambda k: network.replace(train=True).encode(image, dropout_keys=k)[0]
+    )
     first = train(keys).taps["stage1"]
     turned = train(keys[::-1]).taps["stage1"]
     np.testing.assert_allclose(turned, first[::-1], rtol=1e-4, atol=1e-5)
     assert np.abs(first[0] - first[1]).max() > 0.01
     plain, _ = network.encode(image)
-    noisy, _ = network.encode(image, noise=keys)
+    noisy, _ = network.encode(image, dropout_keys=keys)
     np.testing.assert_array_equal(plain.taps["stage5"], noisy.taps["stage5"])
 
 
 def test_rematerialisation_changes_no_gradient():
     # The keys of live dropout cross the boundary, hence the same masks twice.
-    noise = jax.random.split(jax.random.key(2), 2)
+    dropout_keys = jax.random.split(jax.random.key(2), 2)
     image = jax.random.normal(jax.random.key(1), (2, 32, 32, 3))
     config = ModelConfig(name="unet", width=8, num_classes=4)
     variables = init_variables(jax.random.key(0), config)
@@ -76,7 +78,7 @@ def test_rematerialisation_changes_no_gradient():
 
         def loss(params):
             network = Network(module, **{**variables, "params": params}, train=True)
-            features, _ = network.encode(image, noise=noise)
+            features, _ = network.encode(image, dropout_keys=dropout_keys)
             return sum(jnp.mean(tap**2) for tap in features.taps.values())
 
         return jax.jit(jax.grad(loss))(variables["params"])

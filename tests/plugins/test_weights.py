@@ -110,7 +110,7 @@ def test_mean_scale_is_that_of_all_devices():
     arguments = {"confidence": "sigmoid", "scale": "mean", "field": FIELD}
     total = partial(jax.lax.psum, axis_name="device")
     spread = jax.pmap(
-        partial(adaptive_weights, **arguments, total=total), axis_name="device"
+        partial(adaptive_weights, **arguments, global_sum=total), axis_name="device"
     )
     parts = spread(jnp.asarray(logits)[:, None], jnp.asarray(labels)[:, None])
     whole = adaptive_weights(jnp.asarray(logits), jnp.asarray(labels), **arguments)

@@ -25,8 +25,8 @@ class Linear(struct.PyTreeNode):
     batch_stats: jax.Array
     train: bool = struct.field(pytree_node=False, default=False)
 
-    def encode(self, images, noise=None):
-        del noise
+    def encode(self, images, dropout_keys=None):
+        del dropout_keys
         return Features({"layer1": images[:, ::2, ::2]}, images.shape[1:3]), self
 
     def decode(self, features, dropout=None):

@@ -34,7 +34,7 @@ def label_components(mask_hw: Array) -> Array:
     )
 
     def moved(state: tuple[Array, Any]) -> tuple[Array, Array]:
-        after_n = shorten(state[0], mask_hw)
+        after_n = fastsv_round(state[0], mask_hw)
         return after_n, jnp.any(after_n != state[0])
 
     state = (start_n, jnp.ones((), bool))
@@ -42,7 +42,7 @@ def label_components(mask_hw: Array) -> Array:
     return number_n[1:].reshape(mask_hw.shape)
 
 
-def shorten(number_n: Array, mask_hw: Array) -> Array:
+def fastsv_round(number_n: Array, mask_hw: Array) -> Array:
     """A round of `label_components` on what 0 and each place point to: (1 + h*w,)."""
     grand_n = number_n[number_n]
     widest_hw = jax.lax.reduce_window(

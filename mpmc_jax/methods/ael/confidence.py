@@ -35,7 +35,7 @@ def class_confidence(logits_bhwc: Array, label_bhw: Array) -> Array:
     return summed_c / jnp.maximum(count_c, 1).astype(summed_c.dtype)
 
 
-def moved(confidence_c: Array, measured_c: Array) -> Array:
+def updated(confidence_c: Array, measured_c: Array) -> Array:
     """The running confidence after a step's."""
     return MOMENTUM * confidence_c + (1 - MOMENTUM) * measured_c
 

@@ -28,7 +28,7 @@ class Inputs(struct.PyTreeNode):
       survival: in 0..1, (g,c,h,w) for the labeled images, which share a field of each
         class, and (g,h,w) for the mixed one.
       dropout: pass -> map of the decoder -> multipliers.
-      noise: pass -> keys or None, see `Method.noise`; the same names.
+      dropout_keys: pass -> keys or None, see `Method.dropout_keys`; the same names.
     """
 
     image: Array
@@ -45,7 +45,7 @@ class Inputs(struct.PyTreeNode):
     box_draw: Array
     survival: tuple[Array, Array]
     dropout: dict[str, dict[str, Array]]
-    noise: Mapping[str, Array | None] = struct.field(default_factory=dict)
+    dropout_keys: Mapping[str, Array | None] = struct.field(default_factory=dict)
 
 
 class Targets(struct.PyTreeNode):
@@ -92,4 +92,6 @@ def drawn_pass(
     network: Network, images: Array, inputs: Inputs, name: str
 ) -> tuple[base.Pass, Network]:
     """A train-mode pass with the masks and keys that were drawn for it."""
-    return base.full_pass(network, images, inputs.dropout[name], inputs.noise.get(name))
+    return base.full_pass(
+        network, images, inputs.dropout[name], inputs.dropout_keys.get(name)
+    )

@@ -149,11 +149,11 @@ class AEL(base.Method):
                 uniform("survival/mixed", *size),
             ),
             dropout=self._dropout(keys),
-            noise={
-                "labeled": self.noise(keys.examples, "labeled"),
-                "mixed": self.noise(keys.groups, "mixed"),
-                "teacher_labeled": self.noise(keys.examples, "teacher/labeled"),
-                "teacher_unlabeled": self.noise(keys.groups, "first", "second"),
+            dropout_keys={
+                "labeled": self.dropout_keys(keys.examples, "labeled"),
+                "mixed": self.dropout_keys(keys.groups, "mixed"),
+                "teacher_labeled": self.dropout_keys(keys.examples, "teacher/labeled"),
+                "teacher_unlabeled": self.dropout_keys(keys.groups, "first", "second"),
             },
         )
 
@@ -280,11 +280,11 @@ class AEL(base.Method):
             *base.in_groups((logits, inputs.label), self.group_size)
         )
         group = inputs.seen.group
-        moved = ael_confidence.moved(state.confidence[group], measured)
-        groups, values = distributed.gathered((group, moved), self.axis_name)
+        updated = ael_confidence.updated(state.confidence[group], measured)
+        groups, values = distributed.gathered((group, updated), self.axis_name)
         values = values.astype(state.confidence.dtype)
         confidence = state.confidence.at[groups].set(values)
-        return moved, state.replace(confidence=confidence)
+        return updated, state.replace(confidence=confidence)
 
     def average(self, step: Array, steps_per_epoch: int) -> tuple[Array, None]:
         """0 at the first step; statistics are the teacher's own."""

@@ -27,7 +27,8 @@ class Form:
     Attributes:
       items: the rows of a group's maps that take part.
       sets: their parts.
-      slip: whether terms pair anchors and negatives as the released code does.
+      released_indexing: whether to reproduce the released code's indexing bug; see
+        `contrastive.contrast`.
       weight: of the term, given the number of groups.
       spread: a step's keys are drawn, so that no group fills more than its share of a
         bank; else all are put in.
@@ -35,7 +36,7 @@ class Form:
 
     items: Callable[[Array], Array]
     sets: Callable[..., u2pl_sets.Sets]
-    slip: bool
+    released_indexing: bool
     weight: Callable[[int], float]
     spread: bool
 
@@ -45,14 +46,14 @@ FORMS = {
     "released": Form(
         u2pl_sets.released_items,
         u2pl_sets.released_sets,
-        slip=True,
+        released_indexing=True,
         weight=lambda groups: 1 / groups,
         spread=False,
     ),
     "corrected": Form(
         u2pl_sets.all_items,
         u2pl_sets.corrected_sets,
-        slip=False,
+        released_indexing=False,
         weight=lambda groups: 0.1,
         spread=True,
     ),
@@ -226,7 +227,7 @@ class PixelContrast:
                 bank,
                 draws,
                 temperature=self.temperature,
-                slip=self.form.slip,
+                released_indexing=self.form.released_indexing,
             )
 
         each = jax.vmap(one)(

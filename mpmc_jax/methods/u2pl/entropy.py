@@ -4,18 +4,9 @@ Source: Wang et al., "Semi-Supervised Semantic Segmentation Using Unreliable
 Pseudo-Labels", CVPR 2022; its released compute_unsupervised_loss.
 """
 
-import jax
 import jax.numpy as jnp
 
-from mpmc_jax.precision import at_least_float32
 from mpmc_jax.types import Array
-
-
-def entropy(logits_bhwc: Array) -> Array:
-    """-sum_c p_c log(p_c + 1e-10) of every pixel, in nats: (b,h,w), no gradient."""
-    logits_bhwc = jax.lax.stop_gradient(at_least_float32(logits_bhwc))
-    p_bhwc = jax.nn.softmax(logits_bhwc, axis=-1)
-    return -jnp.sum(p_bhwc * jnp.log(p_bhwc + 1e-10), axis=-1)
 
 
 def entropy_percentile(entropy_bhw: Array, where_bhw: Array, percent: Array) -> Array:

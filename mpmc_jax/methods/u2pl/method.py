@@ -46,7 +46,8 @@ class Inputs(struct.PyTreeNode):
       group: (g,) int32, numbers of the groups.
       key_choice: (g,) random keys that choose among candidates for the banks.
       kept_percent, contrast_percent: () this epoch's percentiles of the entropy.
-      noise, teacher_noise: of the train-mode passes, see `Method.noise`.
+      dropout_keys, teacher_dropout_keys: of the train-mode passes, see
+        `Method.dropout_keys`.
     """
 
     image: Array
@@ -62,8 +63,8 @@ class Inputs(struct.PyTreeNode):
     key_choice: Array
     kept_percent: Array
     contrast_percent: Array
-    noise: Array | None = None
-    teacher_noise: Array | None = None
+    dropout_keys: Array | None = None
+    teacher_dropout_keys: Array | None = None
 
 
 class Targets(struct.PyTreeNode):
@@ -130,7 +131,7 @@ class U2PL(base.Method):
             self.ema_decay,
             self.dropout,
             pixels=self.pixels,
-            noisy=self.noisy,
+            element_dropout=self.element_dropout,
         )
 
     def independent_teacher_init(self) -> bool:
@@ -171,8 +172,8 @@ class U2PL(base.Method):
             key_choice=keys.groups("key_choice"),
             kept_percent=100 - (100 - self.kept_percent) * (1 - keys.progress),
             contrast_percent=self.contrast_percent * (1 - keys.progress),
-            noise=self.noise(keys.examples, "labeled", "unlabeled"),
-            teacher_noise=self.noise(
+            dropout_keys=self.dropout_keys(keys.examples, "labeled", "unlabeled"),
+            teacher_dropout_keys=self.dropout_keys(
                 keys.examples, "teacher/labeled", "teacher/unlabeled"
             ),
         )
@@ -199,9 +200,9 @@ class U2PL(base.Method):
             teacher.replace(train=True),
             images,
             inputs.teacher_dropout,
-            inputs.teacher_noise,
+            inputs.teacher_dropout_keys,
         )
-        uncertain = entropy.entropy(both.logits[len(inputs.image) :])
+        uncertain = pseudo_labels.entropy(both.logits[len(inputs.image) :])
         share = inputs.contrast_percent
         percents = jnp.stack([share, 100 - share, inputs.kept_percent])
         weight, low, high = jax.vmap(_reliable, in_axes=(0, 0, None))(
@@ -232,7 +233,7 @@ class U2PL(base.Method):
         mixed = self._mix(inputs, inputs.weak)
         images = jnp.concatenate([inputs.image, mixed])
         both, student = base.full_pass(
-            students["student"], images, inputs.dropout, inputs.noise
+            students["student"], images, inputs.dropout, inputs.dropout_keys
         )
         labeled, unlabeled = both.halves()
         view = View(

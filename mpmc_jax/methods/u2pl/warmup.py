@@ -34,8 +34,8 @@ class Inputs(struct.PyTreeNode):
     real: Array
     dropout: dict[str, Array]
     teacher_dropout: dict[str, Array]
-    noise: Array | None = None
-    teacher_noise: Array | None = None
+    dropout_keys: Array | None = None
+    teacher_dropout_keys: Array | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,8 +59,8 @@ class Warmup(base.Method):
             teacher_dropout=decoder_dropout(
                 keys, "teacher", ("labeled",), self.dropout
             ),
-            noise=self.noise(keys.examples, "labeled"),
-            teacher_noise=self.noise(keys.examples, "teacher/labeled"),
+            dropout_keys=self.dropout_keys(keys.examples, "labeled"),
+            teacher_dropout_keys=self.dropout_keys(keys.examples, "teacher/labeled"),
         )
 
     def regions(self, inputs: Inputs) -> dict[str, Region]:
@@ -69,7 +69,7 @@ class Warmup(base.Method):
     def prepare(self, teachers: dict[str, Network], inputs: Inputs, state: PyTree):
         teacher = teachers["student"].replace(train=True)
         _, teacher = base.full_pass(
-            teacher, inputs.image, inputs.teacher_dropout, inputs.teacher_noise
+            teacher, inputs.image, inputs.teacher_dropout, inputs.teacher_dropout_keys
         )
         return None, {"student": teacher.batch_stats}, state
 
@@ -83,7 +83,7 @@ class Warmup(base.Method):
     ) -> Outputs:
         del teachers, targets
         labeled, student = base.full_pass(
-            students["student"], inputs.image, inputs.dropout, inputs.noise
+            students["student"], inputs.image, inputs.dropout, inputs.dropout_keys
         )
         supervised = base.supervised_part(labeled, inputs.label, inputs.real)
         return Outputs((supervised,), (), {"student": student}, state)

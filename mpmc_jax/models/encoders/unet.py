@@ -71,14 +71,14 @@ class Block(nn.Module):
     axis_name: str | None = None
 
     @nn.compact
-    def __call__(self, x_bhwc: Array, noise: Array | None, train: bool) -> Array:
-        """(b,h,w,i) -> (b,h,w,features); `noise` are (b,) keys or None."""
+    def __call__(self, x_bhwc: Array, dropout_keys: Array | None, train: bool) -> Array:
+        """(b,h,w,i) -> (b,h,w,features); `dropout_keys` are (b,) keys or None."""
         spec = ConvSpec(self.features, 3)
         for i in range(2):
             conv = layers.ConvNorm(spec, self.axis_name, True, False, name=f"conv{i}")
             x_bhwc = nn.leaky_relu(conv(x_bhwc, train=train), SLOPE)
-            if i == 0 and noise is not None:
-                x_bhwc = element_dropout(noise, x_bhwc, self.rate)
+            if i == 0 and dropout_keys is not None:
+                x_bhwc = element_dropout(dropout_keys, x_bhwc, self.rate)
         return x_bhwc
 
 
@@ -106,9 +106,9 @@ class UNetEncoder(nn.Module):
         *,
         until: str | None,
         train: bool,
-        noise: Array | None = None,
+        dropout_keys: Array | None = None,
     ) -> dict[str, Array]:
-        """All stages, or those up to `until`; `noise` are (b,) keys or None."""
+        """All stages, or those up to `until`; `dropout_keys` are (b,) keys or None."""
         block = nn.remat(Block, static_argnums=(3,)) if self.remat else Block
         taps = {}
         channels = stage_channels(self.width)
@@ -116,8 +116,9 @@ class UNetEncoder(nn.Module):
             if i:
                 x_bhwc = nn.max_pool(x_bhwc, (2, 2), (2, 2))
             keys = None
-            if noise is not None:
-                keys = jax.vmap(lambda key, i=i: jax.random.fold_in(key, i))(noise)
+            if dropout_keys is not None:
+                fold = jax.vmap(lambda key, i=i: jax.random.fold_in(key, i))
+                keys = fold(dropout_keys)
             module = block(features, _DROPOUT[i], self.axis_name, name=stage)
             x_bhwc = module(x_bhwc, keys, train)
             taps[stage] = x_bhwc

@@ -35,7 +35,7 @@ def adaptive_weights(
     scale: str,
     field: ReceptiveField | None = None,
     where: Array | None = None,
-    total: GlobalSum = identity,
+    global_sum: GlobalSum = identity,
 ) -> tuple[Array, Array]:
     """Weights of pixels and of patches from the teacher's patch predictions.
 
@@ -53,7 +53,7 @@ def adaptive_weights(
         stride that the sizes suggest, see `nearest_patch`.
       where: (b,H,W) bool, the pixels over which "mean" is taken; None for all with a
         class. Other scales do not read it.
-      total: sums over devices.
+      global_sum: sums over devices.
 
     Returns:
       lambda_s (b,H,W) and lambda_m (b,h,w,C), without gradient, float32 or wider.
@@ -74,8 +74,8 @@ def adaptive_weights(
     lambda_bhw, labeled_bhw = _at_pixels(relative_bhwc, pseudo_labels, field)
     if scale == "mean":
         counted_bhw = labeled_bhw if where is None else labeled_bhw & where
-        count = total(jnp.sum(counted_bhw, dtype=jnp.int32))
-        mean = ratio(total(jnp.sum(jnp.where(counted_bhw, lambda_bhw, 0))), count)
+        count = global_sum(jnp.sum(counted_bhw, dtype=jnp.int32))
+        mean = ratio(global_sum(jnp.sum(jnp.where(counted_bhw, lambda_bhw, 0))), count)
         # With nothing counted, or all of it underflown, there is no scale to take.
         tiny = jnp.finfo(mean.dtype).tiny
         lambda_bhw = jnp.where(mean > tiny, lambda_bhw / mean, lambda_bhw)

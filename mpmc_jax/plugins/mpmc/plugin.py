@@ -235,7 +235,7 @@ class MPMC(Plugin):
             scale=self.lambda_scale,
             field=self.field,
             where=confident_bhw,
-            total=reduction.sum,
+            global_sum=reduction.sum,
         )
         if not self.lambda_s:
             lambda_bhw = jnp.ones_like(lambda_bhw)
