@@ -171,7 +171,7 @@ class Noted(Keys):
 def test_no_two_streams_of_a_method_share_a_key(name, monkeypatch):
     """Neither of records, groups and steps, nor at the next step."""
     cfg = tiny.config(f"method={name}")
-    method = tiny.setup(cfg).method
+    method = tiny.setup(cfg).step.method
     batch = tiny.batch(0, cfg, method)
     groups = cfg.train.batch_size // cfg.train.group_size
     monkeypatch.setattr(Noted, "asked", [])

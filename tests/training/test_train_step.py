@@ -70,7 +70,7 @@ def test_a_mean_is_over_all_that_devices_and_micro_batches_counted():
         return dataclasses.replace(parts, step=step)
 
     _, metrics = tiny.run(cfg, 1, devices=2, change=probed)
-    hit = tiny.batch(0, cfg, tiny.setup(cfg).method).labeled.label == 1
+    hit = tiny.batch(0, cfg, tiny.setup(cfg).step.method).labeled.label == 1
     rows = np.nonzero(hit)[1]
     np.testing.assert_allclose(metrics[0].values["row"], rows.mean(), rtol=1e-6)
     means = [np.nonzero(half)[1].mean() for half in np.split(hit, 2)]
@@ -80,7 +80,7 @@ def test_a_mean_is_over_all_that_devices_and_micro_batches_counted():
 
 def test_shares_of_classes_are_those_of_the_whole_batch(unimatch):
     cfg, _, metrics = unimatch
-    label = tiny.batch(0, cfg, tiny.setup(cfg).method).labeled.label
+    label = tiny.batch(0, cfg, tiny.setup(cfg).step.method).labeled.label
     expected = [np.mean(label[label != 255] == c) for c in range(tiny.CLASSES)]
     np.testing.assert_allclose(metrics[0].shares["label"], expected, rtol=1e-6)
     np.testing.assert_allclose(metrics[0].shares["pseudo"].sum(), 1, rtol=1e-6)
