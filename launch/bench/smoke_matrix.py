@@ -129,7 +129,7 @@ def steps_on(
     for number in range(start, start + count):
         if number == FROM:
             kept[number] = to_host(parallel.fetch(on_device))
-        step = programs.at(number)
+        step = programs.get(number)
         jax.monitoring.register_event_duration_secs_listener(listen)
         with jax.transfer_guard("disallow"):
             on_device, metrics = step(on_device, placed, orders[number - start])

@@ -1,4 +1,4 @@
-"""What the processes of one run must have in common, compared before the first step."""
+"""Compares what the processes of one run must have in common, before the first step."""
 
 import contextlib
 import json
@@ -21,7 +21,7 @@ def failing_together() -> Iterator[None]:
     The block must not wait for other processes.
 
     Raises:
-      SharedError: another process failed; says which and why.
+      SharedError: another process failed; the message says which one and why.
     """
     failed = None
     try:
@@ -41,13 +41,14 @@ def failing_together() -> Iterator[None]:
 
 
 def check_same(facts: Mapping[str, Any]) -> None:
-    """Compares what processes are about to compute; nothing to do for one process.
+    """Compares what processes are about to compute; does nothing for one process.
 
     Args:
-      facts: settings, data and versions, for JSON; nested names are joined by dots.
+      facts: settings, data and versions as JSON values; nested names are joined by
+        dots.
 
     Raises:
-      SharedError: they differ between processes; names the differences.
+      SharedError: they differ between processes; the message lists the differences.
     """
     if distributed.is_alone():
         return

@@ -1,7 +1,7 @@
-"""A warning where pseudo-labels lose a class that the labels have.
+"""Warns where pseudo-labels lose a class that the labels have.
 
 A method that learns from its own predictions can unlearn a class: a teacher that
-overlooks it teaches background with confidence, and the loss falls while it happens.
+misses it labels its pixels as background with confidence, and the loss keeps falling.
 """
 
 import logging
@@ -17,16 +17,17 @@ _GONE = 0.01
 
 
 class ClassWatch:
-    """Compares both shares of every class, and warns once of each class that is gone.
+    """Compares the shares of every class, and warns once about each that is gone.
 
-    It looks at windows of a tenth of the run (of 10 to 1000 steps), so that a class
-    that a few batches happen to lack is no matter, from the end of the first tenth and
-    of the ramp-up on: before, a network is confident of the commonest classes alone.
-    A window without any confident pseudo-label says nothing.
+    Shares are compared over windows of a tenth of the run (10 to 1000 steps), so that a
+    class that a few batches happen to lack does not matter. The first window begins
+    after the first tenth of the run and after the ramp-up: before that, a network is
+    confident of the most common classes alone. A window without any confident
+    pseudo-label is skipped.
 
     Args:
-      classes: their names.
-      start: steps made already; a window that began before is not looked at.
+      classes: names of the classes.
+      start: steps made already; a window that began before them is skipped.
       steps: length of the run.
       rampup: steps over which the weight of the unlabeled loss grows.
     """
@@ -48,7 +49,7 @@ class ClassWatch:
         }
 
     def add(self, shares: Mapping[str, np.ndarray]) -> None:
-        """Counts a step's shares, (c,) by kind; NaN where nothing was counted."""
+        """Adds the shares of a step, (c,) by kind; NaN where nothing was counted."""
         for kind, sums in self._sums.items():
             sums += np.nan_to_num(shares.get(kind, 0.0))
         self._step += 1

@@ -23,16 +23,16 @@ class Programs:
     def _phase(self, step: int) -> Method:
         return self._config.method.phase(step // self._config.steps_per_epoch)
 
-    def lack(self, step: int) -> bool:
-        """Whether the program of that step is still to be compiled."""
+    def needs_compiling(self, step: int) -> bool:
+        """Whether the program of that step is not compiled yet."""
         return self._phase(step) not in self._compiled
 
-    def change(self, step: int) -> bool:
-        """Whether a phase begins with that step."""
+    def begins_phase(self, step: int) -> bool:
+        """Whether that step is the first of a phase."""
         return self._phase(step) != self._phase(step - 1)
 
-    def at(self, step: int) -> Callable[..., Any]:
-        """The compiled step."""
+    def get(self, step: int) -> Callable[..., Any]:
+        """Returns the program of that step, and compiles it if needed."""
         method = self._phase(step)
         if method not in self._compiled:
             which = "next phase's step" if self._compiled else "step"

@@ -1,4 +1,4 @@
-"""The parts of a step, put together once and read by everything in training."""
+"""The parts of a training step, assembled once and read by all of training."""
 
 import dataclasses
 from typing import Any
@@ -14,25 +14,25 @@ from mpmc_jax.types import Array
 
 AXIS = "devices"
 
-# Steps that may be under way before the loop reads a step's numbers.
+# How many further steps are started before the loop reads a step's metrics.
 LAG = 2
 
 
 @dataclasses.dataclass(frozen=True)
 class StepConfig:
-    """The parts of a step.
+    """The parts of a training step.
 
     Attributes:
-      method, plugin: the base method and what refines it.
-      modules, teachers: segmenter by network name, for passes with and without a
-        gradient; they differ in their dtype at most.
+      method, plugin: the base method, and the plug-in that refines its views.
+      modules, teachers: segmenters by network name, for passes with and without a
+        gradient; they differ at most in their dtype.
       optimizer, schedule: update rule, and the rate it follows (for the metrics).
       supervised_loss: L_x.
       alpha: weight of L_u in eq. 7; 1/4 gives every method its published total (D11).
-      rampup: steps over which that weight grows, see `unlabeled_weight`.
-      batch_size: labeled images a step over all devices.
-      group_size: images that rank, mix and draw among themselves.
-      micro_batches: parts worked off one after the other.
+      rampup: steps over which that weight grows, see `alpha_at`.
+      batch_size: labeled images per step, over all devices.
+      group_size: number of images among which ranking, mixing and drawing happen.
+      micro_batches: micro-batches per step, run in sequence.
       steps_per_epoch: length of an epoch.
       axis_name: the mapped axis, None on a single device without mapping.
     """
@@ -52,12 +52,12 @@ class StepConfig:
     alpha: float = 0.25
     rampup: int = 0
 
-    def unlabeled_weight(self, step: Array) -> Array | float:
-        """The weight of L_u in eq. 7 at a step.
+    def alpha_at(self, step: Array) -> Array | float:
+        """Returns the weight of L_u in eq. 7 at a step.
 
-        alpha, times exp(-5 (1 - t/T)^2) in the first T = `rampup` steps (SSL4MIS's
-        sigmoid ramp-up; Laine and Aila, ICLR 2017). L_u^M keeps its beta: it has a
-        warm-up of its own.
+        It is alpha, times exp(-5 (1 - t/T)^2) in the first T = `rampup` steps
+        (SSL4MIS's sigmoid ramp-up; Laine and Aila, ICLR 2017). L_u^M keeps its beta: it
+        has a warm-up of its own.
         """
         if not self.rampup:
             return self.alpha

@@ -1,6 +1,6 @@
 """The training loop: the only one, for every method, data set and device kind.
 
-It never waits for the step it has just started: numbers are read `LAG` steps later.
+It never waits for the step it has just started: metrics are read `LAG` steps later.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ from mpmc_jax.training.config import LAG, StepConfig
 from mpmc_jax.training.metric_writer import MetricWriter, duration
 from mpmc_jax.training.metrics_queue import Pending, RefusedError
 from mpmc_jax.training.parallel import Parallel
-from mpmc_jax.training.signals import Broken, StopRequest
+from mpmc_jax.training.signals import BlockInterrupted, StopRequest
 from mpmc_jax.training.state import TrainState
 from mpmc_jax.training.train_step import Metrics, make_step_info
 from mpmc_jax.types import Batch, PyTree
@@ -39,15 +39,15 @@ class Interrupted(RuntimeError):
 
 
 class DataIterator(Protocol):
-    """Batches from a position on; the position is the step."""
+    """Iterates over batches from a position on; the position is the step."""
 
     def __next__(self) -> Batch: ...
 
     def request(self, step: int, images: np.ndarray) -> None:
-        """Asks for the partner images of a later step."""
+        """Requests the partner images of a later step."""
 
     def get_state(self) -> dict[str, Any]:
-        """The position after the last batch handed out."""
+        """Returns the position after the last batch that was returned."""
         ...
 
     def close(self) -> None:
@@ -56,7 +56,7 @@ class DataIterator(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class LoopConfig:
-    """Length and rhythm of a run, in steps, and the figure that checkpoints rank by."""
+    """Length and intervals of a run in steps, and the metric that ranks checkpoints."""
 
     steps: int
     log_every: int
@@ -88,19 +88,19 @@ def train(
     """Trains from `state` (on the host) to `config.steps`; returns the last state.
 
     Args:
-      evaluate: numbers of one copy of the state, `config.metric` among them.
-      names: the ids of a batch's records, for messages.
+      evaluate: returns the scores of one copy of the state, `config.metric` among them.
+      names: returns the ids of a batch's records, for messages.
       place: puts a batch on the devices.
-      recompute_bn_stats: the replicated state -> the one with which an evaluation and
-        the run go on.
+      recompute_bn_stats: the replicated state -> the same with recomputed statistics,
+        which the evaluation and all later steps use.
 
     Raises:
       NonFiniteError: the update was refused; the state before it is saved.
       Interrupted: a signal came, here or to another process; the state is saved.
     """
     start = int(state.step)
-    keepers = evaluate, checkpointer, report, names, recompute_bn_stats
-    run = _Run(config, step_config.method, parallel, data, *keepers)
+    callbacks = evaluate, checkpointer, report, names, recompute_bn_stats
+    run = _Run(config, step_config.method, parallel, data, *callbacks)
     programs = Programs(parallel, step_config)
     run.request_first(state)
     run.state = parallel.replicate(state)
@@ -108,26 +108,26 @@ def train(
         run.run_pending_eval(state)
         for step in range(start, config.steps):
             batch = run.next_batch(step, start)
-            begin, is_first = time.monotonic(), programs.lack(step)
+            begin, is_first = time.monotonic(), programs.needs_compiling(step)
             stop.has_progress = not is_first
-            order = parallel.replicate(make_step_info(step, bool(stop.requested)))
-            run.state, metrics = programs.at(step)(run.state, place(batch), order)
+            step_info = parallel.replicate(make_step_info(step, bool(stop.requested)))
+            run.state, metrics = programs.get(step)(run.state, place(batch), step_info)
             if is_first:
                 _first_step(metrics, begin, report)
             stop.has_progress = True
             run.pending.add(step, parallel.start_reading(metrics), batch)
             done = step + 1
-            # Several processes stop behind the same step: the first that tells all.
+            # All processes stop after the first step whose metrics report the request.
             at_once = distributed.is_alone() and bool(stop.requested)
             # A phase is saved and its lines are written before the next one compiles.
-            change = programs.change(done)
-            turn = at_once or change or _turn(config, done)
-            told = run.read(done, 0 if turn else LAG)
-            leaving = (at_once or told) and done < config.steps
-            if turn or leaving:
-                # Whoever asks for a stop gives no time for an evaluation.
-                evaluating = _is_due(config, done) and not leaving
-                run.keep(done, evaluating=evaluating, wait=change or leaving)
+            phase_ends = programs.begins_phase(done)
+            is_save_step = at_once or phase_ends or _is_save_due(config, done)
+            stop_seen = run.read(done, 0 if is_save_step else LAG)
+            leaving = (at_once or stop_seen) and done < config.steps
+            if is_save_step or leaving:
+                # A stop request leaves no time for an evaluation.
+                evaluating = _is_eval_due(config, done) and not leaving
+                run.keep(done, evaluating=evaluating, wait=phase_ends or leaving)
             if leaving:
                 raise _interrupted(stop.requested or "another process", done)
     return parallel.fetch(run.state)
@@ -140,21 +140,21 @@ def _interrupted(by: str, step: int) -> Interrupted:
     )
 
 
-def _turn(config: LoopConfig, done: int) -> bool:
+def _is_save_due(config: LoopConfig, done: int) -> bool:
     """Whether a checkpoint or an evaluation is due after `done` steps."""
-    return _is_due(config, done) or done % config.checkpoint_every == 0
+    return _is_eval_due(config, done) or done % config.checkpoint_every == 0
 
 
-def _is_due(config: LoopConfig, done: int) -> bool:
-    """Whether an evaluation is."""
+def _is_eval_due(config: LoopConfig, done: int) -> bool:
+    """Whether an evaluation is due after `done` steps."""
     return done % config.eval_every == 0 or done == config.steps
 
 
 @dataclasses.dataclass
 class _Run:
-    """A run under way: its state on the devices, and what reads and keeps it.
+    """A run in progress: its state on the devices, and what reads and saves it.
 
-    `pending` are the steps whose numbers are still to be read.
+    `pending` are the steps whose metrics are not read yet.
     """
 
     config: LoopConfig
@@ -171,14 +171,14 @@ class _Run:
     state: Any = None
 
     def request_first(self, state: TrainState) -> None:
-        """Asks for the partners that the state's last steps chose."""
+        """Requests the partners that the last steps before this state chose."""
         start, delay = int(state.step), self.method.delay
         for step in range(start, min(start + delay, self.config.steps)):
             images = self.method.requested(state.method_state, step)
             self.data.request(step, np.asarray(images))
 
     def next_batch(self, step: int, start: int) -> Batch:
-        """A step's batch; if it cannot be read, the steps since `start` are kept."""
+        """Returns a step's batch; if it cannot be read, saves the state before it."""
         try:
             return next(self.data)
         except Exception:
@@ -188,24 +188,24 @@ class _Run:
             raise
 
     def read(self, done: int, left: int) -> bool:
-        """Takes up the numbers of all pending steps but the last `left`.
+        """Processes the metrics of all pending steps but the last `left`.
 
         Returns:
-          Whether one of them tells to stop.
+          Whether one of them reports a request to stop.
         """
-        told = False
+        stop_seen = False
         try:
-            for step, metrics in self.pending.settle(left):
-                told |= bool(metrics.stop)
-                self.take_up(step, metrics)
+            for step, metrics in self.pending.read_oldest(left):
+                stop_seen |= bool(metrics.stop)
+                self.process(step, metrics)
         except RefusedError as refused:
             self.stop_refused(refused)
         if not left:
             self.report.flush(done)
-        return told
+        return stop_seen
 
-    def take_up(self, step: int, metrics: Metrics) -> None:
-        """Counts a step's numbers, and passes its requests on."""
+    def process(self, step: int, metrics: Metrics) -> None:
+        """Reports a step's metrics, and passes its requests on to the data."""
         self.report.add(metrics.values, metrics.shares)
         if (step + 1) % self.config.log_every == 0:
             self.report.flush(step + 1)
@@ -214,11 +214,11 @@ class _Run:
             self.data.request(wanted, np.asarray(metrics.requests))
 
     def run_pending_eval(self, state: TrainState) -> None:
-        """Of a state that was saved but not evaluated: the evaluation that is due."""
+        """Runs the evaluation that a stopped run still owes."""
         start = int(state.step)
         if start >= self.config.steps:
             _LOG.info("finished already: step %d of %d", start, self.config.steps)
-        if start == 0 or not _is_due(self.config, start):
+        if start == 0 or not _is_eval_due(self.config, start):
             return
         self.stop.has_progress = True
         scores = self.report.recorded(start, self.config.metric)
@@ -230,58 +230,64 @@ class _Run:
             raise _interrupted(self.stop.requested, start)
 
     def keep(self, done: int, *, evaluating: bool, wait: bool = False) -> None:
-        """Saves, then evaluates if asked to, which may fail or be ended."""
+        """Saves, then evaluates if asked to, which may fail or be interrupted."""
         self.read(done, 0)
-        # When leaving too: a run that goes on must equal one never stopped.
-        if self.recompute_bn_stats is not None and _is_due(self.config, done):
+        # When leaving too: a resumed run must equal one that was never stopped.
+        if self.recompute_bn_stats is not None and _is_eval_due(self.config, done):
             try:
-                counted = self.recompute_bn_stats(self.state)
-                statistics = (counted.batch_stats, counted.ema_batch_stats)
+                recomputed = self.recompute_bn_stats(self.state)
+                statistics = (recomputed.batch_stats, recomputed.ema_batch_stats)
                 _check_statistics(self.parallel.fetch(statistics), done)
-                self.state = counted
+                self.state = recomputed
             except Exception:
                 if distributed.is_alone():
                     self.keep_state()
                 raise
         state = self.parallel.fetch(self.state)
         self.report.sync(done)
-        wait |= done == self.config.steps  # what signals do ends with the loop
+        wait |= done == self.config.steps  # signals are handled until the loop ends
         self.checkpointer.save(state, self.data.get_state(), wait=wait)
         if evaluating:
             self.score(done, state)
         self.report.restart_clock()
 
     def score(self, done: int, state: TrainState) -> None:
-        """Evaluates and reports, and ranks the checkpoint if there is a figure.
+        """Evaluates and reports the scores, and ranks the checkpoint by one of them.
 
         Raises:
-          Interrupted: a signal ended it; the same command makes up for it.
+          Interrupted: a signal ended the evaluation; the same command runs it again.
         """
         begin = time.monotonic()
         try:
-            with self.stop.breaks() if distributed.is_alone() else nullcontext():
-                numbers = self.evaluate(state)
-        except Broken as broken:
+            alone = distributed.is_alone()
+            with self.stop.interruptible() if alone else nullcontext():
+                scores = self.evaluate(state)
+        except BlockInterrupted as interrupted:
             self.checkpointer.wait()
-            raise _interrupted(self.stop.requested, done) from broken
-        self.report.write(done, numbers)
+            raise _interrupted(self.stop.requested, done) from interrupted
+        self.report.write(done, scores)
         self.report.sync(done)
-        metric, score = self.config.metric, numbers[self.config.metric]
+        metric, score = self.config.metric, scores[self.config.metric]
         took = duration(time.monotonic() - begin)
         _LOG.info("step %d  %s %.4f  (%s)", done, metric, score, took)
         self.checkpointer.rank(done, score if math.isfinite(score) else None)
 
     def keep_state(self) -> int:
-        """Saves the last good state, out of turn; returns its step."""
-        one = self.parallel.fetch(self.state)
-        step = int(one.step)
+        """Saves the last good state at any step; returns its step."""
+        state = self.parallel.fetch(self.state)
+        step = int(state.step)
         self.report.flush(step)
         self.report.sync(step)
-        self.checkpointer.save(one, {"next_index": step}, wait=True)
+        self.checkpointer.save(state, {"next_index": step}, wait=True)
         return step
 
     def stop_refused(self, refused: RefusedError) -> NoReturn:
-        """Saves the state before the refused step and says what happened."""
+        """Saves the state before the refused step and raises what happened.
+
+        Raises:
+          NonFiniteError: a number of the step was not finite.
+          RuntimeError: batch and state were out of order.
+        """
         saved, step = self.keep_state(), refused.step
         terms, index = refused.metrics.finite_names, int(refused.metrics.refused)
         if index == len(terms):
@@ -298,7 +304,7 @@ class _Run:
 
 
 def _check_statistics(statistics: PyTree, step: int) -> None:
-    """Raises NonFiniteError if batch norm's recounted statistics are not finite."""
+    """Raises NonFiniteError if recomputed batch-norm statistics are not finite."""
     if not all(
         np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get(statistics))
     ):
@@ -310,7 +316,7 @@ def _check_statistics(statistics: PyTree, step: int) -> None:
 
 
 def _first_step(metrics: Metrics, begin: float, report: MetricWriter) -> None:
-    """Waits for the first step: compilation would spoil the first images/s."""
+    """Waits for the first step: compilation would distort the first images/s."""
     jax.block_until_ready(metrics)
     _LOG.info("compiled, first step done, %s", duration(time.monotonic() - begin))
     report.restart_clock(untimed=1)

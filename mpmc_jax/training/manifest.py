@@ -1,4 +1,4 @@
-"""The manifest of a run: what its numbers depend on besides its configuration."""
+"""The manifest of a run: what its results depend on besides its configuration."""
 
 import importlib.metadata
 import os
@@ -13,7 +13,7 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "nump
 
 
 def make_manifest(seed: int, data: dict[str, Any]) -> dict[str, Any]:
-    """Versions, devices, seed, data fingerprint and revision of a run."""
+    """Collects versions, devices, seed, data fingerprint and revision of a run."""
     devices = jax.devices()
     return {
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
@@ -30,9 +30,9 @@ def make_manifest(seed: int, data: dict[str, Any]) -> dict[str, Any]:
 
 
 def git_revision() -> str:
-    """The git revision of this code, with "-dirty" where files differ from it.
+    """Returns the git revision of this code, with "-dirty" if files differ from it.
 
-    Where the code was copied without its history, what $MPMC_REVISION says.
+    If the code was copied without its history, returns $MPMC_REVISION.
     """
     try:
         return subprocess.run(

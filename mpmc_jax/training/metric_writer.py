@@ -24,11 +24,8 @@ from mpmc_jax.training.class_watch import ClassWatch
 
 _LOG = logging.getLogger(__name__)
 
-# Seconds between two flushes, while numbers come.
+# Seconds between two flushes while numbers are written.
 _FLUSH_EVERY = 60
-
-# The bar shows these losses alone, so that it fits a terminal of 80 columns.
-_BAR_LOSSES = ("loss", "loss_unlabeled")
 
 
 class _BarHandler(logging.StreamHandler):
@@ -39,7 +36,7 @@ class _BarHandler(logging.StreamHandler):
 
 
 class _Formatter(logging.Formatter):
-    """Escapes what a terminal would obey, as names of files may hold it."""
+    """Escapes control characters, which names of files may contain."""
 
     def format(self, record: logging.LogRecord) -> str:
         return printable(super().format(record), keep="\n\t")
@@ -48,7 +45,7 @@ class _Formatter(logging.Formatter):
 def setup_logging() -> None:
     """Lets this package's messages through to the terminal, and only these.
 
-    The libraries' own (Orbax, grain) stay at warnings: they would drown a run's.
+    Those of libraries (Orbax, grain) stay at warnings: they would drown a run's.
     """
     logger = logging.getLogger("mpmc_jax")
     if not logger.handlers:
@@ -60,17 +57,17 @@ def setup_logging() -> None:
 
 
 class MetricWriter:
-    """Writes a run's numbers as they come; only process 0 writes.
+    """Writes the metrics of a run; only process 0 writes.
 
-    `metrics.jsonl` gets one object a line with `step` and flat names. On resume the
+    `metrics.jsonl` gets one object per line with `step` and flat names. On resume the
     lines after the restored step, and those that cannot be read, are moved to
-    `metrics.jsonl.cut`, so that no step stands there twice and nothing is lost.
+    `metrics.jsonl.cut`, so that no step appears twice and nothing is lost.
 
     Args:
       workdir: the run's directory.
       start: steps made already.
       steps: length of the run.
-      images: labeled and unlabeled images that a step reads.
+      images: labeled and unlabeled images per step.
       classes: names of the classes, for their shares.
       rampup: see `ClassWatch`.
     """
@@ -107,7 +104,7 @@ class MetricWriter:
         )
 
     def recorded(self, step: int, name: str) -> list[float | None]:
-        """What metrics.jsonl has of that name at that step; read by process 0."""
+        """Returns what metrics.jsonl has of that name at that step, in process 0."""
         if not self._active:
             return []
         lines = map(json.loads, self._path.read_text().splitlines())
@@ -116,13 +113,13 @@ class MetricWriter:
     def add(
         self, values: Mapping[str, Any], shares: Mapping[str, Any] | None = None
     ) -> None:
-        """Counts one step's numbers towards the next line.
+        """Adds one step's metrics to the means of the next line.
 
-        NaN says that the step had nothing to take the mean of; it counts no step.
+        NaN marks a mean over nothing; such a step does not count for that name.
 
         Args:
           values: name -> scalar.
-          shares: kind -> (c,) share of each class, see `training.step.Metrics`.
+          shares: kind -> (c,) share of each class, see `train_step.Metrics`.
         """
         named = {}
         if self._classes and shares:
@@ -142,7 +139,7 @@ class MetricWriter:
     def flush(self, step: int) -> None:
         """Writes the means since the last line, with images/s and the time left.
 
-        A name for which no step had a number is left out.
+        A name that had no number in any step is left out.
         """
         if not self._means:
             return
@@ -162,7 +159,7 @@ class MetricWriter:
         self.restart_clock()
 
     def _log_line(self, step: int, values: Mapping[str, float], left: str) -> str:
-        """All losses of a step, its learning rate, images/s and the time left."""
+        """Formats all losses, the learning rate, images/s and the time left."""
         parts = [f"step {step}/{self._steps}"]
         parts += [
             f"{name.removeprefix('train/').removeprefix('loss_')} {value:.4f}"
@@ -175,19 +172,19 @@ class MetricWriter:
         return "  ".join(parts)
 
     def restart_clock(self, untimed: int = 0) -> None:
-        """From here on it is training again: compiling and evaluating are not.
+        """Starts timing again, to leave out compilation and evaluation.
 
         Args:
-          untimed: steps that were made before, but whose numbers are still to come.
+          untimed: steps that were made before but will be added afterwards.
         """
         self._since = time.monotonic()
         self._timed = -untimed
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        """One line of metrics.jsonl, and the same to TensorBoard.
+        """Writes one line of metrics.jsonl, and the same to TensorBoard.
 
         Raises:
-          OSError: the line could not be written; names the file and what is kept.
+          OSError: the line could not be written; the message names the file.
         """
         if not self._active:
             return
@@ -197,7 +194,7 @@ class MetricWriter:
             self._events.write(step, values)
 
     def sync(self, step: int) -> None:
-        """Puts all lines on disk, so that none is missing of a checkpoint's steps.
+        """Flushes all lines to disk, so that a checkpoint's steps have all of theirs.
 
         Raises:
           OSError: see `write`.
@@ -214,42 +211,38 @@ class MetricWriter:
             yield
         except OSError as error:
             raise OSError(
-                f"{self._path} or tensorboard/ beside it: step {step} could not be "
+                f"{self._path} or tensorboard/ next to it: step {step} could not be "
                 f"written: {error.strerror}; what the newest checkpoint holds is kept: "
                 "free space, then run the same command again"
             ) from error
 
     def close(self) -> None:
-        """Ends the files and the bar."""
+        """Closes the files and the bar."""
         if self._active:
             self._bar.close()
             self._events.close()
-            # It writes what is left; a disk that is full was complained of before.
+            # It writes what is left; a full disk was already reported.
             with contextlib.suppress(OSError):
                 self._file.close()
 
 
 def _bar_text(values: Mapping[str, float], left: str) -> str:
-    """The losses of the bar, images/s and the time left, in at most 60 characters."""
-    parts = [
-        f"{name.removeprefix('loss_')} {values[f'train/{name}']:.3f}"
-        for name in _BAR_LOSSES
-        if f"train/{name}" in values
-    ]
+    """Formats the total loss, images/s and the time left, to fit beside the bar."""
+    parts = [f"loss {values['train/loss']:.3f}"]
     if left:
         parts += [f"{values['train/images_per_second']:.1f} images/s", left]
     return ", ".join(parts)
 
 
 def duration(seconds: float) -> str:
-    """Seconds as 1h02m or 3m07s."""
+    """Formats seconds as 1h02m or 3m07s."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{rest:02d}s"
 
 
 def _drop_after(path: Path, step: int) -> None:
-    """Leaves the readable lines up to a step; the others are kept in a file beside."""
+    """Keeps the readable lines up to a step; moves the others to a file next to it."""
     if not path.exists():
         return
     kept, cut, damaged = [], [], 0
@@ -262,8 +255,8 @@ def _drop_after(path: Path, step: int) -> None:
             damaged += at is None
     if not cut:
         return
-    beside = path.with_name(f"{path.name}.cut")
-    with beside.open("ab") as file:
+    moved_to = path.with_name(f"{path.name}.cut")
+    with moved_to.open("ab") as file:
         file.writelines(cut)
         file.flush()
         os.fsync(file.fileno())
@@ -273,7 +266,7 @@ def _drop_after(path: Path, step: int) -> None:
         "and %d that cannot be read",
         path,
         quantity(len(cut), "line"),
-        beside.name,
+        moved_to.name,
         len(cut) - damaged,
         step,
         damaged,
@@ -281,7 +274,7 @@ def _drop_after(path: Path, step: int) -> None:
 
 
 def _step_of(line: bytes) -> int | None:
-    """The step of a line of metrics.jsonl, or None if it cannot be read."""
+    """Reads the step of a line of metrics.jsonl; None if it cannot be read."""
     try:
         found = json.loads(line) if line.endswith(b"\n") else None
     except (ValueError, RecursionError):
@@ -293,12 +286,12 @@ def _step_of(line: bytes) -> int | None:
 class _EventFile:
     """A file of TensorBoard events.
 
-    What cannot be written raises at once. tensorboardX's SummaryWriter writes from a
-    thread that a full disk ends, and then waits for ever to hand it the next number.
+    A failed write raises at once. tensorboardX's SummaryWriter writes from a thread
+    that a full disk ends, and then waits forever to hand it the next number.
 
     Args:
-      directory: of the run's event files; each part of a run adds one.
-      start: steps made already; TensorBoard forgets what was written of later ones.
+      directory: folder of the run's event files; every start of the run adds one.
+      start: steps made already; TensorBoard discards earlier events of later steps.
     """
 
     def __init__(self, directory: Path, start: int) -> None:
@@ -313,7 +306,7 @@ class _EventFile:
         """Adds the numbers of a step.
 
         Raises:
-          OSError: they, or some before them, could not be written.
+          OSError: these numbers or earlier ones could not be written.
         """
         for name, value in values.items():
             # Not tensorboardX's `scalar`: it writes "_" for blanks and brackets, which
@@ -324,7 +317,7 @@ class _EventFile:
             self.flush()
 
     def flush(self) -> None:
-        """Puts all of it on disk.
+        """Flushes the file to disk.
 
         Raises:
           OSError: it could not be written.
@@ -333,7 +326,7 @@ class _EventFile:
         self._flushed = time.monotonic()
 
     def close(self) -> None:
-        """Ends the file; what cannot be written any more was complained of before."""
+        """Closes the file; a write that fails now was already reported."""
         with contextlib.suppress(OSError):
             self._writer.close()
 

@@ -1,4 +1,4 @@
-"""Steps that were sent to the devices and whose numbers were not read yet."""
+"""Steps that were sent to the devices and whose metrics were not read yet."""
 
 import collections
 from collections.abc import Callable, Iterator
@@ -18,8 +18,8 @@ class RefusedError(Exception):
     """A step's update was refused.
 
     Attributes:
-      step, batch: which.
-      metrics: its numbers.
+      step, batch: the step's number and its batch.
+      metrics: the step's metrics.
     """
 
     def __init__(self, step: int, batch: Batch, metrics: Metrics) -> None:
@@ -28,17 +28,17 @@ class RefusedError(Exception):
 
 
 class Pending:
-    """The steps under way, oldest first."""
+    """The steps that were sent and not read, oldest first."""
 
     def __init__(self) -> None:
         self._steps: collections.deque[_Step] = collections.deque()
 
     def add(self, number: int, read: Callable[[], Metrics], batch: Batch) -> None:
-        """A step was sent; `read` waits for it and gives its numbers."""
+        """Adds a step that was sent; `read` waits for it and returns its metrics."""
         self._steps.append(_Step(number, read, batch))
 
-    def settle(self, left: int) -> Iterator[tuple[int, Metrics]]:
-        """Number and numbers of all steps but the last `left`, as they are read.
+    def read_oldest(self, left: int) -> Iterator[tuple[int, Metrics]]:
+        """Yields (step, metrics) of all steps but the last `left`, as they are read.
 
         Raises:
           RefusedError: a step's update was refused.

@@ -20,7 +20,7 @@ class SupervisedLoss:
     """L_x: "ce", "ohem" with its threshold and kept pixels per group (D14), "ce_dice".
 
     "ce_dice" is the mean of cross-entropy and Dice, UniMatch's loss on ACDC.
-    Where the network has an auxiliary classifier its loss is the same, and weighs
+    An auxiliary classifier, where the network has one, uses the same loss, weighted by
     `auxiliary_weight`.
     """
 
@@ -40,10 +40,10 @@ class SupervisedLoss:
     def __call__(
         self, logits: Array, label: Array, reduction: Reduction, part: str
     ) -> Array:
-        """L_x of one classifier.
+        """Computes L_x of one classifier.
 
         Args:
-          logits: (b,h,w,c) full size.
+          logits: (b,h,w,c) at the image's size.
           label: (b,h,w) integer.
           reduction: sums and counts of the whole batch.
           part: `Supervised.name`, under which the labeled pixels are counted.
@@ -71,17 +71,16 @@ class SupervisedLoss:
 
 
 def view_loss(view: View, reduction: Reduction) -> Array:
-    """One unlabeled term, by the view's loss.
+    """Computes one unlabeled term with the loss that the view names.
 
     With w the weight of a pixel:
 
-        ce           sum w CE / divisor; the number of valid pixels, or `normalizer`
-        balanced_ce  the same, each w times its class's `losses.class_balance`
+        ce           sum w CE / divisor: the number of valid pixels, or `normalizer`
+        balanced_ce  the same, with each w times its class's `losses.class_balance`
         dice         `losses.dice_loss` weighted by w
 
-    What balanced_ce and dice sum over classes is known only once a part's predictions
-    are: a batch in several parts has each balanced by itself, and the mean of their
-    Dice losses.
+    balanced_ce and dice need class sums of the predictions, so each micro-batch is
+    balanced on its own, and Dice is averaged over micro-batches.
     """
     if view.loss == "dice":
         weights = jnp.where(view.region.valid, view.weight, 0)
@@ -114,11 +113,12 @@ def combine(
     supervised_loss: SupervisedLoss,
     *,
     scale: float,
-    unlabeled_weight: Array | float,
+    alpha: Array | float,
 ) -> tuple[Array, dict[str, Array]]:
-    """Total loss, and the method's terms by name.
+    """Returns the total loss, and the method's terms by name.
 
-    The plug-in's terms are only added: it reports them unweighted as metrics.
+    The plug-in's terms are only added: the plug-in reports them, unweighted, as
+    metrics.
 
     Args:
       outputs: the method's.
@@ -127,7 +127,7 @@ def combine(
       reduction: sums and counts of the whole batch.
       supervised_loss: L_x.
       scale: the method's factor on everything.
-      unlabeled_weight: alpha of eq. 7 at this step.
+      alpha: weight of L_u in eq. 7 at this step, see `StepConfig.alpha_at`.
     """
     terms: dict[str, Array] = {}
     weighted: list[Array] = []
@@ -144,7 +144,7 @@ def combine(
             weighted.append(supervised_loss.auxiliary_weight * terms[name])
     for view in views:
         terms[view.name] = view_loss(view, reduction)
-        weighted.append(unlabeled_weight * view.coefficient * terms[view.name])
+        weighted.append(alpha * view.coefficient * terms[view.name])
     loss = sum(weighted[1:], start=weighted[0])
     loss = loss + sum(plugin_terms.values())
     for name, term in outputs.extra.items():

@@ -15,10 +15,11 @@ class Schedule:
     """lr * (1 - t/T) ** power, where t = max(count - lag, 0).
 
     Attributes:
-      lr: rate of the backbone at step 0.
+      lr: rate of the encoder at step 0.
       steps: T, the length of the run.
       power: exponent.
-      lag: UniMatch sets its rate after the step, so that it lags by one.
+      lag: steps by which the rate lags; 1 for UniMatch, which sets its rate after the
+        step.
     """
 
     lr: float
@@ -27,10 +28,10 @@ class Schedule:
     lag: int = 0
 
     def __call__(self, count: ArrayLike) -> Array:
-        """The rate of the step after `count` updates."""
+        """Returns the rate of the step that follows `count` updates."""
         # The default float type: float64 where a test runs in it.
         index = jnp.maximum(jnp.asarray(count) - self.lag, 0).astype(float)
-        # Not 1 - t/T, which in float32 leaves few digits of the last rates.
+        # Not 1 - t/T, which in float32 would leave the last rates few digits.
         remaining = jnp.maximum(self.steps - index, 0.0) / self.steps
         return self.lr * remaining**self.power
 
@@ -46,7 +47,7 @@ def build_optimizer(
     eps: float = 1e-8,
     freeze: str = "",
 ) -> optax.GradientTransformation:
-    """The update rule of a run: an optimizer for the encoder and everything else.
+    """Builds the update rule for the encoder and for everything else.
 
     The encoder learns at the rate of the schedule, everything else (the decoder and the
     head of the plug-in) at `head_multiplier` times that rate. Weight decay acts on
@@ -55,11 +56,12 @@ def build_optimizer(
     Args:
       schedule: the encoder's rate by step.
       name: a key of `OPTIMIZERS`.
-      head_multiplier: of the rate of everything but the encoder.
-      weight_decay: the factor of the parameters.
-      momentum: of "sgd".
-      betas, eps: of "adamw".
-      freeze: "encoder" leaves the encoder as it is, and keeps no state for it; "" none.
+      head_multiplier: factor on the rate of everything but the encoder.
+      weight_decay: factor of the parameters in the update.
+      momentum: momentum of "sgd".
+      betas, eps: decays of the moments of "adamw", and what is added to the root.
+      freeze: "encoder" leaves the encoder as it is, and keeps no state for it; ""
+        freezes nothing.
 
     Raises:
       ValueError: an unknown name, or betas outside of [0, 1).
@@ -72,7 +74,7 @@ def build_optimizer(
         )
     rule = optax.chain(
         *OPTIMIZERS[name](weight_decay, momentum, betas, eps),
-        _scale_by_group(head_multiplier),
+        _scale_heads(head_multiplier),
         optax.scale_by_learning_rate(schedule),
     )
     if not freeze:
@@ -94,7 +96,7 @@ def _sgd(
 def _adamw(
     weight_decay: float, momentum: float, betas: tuple[float, float], eps: float
 ) -> tuple[optax.GradientTransformation, ...]:
-    """torch.optim.AdamW's arithmetic: decay joins the update behind the moments."""
+    """torch.optim.AdamW's arithmetic: decay joins the update after the moments."""
     del momentum
     first, second = betas
     return (
@@ -103,7 +105,7 @@ def _adamw(
     )
 
 
-# One line per optimizer: what it makes of a gradient before rates multiply it.
+# One line per optimizer: its transformations before the learning rate.
 OPTIMIZERS = {"sgd": _sgd, "adamw": _adamw}
 
 
@@ -116,8 +118,8 @@ def _is_encoder(params: PyTree) -> PyTree:
     return jax.tree_util.tree_map_with_path(is_encoder, params)
 
 
-def _scale_by_group(head_multiplier: float) -> optax.GradientTransformation:
-    """1 for the encoder, `head_multiplier` for everything else."""
+def _scale_heads(head_multiplier: float) -> optax.GradientTransformation:
+    """Multiplies the updates of everything but the encoder by `head_multiplier`."""
 
     def update(updates: PyTree, state: PyTree, params: PyTree | None = None):
         del params

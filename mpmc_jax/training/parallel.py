@@ -1,4 +1,4 @@
-"""The one file that knows devices: mapping, replication, placing, fetching.
+"""The one file of training that handles devices: maps, replicates, places, fetches.
 
 A global batch of B records holds G = B / group_size groups; record r belongs to group
 r mod G. A device holds whole groups, and every micro-batch holds the same groups
@@ -22,11 +22,11 @@ from mpmc_jax.types import PyTree
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """How a batch divides.
+    """How a batch is divided.
 
     Attributes:
       batch_size: records over all processes and devices.
-      group_size: records a group.
+      group_size: records per group.
       micro_batches: parts of the batch.
     """
 
@@ -35,7 +35,7 @@ class Layout:
     micro_batches: int
 
     def check(self, devices: int, processes: int) -> None:
-        """Raises ValueError unless groups divide into parts, devices, processes."""
+        """Raises ValueError unless groups divide over parts, devices and processes."""
         for name, value in dataclasses.asdict(self).items():
             if value < 1:
                 key = "accumulation" if name == "micro_batches" else name
@@ -56,14 +56,15 @@ class Layout:
             )
 
     def order(self, rows: int, devices: int, processes: int) -> np.ndarray:
-        """This process's row numbers in the order (device, micro-batch, group, member).
+        """Returns this process's rows ordered by (device, micro-batch, group, member).
 
         Process p receives the records p, p + P, p + 2P ..., so that its row i is a
         member of its local group i mod (G/P).
 
         Args:
-          rows: this process's: all its groups' members, or one image a group.
-          devices, processes: their numbers.
+          rows: number of rows of this process: all members of its groups, or one image
+            per group.
+          devices, processes: numbers of devices and processes.
         """
         groups = self.batch_size // self.group_size // processes
         local_devices = devices // processes
@@ -81,10 +82,10 @@ class Parallel:
     """Maps a per-device step over all devices.
 
     Args:
-      kind: "pmap" or "shard_map"; the same function, the same numbers.
-      layout: how batches divide.
-      devices: how many of the devices, the first ones; 0 means all, and several
-        processes use all.
+      kind: "pmap" or "shard_map"; both compute the same numbers.
+      layout: how batches are divided.
+      devices: how many devices to use, the first ones; 0 means all. Several processes
+        must use all.
 
     Raises:
       ValueError: unknown kind, too many devices, or a batch that does not divide.
@@ -112,7 +113,7 @@ class Parallel:
         self.devices = found[:devices] if devices else found
         layout.check(len(self.devices), self.processes)
         self._layout = layout
-        # pmap takes and returns what this process holds; shard_map what all hold.
+        # pmap takes and returns this process's part of arrays; shard_map whole arrays.
         held = [d for d in self.devices if d.process_index == jax.process_index()]
         self._local = held
         mesh_devices = held if kind == "pmap" else self.devices
@@ -121,11 +122,14 @@ class Parallel:
         )
 
     def memory(self) -> int:
-        """Bytes of one device; a CPU's share what is free on this machine."""
+        """Returns the bytes of one device.
+
+        CPU devices share the free host memory equally.
+        """
         return memory.of_devices(self._local) // len(self._local)
 
     def compile(self, step: Callable[..., Any]) -> Callable[..., Any]:
-        """The mapped step; its first argument is donated."""
+        """Maps and compiles a step; its first argument is donated."""
         if self.kind == "pmap":
             return jax.pmap(
                 step, axis_name=AXIS, devices=self.devices, donate_argnums=(0,)
@@ -135,7 +139,7 @@ class Parallel:
             mesh=self._mesh,
             in_specs=(P(), P(AXIS), P()),
             out_specs=P(),
-            # The step sums its gradients itself (see objective.Totals.sum).
+            # The step sums its gradients itself (`losses.reduction.Reduction.sum`).
             check_vma=False,
         )
         return jax.jit(mapped, donate_argnums=(0,))
@@ -143,7 +147,7 @@ class Parallel:
     def placing(
         self, arrays: PyTree, make: Callable[[PyTree, PyTree], PyTree]
     ) -> Callable[[PyTree], PyTree]:
-        """`place` for batches that `make(arrays, batch)` finishes on the devices."""
+        """Returns a `place` that also applies `make(arrays, batch)` on the devices."""
         held = self.replicate(arrays)
         if self.kind == "pmap":
             mapped = jax.pmap(make, axis_name=AXIS, devices=self.devices)
@@ -153,9 +157,9 @@ class Parallel:
         return lambda batch: mapped(held, self.place(batch))
 
     def replicate(self, tree: PyTree) -> PyTree:
-        """A host tree -> the same values on every device.
+        """Copies a host tree to every device.
 
-        Always fresh buffers: the step donates them, the caller keeps its own.
+        Buffers are always new: the step donates them, and the caller keeps its own.
         """
         if self.kind == "pmap":
             count = len(self._local)
@@ -170,7 +174,7 @@ class Parallel:
         return jax.device_put(jax.tree.map(np.array, tree), sharding)
 
     def place(self, batch: PyTree) -> PyTree:
-        """This process's rows of a batch (NumPy) -> devices."""
+        """Puts this process's rows of a batch (NumPy) on the devices."""
         devices = len(self.devices)
 
         def ordered(x: Any) -> np.ndarray:
@@ -188,9 +192,9 @@ class Parallel:
         )
 
     def start_reading(self, tree: PyTree) -> Callable[[], PyTree]:
-        """Starts copying a replicated tree; the function waits and gives NumPy.
+        """Starts copying a replicated tree; the result waits for it and returns NumPy.
 
-        Puts nothing in the devices' queues: a slice taken there would run only behind
+        Adds nothing to the devices' queues: a slice computed there would run only after
         the steps sent since, and reading it would wait for them.
         """
         shards = jax.tree.map(lambda x: x.addressable_shards[0].data, tree)
@@ -206,7 +210,7 @@ class Parallel:
         return read
 
     def fetch(self, tree: PyTree) -> PyTree:
-        """One copy of a replicated tree, still on its device."""
+        """Returns one copy of a replicated tree, still on its device."""
         if self.kind == "pmap":
             return jax.tree.map(lambda x: x.addressable_shards[0].data[0], tree)
         return jax.tree.map(lambda x: x.addressable_shards[0].data, tree)

@@ -1,8 +1,8 @@
 """One run at a time in a workdir, on one machine or on several that share its files.
 
 The lock is a file that its holder touches every few seconds (filelock's lease). On the
-same machine a dead holder is recognized at once; from another machine it is taken for
-dead when its file stays untouched for LEASE_SECONDS. Reading a workdir needs no lock.
+same machine a dead holder is detected at once; on another machine it counts as dead
+when its file stays untouched for LEASE_SECONDS. Reading a workdir needs no lock.
 """
 
 import contextlib
@@ -35,14 +35,14 @@ _VISIBLE_SECONDS = 30.0
 
 @contextlib.contextmanager
 def hold(workdir: Path) -> Iterator[None]:
-    """Keeps other runs out of a workdir, which is made if it is not there.
+    """Keeps other runs out of a workdir, which is made if it does not exist.
 
     Process 0 of a run holds the lock for all of them.
 
     Raises:
       WorkdirError: another run holds it, or the directory cannot be written.
-      SharedError: the same, in a run of several processes, or one of them does not
-        see the directory of process 0.
+      SharedError: the same in a run of several processes; or one of them does not see
+        the directory of process 0.
     """
     lease = filelock.SoftFileLease(
         workdir / LOCK,
@@ -76,20 +76,20 @@ def _acquire(lease: filelock.SoftFileLease, workdir: Path) -> None:
         ) from error
     except OSError as error:
         raise WorkdirError(
-            f"{path} cannot be written: {error.strerror}; free space, or mend the "
+            f"{path} cannot be written: {error.strerror}; free space, or fix the "
             "permissions"
         ) from error
 
 
 def _wait(lease: filelock.SoftFileLease, path: Path) -> None:
-    """Waits until the holder's heartbeat comes, or has been missing for too long.
+    """Takes the lock once its holder has shown no heartbeat for LEASE_SECONDS.
 
     Raises:
-      Timeout: it came.
+      Timeout: the holder's heartbeat came.
     """
     first, begin = _touched(path), time.monotonic()
     _LOG.info(
-        "%s: another run held it (%s); waiting for a sign of it, %.0f s at most",
+        "%s: another run held it (%s); waiting for its heartbeat, %.0f s at most",
         path,
         _holder(path.parent),
         LEASE_SECONDS,
@@ -99,7 +99,7 @@ def _wait(lease: filelock.SoftFileLease, path: Path) -> None:
         poll_interval=HEARTBEAT_SECONDS / 5,
         cancel_check=lambda: _touched(path) not in (first, None),
     )
-    _LOG.info("no sign of it for %.0f s: going on", time.monotonic() - begin)
+    _LOG.info("no heartbeat for %.0f s: taking the lock", time.monotonic() - begin)
 
 
 def _touched(path: Path) -> int | None:
@@ -125,11 +125,11 @@ def _holder(workdir: Path) -> str:
             f"process {found['process']} on {found['host']}, started {found['started']}"
         )
     except (OSError, ValueError, KeyError, TypeError):
-        return "it did not write who it is"
+        return "it did not record who it is"
 
 
 def _check_visible(path: Path, token: str) -> None:
-    """Makes sure that all processes of a run have the same directory before them."""
+    """Checks that all processes of a run see the same directory."""
     if distributed.is_alone():
         return
     token = distributed.gather_text(token)[0]
@@ -153,16 +153,16 @@ def _contains(path: Path, token: str) -> bool:
 
 
 def _release(lease: filelock.SoftFileLease) -> None:
-    # Where it fails, the lease ends by itself.
+    # If this fails, the lease expires by itself.
     with contextlib.suppress(OSError):
         lease.release()
 
 
 def _end(workdir: Path, reason: str) -> None:
-    """Ends the process at once: two runs in one workdir would lose both."""
+    """Ends the process at once: two runs in one workdir would corrupt each other."""
     print(
         f"error: the lock of --workdir={workdir} was lost ({reason}): this process "
-        "stood still for too long, its files could not be reached, or the directory "
+        "stalled for too long, its files could not be reached, or the directory "
         "was removed; what the newest checkpoint holds is kept",
         file=sys.stderr,
         flush=True,

@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop, and the loop that looks between two steps."""
+"""Signals that ask a run to stop; the loop looks for such a request between steps."""
 
 import contextlib
 import logging
@@ -16,24 +16,25 @@ _LOG = logging.getLogger(__name__)
 _NUMBERS = (signal.SIGTERM, signal.SIGINT)
 
 
-class Broken(Exception):
-    """A signal came in a part that it breaks."""
+class BlockInterrupted(Exception):
+    """A signal came inside an interruptible block."""
 
 
 class StopRequest:
     """Turns SIGTERM and SIGINT into a request that the loop sees between steps.
 
-    The second one ends the process at once, whichever it is; the first acts at once in
-    a part that it `breaks`, for an evaluation may take long. Unless `has_progress` is
-    set there is nothing to save and the first one ends the process, with 128 and its
-    number. Python's handlers wait for the compilation of a step, which takes minutes
-    on a CPU; a thread that reads what the C handler writes does not.
+    A second signal, of either kind, ends the process at once. The first one acts at
+    once inside an `interruptible` block, because an evaluation may take long. Unless
+    `has_progress` is set there is nothing to save, and the first signal ends the
+    process with status 128 plus its number. Python's handlers wait for the compilation
+    of a step, which takes minutes on a CPU; a thread that reads what the C handler
+    writes does not.
     """
 
     def __init__(self) -> None:
         self.requested = ""
         self.has_progress = False
-        self._breaks = False
+        self._interruptible = False
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> "StopRequest":
@@ -52,8 +53,8 @@ class StopRequest:
                 continue
             came += 1
             if came == 1 and self.has_progress:
-                continue  # the loop's
-            why = "while the step compiles: nothing is left to save"
+                continue  # the loop sees it
+            why = "while the step compiles: nothing to save yet"
             if came > 1:
                 why = "again: ended at once; what the newest checkpoint holds is kept"
             name = signal.Signals(received[0]).name
@@ -64,31 +65,32 @@ class StopRequest:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         del frame
         self.requested = self.requested or signal.Signals(number).name
-        if self._breaks:
-            raise Broken
+        if self._interruptible:
+            raise BlockInterrupted
         if self.has_progress:
             _LOG.warning(
-                "%s: stopping after this step; once more to end now", self.requested
+                "%s: stopping after this step; send it again to quit now",
+                self.requested,
             )
 
     @contextlib.contextmanager
-    def breaks(self) -> Iterator[None]:
-        """A part that a request ends at once.
+    def interruptible(self) -> Iterator[None]:
+        """A block that a request to stop ends at once.
 
         Raises:
-          Broken: it did.
+          BlockInterrupted: a stop was requested before or inside the block.
         """
-        self._breaks = True
+        self._interruptible = True
         try:
             if self.requested:
-                raise Broken
+                raise BlockInterrupted
             yield
         finally:
-            self._breaks = False
+            self._interruptible = False
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         signal.set_wakeup_fd(self._previous_fd)
-        # The thread reads the end of the stream and goes.
+        # The thread reads the end of the stream and ends.
         self._outgoing.close()

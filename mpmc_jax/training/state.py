@@ -1,4 +1,4 @@
-"""The whole of a run between two steps."""
+"""The state of a run between two steps."""
 
 import jax
 import numpy as np
@@ -10,15 +10,15 @@ from mpmc_jax.types import Array, PyTree
 class TrainState(struct.PyTreeNode):
     """What a step takes and returns; a run is a function of config, data and seed.
 
-    `params` and `batch_stats` hold one tree a network, by name, and the plug-in's under
-    `PLUGIN`, so that optimizer, average and checkpoint treat all of them alike.
+    `params` and `batch_stats` hold one tree per network, by name, and the plug-in's
+    under `PLUGIN`, so that optimizer, average and checkpoint treat all of them alike.
 
     Attributes:
       step: () int32, optimizer updates so far; also the position in the data.
-      params, batch_stats: the students' and the plug-in's.
-      ema_params, ema_batch_stats: the averaged teacher's, or None.
-      opt_state: the optimizer's.
-      method_state: the base method's own (banks, confidences).
+      params, batch_stats: variables of the students and the plug-in.
+      ema_params, ema_batch_stats: variables of the averaged teacher, or None.
+      opt_state: state of the optimizer.
+      method_state: state of the base method (memory banks, confidences).
       key: (2,) uint32, the root of every random key of the run; never changes. Plain
         numbers: pmap over several processes takes a typed key through the host.
     """
@@ -37,10 +37,10 @@ PLUGIN = "plugin"
 
 
 def select(state: TrainState, name: str, *, averaged: bool) -> dict[str, PyTree]:
-    """{"params", "batch_stats"} of one network or of `PLUGIN`; {} where there is none.
+    """Returns {"params", "batch_stats"} of one network or of `PLUGIN`, {} without it.
 
     Args:
-      averaged: those of the moving average instead of the student's.
+      averaged: whether to return those of the moving average, not the student's.
     """
     params, stats = state.params, state.batch_stats
     if averaged:
@@ -51,15 +51,15 @@ def select(state: TrainState, name: str, *, averaged: bool) -> dict[str, PyTree]
 
 
 def to_host(state: TrainState) -> TrainState:
-    """The state as NumPy."""
+    """Copies a state to the host, as NumPy."""
     return jax.tree.map(np.asarray, state)
 
 
 def begin_with(state: TrainState, variables: PyTree) -> TrainState:
-    """A state at step 0 whose networks, averages included, begin with these variables.
+    """Starts all networks of a state at step 0, averages too, from given variables.
 
     Args:
-      state: from `build.init_state`, as NumPy.
+      state: from `experiments.build.init_state`, as NumPy.
       variables: {"params", "batch_stats"} of a network, or some of them.
     """
 

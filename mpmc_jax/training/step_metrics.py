@@ -1,4 +1,4 @@
-"""What a training step reports beside its loss: who teaches, how much, and what.
+"""What a training step reports besides its loss, about its pseudo-labels.
 
 Everything here is a metric; the objective does not depend on it.
 """
@@ -12,9 +12,9 @@ from mpmc_jax.types import Array, Outputs, View
 
 
 def counted_terms(terms: dict[str, Array], reduction: Reduction) -> dict[str, Array]:
-    """The loss terms as a log shows them: NaN where no pixel of the batch counts.
+    """Returns the loss terms for the log: NaN where no pixel of the batch counts.
 
-    In the objective such a term is 0, which is no mean of anything.
+    In the objective such a term is 0, which is the mean of nothing.
     """
 
     def count(name: str) -> Array | int:
@@ -31,16 +31,16 @@ def view_metrics(
     after: tuple[View, ...],
     *,
     scale: float,
-    unlabeled_weight: Array | float,
+    alpha: Array | float,
 ) -> dict[str, tuple[Array, Array]]:
-    """How many pixels teach and how much, as (sum, count) of this device.
+    """Returns two metrics of the pseudo-labels as (sum, count) of this device.
 
-    Only views of unlabeled images are looked at (AEL's labeled view is not).
+    Only views of unlabeled images count (AEL's labeled view does not).
 
-    `confident`: the share of the pixels by which the views' losses divide that carry
-    a pseudo-label of positive weight.
+    "confident" is the share of the valid pixels, by which the views' losses divide,
+    that have a pseudo-label of positive weight.
 
-    `unlabeled_weight`: the factor of the mean unlabeled loss in the objective,
+    "unlabeled_weight" is the factor of the mean unlabeled loss in the objective,
 
         scale * alpha * sum_v coefficient_v * m
         m = sum_v coefficient_v sum w' / sum_v coefficient_v sum w
@@ -48,12 +48,12 @@ def view_metrics(
     with w the method's weights of the confident pixels of view v and w' those after
     the plug-in. m is 1 without a plug-in; MPMC makes it the mean of lambda_s. A Dice
     loss divides by its weights, so that their mean cancels: there w' is w. Without a
-    confident pixel nothing is counted.
+    confident pixel both counts are 0.
 
     Args:
       before: the views as the method made them.
       after: the same views as the plug-in refined them.
-      scale, unlabeled_weight: as in `objective.combine`.
+      scale, alpha: as in `objective.combine`.
     """
     pairs = [pair for pair in zip(before, after, strict=True) if pair[0].unlabeled]
     if not pairs:
@@ -72,18 +72,18 @@ def view_metrics(
     return {
         "confident": (confident, pixels),
         "unlabeled_weight": (
-            scale * unlabeled_weight * coefficients * refined_sum,
+            scale * alpha * coefficients * refined_sum,
             method_sum,
         ),
     }
 
 
 def class_pixels(outputs: Outputs) -> dict[str, Array]:
-    """Pixels of this device by class, (c,) int32, of real images alone.
+    """Counts this device's pixels by class, (c,) int32; padding does not count.
 
-    "label": the labels that are trained on. "pseudo": the confident pseudo-labels of
-    all views of unlabeled images, without those that are ground truth (AugSeg's
-    injections); absent without such views.
+    "label" counts the labels that are trained on, and "pseudo" the confident
+    pseudo-labels of all views of unlabeled images, without those that are ground truth
+    (AugSeg's injections). "pseudo" is absent without such views.
     """
     counts: dict[str, Array] = {}
 

@@ -23,7 +23,7 @@ from mpmc_jax.types import Array, Batch, Network, Outputs, PyTree
 
 
 class StepInfo(struct.PyTreeNode):
-    """What a process sends to a step beside the batch.
+    """What a process sends to a step besides the batch.
 
     Attributes:
       step: () int32, the number of the step that the batch is for.
@@ -35,7 +35,7 @@ class StepInfo(struct.PyTreeNode):
 
 
 def make_step_info(step: int, stop: bool = False) -> StepInfo:
-    """A `StepInfo` on the host."""
+    """Makes a `StepInfo` on the host."""
     return StepInfo(np.int32(step), np.bool_(stop))  # pyright: ignore
 
 
@@ -48,7 +48,7 @@ class Metrics(struct.PyTreeNode):
         among the confident pseudo-labels; NaN where there are none.
       refused: () int32, -1 if the update was made; else the index, in the order of
         `finite_names`, of the first number that was not finite, or their count if
-        the batch was not the one the state waits for.
+        the batch was for another step than the state's.
       stop: () bool, whether a process was asked to stop before it sent this step.
       requests: (groups,) int32 images for the step `Method.delay` later, or None.
       finite_names: what was checked, in order: loss terms, "grad_norm", and the parts
@@ -63,12 +63,12 @@ class Metrics(struct.PyTreeNode):
     finite_names: tuple[str, ...] = struct.field(pytree_node=False)
 
 
-class Numbers(struct.PyTreeNode):
-    """The numbers of a micro-batch; those of several add up, field by field.
+class StepSums(struct.PyTreeNode):
+    """Sums over a micro-batch; those of several micro-batches add up, field by field.
 
     Attributes:
-      terms: the loss and its terms: this part's share of the whole batch's, the same
-        on every device.
+      terms: the loss and its terms: this micro-batch's share of the whole batch's, the
+        same on every device.
       means: name -> (sum, count) of this device.
       classes: "label" and "pseudo" -> (c,) pixels of this device by class.
     """
@@ -79,7 +79,7 @@ class Numbers(struct.PyTreeNode):
 
 
 class Carry(struct.PyTreeNode):
-    """What moves from micro-batch to micro-batch.
+    """What one micro-batch passes on to the next.
 
     Attributes:
       grads: sum of the gradients so far, of this device.
@@ -97,7 +97,7 @@ class Carry(struct.PyTreeNode):
 def make_step(
     config: StepConfig,
 ) -> Callable[[TrainState, Batch, StepInfo], tuple[TrainState, Metrics]]:
-    """The per-device step: (state, batch, info) -> (state, metrics).
+    """Makes the per-device step: (state, batch, info) -> (state, metrics).
 
     The update is made only if `info.step == state.step`: after a refusal every later
     batch is refused too, until the loop has seen it and stopped with that state.
@@ -133,11 +133,11 @@ def train_step(
       state: before the step.
       parts: the micro-batches, stacked along a new first axis.
       augment: makes the inputs of one micro-batch; it holds every random draw.
-      info: from the process.
+      info: what the process sent.
     """
-    carry, numbers, reduction = _accumulate(config, state, parts, augment)
+    carry, sums, reduction = _accumulate(config, state, parts, augment)
     grads, stop, means, classes = distributed.total(
-        (carry.grads, info.stop.astype(jnp.float32), numbers.means, numbers.classes),
+        (carry.grads, info.stop.astype(jnp.float32), sums.means, sums.classes),
         config.axis_name,
     )
     updates, opt_state = config.optimizer.update(grads, state.opt_state, state.params)
@@ -155,7 +155,7 @@ def train_step(
     )
     grad_norm = optax.tree.norm(grads)
     refused, checked = _find_refusal(
-        numbers.terms, means, grad_norm, updated, late=info.step != state.step
+        sums.terms, means, grad_norm, updated, late=info.step != state.step
     )
     kept = jax.tree.map(
         lambda new, old: jnp.where(refused < 0, new, old), updated, state
@@ -164,7 +164,7 @@ def train_step(
     if delay:
         requests = config.method.requested(kept.method_state, state.step + delay)
     values = {
-        **step_metrics.counted_terms(numbers.terms, reduction),
+        **step_metrics.counted_terms(sums.terms, reduction),
         "grad_norm": grad_norm,
         "lr": config.schedule(state.step),
         **{name: _mean(*pair) for name, pair in means.items()},
@@ -178,8 +178,8 @@ def _accumulate(
     state: TrainState,
     parts: PyTree,
     augment: Callable[[PyTree], PyTree],
-) -> tuple[Carry, Numbers, Reduction]:
-    """Gradient and numbers of all micro-batches, and how they were reduced."""
+) -> tuple[Carry, StepSums, Reduction]:
+    """Sums gradients and metrics over micro-batches; also returns the reduction."""
     carry = Carry(
         grads=jax.tree.map(jnp.zeros_like, state.params),
         batch_stats=state.batch_stats,
@@ -190,12 +190,12 @@ def _accumulate(
         inputs = augment(jax.tree.map(lambda x: x[0], parts))
         reduction = _make_reduction(config, _count(config, inputs))
         return *micro_step(config, state, carry, inputs, reduction), reduction
-    # The divisors of the whole batch come first. What `augment` draws for them it draws
-    # again in the scan; only masks are needed here, and XLA drops the images.
+    # The divisors of the whole batch come first. `augment` draws the same again in the
+    # scan; only masks are needed here, and XLA drops the images.
     counts = jax.lax.map(lambda part: _count(config, augment(part)), parts)
     reduction = _make_reduction(config, jax.tree.map(lambda x: x.sum(0), counts))
 
-    def body(carry: Carry, part: PyTree) -> tuple[Carry, Numbers]:
+    def body(carry: Carry, part: PyTree) -> tuple[Carry, StepSums]:
         return micro_step(config, state, carry, augment(part), reduction)
 
     carry, stacked = jax.lax.scan(body, carry, parts)
@@ -208,15 +208,15 @@ def micro_step(
     carry: Carry,
     inputs: PyTree,
     reduction: Reduction,
-) -> tuple[Carry, Numbers]:
-    """Adds the gradient of one micro-batch to the carry; also returns its numbers."""
+) -> tuple[Carry, StepSums]:
+    """Adds the gradient of one micro-batch to the carry; also returns its sums."""
     method = config.method
-    # Statistics move from micro-batch to micro-batch.
+    # Statistics are updated from micro-batch to micro-batch.
     now = state.replace(
         batch_stats=carry.batch_stats, ema_batch_stats=carry.teacher_stats
     )
     teachers, teacher_head = select_teachers(config, now)
-    targets, moved_stats, method_state = jax.lax.stop_gradient(
+    targets, updated_stats, method_state = jax.lax.stop_gradient(
         method.prepare(teachers, inputs, carry.method_state)
     )
 
@@ -227,31 +227,29 @@ def micro_step(
         }
         outputs = method.views(students, teachers, inputs, targets, method_state)
         head = select(now.replace(params=params), PLUGIN, averaged=False)
-        loss, numbers, head_stats = _objective(
+        loss, sums, head_stats = _objective(
             config, state.step, head, teacher_head, outputs, reduction
         )
         stats = {name: net.batch_stats for name, net in outputs.students.items()}
         if PLUGIN in params:
             stats[PLUGIN] = head_stats
-        return loss, (numbers, stats, outputs.state)
+        return loss, (sums, stats, outputs.state)
 
-    grads, (numbers, stats, method_state) = jax.grad(loss_fn, has_aux=True)(
-        state.params
-    )
+    grads, (sums, stats, method_state) = jax.grad(loss_fn, has_aux=True)(state.params)
     teacher_stats = carry.teacher_stats
-    if moved_stats:
-        teacher_stats = {**teacher_stats, **moved_stats}
+    if updated_stats:
+        teacher_stats = {**teacher_stats, **updated_stats}
     carry = Carry(
         grads=jax.tree.map(jnp.add, carry.grads, grads),
         batch_stats=stats,
         teacher_stats=teacher_stats,
         method_state=method_state,
     )
-    return carry, numbers
+    return carry, sums
 
 
 def make_keys(config: StepConfig, state: TrainState, batch: Batch) -> Keys:
-    """The random keys of a micro-batch: of the step, its records and its groups."""
+    """Makes the random keys of a micro-batch, of its step, records and groups."""
     record = batch.labeled.record
     groups = config.batch_size // config.group_size
     over = state.step // config.steps_per_epoch * config.steps_per_epoch
@@ -267,10 +265,10 @@ def make_keys(config: StepConfig, state: TrainState, batch: Batch) -> Keys:
 def select_teachers(
     config: StepConfig, state: TrainState
 ) -> tuple[dict[str, Network], dict[str, PyTree]]:
-    """The networks that make targets, frozen and by name, and the plug-in's head.
+    """Returns the networks that make targets, frozen, and the plug-in's head.
 
-    They are the average's or the student's, as method and plug-in say. Analysis asks
-    here as well, so that its lambda is the one of training.
+    They are the average's or the student's, as method and plug-in say. Analysis calls
+    this too, so that its lambda is the one of training.
     """
     averaged = config.method.teacher == "average"
     teachers = {
@@ -288,15 +286,15 @@ def _objective(
     teacher_head: PyTree,
     outputs: Outputs,
     reduction: Reduction,
-) -> tuple[Array, Numbers, PyTree]:
-    """Total loss, all numbers by name, and the plug-in's moved statistics."""
+) -> tuple[Array, StepSums, PyTree]:
+    """Computes the total loss, all sums and the plug-in's updated statistics."""
     plugin, scale = config.plugin, config.method.scale
     active = None
     if plugin.warmup_epochs:
         active = step >= plugin.warmup_epochs * config.steps_per_epoch
     views, targets = plugin.refine(teacher_head, outputs.views, reduction, active)
     added = plugin.losses(head, outputs.supervised, views, targets, reduction)
-    weight = config.unlabeled_weight(step)
+    alpha = config.alpha_at(step)
     loss, terms = objective.combine(
         outputs,
         views,
@@ -304,16 +302,14 @@ def _objective(
         reduction,
         config.supervised_loss,
         scale=scale,
-        unlabeled_weight=weight,
+        alpha=alpha,
     )
     means = {
         **outputs.metrics,
         **added.metrics,
-        **step_metrics.view_metrics(
-            outputs.views, views, scale=scale, unlabeled_weight=weight
-        ),
+        **step_metrics.view_metrics(outputs.views, views, scale=scale, alpha=alpha),
     }
-    numbers = Numbers(
+    sums = StepSums(
         terms={"loss": loss, **{f"loss_{name}": term for name, term in terms.items()}},
         means={
             name: (jnp.asarray(value, float), jnp.asarray(count, float))
@@ -324,18 +320,18 @@ def _objective(
             for kind, counts in step_metrics.class_pixels(outputs).items()
         },
     )
-    return loss, numbers, added.batch_stats
+    return loss, sums, added.batch_stats
 
 
 def _count(config: StepConfig, inputs: PyTree) -> dict[str, Array]:
-    """Divisors of this device that are known before any prediction."""
+    """Counts this device's part of the divisors that need no prediction."""
     regions = config.method.regions(inputs)
     counts = {name: region.valid.sum() for name, region in regions.items()}
     return {**counts, **config.plugin.counts(regions)}
 
 
 def _make_reduction(config: StepConfig, counts: dict[str, Array]) -> Reduction:
-    """The reduction of a batch of which this device has so many pixels."""
+    """Makes the reduction of a batch from this device's counts."""
     everywhere = distributed.total(counts, config.axis_name)
     return Reduction(config.axis_name, everywhere, config.micro_batches)
 
@@ -343,7 +339,7 @@ def _make_reduction(config: StepConfig, counts: dict[str, Array]) -> Reduction:
 def _update_teacher(
     config: StepConfig, state: TrainState, carry: Carry, params: PyTree
 ) -> tuple[PyTree, PyTree]:
-    """The teacher after the step: parameters, and statistics unless it has its own."""
+    """Averages the teacher's parameters, and its statistics unless it has its own."""
     decays = config.method.average(state.step, config.steps_per_epoch)
     if decays is None:
         return None, None
@@ -361,7 +357,8 @@ def _update_teacher(
         carry.batch_stats,
     )
     if of_stats is None:
-        # The networks' own have moved; the plug-in's are always averaged.
+        # The networks' own statistics were updated by their passes; the plug-in's are
+        # always averaged.
         averaged |= {name: carry.teacher_stats[name] for name in config.modules}
     return ema_params, averaged
 
@@ -374,17 +371,18 @@ def _find_refusal(
     *,
     late: Array,
 ) -> tuple[Array, tuple[str, ...]]:
-    """`Metrics.refused`, and the names of what was checked.
+    """Returns `Metrics.refused`, and the names of what was checked.
 
     Args:
       terms: the loss and its terms.
       means: name -> (sum, count); those of losses are checked.
-      grad_norm: of the summed gradient.
+      grad_norm: norm of the summed gradient.
       updated: the state after the update.
       late: () bool, whether the batch is for another step than the state's.
     """
     sums = {name: summed for name, (summed, _) in means.items()}
-    # The terms before their sum: the first one that is not finite is named.
+    # The terms come before their sum, so that the first one that is not finite is
+    # named.
     checked = {k: v for k, v in (terms | sums).items() if k.startswith("loss_")}
     checked |= {"loss": terms["loss"], "grad_norm": grad_norm}
     numbers = jnp.stack([value.astype(jnp.float32) for value in checked.values()])
@@ -400,12 +398,12 @@ def _find_refusal(
 
 
 def _checked_parts(updated: TrainState) -> dict[str, PyTree]:
-    """The parts of an updated state that may fail to be finite, by name.
+    """Returns the parts of an updated state that may not be finite, by name.
 
-    With finite gradients an update still overflows where the rate is too high, and a
-    variance where activations are so large that batch norm takes them for zero. The
-    momentum need not be checked: the rate multiplies it into the parameters. Nor do
-    averaged parameters, which lie between finite ones.
+    With finite gradients an update still overflows where the rate is too high, and so
+    does a variance where activations are so large that batch norm makes them zero. The
+    momentum need not be checked: the rate multiplies it into the parameters. Nor need
+    averaged parameters be checked, which lie between finite ones.
 
     Checking the state costs 26 bytes per parameter by XLA's count on a CPU
     (supervised; the updated values are read once more than written), and a pass over
@@ -434,5 +432,5 @@ def _all_finite(tree: PyTree) -> Array:
 
 
 def _mean(summed: Array, count: Array) -> Array:
-    """The quotient; NaN where nothing was counted."""
+    """Divides a sum by its count; NaN where nothing was counted."""
     return jnp.where(count > 0, summed / jnp.where(count > 0, count, 1), jnp.nan)

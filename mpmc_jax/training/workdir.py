@@ -1,4 +1,4 @@
-"""A run's directory: its configuration and what may not change under it."""
+"""A run's directory: its files, and the settings that a resumed run may not change."""
 
 import json
 import logging
@@ -16,8 +16,8 @@ CONFIG = "config.json"
 MANIFEST = "manifest.json"
 CHECKPOINTS = "checkpoints"
 
-# What may change between the parts of a run: it decides how, not what.
-_CIRCUMSTANCES = (
+# Settings that may change when a run resumes: they decide how it computes, not what.
+_MAY_CHANGE = (
     "data.data_dir",
     "data.resident",
     "data.threads",
@@ -30,10 +30,10 @@ _CIRCUMSTANCES = (
     "train.keep",
     "eval.batch_size",
 )
-# Of these, what may differ between the processes of one run.
+# Those that may also differ between the processes of one run.
 OF_A_PROCESS = ("data.data_dir", "data.threads", "data.prefetch")
 
-# Settings that came after runs of this format version, with what those runs did.
+# Settings that older runs of this format version lack, and what those runs did.
 _LATER = {
     "model.freeze": "",
     "optimizer.name": "sgd",
@@ -47,7 +47,7 @@ class WorkdirError(RuntimeError):
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dictionaries -> dotted names."""
+    """Flattens nested dictionaries to dotted names."""
     flat = {}
     for name, value in tree.items():
         if isinstance(value, dict):
@@ -58,7 +58,7 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def complete(config: dict[str, Any]) -> dict[str, Any]:
-    """A saved configuration with the settings that came later, as the run had them."""
+    """Adds settings that a saved configuration lacks, with what its run did."""
     whole = dict(config)
     for name, value in _LATER.items():
         section, _, key = name.partition(".")
@@ -68,7 +68,7 @@ def complete(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def has_steps(workdir: Path) -> bool:
-    """Whether a run saved anything there; one that did not may be replaced."""
+    """Whether a run saved a step there; a run that did not may be replaced."""
     folder = workdir / CHECKPOINTS
     return folder.is_dir() and any(
         each.name.isdigit() or each.name.startswith("damaged-")
@@ -79,21 +79,21 @@ def has_steps(workdir: Path) -> bool:
 def trained_on(
     config: ml_collections.ConfigDict, facts: dict[str, Any]
 ) -> dict[str, Any]:
-    """What may not change between the parts of a run; its checkpoints carry it.
+    """Returns what may not change when a run resumes; its checkpoints store it.
 
     Args:
-      config: the run's configuration; what only decides how it is done is left out.
+      config: the run's configuration; settings that may change are left out.
       facts: "data" and "steps_per_epoch".
     """
     fixed = json.loads(json.dumps(config.to_dict()))
-    for name in _CIRCUMSTANCES:
+    for name in _MAY_CHANGE:
         section, _, key = name.partition(".")
         del fixed[section][key]
     return {"config": fixed, **json.loads(json.dumps(facts))}
 
 
 def make(workdir: Path) -> None:
-    """Makes the directory if it is not there.
+    """Makes the directory if it does not exist.
 
     Raises:
       WorkdirError: it cannot be made.
@@ -107,14 +107,15 @@ def make(workdir: Path) -> None:
 def check(
     workdir: Path, config: ml_collections.ConfigDict, facts: dict[str, Any]
 ) -> None:
-    """Where a run has saved steps, checks that it is this one; writes nothing.
+    """Checks that the steps saved there are of this run; writes nothing.
 
-    How a run is done may change: devices, threads, rhythms, where the data lie. A file
-    that is missing or damaged is told and left out: the checkpoint says the same.
+    Settings that do not change the result may change: devices, threads, intervals, the
+    folder of the data. A file that is missing or damaged is logged and skipped: the
+    checkpoint stores the same.
 
     Raises:
-      WorkdirError: another configuration, other data or another format version; lists
-        the differences.
+      WorkdirError: another configuration, other data or another format version; the
+        message lists the differences.
     """
     if not has_steps(workdir):
         return
@@ -123,7 +124,7 @@ def check(
     if (found := _read_beside(path)) is not None:
         _check_version(path, found, config.format_version)
         there, now = flatten(complete(found)), flatten(config.to_dict())
-        for name in _CIRCUMSTANCES:
+        for name in _MAY_CHANGE:
             before, after = there.pop(name, None), now[name]
             if before != after:
                 _LOG.info("%s is %r from here on, not %r", name, after, before)
@@ -141,16 +142,16 @@ def write(
     facts: dict[str, Any],
     circumstances: dict[str, Any],
 ) -> None:
-    """Writes config.json and manifest.json of a run that begins or goes on.
+    """Writes config.json and manifest.json of a run that begins or resumes.
 
-    The manifest of a run that has saved steps keeps its beginning, and "resumed" gets
-    an entry. A damaged file is kept beside the new one.
+    The manifest of a run that has saved steps keeps its first entries, and "resumed"
+    gets one more. A damaged file is kept next to the new one.
 
     Args:
       workdir: the run's directory.
       config: its configuration.
-      facts: what may not change between the parts of a run, see `trained_on`.
-      circumstances: what may: versions, devices, revision.
+      facts: what may not change when a run resumes, see `trained_on`.
+      circumstances: what may change: versions, devices, revision.
 
     Raises:
       WorkdirError: the directory cannot be written.
@@ -174,7 +175,7 @@ def _unwritable(workdir: Path, error: OSError) -> WorkdirError:
     reason = "it is a file" if workdir.is_file() else error.strerror
     return WorkdirError(
         f"cannot write to --workdir={workdir}: {reason}; choose "
-        "another or mend its permissions"
+        "another or fix its permissions"
     )
 
 
@@ -218,42 +219,42 @@ def _check_same(
 def load(
     workdir: Path, base: ml_collections.ConfigDict, run: dict[str, Any]
 ) -> ml_collections.ConfigDict:
-    """The configuration of an existing run.
+    """Reads the configuration of an existing run.
 
     Args:
-      workdir: the run's directory; its config.json says how the run was done. Where
-        that is missing, the defaults stand in for it.
-      base: a configuration with every key, which gives the types.
-      run: what its checkpoint was trained on, see `trained_on`.
+      workdir: the run's directory; its config.json has the settings that may change. If
+        it is missing, their defaults are used.
+      base: a configuration with every key, for their types.
+      run: what the checkpoint was trained on, see `trained_on`.
 
     Raises:
-      WorkdirError: another format version, unknown keys, or a config.json of another
-        run than the checkpoint.
+      WorkdirError: another format version, unknown keys, or a config.json that is not
+        of the checkpoint's run.
     """
     path = workdir / CONFIG
     _check_version(workdir / CHECKPOINTS, run["config"], base.format_version)
     known, trained = flatten(base.to_dict()), complete(run["config"])
-    unknown = sorted(flatten(trained).keys() ^ (known.keys() - _CIRCUMSTANCES))
+    unknown = sorted(flatten(trained).keys() ^ (known.keys() - _MAY_CHANGE))
     if unknown:
         raise WorkdirError(f"{workdir}: unknown or missing keys {unknown}")
     base.update(trained)
     if (found := _read_beside(path)) is None:
         return base
     flat = flatten(complete(found))
-    done = {name: flat.pop(name) for name in _CIRCUMSTANCES if name in flat}
+    changeable = {name: flat.pop(name) for name in _MAY_CHANGE if name in flat}
     _check_same(path, flat, flatten(trained), "remove that file")
-    for name, value in done.items():
+    for name, value in changeable.items():
         if type(value) is not type(known[name]):
             raise WorkdirError(
-                f"{path} is damaged: {name} is {value!r}, as for instance "
-                f"{known[name]!r} is needed; mend it, or remove that file"
+                f"{path} is damaged: {name} is {value!r}, expected a value such as "
+                f"{known[name]!r}; fix it, or remove that file"
             )
-    base.update_from_flattened_dict(done)
+    base.update_from_flattened_dict(changeable)
     return base
 
 
 def _read_beside(path: Path) -> dict[str, Any] | None:
-    """The object of a file beside checkpoints; None, and a warning, without one."""
+    """Reads a JSON file of the directory; None, and a warning, if that fails."""
     try:
         found = json.loads(path.read_bytes())
         if not isinstance(found, dict):

@@ -59,7 +59,7 @@ def test_a_second_plugin_trains(monkeypatch):
     expected = values["loss_supervised"] + 0.1 * values["shrink"]
     weight = plain["unlabeled_weight"] / 2
     np.testing.assert_allclose(values["unlabeled_weight"], weight, rtol=1e-6)
-    ramped = tiny.setup(cfg).step.unlabeled_weight(jnp.asarray(0))
+    ramped = tiny.setup(cfg).step.alpha_at(jnp.asarray(0))
     expected += float(ramped) * values["loss_unlabeled"]
     np.testing.assert_allclose(values["loss"], expected, rtol=1e-5)
     assert np.any(state.params["plugin"]["scale"] != 1)

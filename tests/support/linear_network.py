@@ -72,7 +72,7 @@ def step(method, members, student, teacher, inputs, state):
             Reduction(None, counts),
             objective.SupervisedLoss("ce", members, 0.7, 10),
             scale=method.scale,
-            unlabeled_weight=0.25,
+            alpha=0.25,
         )
         return total, (terms, outputs.state)
 

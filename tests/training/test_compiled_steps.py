@@ -52,11 +52,11 @@ def test_a_phase_is_compiled_once_wherever_a_run_begins():
     counting = Counting()
     programs = Programs(counting, config)
     epoch = tiny.STEPS_PER_EPOCH
-    assert programs.lack(2 * epoch)
-    served = [programs.at(step) for step in range(2 * epoch, 5 * epoch)]
+    assert programs.needs_compiling(2 * epoch)
+    served = [programs.get(step) for step in range(2 * epoch, 5 * epoch)]
     assert served == [1] * epoch + [2] * (2 * epoch)
-    assert not programs.lack(0) and programs.at(epoch) == 1
-    changes = [step for step in range(1, 5 * epoch) if programs.change(step)]
+    assert not programs.needs_compiling(0) and programs.get(epoch) == 1
+    changes = [step for step in range(1, 5 * epoch) if programs.begins_phase(step)]
     assert changes == [epoch, 3 * epoch]
     assert len(counting.compiled) == 2
 

@@ -101,7 +101,7 @@ def test_nothing_to_divide_by_gives_zero_and_finite_gradients():
 
 def _shares(views, refined=None):
     refined = views if refined is None else refined
-    found = step_metrics.view_metrics(views, refined, scale=0.5, unlabeled_weight=0.25)
+    found = step_metrics.view_metrics(views, refined, scale=0.5, alpha=0.25)
     return {k: (float(a), float(b)) for k, (a, b) in found.items()}
 
 

@@ -89,13 +89,11 @@ def test_shares_of_classes_are_those_of_the_whole_batch(unimatch):
 def test_the_weight_of_the_unlabeled_loss_grows_and_then_stays():
     cfg = tiny.config("method=mean_teacher", method__rampup=4, mpmc__alpha=0.5)
     step = tiny.setup(cfg).step
-    found = [
-        float(step.unlabeled_weight(jnp.asarray(t))) for t in (0, 1, 2, 3, 4, 5, 400)
-    ]
+    found = [float(step.alpha_at(jnp.asarray(t))) for t in (0, 1, 2, 3, 4, 5, 400)]
     expected = [0.5 * np.exp(-5 * (1 - t / 4) ** 2) for t in range(4)] + [0.5] * 3
     np.testing.assert_allclose(found, expected, rtol=1e-6)
     published = tiny.config("method=unimatch")
-    assert tiny.setup(published).step.unlabeled_weight(jnp.asarray(3)) == 0.25
+    assert tiny.setup(published).step.alpha_at(jnp.asarray(3)) == 0.25
     preset = tiny.config("method=mean_teacher", train__steps=307)
     assert tiny.setup(preset).step.rampup == 30
 

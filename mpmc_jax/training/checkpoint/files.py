@@ -1,6 +1,5 @@
-"""The files of checkpoints: read, moved away where damaged, or not written, and why."""
+"""The files of checkpoints: reads them, checks them and sets damaged ones aside."""
 
-import functools
 import glob
 import json
 import logging
@@ -8,9 +7,7 @@ import math
 import os
 import re
 import shutil
-import sys
 import zlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,22 +15,23 @@ import jax
 import orbax.checkpoint as ocp
 
 from mpmc_jax import distributed
+from mpmc_jax.training.checkpoint import orbax_logging
 from mpmc_jax.training.checkpoint.integrity import CheckpointError
 
 _LOG = logging.getLogger(__name__)
 
 SCORE = "score"
 
-# Where Orbax moves a step that is not kept: readers meet it whole, or not at all.
+# Where Orbax moves a step before deleting it: readers find it whole, or not at all.
 DELETED = "deleted"
 
 _SEAL = "meta_checksum"
-# The format of which not all checkpoints have that seal.
+# Version 3 had no seal in part; kept so that it is refused by version, not as damaged.
 _UNSEALED = 3
 
 
 def steps(directory: Path) -> list[int]:
-    """The steps that are saved there, in order; not the one being saved."""
+    """Lists the steps that are saved there, in order; not the one being saved."""
     return sorted(int(path.name) for path in directory.iterdir() if _is_step(path))
 
 
@@ -42,12 +40,12 @@ def _is_step(path: Path) -> bool:
 
 
 def metrics_file(step: Path) -> Path:
-    """Where Orbax keeps the metrics of a step's folder."""
+    """Returns the file in a step's folder where Orbax keeps the metrics."""
     return step / "metrics" / "metrics"
 
 
 def set_aside(folder: Path, why: str) -> None:
-    """Renames a step's folder to damaged-STEP, and says so."""
+    """Renames a step's folder to damaged-STEP, and logs it."""
     target = folder.with_name(f"damaged-{folder.name}")
     number = 1
     while target.exists():
@@ -58,7 +56,7 @@ def set_aside(folder: Path, why: str) -> None:
 
 
 def score(step: Path) -> float | None:
-    """The score in a step's folder; None where a run just deleted the folder.
+    """Reads the score in a step's folder; None where a run just deleted the folder.
 
     Raises:
       CheckpointError: the file of the score is damaged or missing.
@@ -97,21 +95,21 @@ def set_aside_unreadable(directory: Path) -> None:
 
 
 def remove_rest(directory: Path) -> None:
-    """Removes what a killed run was saving or deleting."""
+    """Removes the steps that a killed run was saving or deleting."""
     for path in directory.glob("*.orbax-checkpoint-tmp*"):
         shutil.rmtree(path, ignore_errors=True)
     remove_deleted(directory)
 
 
 def remove_deleted(directory: Path) -> None:
-    """Frees the room of the steps that are not kept."""
+    """Deletes the steps that are not kept, to free their disk space."""
     folder = directory / DELETED
     for path in list(folder.iterdir()) if folder.is_dir() else []:
         shutil.rmtree(path, ignore_errors=True)
 
 
 def check_path(directory: Path) -> None:
-    """Refuses a path that Orbax takes for a pattern: it could not read its own files.
+    """Refuses a path that Orbax would read as a pattern, and not find its own files.
 
     Raises:
       CheckpointError: the path has one of the characters * ? [.
@@ -124,7 +122,7 @@ def check_path(directory: Path) -> None:
 
 
 def check_writable(directory: Path) -> None:
-    """Makes the directory if it is not there.
+    """Makes the directory if it does not exist, and checks that it can be written.
 
     Raises:
       CheckpointError: it cannot be made or written.
@@ -137,12 +135,15 @@ def check_writable(directory: Path) -> None:
     except OSError as error:
         raise CheckpointError(
             f"cannot write checkpoints to {directory}: {error.strerror}; choose "
-            "another --workdir or mend its permissions"
+            "another --workdir or fix its permissions"
         ) from error
 
 
 def read(folder: Path, **items: ocp.args.CheckpointArgs) -> Any:
-    """Items of a step's folder; whatever it raises, other processes do not wait."""
+    """Reads items of a step's folder in this process alone.
+
+    If it raises, no other process waits for this one.
+    """
     alone = ocp.options.MultiprocessingOptions(
         primary_host=None, active_processes={jax.process_index()}
     )
@@ -152,40 +153,20 @@ def read(folder: Path, **items: ocp.args.CheckpointArgs) -> Any:
             # Orbax reads no relative paths.
             return reader.restore(folder.absolute(), args=ocp.args.Composite(**items))
         except Exception:
-            _hide_late_reads()
+            orbax_logging.hide_closed_loops()
             raise
 
 
-def _hide_late_reads() -> None:
-    """Keeps TensorStore's threads from printing a traceback below the error.
-
-    Orbax closes its event loop at the first array that cannot be read; the reads
-    that still go on then tell a loop that is closed, and nobody waits for them.
-    """
-    hook = sys.unraisablehook
-    if getattr(hook, "func", None) is not _except_late_reads:
-        sys.unraisablehook = functools.partial(_except_late_reads, hook)
-
-
-def _except_late_reads(
-    hook: Callable[["sys.UnraisableHookArgs"], object],
-    unraisable: "sys.UnraisableHookArgs",
-) -> None:
-    error = unraisable.exc_value
-    if not (isinstance(error, RuntimeError) and str(error) == "Event loop is closed"):
-        hook(unraisable)
-
-
 def sealed(meta: dict[str, Any]) -> dict[str, Any]:
-    """A checkpoint's metadata with its own checksum, for `read_meta`."""
+    """Adds to a checkpoint's metadata their own checksum, for `read_meta`."""
     return {**meta, _SEAL: _checksum(meta)}
 
 
 def read_meta(folder: Path) -> dict[str, Any]:
-    """The metadata of a step's folder.
+    """Reads the metadata of a step's folder.
 
     Raises:
-      ValueError: it is not what was written.
+      ValueError: they are not what was written.
     """
     meta = read(folder, meta=ocp.args.JsonRestore())["meta"]
     if not isinstance(meta, dict):
@@ -202,7 +183,7 @@ def _checksum(meta: dict[str, Any]) -> int:
 
 
 def of_another_process(error: BaseException | None) -> BaseException | None:
-    """What JAX raised below an error of several processes: one of them is gone."""
+    """Finds JAX's error that another process is gone below an error, or None."""
     if distributed.is_alone():
         return None
     while error is not None and not isinstance(error, jax.errors.JaxRuntimeError):
@@ -211,12 +192,12 @@ def of_another_process(error: BaseException | None) -> BaseException | None:
 
 
 def first_line(error: Exception) -> str:
-    """An error in at most 100 characters."""
+    """Shortens an error to its first line, at most 100 characters."""
     text = (str(error).splitlines() or [type(error).__name__])[0]
     return text if len(text) <= 100 else f"{text[:100]} ..."
 
 
 def reason(error: Exception) -> str:
-    """Why a file could not be written, of the errors that TensorStore raises."""
+    """Extracts from TensorStore's errors why a file could not be written."""
     number = re.search(r"os_error_code='(\d+)'", str(error))
     return os.strerror(int(number[1])) if number else first_line(error)

@@ -1,4 +1,4 @@
-"""What a tree of arrays is (names, types, shapes), and whether it is the right one."""
+"""Describes trees of arrays (names, types, shapes, checksum) and compares them."""
 
 import zlib
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ class CheckpointError(RuntimeError):
 
 
 def describe(tree: PyTree) -> dict[str, str]:
-    """Name -> type and shape of every leaf."""
+    """Maps the name of every leaf to its type and shape."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {
         jax.tree_util.keystr(path): f"{leaf.dtype}{list(leaf.shape)}"
@@ -25,7 +25,7 @@ def describe(tree: PyTree) -> dict[str, str]:
 
 
 def checksum(tree: PyTree) -> int:
-    """CRC-32 over names, types, shapes and bytes of all leaves."""
+    """Computes the CRC-32 over names, types, shapes and bytes of all leaves."""
     value = 0
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         array = np.ascontiguousarray(leaf)
@@ -36,7 +36,7 @@ def checksum(tree: PyTree) -> int:
 
 
 def differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
-    """A line for every name whose value is another there (found) than now (wanted)."""
+    """Returns a line per name whose value there (found) differs from now (wanted)."""
     return [
         f"  {name}: {found.get(name, 'absent')!r} there, "
         f"{wanted.get(name, 'absent')!r} now"
@@ -46,7 +46,7 @@ def differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str
 
 
 def check_fit(folder: Path, found: dict[str, str], wanted: dict[str, str]) -> None:
-    """Orbax would cut or pad arrays of another shape without a word.
+    """Checks names, types and shapes: Orbax would silently cut or pad arrays.
 
     Raises:
       CheckpointError: the checkpoint in `folder` is of another network.

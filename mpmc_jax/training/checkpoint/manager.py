@@ -1,11 +1,11 @@
-"""Saving and restoring a run with Orbax, safe against files.
+"""Saves and restores a run with Orbax, verified against damaged files.
 
 A checkpoint is the state's arrays plus a JSON item with the format version, what the
 run is trained on, the data iterator's position and a checksum. Orbax restores flipped
-bytes without a word, and cannot open a directory with a truncated metrics file; so
+bytes without an error, and cannot open a directory with a truncated metrics file. So
 every restore is checked, steps are tried newest first, and a damaged one is set aside,
-not deleted. The first save of a program is read back, as paths and file systems differ
-in what they keep.
+not deleted. The first save of a program is read back, because some paths and file
+systems do not return what was written.
 """
 
 import contextlib
@@ -38,12 +38,12 @@ from mpmc_jax.training.workdir import complete, flatten
 _LOG = logging.getLogger(__name__)
 
 FORMAT_VERSION = 4
-_UNRANKED = -1.0  # below every score
+_UNRANKED = -1.0  # lower than every score
 
 
 @dataclasses.dataclass(frozen=True)
 class Restored:
-    """A checkpoint read back.
+    """A checkpoint that was read.
 
     Attributes:
       state: as NumPy on the host.
@@ -57,18 +57,18 @@ class Restored:
 
 
 class CheckpointGoneError(CheckpointError):
-    """The run under way deleted the checkpoint while it was read."""
+    """The run, still training, deleted the checkpoint while it was read."""
 
 
 def find(directory: Path, which: str) -> int:
-    """The step of a chosen checkpoint; changes nothing there.
+    """Finds the step of a chosen checkpoint; changes no file.
 
     Args:
-      directory: a run's checkpoints; the run may be under way.
+      directory: a run's checkpoints; the run may still be training.
       which: "last", "best" or a step.
 
     Raises:
-      CheckpointError: there is none; lists what there is.
+      CheckpointError: there is none; the message lists what there is.
     """
     if not directory.is_dir():
         raise CheckpointError(f"{directory} holds no checkpoint: it does not exist")
@@ -94,7 +94,7 @@ def find(directory: Path, which: str) -> int:
 
 
 def read_run(directory: Path, step: int) -> dict[str, Any]:
-    """What the run was trained on, as `Checkpointer` was given it.
+    """Reads what the run was trained on, as it was given to `Checkpointer`.
 
     Raises:
       CheckpointError: the checkpoint is damaged or of another format version.
@@ -105,7 +105,7 @@ def read_run(directory: Path, step: int) -> dict[str, Any]:
 
 
 def read(directory: Path, step: int, like: TrainState) -> Restored:
-    """Reads a checkpoint; changes nothing there.
+    """Reads a checkpoint; changes no file.
 
     Args:
       directory: a run's checkpoints.
@@ -165,9 +165,9 @@ class Checkpointer:
     """Keeps the newest `keep` checkpoints of a run and the best by its score.
 
     Args:
-      directory: theirs alone.
-      keep: how many of the newest, at least 1.
-      run: what the run is trained on, for JSON; every checkpoint carries it.
+      directory: a directory for checkpoints alone.
+      keep: how many of the newest to keep, at least 1.
+      run: what the run is trained on, as JSON values; every checkpoint stores it.
 
     Raises:
       CheckpointError: the directory cannot be written, or Orbax cannot use its path.
@@ -214,7 +214,7 @@ class Checkpointer:
     def save(
         self, state: TrainState, data_state: dict[str, Any], *, wait: bool = False
     ) -> None:
-        """Saves in the background, without a score; what is saved already stays.
+        """Saves in the background, without a score; a step that is saved already stays.
 
         Args:
           state: one copy of the state, on the host or a device.
@@ -222,7 +222,7 @@ class Checkpointer:
           wait: return only when it is on disk.
 
         Raises:
-          CheckpointError: this save failed, or the one before.
+          CheckpointError: this save failed, or the previous one.
         """
         arrays = to_host(state)
         step = int(arrays.step)
@@ -255,7 +255,7 @@ class Checkpointer:
             self._check_saved(step, arrays)
 
     def _check_saved(self, step: int, arrays: TrainState) -> None:
-        """Reads the first save back: a run must not learn at its restart.
+        """Reads the first save back; otherwise a failure would surface only at restart.
 
         Raises:
           CheckpointError: it cannot be read.
@@ -264,7 +264,7 @@ class Checkpointer:
         if distributed.is_first():
             try:
                 _restore(folder, arrays)
-            except Exception as error:  # whatever it is, the save is worth nothing
+            except Exception as error:  # any error makes the save useless
                 why = files.first_line(error)
         if not distributed.all_agree(not why):
             raise CheckpointError(
@@ -275,25 +275,25 @@ class Checkpointer:
         self._read_back = True
 
     def wait(self) -> None:
-        """Returns when what is being saved is on disk.
+        """Waits until the save in the background is on disk.
 
         Raises:
-          CheckpointError: it could not be written.
+          CheckpointError: the save failed.
         """
         with self._writing():
             self._manager.wait_until_finished()
 
     def rank(self, step: int, score: float | None) -> None:
-        """Notes the score of a saved step, by which the best is chosen and kept.
+        """Stores the score of a saved step, by which the best is chosen and kept.
 
-        The best one before stays until the next save.
+        The previous best checkpoint stays until the next save.
 
         Args:
-          step: one that is saved, or being saved.
-          score: of its evaluation, process 0's; None ranks below all.
+          step: a step that is saved, or being saved.
+          score: score of its evaluation in process 0; None ranks lowest.
 
         Raises:
-          CheckpointError: that save failed, or the score cannot be written.
+          CheckpointError: the save failed, or the score cannot be written.
         """
         self.wait()
         with self._writing():
@@ -305,22 +305,22 @@ class Checkpointer:
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
-        """A failure may be that of the save before, which went on in the background."""
+        """Explains a failure, maybe that of the previous save in the background."""
         try:
             yield
         except Exception as error:  # TensorStore's are ValueErrors
             if (lost := files.of_another_process(error)) is not None:
-                raise lost  # noqa: B904  it lies below this error already
+                raise lost  # noqa: B904  this error has it as a cause already
             raise CheckpointError(
                 f"saving to {self._directory} failed: {files.reason(error)}; the "
-                "checkpoints there are intact: free space or mend permissions, then "
+                "checkpoints there are intact: free space or fix permissions, then "
                 "run the same command again"
             ) from error
 
     def restore_latest(self, like: TrainState) -> Restored | None:
-        """The newest intact checkpoint, or None where there never was any.
+        """Restores the newest intact checkpoint; None if no step was ever saved.
 
-        Damaged ones on the way are set aside.
+        Newer ones that are damaged are set aside.
 
         Raises:
           CheckpointError: a checkpoint of another format version or run, one whose
@@ -353,7 +353,10 @@ class Checkpointer:
         return None
 
     def _newest(self) -> int:
-        """Process 0's, for files may reach others later; -1 where there is none."""
+        """Returns the newest step that process 0 sees, -1 if there is none.
+
+        Files may become visible to other processes later.
+        """
         return distributed.from_first(max(self._manager.all_steps(), default=-1))
 
     def _check_run(self, folder: Path) -> None:
@@ -363,14 +366,15 @@ class Checkpointer:
             raise CheckpointError(
                 f"{folder} is of a run with other settings or data:\n"
                 + "\n".join(lines)
-                + "\nUse a new --workdir, or the same to go on with that run."
+                + "\nUse a new --workdir, or the same settings and data to resume "
+                "that run."
             )
 
     def __enter__(self) -> "Checkpointer":
         return self
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
-        """Closes; behind an error, what fails then is only told: it is no cause."""
+        """Closes; its failure is only logged if an error is already propagating."""
         try:
             self.close()
         except Exception as failed:
@@ -379,10 +383,10 @@ class Checkpointer:
             _LOG.error("%s", failed)
 
     def close(self) -> None:
-        """Waits for the save under way.
+        """Waits for the save in the background, and closes the directory.
 
         Raises:
-          CheckpointError: it failed.
+          CheckpointError: the save failed.
         """
         with self._writing():
             self._manager.wait_until_finished()

@@ -1,4 +1,4 @@
-"""Keeps what Orbax says to its developers from a run's users."""
+"""Hides what Orbax prints about failed saves and restores besides raising an error."""
 
 import logging
 import sys
@@ -6,22 +6,30 @@ from typing import Any
 
 
 def silence_failures() -> None:
-    """Of saves and restores, which are raised, and need no tracebacks besides.
+    """Hides Orbax's log tracebacks and its late errors.
 
-    A failed save is logged with one first. A failed one of either kind leaves others
-    under way, which then miss their loop and tell `sys.unraisablehook` so, at any later
-    time; nothing is lost by it.
+    Failed saves and restores raise; their log tracebacks are suppressed.
     """
     logging.getLogger("absl").addFilter(_without_traceback)
+    hide_closed_loops()
+
+
+def hide_closed_loops() -> None:
+    """Hides the error "Event loop is closed" of operations that nobody waits for.
+
+    Orbax closes its event loop at the first array that cannot be read or written. The
+    operations on other arrays still run in threads, find the loop closed at some later
+    time, and Python reports that to `sys.unraisablehook`. Nothing is lost by it.
+    """
     previous = sys.unraisablehook
-    if getattr(previous, "silences_failures", False):
+    if getattr(previous, "hides_closed_loops", False):
         return
 
     def hook(unraisable: Any) -> None:
         if "Event loop is closed" not in str(unraisable.exc_value):
             previous(unraisable)
 
-    hook.silences_failures = True  # pyright: ignore
+    hook.hides_closed_loops = True  # pyright: ignore
     sys.unraisablehook = hook
 
 
