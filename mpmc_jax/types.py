@@ -1,12 +1,20 @@
-"""The data that passes between the parts, and the legend of shape suffixes.
+"""The data types that the parts exchange, and the legend of shape suffixes.
 
-Array names carry their axes in lower case:
+Array names end in the letters of their axes:
 
-    b examples on one device      h, w rows and columns of the array at hand
-    c image channels or classes   d feature channels      r patches (h*w of a tap)
+    b     examples on one device
+    g     groups of examples (`train.group_size`)
+    h, w  rows and columns of the array at hand
+    c     image channels or classes; i, o input and output channels of a kernel
+    d     feature channels
+    n     items of a flat list (the pixels of a map, the negatives of an anchor)
+    m     anchors per class
+    1, 4  an axis of that length
 
-So `logits_bhwc` are class scores and `label_bhw` a label map. Everything here is
-plain data: no part of the training loop, no network and no file is needed to make it.
+So `logits_bhwc` are class scores and `label_bhw` a label map. In docstrings, C
+stands for the classes where c stands for image channels, and (H,W) for the size of a
+whole image where (h,w) is a smaller one. Everything here is plain data: no part of
+the training loop, no network and no file is needed to create it.
 """
 
 import dataclasses
@@ -21,7 +29,7 @@ PyTree = Any
 
 IGNORE_LABEL = 255
 
-# What a view's loss may be, see `training.objective.view_loss`.
+# The losses that a view may have, see `training.objective.view_loss`.
 ViewLoss = Literal["ce", "balanced_ce", "dice"]
 VIEW_LOSSES: tuple[ViewLoss, ...] = get_args(ViewLoss)
 
@@ -30,12 +38,12 @@ class Crops(struct.PyTreeNode):
     """The crops of one stream in a batch, with random geometry but no color changes.
 
     Attributes:
-      image: (b,h,w,c) uint8; with `data.resident` crop plans until they are placed.
+      image: (b,h,w,c) uint8 (crop plans instead, with `data.resident`, until placed).
       extent: (b,4) int32, the rectangle of real pixels (top, left, bottom, right);
         everything outside is padding.
       index: (b,) int32, the example's position in its id list.
-      record: (b,) int32, the example's position in the global batch. Random keys
-        derive from it, never from a device number.
+      record: (b,) int32, the example's position in the global batch (not a stored
+        record of `data/`). Random keys derive from it, never from a device number.
       label: (b,h,w) uint8 with 255 for void, or None for unlabeled crops.
     """
 
@@ -52,10 +60,10 @@ class Batch(struct.PyTreeNode):
     Attributes:
       labeled: crops with labels.
       unlabeled: crops without labels, or None for a supervised method.
-      partner: a crop to mix with each unlabeled one, or None. It is of the same image
-        (UniMatch), or of one that the method requested some steps before (AEL).
-      source: labeled crops to copy objects from (AEL), or None; a crop is all void if
-        nothing is copied.
+      partner: a crop to mix with each unlabeled one, or None. It comes from the same
+        image (UniMatch), or from one that the method requested some steps ago (AEL).
+      source: labeled crops to copy objects from (AEL), or None; a crop is entirely
+        void if nothing is copied.
     """
 
     labeled: Crops
@@ -65,7 +73,7 @@ class Batch(struct.PyTreeNode):
 
 
 class Features(struct.PyTreeNode):
-    """What an encoder hands to a decoder.
+    """The feature maps that an encoder passes to a decoder.
 
     Attributes:
       taps: name of the layer -> (b,h,w,d) map.
@@ -77,7 +85,7 @@ class Features(struct.PyTreeNode):
 
 
 class Prediction(struct.PyTreeNode):
-    """What a segmenter says, at the decoder's stride or at full size.
+    """The output of a segmenter, at the decoder's stride or at full size.
 
     Attributes:
       logits: (b,h,w,c) float32.
@@ -93,10 +101,10 @@ class Prediction(struct.PyTreeNode):
 
 
 class Network(struct.PyTreeNode):
-    """A segmenter with its variables: the handle through which methods see networks.
+    """A segmenter with its variables, through which methods call networks.
 
-    Train-mode calls move the running statistics, so every call returns the handle
-    to use next; the order of calls is the order of updates.
+    Train-mode calls update the running statistics, so every call returns the network
+    to use next; the statistics are updated in the order of the calls.
     """
 
     module: Any = struct.field(pytree_node=False)
@@ -110,7 +118,7 @@ class Network(struct.PyTreeNode):
         if not self.train:
             out = self.module.apply(variables, *args, method=method_fn, **kwargs)
             return out, self
-        out, moved = self.module.apply(
+        out, updated = self.module.apply(
             variables,
             *args,
             train=True,
@@ -118,30 +126,30 @@ class Network(struct.PyTreeNode):
             mutable=["batch_stats"],
             **kwargs,
         )
-        # A partial pass touches part of the statistics; Flax returns all of them.
+        # A partial pass updates part of the statistics; Flax returns all of them.
         # A network without batch norm has none.
-        return out, self.replace(batch_stats=moved.get("batch_stats", {}))
+        return out, self.replace(batch_stats=updated.get("batch_stats", {}))
 
     def encode(
         self, images: Array, until: str | None = None, dropout_keys: Array | None = None
     ):
-        """(b,h,w,c) normalized images, (b,) keys of dropout -> (Features, Network)."""
+        """(b,h,w,c) normalized images, (b,) dropout keys -> (Features, Network)."""
         drawn = {} if dropout_keys is None else {"dropout_keys": dropout_keys}
         return self._apply("encode", images, until=until, **drawn)
 
     def decode(self, features: Features, dropout: Mapping[str, Array] | None = None):
         """Features -> (Prediction at the decoder's stride, Network).
 
-        `dropout` multiplies maps of the decoder, by name: (b,1,1,d) each.
+        `dropout` maps names of the decoder's maps to multipliers, (b,1,1,d) each.
         """
         return self._apply("decode", features, dropout=dropout)
 
     def upsample(self, logits: Array, size: tuple[int, int]) -> Array:
-        """Logits at the decoder's stride -> (b,*size,c), as this network does it."""
+        """Upsamples logits at the decoder's stride to (b,*size,c)."""
         return self.module.upsample(logits, size)
 
     def taps(self, images: Array, tap: str) -> Array:
-        """The map of one tap, without moving any statistic: (b,h,w,d)."""
+        """The map of one tap, without updating any statistics: (b,h,w,d)."""
         if tap != "decoder":
             features, _ = self.encode(images, until=tap)
             return features.taps[tap]
@@ -159,12 +167,12 @@ class Network(struct.PyTreeNode):
 
 
 class Region(struct.PyTreeNode):
-    """Where a loss term counts; known before any prediction.
+    """The pixels that a loss term counts, as far as known before any prediction.
 
     Attributes:
-      valid: (b,h,w) bool, the pixels by whose number the base method divides.
+      valid: (b,h,w) bool, the pixels counted in the base method's divisor.
       real: (b,h,w) bool, the pixels that come from an image (and, for the
-        supervised term, carry a label). The plug-in looks at these alone.
+        supervised term, carry a label). The plug-in uses only these.
     """
 
     valid: Array
@@ -178,9 +186,9 @@ class Supervised(struct.PyTreeNode):
       logits: (b,h,w,c) full size.
       taps: tap name -> (b,h,w,d).
       label: (b,h,w) integer, after any pasting.
-      region: where it counts.
+      region: the pixels that count.
       auxiliary: (b,h,w,c) logits of the auxiliary head, or None.
-      name: names the term in the metrics; begins with "supervised".
+      name: the term's name in the metrics; begins with "supervised".
     """
 
     logits: Array
@@ -192,25 +200,25 @@ class Supervised(struct.PyTreeNode):
 
 
 class View(struct.PyTreeNode):
-    """One way in which a target supervises a prediction.
+    """A student's prediction with the target that supervises it.
 
     Attributes:
       logits: (b,h,w,c) student logits at full size.
       taps: tap name -> (b,h,w,d) of the same pass.
-      image: (b,h,w,c) normalized weak image, mixed as the view was; what a plug-in
-        shows to its teacher.
+      image: (b,h,w,c) normalized weak image, mixed like the view; a plug-in passes it
+        to its teacher.
       target: (b,h,w) integer pseudo-labels.
       weight: (b,h,w) weight of each pixel's loss; 0 where its confidence is too low.
-      region: where it counts. The term divides by the number of `region.valid`
-        pixels of the whole batch unless `normalizer` is given.
-      teacher: the network that made the target, frozen.
+      region: the pixels that count. The term is divided by the number of
+        `region.valid` pixels in the whole batch unless `normalizer` is given.
+      teacher: the network that predicted the target, frozen.
       truth: (b,h,w) bool, pixels whose target is ground truth, or None.
-      normalizer: this device's share of another divisor: one that depends on
-        predictions, or a number of groups.
-      name: names the term in the metrics.
+      normalizer: this device's share of another divisor, such as the number of groups
+        or one that depends on predictions.
+      name: the term's name in the metrics.
       loss: one of `VIEW_LOSSES`.
-      coefficient: the method's own weight of the term, before alpha.
-      unlabeled: False where the images are labeled ones.
+      coefficient: the method's own weight of the term, to be multiplied by alpha.
+      unlabeled: whether the images are unlabeled.
     """
 
     logits: Array
@@ -230,17 +238,17 @@ class View(struct.PyTreeNode):
 
 @dataclasses.dataclass(frozen=True)
 class Streams:
-    """The crops that a method asks of the data pipeline.
+    """The crops that a method needs from the data pipeline.
 
     Attributes:
       unlabeled: whether there is an unlabeled stream.
-      one_per_group: whether there is one unlabeled image per group, instead of one per
-        labeled image.
+      one_per_group: True for one unlabeled image per group, False for one per labeled
+        image.
       partner: crops to mix with the unlabeled ones. "none"; "same", a second crop of
-        each unlabeled image; "other", unlabeled images in an order of their own;
+        each unlabeled image; "other", unlabeled images in a separate order;
         "requested", images that the method requests during the run.
       source: range of scales of copy-paste sources, or None for no sources.
-      order: how the labeled list fills an epoch, see `data.sampling`.
+      order: how an epoch is filled from the labeled list, see `data.sampling`.
       geometry: how crops are drawn; a key of `GEOMETRIES` in
         `data.geometry.registry`.
       fill: color of the padding, a key of `data.geometry.cropping.FILLS`.
@@ -275,11 +283,11 @@ class Streams:
 
 
 class Term(struct.PyTreeNode):
-    """A loss term of a method's own: a mean over devices and micro-batches.
+    """An additional loss term of a method: a mean over devices and micro-batches.
 
     Attributes:
       total: () this device's sum, with its gradient.
-      count: () what it was summed over.
+      count: () how many values were summed.
       weight: factor in the objective; the metrics show the mean without it.
     """
 
@@ -289,15 +297,15 @@ class Term(struct.PyTreeNode):
 
 
 class Outputs(struct.PyTreeNode):
-    """What `Method.views` returns.
+    """The result of `Method.views`.
 
     Attributes:
       supervised: the labeled part of every student.
-      views: the unlabeled parts, empty for a supervised method.
-      students: the networks after the passes, with their moved statistics.
+      views: the views with their targets, empty for a supervised method.
+      students: the networks after the passes, with their updated statistics.
       state: the method's own state after the step.
       metrics: name -> (sum, count) of this device, averaged over devices.
-      extra: name -> loss term of the method's own.
+      extra: name -> additional loss term.
     """
 
     supervised: tuple[Supervised, ...]

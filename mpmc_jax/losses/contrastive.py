@@ -1,8 +1,8 @@
 """U2PL's pixel contrast: anchors, prototypes, and banks of negative keys.
 
-Everything has a static shape. The banks of all classes lie one after the other in one
-array, each a ring of its own capacity, so that a large bank of one class costs the
-others nothing.
+All shapes are static. The banks of all classes are concatenated in one array; each is
+a ring buffer with its own capacity, so that a large bank for one class does not
+enlarge the others.
 
 Source: Wang et al., CVPR 2022, section 3.3; its released compute_contra_memobank_loss.
 """
@@ -19,16 +19,16 @@ from mpmc_jax.losses.sampling import nth_true, pick
 from mpmc_jax.precision import at_least_float32
 from mpmc_jax.types import Array
 
-_EPSILON = 1e-8  # least norm in a cosine, as in PyTorch
+_EPSILON = 1e-8  # smallest product of norms in a cosine, as in PyTorch
 
 
 class Bank(struct.PyTreeNode):
-    """Keys of every class.
+    """The negative keys of all classes.
 
     Attributes:
       keys: (sum of capacities, d).
-      pointer: (c,) int32, where the next key of each class goes, within its ring.
-      size: (c,) int32, keys in each ring.
+      pointer: (c,) int32, position in the ring where the next key of a class goes.
+      size: (c,) int32, number of keys in each ring.
     """
 
     keys: Array
@@ -38,21 +38,21 @@ class Bank(struct.PyTreeNode):
 
 @dataclasses.dataclass(frozen=True)
 class Rings:
-    """Where the ring of each class lies in the array of keys.
+    """The layout of the rings of all classes in the array of keys.
 
     Attributes:
-      capacities: of each class.
+      capacities: largest number of keys, per class.
     """
 
     capacities: tuple[int, ...]
 
     @property
     def starts(self) -> np.ndarray:
-        """(c,) int32 first row of each ring."""
+        """The first row of each ring, (c,) int32."""
         return (np.cumsum(self.capacities) - self.capacities).astype(np.int32)
 
     def empty(self, channels: int, dtype: str = "float32") -> Bank:
-        """Banks without keys."""
+        """Returns a bank without keys."""
         none = jnp.zeros(len(self.capacities), jnp.int32)
         keys = jnp.zeros((sum(self.capacities), channels), dtype)
         return Bank(keys, none, none)
@@ -60,14 +60,15 @@ class Rings:
     def push(self, bank: Bank, features_nd: Array, chosen_nc: Array) -> Bank:
         """Appends to every class's ring the features that were chosen for it.
 
-        The oldest keys go first; of more new ones than fit, the last stay.
+        The oldest keys are overwritten first; if more new ones come than fit, the last
+        ones are kept.
         """
         return self.push_each(bank, lambda label: (features_nd, chosen_nc[:, label]))
 
     def push_each(
         self, bank: Bank, choose: Callable[[Array], tuple[Array, Array]]
     ) -> Bank:
-        """As `push`, where a class -> (features (n,d), chosen (n,) bool) of its own."""
+        """Like `push`; `choose` maps a class to its features (n,d), chosen (n,)."""
 
         def one(keys: Array, ring: tuple[Array, ...]):
             label, start, capacity, pointer, size = ring
@@ -78,8 +79,8 @@ class Rings:
             row_n = start + (pointer + place_n) % capacity
             row_n = jnp.where(fits_n, row_n, len(keys))  # out of range: dropped
             keys = keys.at[row_n].set(features_nd.astype(keys.dtype), mode="drop")
-            moved = (pointer + count) % capacity
-            return keys, (moved, jnp.minimum(size + count, capacity))
+            advanced = (pointer + count) % capacity
+            return keys, (advanced, jnp.minimum(size + count, capacity))
 
         capacities = jnp.asarray(self.capacities, jnp.int32)
         labels = jnp.arange(len(self.capacities), dtype=jnp.int32)
@@ -89,18 +90,18 @@ class Rings:
         return Bank(keys, pointer, size)
 
     def rows(self, bank: Bank, label: Array, order: Array) -> Array:
-        """Rows of `bank.keys` for keys of a class numbered from its oldest."""
+        """Rows of `bank.keys` that hold a class's `order`-th oldest keys, from 0."""
         capacity = jnp.asarray(self.capacities, jnp.int32)[label]
         oldest = bank.pointer[label] - bank.size[label]
         return jnp.asarray(self.starts)[label] + (oldest + order) % capacity
 
 
 class Draws(struct.PyTreeNode):
-    """Random numbers in [0, 1) that choose, for the k-th term, anchors and negatives.
+    """Random numbers in [0, 1) that choose the anchors and negatives of each term.
 
     Attributes:
-      anchor: (c,m).
-      negative: (c,m,n).
+      anchor: (c,m), one per anchor of a term.
+      negative: (c,m,n), one per negative of an anchor.
     """
 
     anchor: Array
@@ -126,27 +127,27 @@ def contrast(
     temperature: float,
     released_indexing: bool,
 ) -> Array:
-    """Mean over the present classes of an InfoNCE term each.
+    """The InfoNCE loss of pixels, averaged over the present classes.
 
     Args:
-      features_nd: the student's, of every pixel; gradient flows to these alone.
+      features_nd: the student's feature of every pixel; only these receive gradient.
       anchors_nc: bool, the pixels that may be anchors of a class.
       prototypes_cd: the positive of each class's anchors.
       present_c: bool, the classes that count.
-      rings, bank: negatives, already holding this step's keys.
-      draws: uniform numbers; each picks one of what there is, with replacement.
+      rings, bank: the negatives, including this step's keys.
+      draws: uniform numbers; each picks an anchor or a negative, with replacement.
       temperature: divides the cosines.
       released_indexing: reproduces an indexing bug of the released code: term k uses
         the anchors and the prototype of class k, but negatives of the k-th present
         class. Otherwise all three are those of the k-th present class.
 
     Returns:
-      A scalar. A term without anchors or without negatives is 0, but counts; with
-      one class present, or none, the loss is 0.
+      A scalar. A term without anchors or without negatives is 0, but counts in the
+      mean; with fewer than two classes present the loss is 0.
     """
     num_classes = len(rings.capacities)
     count = jnp.sum(present_c, dtype=jnp.int32)
-    # Present classes first, each group in its order.
+    # Present classes first; both present and absent ones in ascending order.
     ranked = jnp.argsort(~present_c, stable=True)
     prototypes_cd = jax.lax.stop_gradient(prototypes_cd)
 
@@ -168,7 +169,7 @@ def contrast(
         loss = jnp.mean(jax.nn.logsumexp(logits, axis=1) - logits[:, 0])
         return jnp.where((k < count) & (anchors > 0) & (size > 0), loss, 0)
 
-    # The gathered negatives are large; the backward pass gathers them again.
+    # The gathered negatives are large, so the backward pass gathers them again.
     each = jax.lax.map(
         lambda one: jax.checkpoint(term)(*one),
         (jnp.arange(num_classes), draws.anchor, draws.negative),
@@ -183,6 +184,6 @@ def _cosine(a: Array, b: Array) -> Array:
 
 
 def _norm(x: Array) -> Array:
-    """The length, with a gradient of 0 (not NaN) at the zero vector."""
+    """The Euclidean norm, with a gradient of 0 (not NaN) at the zero vector."""
     square = jnp.sum(x * x, axis=-1)
     return jnp.sqrt(jnp.where(square > 0, square, 1)) * (square > 0)

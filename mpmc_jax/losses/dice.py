@@ -23,18 +23,18 @@ def dice_loss(
 
         Dice_c = 1 - (2 sum w s t + 1e-5) / (sum w s^2 + sum w t^2 + 1e-5)
 
-    with s the softmax and t the label as one-hot. All sums run over the whole batch:
-    a class's Dice is no mean over images.
+    with s the softmax and t the one-hot label. All sums run over the whole batch: the
+    Dice of a class is not averaged over images.
 
     Args:
-      logits: (b,h,w,c) class scores; bf16 is computed in float32, float64 stays.
-      labels: (b,h,w) integer classes; `ignore_label` and anything >= c is void.
+      logits: (b,h,w,c) class scores; bfloat16 is cast to float32, float64 is kept.
+      labels: (b,h,w) integer classes; `ignore_label` and values >= c are void.
       weights: (b,h,w) w, or None for 1. Void pixels never count.
       ignore_label: the void label.
-      global_sum: sums over devices.
+      global_sum: sums an array over devices.
 
     Returns:
-      A scalar; 0 where no pixel counts.
+      A scalar; 0 if no pixel counts.
     """
     logits = at_least_float32(logits)
     num_classes = logits.shape[-1]

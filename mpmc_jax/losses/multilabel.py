@@ -1,7 +1,7 @@
-"""Losses of a patch classifier that says which classes a patch contains (eq. 3-6).
+"""Losses of a patch classifier that predicts the classes in a patch (eq. 3-6).
 
-Every loss is the mean over valid patches of the mean over classes (D2): a sum over
-patches, as printed, would grow with the resolution.
+Every loss is a mean over classes and valid patches (D2). The paper prints a sum over
+patches, which would grow with the resolution.
 """
 
 import jax
@@ -21,9 +21,9 @@ def patch_asymmetric_focal(
 ) -> Array:
     """Equation 3 with its minus sign (D1) for every patch, (b,h,w).
 
-    With s the logit of the right answer, sigmoid(-s) is the probability of the wrong
-    one, and both cases of eq. 3 read -sigmoid(-s)**gamma * log sigmoid(s). The power
-    is taken in the logarithm, where 0**0 and its gradient cannot occur.
+    With s the logit of the correct answer, sigmoid(-s) is the probability of the wrong
+    one, and both cases of eq. 3 are -sigmoid(-s)**gamma * log sigmoid(s). The power is
+    computed in log space, where 0**0 and its gradient cannot occur.
     """
     logits_bhwc = at_least_float32(logits_bhwc)
     target_bhwc = target_bhwc.astype(jnp.bool_)
@@ -46,7 +46,7 @@ def asymmetric_focal_loss(
     where: Array | None = None,
     global_sum: GlobalSum = identity,
 ) -> Array:
-    """Asymmetric focal loss of labeled patches, eq. 3-4.
+    """The asymmetric focal loss of labeled patches, eq. 3-4.
 
     Args:
       logits: (b,h,w,c) patch logits.
@@ -54,10 +54,10 @@ def asymmetric_focal_loss(
       gamma_pos: exponent of (1 - q) for classes that occur.
       gamma_neg: exponent of q for classes that do not.
       where: (b,h,w) bool, the valid patches, or None for all.
-      global_sum: sums over devices.
+      global_sum: sums an array over devices.
 
     Returns:
-      A scalar; 0 where no patch is valid.
+      A scalar; 0 if no patch is valid.
     """
     loss_bhw = patch_asymmetric_focal(
         logits, targets, gamma_pos=gamma_pos, gamma_neg=gamma_neg
@@ -88,18 +88,18 @@ def binary_cross_entropy(
     where: Array | None = None,
     global_sum: GlobalSum = identity,
 ) -> Array:
-    """Weighted binary cross-entropy with soft targets, eq. 6.
+    """The weighted binary cross-entropy with soft targets, eq. 6.
 
     Args:
       logits: (b,h,w,c) patch logits of the student.
       targets: (b,h,w,c) probabilities of the teacher.
-      weights: (b,h,w,c) lambda_m, or None for 1. Weights scale, they do not
-        renormalize.
+      weights: (b,h,w,c) lambda_m, or None for 1. They scale the loss, and are not
+        part of the divisor.
       where: (b,h,w) bool, the valid patches, or None for all.
-      global_sum: sums over devices.
+      global_sum: sums an array over devices.
 
     Returns:
-      A scalar; 0 where no patch is valid.
+      A scalar; 0 if no patch is valid.
     """
     loss_bhw = patch_binary_cross_entropy(logits, targets, weights)
     return masked_mean(loss_bhw, _everywhere(loss_bhw, where), global_sum)

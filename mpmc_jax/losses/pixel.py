@@ -18,22 +18,22 @@ from mpmc_jax.types import IGNORE_LABEL, Array, View
 def labeled_pixels(
     label_bhw: Array, num_classes: int, ignore_label: int = IGNORE_LABEL
 ) -> Array:
-    """Pixels that carry a class, (b,h,w) bool: neither `ignore_label` nor >= c."""
+    """Pixels labeled with one of the classes 0..c-1, not void: (b,h,w) bool."""
     in_range = (label_bhw >= 0) & (label_bhw < num_classes)
     return in_range & (label_bhw != ignore_label)
 
 
 def confident_pixels(view: View) -> Array:
-    """Pixels of a view whose pseudo-label counts in its loss, (b,h,w) bool.
+    """Pixels of a view whose pseudo-label counts in its loss: (b,h,w) bool.
 
-    They lie in the view's region, carry a class and have a positive weight.
+    They lie in the view's region, have a class and a positive weight.
     """
     known_bhw = labeled_pixels(view.target, view.logits.shape[-1])
     return (view.weight > 0) & view.region.valid & known_bhw
 
 
 def class_counts(label_bhw: Array, where_bhw: Array, num_classes: int) -> Array:
-    """(c,) int32, how many of the pixels at which `where_bhw` holds have each class."""
+    """Number of pixels of each class where `where_bhw` is True: (c,) int32."""
     classes_c111 = jnp.arange(num_classes)[:, None, None, None]
     hit_cbhw = (label_bhw[None] == classes_c111) & where_bhw[None]
     return jnp.sum(hit_cbhw, axis=(1, 2, 3), dtype=jnp.int32)
@@ -46,28 +46,28 @@ def class_balance(
     *,
     global_sum: GlobalSum = identity,
 ) -> Array:
-    """Factors with which every class that occurs weighs the same.
+    """Per-pixel factors that give every class present the same total weight.
 
         factor[pixel of class c] = N / (K n_c)
 
-    with n_c the counted pixels of class c, N their sum over classes and K the number
-    of classes that have any: the factors of a class add up to N / K, those of all
-    classes to N, as without factors.
+    with n_c the number of counted pixels of class c, N its sum over classes and K the
+    number of classes present. The factors of each class sum to N / K and those of all
+    classes to N, as they do without factors.
 
     Args:
-      label_bhw: integer classes; what is outside 0..c-1 is void.
+      label_bhw: integer classes; values outside 0..c-1 are void.
       where_bhw: bool, the pixels that count.
       num_classes: c.
-      global_sum: sums over devices.
+      global_sum: sums an array over devices.
 
     Returns:
-      (b,h,w), without gradient; 0 where a pixel does not count or is void.
+      (b,h,w), without gradient; 0 for pixels that do not count or are void.
     """
     counts = class_counts(label_bhw, where_bhw, num_classes)
     counts = jax.lax.stop_gradient(global_sum(counts.astype(float)))
     present = jnp.maximum(jnp.sum(counts > 0), 1)
     factor_c = counts.sum() / (present * jnp.maximum(counts, 1))
-    # Class by class, not a gather, see `pixel_cross_entropy`.
+    # A masked sum, not a gather, see `pixel_cross_entropy`.
     hit_bhwc = jax.nn.one_hot(label_bhw, num_classes, dtype=jnp.bool_)
     factor_bhw = jnp.sum(jnp.where(hit_bhwc, factor_c[None, None, None], 0), axis=-1)
     return jnp.where(where_bhw, factor_bhw, 0)
@@ -76,11 +76,11 @@ def class_balance(
 def pixel_cross_entropy(
     logits_bhwc: Array, label_bhw: Array, *, ignore_label: int = IGNORE_LABEL
 ) -> Array:
-    """Cross-entropy of every pixel.
+    """The cross-entropy of every pixel.
 
     Args:
-      logits_bhwc: class scores; bf16 is computed in float32, float64 stays.
-      label_bhw: integer classes. `ignore_label` and anything outside 0..c-1 is void.
+      logits_bhwc: class scores; bfloat16 is cast to float32, float64 is kept.
+      label_bhw: integer classes; `ignore_label` and values outside 0..c-1 are void.
       ignore_label: the void label.
 
     Returns:
@@ -89,11 +89,11 @@ def pixel_cross_entropy(
     logits_bhwc = at_least_float32(logits_bhwc)
     num_classes = logits_bhwc.shape[-1]
     valid_bhw = labeled_pixels(label_bhw, num_classes, ignore_label)
-    # Relative to the largest score, so that a common offset costs no digits.
+    # Relative to the largest score, so that a common offset costs no precision.
     peak_bhw1 = jax.lax.stop_gradient(jnp.max(logits_bhwc, axis=-1, keepdims=True))
     score_bhwc = logits_bhwc - peak_bhw1
     # A masked sum, not a gather: its gradient is elementwise instead of a scatter,
-    # and a void label can never be an index.
+    # and a void label is never used as an index.
     hit_bhwc = jax.nn.one_hot(label_bhw, num_classes, dtype=jnp.bool_)
     own_bhw = jnp.sum(jnp.where(hit_bhwc, score_bhwc, 0), axis=-1)
     loss_bhw = jnp.log(jnp.sum(jnp.exp(score_bhwc), axis=-1)) - own_bhw
@@ -110,23 +110,23 @@ def cross_entropy(
     ignore_label: int = IGNORE_LABEL,
     global_sum: GlobalSum = identity,
 ) -> Array:
-    """Sum of weights * cross-entropy over the *number* of counted pixels.
+    """The weighted sum of the cross-entropy, divided by the *number* of pixels.
 
-    Weights scale the numerator only (eq. 5: lambda_s lowers a pixel's share, it does
-    not renormalize the others'), so weights of 1 give the plain mean.
+    Weights scale the numerator only, so weights of 1 give the plain mean (eq. 5:
+    lambda_s reduces the loss of a pixel without renormalizing the others).
 
     Args:
       logits: (b,h,w,c) class scores.
-      labels: (b,h,w) integer classes; `ignore_label` and anything >= c is void.
+      labels: (b,h,w) integer classes; `ignore_label` and values >= c are void.
       weights: (b,h,w) weights of the pixels, or None for 1.
       where: (b,h,w) bool, the pixels that count, or None for all. Void never counts.
-      count: () the number to divide by, or None for that of the counted pixels. A
-        batch in several parts has the number of the whole batch here.
+      count: () the divisor, or None for the number of counted pixels. If the batch is
+        split into parts, pass the number of pixels in the whole batch.
       ignore_label: the void label.
-      global_sum: sums over devices.
+      global_sum: sums an array over devices.
 
     Returns:
-      A scalar; 0 where no pixel counts.
+      A scalar; 0 if no pixel counts.
     """
     loss_bhw = pixel_cross_entropy(logits, labels, ignore_label=ignore_label)
     counted_bhw = labeled_pixels(labels, logits.shape[-1], ignore_label)
@@ -147,20 +147,21 @@ def ohem_keep(
     min_kept: int,
     ignore_label: int = IGNORE_LABEL,
 ) -> Array:
-    """The hard pixels of an array: those whose own class is improbable.
+    """The hard pixels: those whose true class has a low probability.
 
-    With q the softmax probability of the true class and 1 where void, a valid pixel
-    is kept if q <= max(threshold, the min_kept-th smallest q). If there are no
-    min_kept valid pixels, or min_kept is 0 (the rule is off), all valid ones are.
+    With q the softmax probability of the true class, and 1 for void pixels, a valid
+    pixel is kept if q <= max(threshold, the min_kept-th smallest q). All valid pixels
+    are kept if there are fewer than min_kept, or if min_kept is 0 (OHEM is off).
 
-    The rule ranks over the whole array. Published settings ranked within one GPU's
-    batch: for (g,s,h,w,c) in g groups use `jax.vmap(ohem_keep)` and take one mean.
+    Pixels are ranked over the whole array. Published settings rank them within one
+    GPU's batch: to do that in g groups, map `ohem_keep` over the first axis of
+    (g,n,h,w,c) logits with `jax.vmap`, then take one mean over all groups.
 
     Args:
       logits: (b,h,w,c) class scores.
       labels: (b,h,w) integer classes.
-      threshold: probability at or below which a pixel is hard.
-      min_kept: how many pixels to keep at least; may exceed the array.
+      threshold: pixels with at most this probability are hard.
+      min_kept: the least number of pixels to keep; may exceed the array's size.
       ignore_label: the void label.
 
     Returns:
@@ -177,12 +178,14 @@ def ohem_keep(
     return valid_bhw & (hard_bhw | too_few)
 
 
-@partial(jax.jit, static_argnames="k")  # outside jit, the loop would compile anew
+@partial(
+    jax.jit, static_argnames="k"
+)  # outside jit, each call would compile the loop again
 def _kth_smallest(values: Array, k: int) -> Array:
     """The k-th smallest (from 1) of all values, which must not be negative.
 
-    Such floats are ordered as their bits are, so the answer is found bit by bit, by
-    counting: 20 times faster than a sort on CPUs, and exact.
+    Nonnegative floats are ordered like their bit patterns, so the answer is found bit
+    by bit, by counting: exact, and 20 times faster than a sort on CPUs.
     """
     width = 8 * values.dtype.itemsize
     integer = jnp.dtype(f"int{width}")
@@ -207,7 +210,7 @@ def ohem_cross_entropy(
     ignore_label: int = IGNORE_LABEL,
     global_sum: GlobalSum = identity,
 ) -> Array:
-    """Mean cross-entropy over the hard pixels, see `ohem_keep`; a scalar."""
+    """The mean cross-entropy over the hard pixels, see `ohem_keep`; a scalar."""
     keep_bhw = ohem_keep(
         logits,
         labels,

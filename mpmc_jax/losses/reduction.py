@@ -1,9 +1,10 @@
-"""How per-element losses become scalars, on one device or on many.
+"""The reduction of per-element losses to scalars, on one device or on many.
 
-A mean over a batch that is spread over devices is a global sum over a global count.
-Losses take the sum as an argument, `global_sum`: the identity on one device, a sum over
-devices whose gradient stays local in a parallel step. `Reduction` is what a training
-step passes on: that sum, and the counts of the whole batch.
+The mean over a batch that is spread over devices is a global sum divided by a global
+count. Losses take a function `global_sum`, which sums an array over devices: the
+identity on one device, and in a parallel step a sum over devices whose gradient is that
+of the local part. `Reduction` gives a training step that function, and the pixel counts
+of the whole batch.
 """
 
 import dataclasses
@@ -19,33 +20,33 @@ GlobalSum = Callable[[Array], Array]
 
 
 def identity(x: Array) -> Array:
-    """The `global_sum` of a batch that lies on one device."""
+    """The `global_sum` of a batch on a single device."""
     return x
 
 
 def ratio(numerator: Array, count: Array) -> Array:
-    """The quotient, with 0 for an empty mean (whose numerator is 0)."""
+    """The quotient, with 0 for the mean of nothing (whose numerator is 0)."""
     return numerator / jnp.maximum(count, 1).astype(numerator.dtype)
 
 
 def masked_mean(values: Array, where: Array, global_sum: GlobalSum = identity) -> Array:
-    """Mean of the values at which `where` (bool, same shape) holds; 0 if nowhere."""
-    # Integer counts: float32 stops counting at 2**24, which 26 crops of 801 exceed.
+    """Mean of the values where `where` (bool, same shape) is True; 0 if nowhere."""
+    # Integer counts: float32 is exact only up to 2**24, 26 crops of side 801.
     count = global_sum(jnp.sum(where, dtype=jnp.int32))
     return ratio(global_sum(jnp.sum(jnp.where(where, values, 0))), count)
 
 
 @dataclasses.dataclass(frozen=True)
 class Reduction:
-    """Reduces one device's part of a micro-batch to its share of the whole batch.
+    """Reduces a device's part of a micro-batch to its share of the whole batch's mean.
 
-    Shares add up over micro-batches. Their values are the same on every device, while
-    their gradients are those of the device's own part: the step sums the gradients.
+    Shares add up over micro-batches. Their values are the same on every device; their
+    gradients are those of the device's own part, and the step sums the gradients.
 
     Attributes:
       axis_name: the mapped axis, or None on a single device.
-      counts: name of a loss term -> number of pixels (or patches) of the whole batch.
-      micro_batches: number of parts of the batch.
+      counts: name of a loss term -> number of pixels (or patches) in the whole batch.
+      micro_batches: number of micro-batches in the batch.
     """
 
     axis_name: str | None = None
@@ -53,7 +54,7 @@ class Reduction:
     micro_batches: int = 1
 
     def sum(self, x: Array) -> Array:
-        """Sum over devices; its gradient is that of this device's part."""
+        """Sums over devices; the gradient is that of this device's part."""
         if distributed.count(self.axis_name) == 1:
             return x
         total = distributed.total(x, self.axis_name)
@@ -63,7 +64,7 @@ class Reduction:
         """This micro-batch's share of the mean over the whole batch.
 
         Args:
-          name: of the term whose count divides.
+          name: the term whose count is the divisor.
           x: () this device's sum.
         """
         return ratio(self.sum(x), self.counts[name])

@@ -1,4 +1,4 @@
-"""Uniform draws from masks of static size."""
+"""Uniform draws from the True elements of masks, with static shapes."""
 
 import jax.numpy as jnp
 
@@ -11,6 +11,6 @@ def nth_true(mask_n: Array, order: Array) -> Array:
 
 
 def pick(uniform: Array, count: Array) -> Array:
-    """A number in 0..count-1 from one in [0, 1); 0 where there is none."""
+    """Maps a number in [0, 1) to an integer in 0..count-1; 0 if count is 0."""
     index = jnp.floor(uniform * count).astype(jnp.int32)
     return jnp.clip(index, 0, jnp.maximum(count - 1, 0))

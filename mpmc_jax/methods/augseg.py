@@ -1,8 +1,9 @@
 """AugSeg (CVPR 2023): random intensity operations and adaptive CutMix.
 
-Faithful to the published implementation: labeled images are injected where the
-teacher is unsure of an unlabeled one, in two stages; the term divides by all pixels,
-padding included, which is trained on; the teacher is a copy in the first epoch.
+As in the published implementation, labeled images are injected into unlabeled ones that
+the teacher is unsure of, in two stages; the unlabeled loss divides by all pixels,
+including padding, which is trained on; the teacher is a copy of the student in the
+first epoch.
 """
 
 import dataclasses
@@ -26,7 +27,7 @@ from mpmc_jax.types import (
     View,
 )
 
-# Beta distributions of the share that labeled and unlabeled boxes leave.
+# Beta parameters of lambda, the area outside the box, for labeled and unlabeled boxes.
 _LABELED_BETA = (8.0, 2.0)
 _UNLABELED_BETA = (4.0, 4.0)
 
@@ -37,12 +38,12 @@ class Inputs(struct.PyTreeNode):
     Attributes:
       image, label: (b,h,w,c) labeled images, (b,h,w) labels with 255 void.
       weak, strong: (b,h,w,c) two views of the unlabeled images.
-      real: (b,h,w) bool, their real pixels.
+      real: (b,h,w) bool, the real pixels of the unlabeled images.
       orders: (g,n) the partner of each example within its group.
       labeled_box: (b,h,w) bool, where the partner's labeled image may be injected.
       box: (b,h,w) bool, where the partner's unlabeled image goes.
       coin: (b,) in 0..1; an image is injected into if 1 - its confidence exceeds it.
-      dropout_keys: of the pass over [labeled, mixed], see `Method.dropout_keys`.
+      dropout_keys: for the pass over [labeled, mixed], see `Method.dropout_keys`.
     """
 
     image: Array
@@ -58,13 +59,14 @@ class Inputs(struct.PyTreeNode):
 
 
 class Targets(struct.PyTreeNode):
-    """What the teacher makes of the weak views, mixed.
+    """The teacher's predictions on the weak views, mixed.
 
     Attributes:
-      injected: (b,h,w) bool, pixels of the copies that a labeled image covers.
+      injected: (b,h,w) bool, pixels of an unlabeled image that are replaced by a
+        labeled one, before unlabeled images are mixed.
       label: (b,h,w) int32, 255 where an injected label is void.
-      confidence: (b,h,w), 1 where the label is the truth.
-      truth: (b,h,w) bool.
+      confidence: (b,h,w), 1 where the label is ground truth.
+      truth: (b,h,w) bool, pixels whose label is ground truth.
     """
 
     injected: Array
@@ -75,10 +77,10 @@ class Targets(struct.PyTreeNode):
 
 @dataclasses.dataclass(frozen=True)
 class AugSeg(base.Method):
-    """L = L_x + alpha * 4 * L_u, so that alpha = 0.25 weighs both equally (D11).
+    """AugSeg: L = L_x + alpha * 4 * L_u; alpha = 0.25 weighs both equally (D11).
 
     Attributes:
-      group_size: images that mix among themselves; those of one published GPU.
+      group_size: number of images mixed with each other; per GPU in published runs.
       threshold: pseudo-labels below this confidence do not count.
       ema_decay: largest decay of the teacher.
     """
@@ -122,16 +124,17 @@ class AugSeg(base.Method):
     def _mix(
         self, inputs: Inputs, injected: Array, labeled: Array, unlabeled: Array
     ) -> Array:
-        """Injects the labeled partner into a copy, then pastes the partner's copy."""
+        """Injects the labeled partners, then pastes each partner's injected image."""
         partner = mixing.permute_in_groups(labeled, inputs.orders)
         copy = mixing.paste(injected, partner, unlabeled)
         partner = mixing.permute_in_groups(copy, inputs.orders)
         return mixing.paste(inputs.box, partner, unlabeled)
 
     def regions(self, inputs: Inputs) -> dict[str, Region]:
-        """All pixels are divided by; an injection counts as what it covers.
+        """The loss divides by all pixels.
 
-        Whether one happens is only known once the teacher has predicted.
+        Injected pixels are real where the pixel they replace is: whether an image is
+        injected into is only known after `prepare`.
         """
         partner = mixing.permute_in_groups(inputs.real, inputs.orders)
         real = mixing.paste(inputs.box, partner, inputs.real)
@@ -192,7 +195,7 @@ class AugSeg(base.Method):
         return Outputs((supervised,), (view,), {"student": student}, state, metrics)
 
     def average(self, step: Array, steps_per_epoch: int) -> tuple[Array, Array]:
-        """0 in the first epoch: the teacher is the student until then."""
+        """Decay 0 in the first epoch, when the teacher is a copy of the student."""
         warmed = base.warmed_decay(step, self.ema_decay)
         decay = jnp.where(step >= steps_per_epoch, warmed, 0)
         return decay, decay

@@ -1,8 +1,9 @@
-"""What a base method is: how unlabeled images supervise the student.
+"""The interface of a base method: how unlabeled images supervise the student.
 
-A method draws (`augment`), makes targets without gradient (`prepare`) and makes the
-predictions that the targets supervise (`views`). It knows no optimizer, no plug-in
-and no device: the step calls it once per micro-batch on every device.
+A method draws random augmentations (`augment`), computes targets without gradient
+(`prepare`) and makes the predictions that the targets supervise (`views`). It is
+independent of optimizer, plug-in and device: the step calls it once per micro-batch on
+every device.
 """
 
 import abc
@@ -36,20 +37,20 @@ T = TypeVar("T")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Method(abc.ABC):
-    """The interface of a base method; implementations are frozen dataclasses.
+    """A base method; implementations are frozen dataclasses.
 
     Attributes:
-      pixels: how images come, and how they are normalized.
-      scale: factor on the whole objective, the plug-in's terms included.
-      delay: steps from the request of a partner image to its use; 0 for no requests.
+      pixels: the format of stored pixels, and how they are normalized.
+      scale: factor of the whole objective, including the plug-in's terms.
+      delay: steps from requesting a partner image to using it; 0 for no requests.
       element_dropout: whether the network drops single elements in train mode; see
         `dropout_keys`.
       networks: names of the students.
-      streams: what the data pipeline must emit.
-      teacher: "student" if the students themselves make the targets, "average" if
-        their moving average does.
-      evaluated: the network that is evaluated if the configuration leaves it open;
-        "teacher" is the average, where there is one.
+      streams: the crops that the data pipeline must emit.
+      teacher: "student" if the students predict the targets themselves, "average" if
+        their moving average (EMA) does.
+      evaluated: the network that is evaluated by default; "teacher" is the average, if
+        there is one.
     """
 
     pixels: PixelFormat = RGB
@@ -63,28 +64,31 @@ class Method(abc.ABC):
     evaluated: ClassVar[Literal["student", "teacher"]] = "teacher"
 
     def unit(self, images: Array) -> Array:
-        """Images as they came -> unit values in the default float type."""
+        """Stored images -> unit values in the default float type."""
         return preprocess.to_unit(images, self.pixels, jnp.zeros(()).dtype)
 
     def normalize(self, images: Array) -> Array:
-        """Unit values -> a network's input."""
+        """Unit values -> normalized network input."""
         return preprocess.normalize(images, self.pixels)
 
     def dropout_keys(self, draw: Callable[[str], Array], *streams: str) -> Array | None:
-        """(n,) keys of one train-mode pass for `Network.encode`.
+        """The (n,) dropout keys of one train-mode pass, for `Network.encode`.
 
-        None for a network without element dropout, so that nothing is drawn for it.
+        They are None for a network without element dropout, so that nothing is drawn.
 
         Args:
           draw: `Keys.examples` or `Keys.groups`.
-          streams: the images of the pass, one after the other.
+          streams: names of the parts of the pass's images, in order.
         """
         if not self.element_dropout:
             return None
         return jnp.concatenate([draw(f"noise/{stream}") for stream in streams])
 
     def phase(self, epoch: int) -> "Method":
-        """The method that acts in an epoch; each one is compiled once."""
+        """The method used in this epoch, such as U2PL's warm-up.
+
+        Each one is compiled once.
+        """
         del epoch
         return self
 
@@ -94,39 +98,47 @@ class Method(abc.ABC):
         return {}
 
     def independent_teacher_init(self) -> bool:
-        """Whether the average begins as random networks of its own, not as a copy."""
+        """Whether the average starts with its own random weights, not with a copy."""
         return False
 
     def memory(self, pixels: int, positions: int, groups: int) -> dict[str, int]:
-        """Bytes on a device of state and of what is drawn from it, by what lowers them.
+        """Bytes per device for the method's state and samples.
+
+        They are keyed by the setting that reduces them.
 
         Args:
-          pixels: of a crop.
-          positions: of the decoder's last map of it.
-          groups: that a device works on at once.
+          pixels: number of pixels of a crop.
+          positions: number of positions of the decoder's last map of a crop.
+          groups: number of groups that a device processes at once.
         """
         del pixels, positions, groups
         return {}
 
     def requested(self, state: PyTree, step: Array | int) -> Array:
-        """(groups,) unlabeled images to serve as the partners of `step`."""
+        """The partners in `step`: indices of unlabeled images, (groups,)."""
         raise NotImplementedError(f"{type(self).__name__} requests no images")
 
     @abc.abstractmethod
     def augment(self, batch: Batch, state: PyTree, keys: Keys) -> PyTree:
-        """The method's inputs; every random draw of the step lies behind them."""
+        """Returns the method's inputs; every random draw of the step happens here."""
         ...
 
     @abc.abstractmethod
     def regions(self, inputs: PyTree) -> dict[str, Region]:
-        """Where each loss term counts, by name: "supervised" and every view's."""
+        """The region of each loss term, by name: "supervised" and every view's."""
         ...
 
     @abc.abstractmethod
     def prepare(
         self, teachers: dict[str, Network], inputs: PyTree, state: PyTree
     ) -> tuple[PyTree, dict[str, PyTree], PyTree]:
-        """Targets, teacher statistics that moved, and state; no gradient flows."""
+        """Returns targets, updated teacher statistics and state; without gradient.
+
+        Args:
+          teachers: keyed by the student's name; the EMA or the student, see `teacher`.
+          inputs: from `augment`.
+          state: the method's own state before the step.
+        """
         ...
 
     @abc.abstractmethod
@@ -138,23 +150,27 @@ class Method(abc.ABC):
         targets: PyTree,
         state: PyTree,
     ) -> Outputs:
-        """The student's passes; differentiated by the step."""
+        """Returns the student's predictions with their targets.
+
+        The step differentiates this function. `students` and `teachers` are keyed by
+        the student's name, and `targets` come from `prepare`.
+        """
         ...
 
     @abc.abstractmethod
     def average(
         self, step: Array, steps_per_epoch: int
     ) -> tuple[Array, Array | None] | None:
-        """Decay of the averaged parameters and statistics after this step.
+        """The decays of the averaged parameters and batch-norm statistics.
 
-        None: the method keeps no average; as second: its teacher moves statistics of
-        its own, which `prepare` returns.
+        Returns None if no average is kept; (decay, None) if the teacher updates its own
+        batch-norm statistics in `prepare`.
         """
         ...
 
 
 def supervised_region(label: Array, real: Array | None = None) -> Region:
-    """Labeled pixels; `real` (b,h,w) bool where a method labels padding as well."""
+    """The region of labeled pixels; pass `real` (b,h,w) bool if padding is labeled."""
     labeled = label != IGNORE_LABEL
     return Region(valid=labeled, real=labeled if real is None else labeled & real)
 
@@ -165,17 +181,17 @@ def in_groups(tree: T, group_size: int) -> T:
 
 
 def take(taps: dict[str, Array], start: int, stop: int) -> dict[str, Array]:
-    """The examples start..stop of every tap."""
+    """The examples start..stop-1 of every tap."""
     return {name: tap[start:stop] for name, tap in taps.items()}
 
 
 def warmed_decay(step: Array, decay: float) -> Array:
-    """min(1 - 1/(t+1), decay): a plain average at first, then exponential."""
+    """The decay min(1 - 1/(t+1), decay): a plain average first, then exponential."""
     return jnp.minimum(1 - 1 / (step.astype(float) + 1), decay)
 
 
 def optional_average(step: Array, decay: float) -> tuple[Array, Array] | None:
-    """`Method.average` of an average that is only evaluated; None for a decay of 0."""
+    """`Method.average` if the average is only evaluated; None for a decay of 0."""
     if not decay:
         return None
     warmed = warmed_decay(step, decay)
@@ -183,12 +199,12 @@ def optional_average(step: Array, decay: float) -> tuple[Array, Array] | None:
 
 
 def labels(batch: Batch) -> Array:
-    """The labels of the labeled crops as int32."""
+    """The labels of the labeled crops, (b,h,w) int32."""
     return batch.labeled.label.astype(jnp.int32)
 
 
 def all_taps(features: Features, prediction: Prediction) -> dict[str, Array]:
-    """Every map that a plug-in may read; what it does not read is never computed."""
+    """All maps that a plug-in may read; XLA removes those that it does not read."""
     taps = dict(features.taps)
     if prediction.decoder is not None:
         taps["decoder"] = prediction.decoder
@@ -196,10 +212,10 @@ def all_taps(features: Features, prediction: Prediction) -> dict[str, Array]:
 
 
 class Pass(struct.PyTreeNode):
-    """What one pass through a network gives.
+    """The result of one pass through a network.
 
     Attributes:
-      logits: (b,h,w,c) full size.
+      logits: (b,h,w,c) at full size.
       taps: tap name -> (b,h,w,d).
       coarse: (b,h,w,c) the logits at the decoder's stride.
       embedding: (b,h,w,d) at the decoder's stride, or None.
@@ -213,11 +229,11 @@ class Pass(struct.PyTreeNode):
     auxiliary: Array | None = None
 
     def part(self, start: int, stop: int) -> "Pass":
-        """The examples start..stop."""
+        """The examples start..stop-1."""
         return jax.tree.map(lambda x: x[start:stop], self)
 
     def halves(self) -> tuple["Pass", "Pass"]:
-        """[labeled, unlabeled] images -> those of either."""
+        """Splits a pass over [labeled, unlabeled] images into those two parts."""
         total = len(self.logits)
         return self.part(0, total // 2), self.part(total // 2, total)
 
@@ -228,7 +244,7 @@ def full_pass(
     dropout: Mapping[str, Array] | None = None,
     dropout_keys: Array | None = None,
 ) -> tuple[Pass, Network]:
-    """Encodes and decodes images; the network returns with its moved statistics.
+    """Encodes and decodes images; returns the network with its updated statistics.
 
     `dropout` is for `Network.decode`, `dropout_keys` for `Network.encode`.
     """
@@ -261,5 +277,5 @@ def supervised_part(
 
 
 def share(mask: Array) -> tuple[Array, Array]:
-    """(sum, count) of a mask, a metric that adds up over devices."""
+    """The sum and count of a mask: its mean, as a metric summed over devices."""
     return mask.sum(), jnp.asarray(mask.size)

@@ -1,20 +1,20 @@
-"""Refusals of settings that a method cannot work with; each is a ValueError."""
+"""Checks of method settings; each raises ValueError for a setting out of range."""
 
 from collections.abc import Collection
 
 
-def check_partners(method: str, group_size: int, mend: str = "") -> None:
-    """Raises ValueError if a group leaves no other image to mix with."""
+def check_partners(method: str, group_size: int, hint: str = "") -> None:
+    """Raises ValueError if a group has no second image to mix with."""
     if group_size < 2:
         raise ValueError(
             f"{method} mixes each image with another one of its group, but "
             f"train.group_size={group_size} leaves no other image; use a group of at "
-            f"least 2{mend}"
+            f"least 2{hint}"
         )
 
 
 def check_average(method: str, decay: float, published: float) -> None:
-    """Raises ValueError unless `decay` makes a teacher that is an average."""
+    """Raises ValueError unless the teacher's `decay` is between 0 and 1."""
     if not 0 < decay < 1:
         raise ValueError(
             f"{method}'s teacher is an average, but method.ema_decay={decay} is not "
@@ -23,7 +23,7 @@ def check_average(method: str, decay: float, published: float) -> None:
 
 
 def check_choice(key: str, value: str, valid: Collection[str]) -> None:
-    """Raises ValueError, listing the valid values, for any other."""
+    """Raises ValueError, listing the valid values, for any other value."""
     if value not in valid:
         raise ValueError(f"{key}={value!r} is unknown; valid: {sorted(valid)}")
 
@@ -37,7 +37,7 @@ def check_share(key: str, value: float) -> None:
 def check_count(key: str, value: int) -> None:
     """Raises ValueError unless a setting is at least 1."""
     if value < 1:
-        raise ValueError(f"{key}={value}: at least 1")
+        raise ValueError(f"{key}={value}: must be at least 1")
 
 
 def check_positive(key: str, value: float) -> None:

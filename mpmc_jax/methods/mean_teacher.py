@@ -1,10 +1,11 @@
 """Mean teacher, the "basic teacher-student framework" of the paper's section 3.1.
 
-The paper leaves its details open; this project's baseline is: teacher = average of
-the student (decay 0.999, warmed up as min(1 - 1/(t+1), decay)), in evaluation mode on
-the weak view; threshold 0.95; UniMatch's strong augmentation and CutMix box, the
-partner being the next image of the group; one student pass over [labeled, mixed]. On
-ACDC, where foreground is small, images are normalized apart (see `MeanTeacher`).
+The paper does not specify its details. In this project's baseline the teacher is an
+average of the student (decay 0.999, warmed up as min(1 - 1/(t+1), decay)) and predicts
+the weak view in evaluation mode; the threshold is 0.95; strong augmentation and CutMix
+box are UniMatch's, with the next image of the group as partner; the student makes one
+pass over [labeled, mixed]. On ACDC, where foreground is small, labeled and unlabeled
+images are normalized separately (see `MeanTeacher`).
 """
 
 import dataclasses
@@ -34,9 +35,9 @@ class Inputs(struct.PyTreeNode):
     Attributes:
       image, label: (b,h,w,c) labeled images, (b,h,w) labels with 255 void.
       weak, strong: (b,h,w,c) two views of the unlabeled images.
-      real: (b,h,w) bool, their real pixels.
-      box: (b,h,w) bool, where the next image of the group goes; None without CutMix.
-      dropout_keys: of the pass over [labeled, mixed], see `Method.dropout_keys`.
+      real: (b,h,w) bool, the real pixels of the unlabeled images.
+      box: (b,h,w) bool, where the next image is pasted; None without CutMix.
+      dropout_keys: for the pass over [labeled, mixed], see `Method.dropout_keys`.
     """
 
     image: Array
@@ -50,19 +51,20 @@ class Inputs(struct.PyTreeNode):
 
 @dataclasses.dataclass(frozen=True)
 class MeanTeacher(base.Method):
-    """L = L_x + alpha * L_u: nothing else was published, so eq. 7's alpha alone (D11).
+    """Mean teacher: L = L_x + alpha * L_u, with alpha as in eq. 7 (D11).
 
     Attributes:
-      group_size: images that mix among themselves.
+      group_size: number of images mixed with each other.
       threshold: pseudo-labels below this confidence do not count.
       ema_decay: largest decay of the teacher.
       cutmix: whether the strong view is mixed.
       loss: L_u, see `training.objective.view_loss`.
-      normalization: "joint": the student normalizes labeled images and mixed strong
-        views as one batch, and the teacher weak views with the average of the
-        student's running statistics. "apart": labeled images, strong views and weak
-        views are each normalized by their own batch, the teacher's without dropout;
-        AEL passes them so, and SSL4MIS's teacher is in train mode as well.
+      normalization: batch norm's statistics. With "joint", the student processes
+        labeled images and mixed strong views in one batch, and the teacher uses the
+        average of the student's running statistics. With "apart", labeled images,
+        strong views and weak views are each normalized by the statistics of their own
+        batch, and the teacher applies no dropout. AEL does the same, and SSL4MIS's
+        teacher is in train mode as well.
     """
 
     group_size: int
@@ -78,8 +80,8 @@ class MeanTeacher(base.Method):
             "method.normalization", self.normalization, ("joint", "apart")
         )
         if self.cutmix:
-            mend = ", or method.cutmix=False"
-            checks.check_partners("mean_teacher", self.group_size, mend)
+            hint = ", or method.cutmix=False"
+            checks.check_partners("mean_teacher", self.group_size, hint)
 
     def augment(self, batch: Batch, state: PyTree, keys: Keys) -> Inputs:
         del state
@@ -101,7 +103,7 @@ class MeanTeacher(base.Method):
         return inputs.replace(box=mixing.box_mask(boxes, *size))
 
     def _mix(self, inputs: Inputs, value: Array) -> Array:
-        """The next image of the group inside the box, the image itself outside."""
+        """Pastes the group's next image inside the box."""
         if inputs.box is None:
             return value
         return mixing.paste_next(inputs.box, value, self.group_size)
@@ -149,7 +151,7 @@ class MeanTeacher(base.Method):
     def _passes(
         self, student: Network, inputs: Inputs, mixed: Array
     ) -> tuple[base.Pass, base.Pass, Network]:
-        """The student on labeled images and on mixed strong views."""
+        """The student's passes over labeled images and over mixed strong views."""
         if self.normalization == "joint":
             images = jnp.concatenate([inputs.image, mixed])
             both, student = base.full_pass(

@@ -1,4 +1,4 @@
-"""Pseudo-labels from a network's scores."""
+"""Pseudo-labels and their confidence, from a network's scores."""
 
 import jax
 import jax.numpy as jnp
@@ -8,16 +8,16 @@ from mpmc_jax.types import Array
 
 
 def confidence_and_label(logits_bhwc: Array) -> tuple[Array, Array]:
-    """The likeliest class of every pixel and its softmax probability.
+    """The most probable class of every pixel and its softmax probability.
 
-    A target, not a prediction: no gradient flows back.
+    Both are targets, so no gradient flows back.
 
     Args:
       logits_bhwc: class scores, of any float type.
 
     Returns:
       confidence_bhw: in 1/c..1, float32 (float64 for float64 scores).
-      label_bhw: int32; the first class of a tie.
+      label_bhw: int32; the first class if several are tied.
     """
     logits_bhwc = jax.lax.stop_gradient(logits_bhwc)
     label_bhw = jnp.argmax(logits_bhwc, axis=-1).astype(jnp.int32)
@@ -28,7 +28,7 @@ def confidence_and_label(logits_bhwc: Array) -> tuple[Array, Array]:
 
 
 def entropy(logits_bhwc: Array) -> Array:
-    """-sum_c p_c log(p_c + 1e-10) of every pixel, in nats: (b,h,w), no gradient."""
+    """The entropy -sum_c p_c log(p_c + 1e-10) of each pixel: (b,h,w), no gradient."""
     logits_bhwc = jax.lax.stop_gradient(at_least_float32(logits_bhwc))
     p_bhwc = jax.nn.softmax(logits_bhwc, axis=-1)
     return -jnp.sum(p_bhwc * jnp.log(p_bhwc + 1e-10), axis=-1)

@@ -20,17 +20,17 @@ from mpmc_jax.types import VIEW_LOSSES
 
 @dataclasses.dataclass(frozen=True)
 class MethodContext:
-    """What a method must know of network and data.
+    """The properties of network, data and devices that methods depend on.
 
     Attributes:
-      num_classes: void not counted.
-      num_unlabeled: unlabeled images in the list.
-      pixels: how images come.
-      perturbed: tap -> channels of the encoder outputs that the decoder reads.
+      num_classes: number of classes, not counting void.
+      num_unlabeled: number of images in the unlabeled list.
+      pixels: the format of stored pixels.
+      perturbed: tap -> channels, for the encoder's outputs that the decoder reads.
       element_dropout: whether the encoder drops single elements in train mode.
       dropout: map of the decoder -> channels, where U2PL and AEL drop channels.
-      embedding: channels of the pixel embedding, 0 for a network without.
-      axis_name: the device axis, None on a single device without mapping.
+      embedding: channels of the pixel embedding, 0 for a network without one.
+      axis_name: the device axis, or None on a single device.
     """
 
     num_classes: int
@@ -136,7 +136,7 @@ def _ael(config: ml_collections.ConfigDict, context: MethodContext) -> Method:
 
 
 class _Entry(NamedTuple):
-    """A method's constructor, and the network that its authors used."""
+    """A method's constructor, and the network variant that its authors used."""
 
     make: Callable[[ml_collections.ConfigDict, MethodContext], Method]
     variant: str
@@ -170,7 +170,7 @@ def _entry(name: str) -> _Entry:
 
 
 def build_method(config: ml_collections.ConfigDict, context: MethodContext) -> Method:
-    """The base method that `config.method.name` names.
+    """Builds the base method that `config.method.name` names.
 
     Raises:
       ValueError: unknown name, listing the valid ones, or a setting that the method
@@ -188,8 +188,7 @@ def build_method(config: ml_collections.ConfigDict, context: MethodContext) -> M
     if loss not in valid:
         raise ValueError(
             f"method.unlabeled_loss={loss!r}: {config.method.name} takes "
-            f"{', '.join(valid)}; mean_teacher and unimatch have a choice, the others "
-            "keep their own loss"
+            f"{', '.join(valid)}; only mean_teacher and unimatch have a choice"
         )
     _check_mean_teachers_own(config)
     method = entry.make(config, context)
@@ -199,7 +198,7 @@ def build_method(config: ml_collections.ConfigDict, context: MethodContext) -> M
 
 
 def _check_mean_teachers_own(config: ml_collections.ConfigDict) -> None:
-    """Refuses settings that only the mean teacher reads, with another method."""
+    """Raises ValueError for mean_teacher's own settings with another method."""
     name, method = config.method.name, config.method
     if name != "mean_teacher":
         for key, default in (("normalization", "joint"), ("cutmix", True)):

@@ -1,4 +1,4 @@
-"""Plain supervision: the labeled images alone, the baseline of every comparison."""
+"""Supervised training on the labeled images alone, the usual baseline."""
 
 import dataclasses
 
@@ -22,7 +22,7 @@ class Inputs(struct.PyTreeNode):
 
     Attributes:
       image, label: (b,h,w,c) labeled images, (b,h,w) labels with 255 void.
-      dropout_keys: of the pass over them, see `Method.dropout_keys`.
+      dropout_keys: for the pass over them, see `Method.dropout_keys`.
     """
 
     image: Array
@@ -32,7 +32,7 @@ class Inputs(struct.PyTreeNode):
 
 @dataclasses.dataclass(frozen=True)
 class SupervisedOnly(base.Method):
-    """Cross-entropy (or OHEM) on labeled crops; L = L_x.
+    """Supervised training with cross-entropy (or OHEM): L = L_x.
 
     Attributes:
       ema_decay: if positive, an average is kept for evaluation only.

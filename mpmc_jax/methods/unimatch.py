@@ -1,10 +1,10 @@
-"""UniMatch (CVPR 2023): two strong views and a feature-perturbed one.
+"""UniMatch (CVPR 2023): two strong views and one with perturbed features.
 
-Faithful to the published implementation: the CutMix partner is a second crop of the
-same image; its pseudo-labels come from an evaluation-mode pass, those outside the
-boxes from the train-mode pass of the weak view; the perturbed features are decoded
-in one batch with the clean ones; the three unlabeled terms divide by the number of
-pixels that are not padding. There is no averaged teacher.
+As in the published implementation, the CutMix partner is a second crop of the same
+image. Pseudo-labels of the partner come from a pass in evaluation mode, those outside
+the boxes from the train-mode pass over the weak view. Perturbed features are decoded in
+one batch with clean ones. The three unlabeled terms divide by the number of pixels that
+are not padding. The teacher is the student itself, not an average.
 """
 
 import dataclasses
@@ -39,10 +39,10 @@ class Inputs(struct.PyTreeNode):
       weak: (b,h,w,c) unlabeled images.
       real: (b,h,w) bool, real pixels of `weak`.
       strong: two strong views of `weak`.
-      partner_weak, partner_real, partner_strong: the same of the partner crops.
-      boxes: for each strong view (b,h,w) bool, True where the partner goes.
+      partner_weak, partner_real, partner_strong: the same for the partner crops.
+      boxes: for each strong view (b,h,w) bool, where the partner is pasted.
       dropout: tap -> (2b,1,1,d) multiplier of the features of [image, weak].
-      dropout_keys: of the passes over [image, weak] and over the strong views, see
+      dropout_keys: for the passes over [image, weak] and over the strong views, see
         `Method.dropout_keys`.
     """
 
@@ -61,13 +61,13 @@ class Inputs(struct.PyTreeNode):
 
 @dataclasses.dataclass(frozen=True)
 class UniMatch(base.Method):
-    """L = 1/2 (L_x + alpha (L_s1 + L_s2 + 2 L_fp)), alpha = 0.25.
+    """UniMatch: L = 1/2 (L_x + alpha (L_s1 + L_s2 + 2 L_fp)), alpha = 0.25.
 
     Attributes:
       perturbed: (tap, channels) of the encoder outputs whose channels are dropped.
       threshold: pseudo-labels below this confidence do not count.
       ema_decay: if positive, an average is kept for evaluation only.
-      loss: of the three unlabeled terms, see `training.objective.view_loss`.
+      loss: the loss of the three unlabeled terms, see `training.objective.view_loss`.
     """
 
     perturbed: tuple[tuple[str, int], ...]
@@ -111,7 +111,7 @@ class UniMatch(base.Method):
         )
 
     def _strong(self, keys: Keys, weak: Array, partner: Array) -> tuple[Array, ...]:
-        """Two strong views of either crop; one call, so that it compiles once."""
+        """Two strong views of both crops, in one call, so that it compiles once."""
         streams = ("strong1", "strong2", "partner_strong1", "partner_strong2")
         views = strong_views.strong_view(
             jnp.concatenate([keys.examples(stream) for stream in streams]),
@@ -120,7 +120,7 @@ class UniMatch(base.Method):
         return tuple(jnp.split(self.normalize(views), len(streams)))
 
     def _dropout(self, keys: Keys, dtype: jnp.dtype) -> dict[str, Array]:
-        """Multipliers of the features of [labeled, weak], by tap."""
+        """Multipliers of the features of [labeled, weak], keyed by tap."""
 
         def masks(tap: str, channels: int) -> Array:
             parts = [
@@ -146,7 +146,7 @@ class UniMatch(base.Method):
         }
 
     def prepare(self, teachers: dict[str, Network], inputs: Inputs, state: PyTree):
-        """Confidence and label of the partner crops, in evaluation mode."""
+        """Predicts confidence and label of the partner crops in evaluation mode."""
         partner, _ = base.full_pass(teachers["student"], inputs.partner_weak)
         return pseudo_labels.confidence_and_label(partner.logits), {}, state
 
@@ -168,14 +168,14 @@ class UniMatch(base.Method):
         views = self._views(
             inputs, (confidence, label), targets, perturbed, strong, teachers["student"]
         )
-        # As published: of all pixels of the weak view, padding included.
+        # As published, over all pixels of the weak view, including padding.
         metrics = {"confident_weak": base.share(confidence >= self.threshold)}
         return Outputs((supervised,), views, {"student": student}, state, metrics)
 
     def _weak_pass(
         self, student: Network, inputs: Inputs
     ) -> tuple[base.Pass, base.Pass, Network]:
-        """[x, u] encoded once; clean and perturbed features decoded as one batch."""
+        """Encodes [x, u] once; decodes clean and perturbed features in one batch."""
         images = jnp.concatenate([inputs.image, inputs.weak])
         features, student = student.encode(images, dropout_keys=inputs.dropout_keys[0])
         clean_taps = features.taps
@@ -196,7 +196,8 @@ class UniMatch(base.Method):
             return base.Pass(logits, {**taps, **decoder}, coarse)
 
         clean = part(clean_taps, 0, n)
-        # The perturbed labeled half is decoded for its share of the statistics only.
+        # The perturbed labeled half is decoded only so that it contributes to
+        # batch-norm statistics.
         unlabeled_taps = base.take({**clean_taps, **dropped}, b, n)
         perturbed = part(unlabeled_taps, n + b, 2 * n)
         return clean, perturbed, student
@@ -204,7 +205,7 @@ class UniMatch(base.Method):
     def _strong_pass(
         self, student: Network, inputs: Inputs
     ) -> tuple[tuple[base.Pass, ...], Network]:
-        """[s1, s2] after CutMix, one batch."""
+        """Passes over [s1, s2] after CutMix, in one batch."""
         mixed = [
             mixing.paste(box, partner, image)
             for box, partner, image in zip(

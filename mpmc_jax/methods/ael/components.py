@@ -1,7 +1,7 @@
-"""Connected components of a mask on the device, with static shapes.
+"""Connected components of a mask, computed on the device with static shapes.
 
-AEL cuts a whole object out of a prediction: the tight box of one 8-connected component,
-drawn uniformly among those that are large enough.
+AEL cuts a whole object out of a prediction: the bounding box of an 8-connected
+component, drawn uniformly among those that are large enough.
 """
 
 from typing import Any
@@ -17,33 +17,36 @@ from mpmc_jax.types import Array
 def label_components(mask_hw: Array) -> Array:
     """Numbers the 8-connected components of a mask.
 
-    Every pixel points to one of its component, at first to itself. A round hooks what
-    it points to onto the last place that a neighbor's pixel points to, and shortens
-    all ways; after some ten rounds every pixel points to the last one of its component.
+    Every pixel has a parent in its component, at first itself. Each round has two
+    steps. Hooking: a parent takes the largest grandparent among the neighbors.
+    Shortcutting: each pixel points to its grandparent. After about ten rounds, every
+    pixel points to the last pixel of its component.
 
     Source: Zhang, Azad and Hu, "FastSV", SIAM PP 2020.
 
     Returns:
-      (h,w) int32: 0 outside the mask, else 1 + the place (row by row) of the
+      (h,w) int32: 0 outside the mask, else 1 + the position (in row-major order) of the
       component's last pixel.
     """
-    place_hw = jnp.arange(1, mask_hw.size + 1, dtype=jnp.int32).reshape(mask_hw.shape)
-    # Number 0 stands for all that lies outside.
+    position_hw = jnp.arange(1, mask_hw.size + 1, dtype=jnp.int32).reshape(
+        mask_hw.shape
+    )
+    # Number 0 stands for everything outside the mask.
     start_n = jnp.concatenate(
-        [jnp.zeros(1, jnp.int32), jnp.where(mask_hw, place_hw, 0).reshape(-1)]
+        [jnp.zeros(1, jnp.int32), jnp.where(mask_hw, position_hw, 0).reshape(-1)]
     )
 
-    def moved(state: tuple[Array, Any]) -> tuple[Array, Array]:
+    def one_round(state: tuple[Array, Any]) -> tuple[Array, Array]:
         after_n = fastsv_round(state[0], mask_hw)
         return after_n, jnp.any(after_n != state[0])
 
     state = (start_n, jnp.ones((), bool))
-    number_n, _ = jax.lax.while_loop(lambda state: state[1], moved, state)
+    number_n, _ = jax.lax.while_loop(lambda state: state[1], one_round, state)
     return number_n[1:].reshape(mask_hw.shape)
 
 
 def fastsv_round(number_n: Array, mask_hw: Array) -> Array:
-    """A round of `label_components` on what 0 and each place point to: (1 + h*w,)."""
+    """A round of `label_components` on the parents of 0 and all pixels: (1 + h*w,)."""
     grand_n = number_n[number_n]
     widest_hw = jax.lax.reduce_window(
         grand_n[1:].reshape(mask_hw.shape),
@@ -63,16 +66,16 @@ def fastsv_round(number_n: Array, mask_hw: Array) -> Array:
 def draw_component_box(
     mask_hw: Array, uniform_hw: Array, min_area: float
 ) -> tuple[Array, Array]:
-    """The tight box of a component of more than `min_area` pixels, drawn uniformly.
+    """Draws a component of more than `min_area` pixels uniformly; finds its box.
 
     Args:
       mask_hw: bool.
-      uniform_hw: numbers in [0, 1), the largest decides.
-      min_area: in pixels; a component must exceed it.
+      uniform_hw: numbers in [0, 1); the component with the largest one is drawn.
+      min_area: pixels that a component must exceed.
 
     Returns:
       Whether there is such a component, and its (4,) int32 top, left, bottom, right,
-      zeros if there is none.
+      or zeros if there is none.
     """
     height, width = mask_hw.shape
     number_n = label_components(mask_hw).reshape(-1)
@@ -81,7 +84,7 @@ def draw_component_box(
     column_n = jnp.tile(jnp.arange(width, dtype=jnp.int32), height)
 
     area = jnp.bincount(number_n, length=segments)
-    # Number 0 is what lies outside the mask.
+    # Number 0 is the outside of the mask.
     large = (area > min_area) & (jnp.arange(segments) > 0)
     score = jnp.concatenate([jnp.zeros(1, uniform_hw.dtype), uniform_hw.reshape(-1)])
     chosen = jnp.argmax(jnp.where(large, score, -1))
@@ -101,14 +104,14 @@ def draw_component_box(
 def draw_object_boxes(
     label_ghw: Array, wanted_g: Array, draws: tuple[Array, Array], area: float
 ) -> tuple[Array, Array]:
-    """The box of an object of the wanted class in each prediction.
+    """Draws the box of an object of the wanted class in each prediction.
 
     Args:
       label_ghw: predicted classes of square crops.
-      wanted_g: the class.
-      draws: in [0, 1): (g,h,w) chooses among the objects, (g,3) a box where there is
-        none, of half the crop's area (`mixing.half_box`).
-      area: share of the crop that an object must exceed.
+      wanted_g: the class wanted in each prediction.
+      draws: numbers in [0, 1): (g,h,w) to choose an object, and (g,3) to draw a box of
+        half the crop's area if there is none (`mixing.half_box`).
+      area: fraction of the crop's area that an object must exceed.
 
     Returns:
       (g,) bool, whether there is an object; (g,h,w) bool, the box.

@@ -1,4 +1,4 @@
-"""What AEL's step works on, and its copy-paste into labeled images."""
+"""AEL's inputs and targets in a step, and copy-paste into labeled images."""
 
 from collections.abc import Mapping
 
@@ -13,22 +13,24 @@ from mpmc_jax.types import Array, Batch, Network
 
 
 class Inputs(struct.PyTreeNode):
-    """Normalized images, labeled ones after pasting, unlabeled ones not yet mixed.
+    """Normalized images: labeled ones after pasting, unlabeled ones before mixing.
 
     Attributes:
       image, label: (b,h,w,c) labeled images, (b,h,w) labels with 255 void; their
         padding is labeled 0.
-      labeled_real: (b,h,w) bool.
-      first, second: (g,h,w,c) unlabeled images; an object of the second is cut out.
-      first_real, second_real: (g,h,w) bool.
+      labeled_real: (b,h,w) bool, real pixels of the labeled images.
+      first, second: (g,h,w,c) unlabeled images; an object of the second is pasted into
+        the first.
+      first_real, second_real: (g,h,w) bool, their real pixels.
       wanted: (g,) int32, the class of that object.
-      seen: the step's images and draws for the memory, classes still to come.
+      seen: the step's images and draws for the memory; `present` is set in `prepare`.
       slot: () int32, the row of the memory's requests.
-      object_draw: (g,h,w) in 0..1, chooses the object; box_draw (g,3) a box without.
-      survival: in 0..1, (g,c,h,w) for the labeled images, which share a field of each
-        class, and (g,h,w) for the mixed one.
-      dropout: pass -> map of the decoder -> multipliers.
-      dropout_keys: pass -> keys or None, see `Method.dropout_keys`; the same names.
+      object_draw: (g,h,w) in 0..1, chooses the object.
+      box_draw: (g,3) in 0..1, draws a box if there is no object.
+      survival: numbers in 0..1 for re-sampling: (g,c,h,w) for the labeled images, which
+        share one map per class, and (g,h,w) for the mixed image.
+      dropout: name of the pass -> map of the decoder -> multipliers.
+      dropout_keys: name of the pass -> keys or None, see `Method.dropout_keys`.
     """
 
     image: Array
@@ -49,12 +51,12 @@ class Inputs(struct.PyTreeNode):
 
 
 class Targets(struct.PyTreeNode):
-    """What the teacher makes of labeled and of mixed images.
+    """The teacher's predictions on labeled and on mixed images.
 
     Attributes:
-      box: (g,h,w) bool, what of the second image is pasted.
-      found: (g,) bool, whether the box holds an object.
-      confidence, label: of the labeled (b,h,w) and of the mixed images (g,h,w).
+      box: (g,h,w) bool, the part of the second image that is pasted.
+      found: (g,) bool, whether the box is that of an object.
+      confidence, label: for the labeled (b,h,w) and for the mixed images (g,h,w).
     """
 
     box: Array
@@ -64,20 +66,20 @@ class Targets(struct.PyTreeNode):
 
 
 def copy_paste(batch: Batch, queried_bc: Array) -> tuple[Array, Array, Array]:
-    """Puts the queried classes' pixels of the sources into the labeled images.
+    """Pastes the queried classes' pixels from the sources into the labeled images.
 
     Args:
-      batch: its labeled crops and its sources are used, b each.
-      queried_bc: bool.
+      batch: the step's batch, with b labeled crops and b sources.
+      queried_bc: bool, the classes to paste into each labeled crop.
 
     Returns:
-      Images (b,h,w,c) as they came, labels (b,h,w) int32 and the real pixels. The
+      Stored images (b,h,w,c), labels (b,h,w) int32 and real pixels (b,h,w) bool. The
       padding of a source, which is labeled 0, is never pasted.
     """
     labeled, source = batch.labeled, batch.source
     size = labeled.image.shape[1:3]
     wanted = source.label.astype(jnp.int32)
-    # A label that is no class hits none.
+    # A void label matches no class.
     hit_bhwc = jax.nn.one_hot(wanted, queried_bc.shape[1], dtype=jnp.bool_)
     chosen = jnp.any(hit_bhwc & queried_bc[:, None, None], axis=-1)
     mask = chosen & mixing.extent_mask(source.extent, *size)
@@ -91,7 +93,7 @@ def copy_paste(batch: Batch, queried_bc: Array) -> tuple[Array, Array, Array]:
 def drawn_pass(
     network: Network, images: Array, inputs: Inputs, name: str
 ) -> tuple[base.Pass, Network]:
-    """A train-mode pass with the masks and keys that were drawn for it."""
+    """Runs a train-mode pass with the masks and keys that were drawn for it."""
     return base.full_pass(
         network, images, inputs.dropout[name], inputs.dropout_keys.get(name)
     )

@@ -1,8 +1,8 @@
-"""What AEL remembers: confidence in classes, where each class was seen, requests.
+"""AEL's memory: confidence in classes, the images of each class, and requests.
 
-Every group of images has a memory of its own, as a published process had. An image to
-mix with is chosen by where its class was last seen in the whole data set, and read by
-the pipeline: it is served some steps later.
+Every group of images has its own memory, as every process of the published code has. A
+partner image is chosen among all unlabeled images in which a class was last seen. The
+pipeline has to read it, so it is used some steps later.
 """
 
 import jax
@@ -15,13 +15,13 @@ from mpmc_jax.types import Array, Batch
 
 
 class Memory(struct.PyTreeNode):
-    """State of all groups, the same on every device.
+    """The state of all groups, the same on every device.
 
     Attributes:
       confidence: (g,c) in 0..1.
-      presence: (g,c,n) bool, whether image n was seen to hold the class.
+      presence: (g,c,n) bool, whether the class was last seen in image n.
       image, label: (delay,g) int32; row t mod delay has the partners of step t and the
-        class that each was chosen for.
+        class that each partner was chosen for.
     """
 
     confidence: Array
@@ -31,14 +31,14 @@ class Memory(struct.PyTreeNode):
 
 
 class Seen(struct.PyTreeNode):
-    """What a step saw and draws, for each group at hand.
+    """The images and draws of a step that update the memory, per group.
 
     Attributes:
-      group: (g,) int32.
-      image: (g,2) int32, the two unlabeled images.
-      present: (g,2,c) bool, the classes in each.
-      label: (g,) int32, the class that the next partner shall hold.
-      uniform: (g,) numbers in [0, 1), which choose it.
+      group: (g,) int32, numbers of the groups.
+      image: (g,2) int32, indices of the two unlabeled images.
+      present: (g,2,c) bool, the classes in each image.
+      label: (g,) int32, the class that the next partner should contain.
+      uniform: (g,) numbers in [0, 1), which choose the next partner.
     """
 
     group: Array
@@ -49,12 +49,12 @@ class Seen(struct.PyTreeNode):
 
 
 def draw_label(key: Array, confidence_c: Array) -> Array:
-    """A class by softmax(1 - confidence)."""
+    """Draws a class with probability softmax(1 - confidence)."""
     return jax.random.categorical(key, 1 - confidence_c).astype(jnp.int32)
 
 
 def observe(batch: Batch, keys: Keys, confidence_gc: Array) -> Seen:
-    """The images of a step and its draws, classes still to come."""
+    """Returns a step's images and draws; `present` is filled in later."""
     uniform = jax.vmap(lambda key: jax.random.uniform(key, dtype=jnp.float32))
     return Seen(
         group=keys.group,
@@ -66,7 +66,7 @@ def observe(batch: Batch, keys: Keys, confidence_gc: Array) -> Seen:
 
 
 def begin(key: Array, shape: tuple[int, int, int], delay: int) -> Memory:
-    """Random confidences, nothing seen, uniform requests; shape is (g,c,n)."""
+    """A memory of shape (g,c,n) with random confidences and uniform requests."""
     groups, num_classes, images = shape
     confidence_key, image_key, label_key = jax.random.split(key, 3)
     confidence = jax.random.uniform(
@@ -83,22 +83,22 @@ def begin(key: Array, shape: tuple[int, int, int], delay: int) -> Memory:
 
 
 def present(label_ghw: Array, num_classes: int, area: float) -> Array:
-    """(g,c) bool, the classes that cover at least this share of the image."""
+    """The classes that cover at least `area` of the image, a fraction: (g,c) bool."""
     hit_ghwc = jax.nn.one_hot(label_ghw, num_classes, dtype=jnp.bool_)
     count_gc = jnp.sum(hit_ghwc, axis=(1, 2), dtype=jnp.int32)
     return count_gc >= area * label_ghw[0].size
 
 
 def remember(memory: Memory, seen: Seen, slot: Array) -> Memory:
-    """Notes the classes of a step's images, then requests the next partners.
+    """Records the classes of a step's images, then requests the next partners.
 
-    A partner is uniform among the images that hold its class, or among all if none is
-    known to.
+    A partner is drawn uniformly among the images in which its class was last seen, or
+    among all images if there is none.
 
     Args:
-      memory: before.
-      seen: of any number of groups.
-      slot: () int32, the row of the requests to be replaced.
+      memory: the memory before the step.
+      seen: the images and draws of any number of groups.
+      slot: () int32, the row of the requests to replace.
     """
     presence = memory.presence
     for place in range(2):

@@ -1,9 +1,9 @@
-"""AEL (NeurIPS 2021): classes in which the student has little confidence get more.
+"""AEL (NeurIPS 2021): classes with low confidence are trained on more often.
 
-They are copied into labeled images, cut into unlabeled ones as whole objects, and
-their pixels survive re-sampling more often. Faithful to the published implementation:
-the teacher is in train mode throughout; labeled and mixed images pass in batches of
-their own; every group has confidences of its own.
+Such classes are copied into labeled images, their objects are pasted into unlabeled
+ones, and their pixels survive re-sampling more often. As in the published
+implementation, the teacher is always in train mode, labeled and mixed images are
+processed in separate batches, and every group has its own confidences.
 """
 
 import dataclasses
@@ -35,26 +35,27 @@ from mpmc_jax.types import (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AEL(base.Method):
-    """L = scale (L_x + alpha * 4 (L_labeled + L_mixed)); alpha = 0.25 is published.
+    """AEL: L = scale (L_x + alpha * 4 (L_labeled + L_mixed)), alpha = 0.25 (published).
 
     Attributes:
       num_classes: C.
-      num_unlabeled: images in the unlabeled list.
-      group_size: labeled images a group; it has one unlabeled image and its partner.
-      groups: of a batch.
+      num_unlabeled: number of images in the unlabeled list.
+      group_size: labeled images per group, which has one unlabeled image and a partner.
+      groups: number of groups in a batch.
       dropout: (map of the decoder, channels), where a tenth of the channels is dropped.
-      axis_name: the device axis, over which the memory is kept alike.
+      axis_name: the device axis, over which the memory is kept the same.
       threshold: pseudo-labels below this confidence are void.
       ema_decay: largest decay of the teacher.
-      query_classes: draws of a class to copy into labeled images.
-      unqueried: classes that are never drawn for it.
-      object_area: share of the crop that an object must exceed to be cut out.
-      presence_area: share that a class must reach to be noted as seen.
+      query_classes: number of draws of a class to copy into labeled images.
+      unqueried: classes that are never drawn for copying.
+      object_area: fraction of the crop that an object must exceed to be pasted.
+      presence_area: fraction of the crop that a class must cover to count as seen.
       delay: steps from the choice of a partner to its use.
-      scale: the released one is 1 / groups, as gradients are averaged besides.
+      scale: 1 / groups as released, because the released code averages gradients a
+        second time.
 
     Raises:
-      ValueError: a setting out of its range.
+      ValueError: a setting is out of range.
     """
 
     num_classes: int
@@ -98,23 +99,23 @@ class AEL(base.Method):
         checks.check_count("ael.query_classes", self.query_classes)
 
     def independent_teacher_init(self) -> bool:
-        """Until the first step has replaced it."""
+        """True: the teacher is random until the first step overwrites it."""
         return True
 
     def init(self, key: Array) -> Memory:
-        """A memory that has seen nothing."""
+        """Returns a memory that has seen no image."""
         shape = (self.groups, self.num_classes, self.num_unlabeled)
         return memory_bank.begin(key, shape, self.delay)
 
     def memory(self, pixels: int, positions: int, groups: int) -> dict[str, int]:
-        """Of what was seen where, and of re-sampling's random numbers."""
+        """Bytes for the record of seen classes and for re-sampling's random numbers."""
         del positions
         seen = 2 * self.groups * self.num_classes * self.num_unlabeled
         survival = 4 * groups * self.num_classes * pixels
         return {"train.batch_size": seen, "data.crop": survival}
 
     def requested(self, state: Memory, step: Array | int) -> Array:
-        """The partners of that step."""
+        """The partners in `step`."""
         return state.image[step % self.delay]
 
     def augment(self, batch: Batch, state: Memory, keys: Keys) -> Inputs:
@@ -171,9 +172,9 @@ class AEL(base.Method):
         }
 
     def regions(self, inputs: Inputs) -> dict[str, Region]:
-        """Padding counts as any pixel; real is what is so in both images.
+        """Padding counts like any pixel; a mixed pixel is real only if real in both.
 
-        Which of them a mixed pixel comes from is only known after `prepare`.
+        Which of the two images it comes from is only known after `prepare`.
         """
         everywhere = jnp.ones_like(inputs.first_real)
         real = inputs.first_real & inputs.second_real
@@ -250,7 +251,7 @@ class AEL(base.Method):
                 weight=weight,
                 region=regions[name],
                 teacher=teachers["student"],
-                # Each group's loss is a weighted mean; their mean counts.
+                # The loss is the mean over groups of weighted means.
                 normalizer=jnp.asarray(len(confidence)),
                 name=name,
                 coefficient=4.0,
@@ -275,7 +276,7 @@ class AEL(base.Method):
     def _confidence(
         self, state: Memory, inputs: Inputs, logits: Array
     ) -> tuple[Array, Memory]:
-        """(g,c) confidence after this step, and the memory that has it."""
+        """The (g,c) confidence after this step, and the memory updated with it."""
         measured = jax.vmap(ael_confidence.class_confidence)(
             *base.in_groups((logits, inputs.label), self.group_size)
         )
@@ -287,6 +288,6 @@ class AEL(base.Method):
         return updated, state.replace(confidence=confidence)
 
     def average(self, step: Array, steps_per_epoch: int) -> tuple[Array, None]:
-        """0 at the first step; statistics are the teacher's own."""
+        """Decay 0 at the first step; batch-norm statistics are the teacher's own."""
         del steps_per_epoch
         return base.warmed_decay(step, self.ema_decay), None

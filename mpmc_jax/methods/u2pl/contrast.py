@@ -1,7 +1,8 @@
-"""U2PL's contrast of a step: sets, banks and loss, in its two forms.
+"""U2PL's contrastive loss: the choice of pixels, the banks and the loss term.
 
-"released" is what the published numbers were made with, its index slip and its labels
-of first images included; "corrected" is the paper's text. See `u2pl_sets`.
+It has two forms. "released" is the code behind the published numbers, including its
+bugs: see `mpmc_jax/methods/u2pl/sets.py`, and `released_indexing` of
+`contrastive.contrast`. "corrected" follows the paper's text.
 """
 
 import dataclasses
@@ -22,16 +23,16 @@ from mpmc_jax.types import Array, Term
 
 @dataclasses.dataclass(frozen=True)
 class Form:
-    """A form of the contrast.
+    """One of the two forms of the contrastive loss.
 
     Attributes:
-      items: the rows of a group's maps that take part.
-      sets: their parts.
+      items: selects the rows of a group's maps that take part in the contrast.
+      sets: chooses prototype, anchor and key pixels among those rows.
       released_indexing: whether to reproduce the released code's indexing bug; see
         `contrastive.contrast`.
-      weight: of the term, given the number of groups.
-      spread: a step's keys are drawn, so that no group fills more than its share of a
-        bank; else all are put in.
+      weight: number of groups -> weight of the loss term.
+      spread: whether a step's keys are sampled, so that no group fills more than its
+        share of a bank; otherwise all keys are added.
     """
 
     items: Callable[[Array], Array]
@@ -42,7 +43,7 @@ class Form:
 
 
 FORMS = {
-    # The released loss is averaged over devices twice, so that it weighs 1 / devices.
+    # The released code averages the loss over devices twice: its weight is 1 / devices.
     "released": Form(
         u2pl_sets.released_items,
         u2pl_sets.released_sets,
@@ -61,12 +62,12 @@ FORMS = {
 
 
 class Anchoring(struct.PyTreeNode):
-    """What the teacher makes of a step's pixels, for each group.
+    """The anchors and prototypes that the teacher chooses in a step, per group.
 
     Attributes:
       anchor: (g,n,c) bool, rows that may be anchors.
-      prototype: (g,c,d).
-      present: (g,c) bool.
+      prototype: (g,c,d), the prototype of each class.
+      present: (g,c) bool, whether a class has a prototype.
     """
 
     anchor: Array
@@ -76,24 +77,27 @@ class Anchoring(struct.PyTreeNode):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PixelContrast:
-    """Settings of the contrast, and its parts as pure functions.
+    """The settings of the contrastive loss, and its parts as pure functions.
 
     Attributes:
       num_classes: C.
-      group_size, groups: images of each stream that contrast among themselves, and the
-        number of such groups in a batch.
-      channels: of the embedding.
+      group_size: images per stream (labeled, unlabeled) in a group, within which
+        pixels are contrasted.
+      groups: number of groups in a batch.
+      channels: channels of the embedding.
       axis_name: the device axis, over which keys are gathered.
       contrast: a key of `FORMS`.
-      contrast_weight: of the term; -1 is the form's own.
-      low_rank, high_rank, anchor_above, key_below: see `u2pl_sets.Bounds`.
-      queries, negatives: anchors of a class, and negatives of each.
+      contrast_weight: weight of the loss term; -1 for that of the form.
+      low_rank, high_rank, anchor_above, key_below: see `Bounds` in `sets.py`.
+      queries: anchors per class.
+      negatives: negatives per anchor.
       temperature: divides the cosines.
-      bank_size, bank_size_first: keys of a class; of class 0.
-      bank_dtype: of the keys.
+      bank_size: keys per class, except for class 0.
+      bank_size_first: keys of class 0.
+      bank_dtype: float type of the keys.
 
     Raises:
-      ValueError: a setting out of its range.
+      ValueError: a setting is out of range.
     """
 
     num_classes: int
@@ -121,8 +125,8 @@ class PixelContrast:
             checks.check_count(f"u2pl.{name}", getattr(self, name))
         if self.contrast_weight < 0 and self.contrast_weight != -1:
             raise ValueError(
-                f"u2pl.contrast_weight={self.contrast_weight}: at least 0, or -1 for "
-                "the published one"
+                f"u2pl.contrast_weight={self.contrast_weight}: must be at least 0, or "
+                "-1 for the published weight"
             )
         checks.check_share("u2pl.anchor_above", self.anchor_above)
         checks.check_share("u2pl.key_below", self.key_below)
@@ -137,29 +141,29 @@ class PixelContrast:
 
     @property
     def form(self) -> Form:
-        """What `contrast` names."""
+        """The form that `contrast` names."""
         return FORMS[self.contrast]
 
     @property
     def rings(self) -> Rings:
-        """Where the bank of each class lies."""
+        """The layout of the banks of all classes."""
         rest = (self.bank_size,) * (self.num_classes - 1)
         return Rings((self.bank_size_first, *rest))
 
     def empty(self) -> Bank:
-        """Banks without keys."""
+        """Returns banks without keys."""
         return self.rings.empty(self.channels, self.bank_dtype)
 
     def memory(self, positions: int, groups: int) -> dict[str, int]:
-        """Bytes on a device by the key that lowers them; see `Method.memory`."""
+        """Bytes per device, keyed by the setting that reduces them."""
         itemsize = jnp.dtype(self.bank_dtype).itemsize
-        # A step that refuses itself goes back to the bank as it was: there are two.
+        # The old bank is kept until the update is accepted, so there are two.
         bank = 2 * sum(self.rings.capacities) * self.channels * itemsize
-        # A step's keys of all groups; drawn ones are at most a bank's.
+        # A step's keys of all groups; sampled ones fill at most one bank.
         candidates = self.groups * positions
         if self.form.spread:
             candidates = min(candidates, max(self.rings.capacities))
-        # The gathered negatives of one class, forward and backward.
+        # The gathered negatives of one class, in the forward and the backward pass.
         negatives = 2 * groups * self.queries * self.negatives
         return {
             "u2pl.bank_size (or u2pl.bank_dtype=bfloat16)": bank,
@@ -168,7 +172,7 @@ class PixelContrast:
         }
 
     def draws(self, key: Array) -> Draws:
-        """Random choices of anchors and negatives for one group."""
+        """Draws the random numbers that choose one group's anchors and negatives."""
         shape = (self.num_classes, self.queries, 1 + self.negatives)
         uniform = jax.random.uniform(key, shape, jnp.float32)
         return Draws(anchor=uniform[..., 0], negative=uniform[..., 1:])
@@ -181,15 +185,15 @@ class PixelContrast:
         reliability: tuple[Array, Array],
         groups: tuple[Array, Array],
     ) -> tuple[Anchoring, Bank]:
-        """Chooses pixels by the teacher's pass and puts the keys into the banks.
+        """Chooses pixels by the teacher's pass and adds the keys to the banks.
 
         Args:
-          bank: before the step.
-          teacher: pass over [labeled, unlabeled] images, (2b,...).
+          bank: the banks before the step.
+          teacher: the pass over [labeled, unlabeled] images, (2b,...).
           labels: full-size labels and pseudo-labels, (b,h,w) each.
           reliability: full-size masks (2b,h,w) of low and of high entropy.
-          groups: (g,) numbers of the groups at hand, and (g,) random keys, which
-            choose among too many candidates.
+          groups: (g,) numbers of this device's groups, and (g,) random keys, by which
+            candidates are sampled if there are too many.
         """
         height, width = teacher.coarse.shape[1:3]
         bounds = u2pl_sets.Bounds(
@@ -215,7 +219,7 @@ class PixelContrast:
     def term(
         self, student: base.Pass, draws: Draws, targets: Anchoring, bank: Bank
     ) -> Term:
-        """The mean over groups of the contrast in a pass over all 2b images."""
+        """The loss term: the mean over groups, from a pass over all 2b images."""
 
         def one(features, anchor, prototype, present, draws) -> Array:
             return contrastive.contrast(
@@ -243,13 +247,13 @@ class PixelContrast:
         return Term(jnp.sum(each), jnp.asarray(len(each)), weight)
 
     def _both(self, x: Array) -> Array:
-        """[labeled, unlabeled] (2b,...) -> (g,2n,...): each group's of either."""
+        """(2b,...) -> (g,2n,...): labeled and unlabeled images of each group."""
         split = x.reshape((2, -1, self.group_size) + x.shape[1:])
-        moved = jnp.moveaxis(split, 0, 1)
-        return moved.reshape((len(moved), 2 * self.group_size) + x.shape[1:])
+        grouped = jnp.moveaxis(split, 0, 1)
+        return grouped.reshape((len(grouped), 2 * self.group_size) + x.shape[1:])
 
     def _rows(self, passed: base.Pass) -> Array:
-        """(g,n,d) the embeddings that take part."""
+        """The embeddings that take part in the contrast, (g,n,d)."""
         if passed.embedding is None:
             raise ValueError("U2PL needs a network that is built with embedding=True")
         return jax.vmap(self.form.items)(self._both(passed.embedding))
@@ -257,16 +261,16 @@ class PixelContrast:
     def _fill(
         self, bank: Bank, rows: Array, keys: Array, groups: tuple[Array, Array]
     ) -> Bank:
-        """Puts the new keys of all devices into the banks, group after group.
+        """Adds the new keys of all devices to the banks, group after group.
 
         Args:
-          bank: before.
-          rows: (g,n,d).
-          keys: (g,n,c) bool.
-          groups: (g,) numbers and random keys.
+          bank: the banks before the step.
+          rows: (g,n,d) embeddings.
+          keys: (g,n,c) bool, the rows that are keys of each class.
+          groups: (g,) numbers of the groups, and (g,) random keys.
         """
         number, choice = groups
-        # Devices of several processes do not hold the groups in their order.
+        # With several processes, the devices do not hold the groups in order.
         order = jnp.argsort(distributed.gathered(number, self.axis_name))
 
         def joined(part: Array) -> Array:
@@ -280,7 +284,7 @@ class PixelContrast:
             return self.rings.push(bank, joined(rows[:, half:]), joined(keys[:, half:]))
         shares = [max(size // self.groups, 1) for size in self.rings.capacities]
         place = jnp.arange(min(max(shares), rows.shape[1]))
-        # The first of a class in a random order are a uniform draw.
+        # The first rows of a class in a random order are a uniform sample.
         shuffled = jax.vmap(lambda key: jax.random.permutation(key, rows.shape[1]))(
             choice
         )

@@ -1,8 +1,8 @@
-"""U2PL (CVPR 2022): entropy decides which pixels teach and which serve as negatives.
+"""U2PL (CVPR 2022): entropy decides which pixels are targets and which negatives.
 
-Faithful to the published implementation: pseudo-labels come from the teacher in
-evaluation mode before mixing, entropies and contrast from the teacher in train mode
-after it; the teacher is a copy of the student in the first epoch after the warm-up.
+As in the published implementation, pseudo-labels come from the teacher in evaluation
+mode before mixing, entropies and contrast from the teacher in train mode after mixing.
+The teacher is a copy of the student in the first epoch after the warm-up.
 """
 
 import dataclasses
@@ -40,13 +40,13 @@ class Inputs(struct.PyTreeNode):
         padding is labeled 0.
       labeled_real, real: (b,h,w) bool, real pixels of labeled and unlabeled images.
       weak: (b,h,w,c) unlabeled images.
-      box: (b,h,w) bool, where the next image of the group goes.
+      box: (b,h,w) bool, where the next image of the group is pasted.
       dropout, teacher_dropout: map of the decoder -> (2b,1,1,d) multipliers.
-      draws: (g,...) choices of anchors and negatives.
+      draws: (g,...) random numbers that choose anchors and negatives.
       group: (g,) int32, numbers of the groups.
-      key_choice: (g,) random keys that choose among candidates for the banks.
+      key_choice: (g,) random keys by which keys for the banks are sampled.
       kept_percent, contrast_percent: () this epoch's percentiles of the entropy.
-      dropout_keys, teacher_dropout_keys: of the train-mode passes, see
+      dropout_keys, teacher_dropout_keys: for the train-mode passes, see
         `Method.dropout_keys`.
     """
 
@@ -68,12 +68,12 @@ class Inputs(struct.PyTreeNode):
 
 
 class Targets(struct.PyTreeNode):
-    """What the teacher makes of a step's images.
+    """The targets that the teacher computes from a step's images.
 
     Attributes:
       label: (b,h,w) int32 pseudo-labels of the mixed images.
       weight: (b,h,w), see `entropy.kept_weights`.
-      anchoring: what the contrast needs.
+      anchoring: the anchors and prototypes of the contrast.
     """
 
     label: Array
@@ -83,21 +83,22 @@ class Targets(struct.PyTreeNode):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class U2PL(base.Method):
-    """L = L_x + alpha * 4 * L_u + w L_c, so that alpha = 0.25 is the published total.
+    """U2PL: L = L_x + alpha * 4 * L_u + w L_c; alpha = 0.25 is published.
 
     Attributes:
-      group_size: images that mix, rank and contrast among themselves.
-      contrast: the settings of L_c.
+      group_size: number of images mixed, ranked and contrasted with each other.
+      contrast: L_c and its settings.
       dropout: (map of the decoder, channels), where a tenth of the channels is dropped.
       ema_decay: largest decay of the teacher.
-      warmup_epochs: of supervision alone.
-      kept_percent: pixels below this percentile of the entropy teach. What is dropped
-        shrinks to nothing over the run, linearly in epochs.
-      contrast_percent: pixels up to this percentile are anchors, those as far from the
-        top are keys; shrinks likewise.
+      warmup_epochs: number of epochs with labeled images alone.
+      kept_percent: pixels below this percentile of the entropy count in L_u. It rises
+        to 100 over the run, linearly in epochs.
+      contrast_percent: pixels up to this percentile of the entropy may be anchors, and
+        pixels from 100 minus this percentile keys. It falls to 0 over the run, linearly
+        in epochs.
 
     Raises:
-      ValueError: a group of one, or a setting out of its range.
+      ValueError: a group has one image, or a setting is out of range.
     """
 
     group_size: int
@@ -120,10 +121,12 @@ class U2PL(base.Method):
                     f"u2pl.{name}={getattr(self, name)}: must lie in (0, {limit}]"
                 )
         if self.warmup_epochs < 0:
-            raise ValueError(f"u2pl.warmup_epochs={self.warmup_epochs}: at least 0")
+            raise ValueError(
+                f"u2pl.warmup_epochs={self.warmup_epochs}: must be at least 0"
+            )
 
     def phase(self, epoch: int) -> base.Method:
-        """Supervision alone during the warm-up."""
+        """The supervised `Warmup` in the first epochs, then this method."""
         if epoch >= self.warmup_epochs:
             return self
         return Warmup(
@@ -135,16 +138,16 @@ class U2PL(base.Method):
         )
 
     def independent_teacher_init(self) -> bool:
-        """During the warm-up the teacher is not the student's."""
+        """True with a warm-up, whose teacher is not derived from the student."""
         return self.warmup_epochs > 0
 
     def init(self, key: Array) -> Bank:
-        """Empty banks."""
+        """Returns empty banks."""
         del key
         return self.contrast.empty()
 
     def memory(self, pixels: int, positions: int, groups: int) -> dict[str, int]:
-        """Of the banks and what is drawn from them."""
+        """Bytes for the banks and the keys sampled from them."""
         del pixels
         return self.contrast.memory(positions, groups)
 
@@ -152,7 +155,8 @@ class U2PL(base.Method):
         del state
         weak = self.unit(batch.unlabeled.image)
         size = weak.shape[1:3]
-        # Published processes share these draws: one coin a step, one box a place.
+        # Published processes share these draws: one coin per step, and one box per
+        # position in the group.
         coin = jax.random.bernoulli(keys.shared("coin"))
         box_keys = jax.random.split(keys.shared("box"), self.group_size)
         boxes = mixing.draw_half_boxes(box_keys, size[0])
@@ -179,11 +183,11 @@ class U2PL(base.Method):
         )
 
     def _mix(self, inputs: Inputs, value: Array) -> Array:
-        """The next image of the group inside the box, the image itself outside."""
+        """Pastes the group's next image inside the box."""
         return mixing.paste_next(inputs.box, value, self.group_size)
 
     def regions(self, inputs: Inputs) -> dict[str, Region]:
-        """Padding teaches as any pixel does."""
+        """Padding counts like any other pixel."""
         real = self._mix(inputs, inputs.real)
         return {
             "supervised": base.supervised_region(inputs.label, inputs.labeled_real),
@@ -244,7 +248,7 @@ class U2PL(base.Method):
             weight=targets.weight,
             region=self.regions(inputs)["unlabeled"],
             teacher=teachers["student"],
-            # Each group's loss is a weighted sum; their mean counts.
+            # The loss is the mean over groups of weighted sums.
             normalizer=jnp.asarray(len(inputs.group)),
             name="unlabeled",
             coefficient=4.0,
@@ -261,7 +265,10 @@ class U2PL(base.Method):
         )
 
     def average(self, step: Array, steps_per_epoch: int) -> tuple[Array, None]:
-        """A copy in the first epoch after the warm-up; statistics are its own."""
+        """Decay 0 in the first epoch after the warm-up.
+
+        Batch-norm statistics are not averaged: the teacher updates its own.
+        """
         decay = average(step, steps_per_epoch, self.warmup_epochs, self.ema_decay)
         return decay, None
 
@@ -269,9 +276,10 @@ class U2PL(base.Method):
 def _reliable(
     uncertain: Array, label: Array, percents: Array
 ) -> tuple[Array, Array, Array]:
-    """Loss weights, and masks of low and of high entropy, of one group.
+    """One group's loss weights, and its masks of low and of high entropy.
 
-    `percents` bound, in this order, what is low, what is high, and what teaches.
+    `percents` are the percentiles below which entropy is low, above which it is high,
+    and below which a pixel counts in the loss.
     """
     known = label != IGNORE_LABEL
     low, high, limit = entropy.entropy_percentile(uncertain, known, percents)

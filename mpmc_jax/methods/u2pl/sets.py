@@ -1,12 +1,13 @@
-"""Which pixels U2PL contrasts: as its released code does, and as its paper says.
+"""The pixels that U2PL contrasts, by its released code and by its paper.
 
-Released: a scatter writes the labels of every image of a stream into its first image
-only, so that one image a stream takes part, under the union of all labels; and a key of
-a class is looked for where the class is, which for labeled images is never.
+Released: a scatter writes the labels of all images of a stream (labeled or unlabeled)
+into the first image, so that only one image per stream takes part, with the union of
+all labels. Keys of a class are searched only where the class is, so labeled images
+have none.
 
-Corrected: every image takes part under its own labels; a key of a class is looked for
-where the class is not (labeled images) or unlikely (unlabeled ones); a prototype is
-the mean of the possible anchors.
+Corrected: every image takes part with its own labels. Keys of a class are searched
+where the class is not (labeled images) or is improbable (unlabeled images). A
+prototype is the mean of the possible anchors.
 
 Source: U2PL's u2pl/utils/loss_helper.py and utils.py; Wang et al., CVPR 2022, 3.3.
 """
@@ -21,12 +22,12 @@ from mpmc_jax.types import IGNORE_LABEL, Array
 
 
 class Sets(struct.PyTreeNode):
-    """Pixels by their part in the contrast, for every class: (n,c) bool each.
+    """The pixels that serve as prototype, anchor or key of each class: (n,c) bool.
 
     Attributes:
-      prototype: reliable pixels of the class; their mean is its prototype.
-      anchor: those of them that the teacher holds likely enough.
-      key: negatives to put into the class's bank.
+      prototype: reliable pixels of the class, whose mean is its prototype.
+      anchor: reliable pixels where the teacher's probability of the class is high.
+      key: negatives to add to the class's bank.
     """
 
     prototype: Array
@@ -35,18 +36,19 @@ class Sets(struct.PyTreeNode):
 
     @property
     def present(self) -> Array:
-        """(c,) bool, the classes that have a reliable pixel."""
+        """The classes that have a reliable pixel, (c,) bool."""
         return jnp.any(self.prototype, axis=0)
 
 
 @dataclasses.dataclass(frozen=True)
 class Bounds:
-    """What a pixel must meet.
+    """The bounds of probability and rank for anchors and keys of a class.
 
     Attributes:
-      anchor_above, key_below: bounds of the class's probability (delta_p, delta_n).
-      low_rank, high_rank: an unlabeled key's class has a rank in [low, high), a
-        labeled one's below low.
+      anchor_above: an anchor's probability of the class exceeds this (delta_p).
+      key_below: a key's probability of the class is below this (delta_n).
+      low_rank, high_rank: among a key's probabilities, the class has a rank (from 0) in
+        [low_rank, high_rank) in unlabeled images, and below low_rank in labeled ones.
     """
 
     anchor_above: float
@@ -56,7 +58,7 @@ class Bounds:
 
 
 def ranks(probability: Array) -> Array:
-    """Place of every class in a pixel's falling order, from 0; ties by number."""
+    """Rank of every class in a pixel's descending order, from 0; ties by number."""
     one, other = probability[..., None], probability[..., None, :]
     number = jnp.arange(probability.shape[-1])
     earlier = number[None] < number[:, None]
@@ -65,20 +67,20 @@ def ranks(probability: Array) -> Array:
 
 
 def released_items(batch_bhwd: Array) -> Array:
-    """The rows that take part: all pixels of the first labeled and unlabeled image.
+    """The released code's rows: all pixels of the first labeled and unlabeled image.
 
     Args:
-      batch_bhwd: maps of the labeled, then of as many unlabeled images.
+      batch_bhwd: maps of the labeled images, then of as many unlabeled ones.
 
     Returns:
-      (2hw, ...), row after row of the one, then of the other.
+      (2hw, ...), the pixels of the labeled image, then those of the unlabeled one.
     """
     first = jnp.stack([batch_bhwd[0], batch_bhwd[len(batch_bhwd) // 2]])
     return all_items(first)
 
 
 def all_items(batch_bhwd: Array) -> Array:
-    """The rows that take part, corrected: all pixels of all images, (bhw, ...)."""
+    """The corrected form's rows: all pixels of all images, (bhw, ...)."""
     return batch_bhwd.reshape(-1, *batch_bhwd.shape[3:])
 
 
@@ -94,15 +96,15 @@ def released_sets(
 
     Args:
       label_bhw: labels of the labeled images, 255 void.
-      pseudo_bhw: pseudo-labels of as many unlabeled ones.
-      probability_bhwc: the teacher's, labeled images first.
-      low_bhw, high_bhw: bool, pixels of low and of high entropy, labeled first.
-      bounds: see there.
+      pseudo_bhw: pseudo-labels of as many unlabeled images.
+      probability_bhwc: the teacher's probabilities, labeled images first.
+      low_bhw, high_bhw: bool, pixels of low and of high entropy, labeled images first.
+      bounds: see `Bounds`.
     """
     num_classes = probability_bhwc.shape[-1]
 
     def union(label_bhw: Array) -> Array:
-        # Void is written as class 0, and taken back where the first image is void.
+        # Void is written as class 0, then cleared where the first image is void.
         known_bhw = jnp.where(label_bhw == IGNORE_LABEL, 0, label_bhw)
         hot_bhwc = jax.nn.one_hot(known_bhw, num_classes, dtype=jnp.bool_)
         void_hw = label_bhw[0] == IGNORE_LABEL
@@ -111,7 +113,7 @@ def released_sets(
     hot_nc = jnp.stack([union(label_bhw), union(pseudo_bhw)]).reshape(-1, num_classes)
     p_nc, low_n, high_n = map(released_items, (probability_bhwc, low_bhw, high_bhw))
     unlabeled_n = jnp.arange(len(p_nc)) >= len(p_nc) // 2
-    # A labeled key would have to be of the class and not of it.
+    # A labeled key would have to be of the class and also not of it.
     allowed_nc = hot_nc & unlabeled_n[:, None]
     return _sets(hot_nc, p_nc, low_n, high_n, unlabeled_n, allowed_nc, bounds)
 
@@ -124,15 +126,15 @@ def corrected_sets(
     high_bhw: Array,
     bounds: Bounds,
 ) -> Sets:
-    """The paper's choice among the rows of `all_items`; arguments as released."""
+    """The paper's choice among the rows of `all_items`; see `released_sets`."""
     label_n = all_items(jnp.concatenate([label_bhw, pseudo_bhw]))
     hot_nc = jax.nn.one_hot(label_n, probability_bhwc.shape[-1], dtype=jnp.bool_)
     p_nc, low_n, high_n = map(all_items, (probability_bhwc, low_bhw, high_bhw))
     unlabeled_n = jnp.arange(len(p_nc)) >= len(p_nc) // 2
-    # An unlabeled pixel's own pseudo-label does not matter.
+    # The pseudo-label of an unlabeled pixel does not matter.
     allowed_nc = ~hot_nc | unlabeled_n[:, None]
     sets = _sets(hot_nc, p_nc, low_n, high_n, unlabeled_n, allowed_nc, bounds)
-    # The prototype is the mean of what may be an anchor.
+    # The prototype is the mean of the possible anchors.
     return sets.replace(prototype=sets.anchor)
 
 
@@ -145,7 +147,7 @@ def _sets(
     allowed_nc: Array,
     bounds: Bounds,
 ) -> Sets:
-    """`allowed_nc` says where a class's keys may lie at all."""
+    """Chooses pixels by `bounds`; keys of a class only where `allowed_nc` is True."""
     reliable_nc = hot_nc & low_n[:, None]
     rank_nc = ranks(p_nc)
     middle_nc = (rank_nc >= bounds.low_rank) & (rank_nc < bounds.high_rank)
@@ -159,7 +161,7 @@ def _sets(
 
 
 def nearest(map_bhw: Array, rows: int, columns: int) -> Array:
-    """The pixel floor(i * length / size) for place i, as PyTorch's nearest."""
+    """Resizes maps like PyTorch's "nearest": pixel i takes floor(i * height / rows)."""
     height, width = map_bhw.shape[1:]
     row = jnp.arange(rows) * height // rows
     column = jnp.arange(columns) * width // columns

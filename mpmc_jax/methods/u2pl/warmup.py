@@ -1,4 +1,4 @@
-"""U2PL's warm-up: supervision alone, while the teacher gathers its own statistics."""
+"""U2PL's warm-up: supervised training; the teacher only updates its statistics."""
 
 import dataclasses
 
@@ -15,10 +15,10 @@ from mpmc_jax.types import Array, Batch, Network, Outputs, PyTree, Region
 def average(
     step: Array, steps_per_epoch: int, warmup_epochs: int, decay: float
 ) -> Array:
-    """Decay of U2PL's teacher: 1 in the warm-up, 0 in the epoch after it.
+    """The decay of U2PL's teacher: 1 in the warm-up, 0 in the epoch after it.
 
-    The copy at the beginning of that epoch is made by the step before. Later it is
-    min(1 - 1/(t+1), decay), t counted from the end of the warm-up.
+    It is 0 at the last step of the warm-up too, so that the next epoch starts with a
+    copy. Later it is min(1 - 1/(t+1), decay), t counted from the end of the warm-up.
     """
     since = step - warmup_epochs * steps_per_epoch
     warmed = base.warmed_decay(jnp.maximum(since, 0), decay)
@@ -27,7 +27,14 @@ def average(
 
 
 class Inputs(struct.PyTreeNode):
-    """Normalized labeled images (b,h,w,c), labels and real pixels (b,h,w), masks."""
+    """Normalized labeled images.
+
+    Attributes:
+      image, label: (b,h,w,c) labeled images, (b,h,w) labels with 255 void.
+      real: (b,h,w) bool, their real pixels.
+      dropout, teacher_dropout: map of the decoder -> (b,1,1,d) multipliers.
+      dropout_keys, teacher_dropout_keys: for the passes, see `Method.dropout_keys`.
+    """
 
     image: Array
     label: Array
@@ -40,7 +47,7 @@ class Inputs(struct.PyTreeNode):
 
 @dataclasses.dataclass(frozen=True)
 class Warmup(base.Method):
-    """L = L_x; attributes as U2PL's."""
+    """Supervised training, L = L_x; for the attributes see `U2PL`."""
 
     warmup_epochs: int
     ema_decay: float
@@ -89,6 +96,6 @@ class Warmup(base.Method):
         return Outputs((supervised,), (), {"student": student}, state)
 
     def average(self, step: Array, steps_per_epoch: int) -> tuple[Array, None]:
-        """1, and 0 at the last step."""
+        """Decay 1 during the warm-up; 0 at its last step copies the student."""
         decay = average(step, steps_per_epoch, self.warmup_epochs, self.ema_decay)
         return decay, None

@@ -53,7 +53,7 @@ def adaptive_weights(
         stride that the sizes suggest, see `nearest_patch`.
       where: (b,H,W) bool, the pixels over which "mean" is taken; None for all with a
         class. Other scales do not read it.
-      global_sum: sums over devices.
+      global_sum: sums an array over devices.
 
     Returns:
       lambda_s (b,H,W) and lambda_m (b,h,w,C), without gradient, float32 or wider.
