@@ -22,16 +22,16 @@ COPIES = (
     "trust_*.json",
 )
 
-# The figure that runs are compared by: Dice where volumes are scored.
+# The metric by which runs are compared: Dice where volumes are scored.
 SCORES = ("val/dice", "val/miou")
 LOSS = "train/loss_supervised"
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
-    """The lines of a metrics.jsonl; not the one that a run is writing.
+    """Reads the lines of a metrics.jsonl, except one that a run is writing.
 
     Raises:
-      ValueError: another one cannot be read; names it and the mend.
+      ValueError: a line cannot be read; the message names it and the fix.
     """
     lines = []
     for number, line in enumerate(path.read_bytes().splitlines(keepends=True), 1):
@@ -48,7 +48,7 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
 
 
 def series(lines: Sequence[Mapping[str, float]], name: str) -> list[tuple[int, float]]:
-    """(step, value) of one number, where it was written; null says it was none."""
+    """Returns (step, value) of one number where it was written and is not null."""
     return [
         (int(line["step"]), line[name]) for line in lines if line.get(name) is not None
     ]
@@ -57,7 +57,7 @@ def series(lines: Sequence[Mapping[str, float]], name: str) -> list[tuple[int, f
 def draw(
     runs: Mapping[str, Sequence[Mapping[str, float]]], names: Sequence[str]
 ) -> bytes:
-    """One panel a number, one line a run: the bytes of a PNG file.
+    """Draws one panel per number, one line per run; returns the bytes of a PNG.
 
     Raises:
       ValueError: no run has one of the numbers.
@@ -84,10 +84,10 @@ def draw(
 def table(
     runs: Mapping[str, Sequence[Mapping[str, float]]], name: str = "val/miou"
 ) -> str:
-    """Markdown: first, best and last value of a number in every run.
+    """Makes a Markdown table of the first, best and last value of a number per run.
 
     Raises:
-      ValueError: a run does not have it.
+      ValueError: a run does not have the number.
     """
     rows = [f"| run | first {name} (step) | best (step) | last (step) | last/first |"]
     rows.append("|---|---|---|---|---|")
@@ -111,7 +111,7 @@ def compare(runs: Sequence[Path], output: Path) -> tuple[str, int]:
 
     Raises:
       ValueError: two runs have one name, a run has no evaluation, or the output folder
-        holds a run, whose files would be written over.
+        holds a run, whose files would be overwritten.
       OSError: a run does not exist, or the output cannot be written.
     """
     directories = {run.absolute().name: run for run in runs}

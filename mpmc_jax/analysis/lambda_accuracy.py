@@ -1,4 +1,4 @@
-"""Whether lambda_s is higher on right pseudo-labels than on wrong ones (eq. 5)."""
+"""Measures whether lambda_s is higher on right than on wrong pseudo-labels (eq. 5)."""
 
 import functools
 from collections.abc import Callable
@@ -20,10 +20,11 @@ from mpmc_jax.types import IGNORE_LABEL, Array, PyTree
 
 
 def lambda_s_function(run: Run) -> Callable[[Array, Array], tuple[Array, Array]]:
-    """(images (b,h,w,c), labels (b,h,w)) -> the run's classes and their lambda_s.
+    """Returns the function (images, labels) -> the run's classes and their lambda_s.
 
-    lambda_s weighs each prediction as training would weigh it as a pseudo-label (eq.
-    5), but without dividing by a batch's mean (`mpmc.lambda_scale=mean`).
+    Images are (b,h,w,c), the others (b,h,w). lambda_s weighs each prediction as
+    training would weigh it as a pseudo-label (eq. 5), but without dividing by a batch's
+    mean (`mpmc.lambda_scale=mean`).
 
     Raises:
       ValueError: the run has no patch classifier.
@@ -49,10 +50,10 @@ def lambda_s_function(run: Run) -> Callable[[Array, Array], tuple[Array, Array]]
 
 
 def unlabeled_ids(run: Run, workdir: Path, info: DatasetInfo) -> frozenset[str]:
-    """The ids of the training images that the run used without labels.
+    """Returns the ids of the training images that the run used without labels.
 
-    They are in the list that the run wrote to its directory. The lists that its
-    settings name may have moved or changed since, and are read only without that one.
+    They are in the list that the run wrote to its directory. If that is missing, the
+    lists that its settings name are read, which may have changed since.
 
     Raises:
       FileNotFoundError, ValueError: a list that is missing or does not fit the data
@@ -65,7 +66,7 @@ def unlabeled_ids(run: Run, workdir: Path, info: DatasetInfo) -> frozenset[str]:
 
 
 def measure(run: Run, workdir: Path) -> dict[str, Any]:
-    """Means of lambda_s over right and over wrong pixels, relative to the overall mean.
+    """Measures lambda_s on right and on wrong pixels, relative to the overall mean.
 
     Raises:
       ValueError: the run has no patch classifier, or no unlabeled image has a label.

@@ -1,4 +1,4 @@
-"""Panels of image, truth, prediction and lambda_s of a run's validation images."""
+"""Draws image, truth, prediction and lambda_s of a run's validation images."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +11,7 @@ CAPTIONS = ("image", "truth", "prediction", "lambda_s of the prediction")
 
 
 def panel_rows(run: Run, count: int) -> list[list[np.ndarray]]:
-    """Pictures of the first `count` validation images of one size.
+    """Makes the pictures of the first `count` validation images of one size.
 
     Raises:
       ValueError: the run has no patch classifier.

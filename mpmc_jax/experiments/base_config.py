@@ -2,7 +2,7 @@
 
 A data-set file (configs/<dataset>.py) starts from `get_base()`, sets what the data
 set needs, and applies `presets.apply(config, argument)`, where `argument` is the text
-behind the colon of --config=configs/camvid.py:method=unimatch,mpmc=paper.
+after the colon of --config=configs/camvid.py:method=unimatch,mpmc=paper.
 """
 
 import ml_collections
@@ -11,7 +11,7 @@ FORMAT_VERSION = 3
 
 
 def get_base() -> ml_collections.ConfigDict:
-    """A locked configuration with every key; sizes in pixels, times in steps."""
+    """Returns a locked configuration with every key; sizes are in pixels."""
     config = ml_collections.ConfigDict(
         {
             "format_version": FORMAT_VERSION,
@@ -43,7 +43,8 @@ def _data() -> dict:
         "split_seed": 0,
         "labeled_ids": "",
         "unlabeled_ids": "",
-        # Train even if a class occurs in no labeled image and cannot be learned.
+        # Train even if a class occurs in no labeled image, so that it cannot be
+        # learned.
         "allow_absent_classes": False,
         # Side of the square training crop, and the range of the random resize.
         "crop": 321,
@@ -53,11 +54,11 @@ def _data() -> dict:
         # own. Methods whose resize is by a factor (u2pl, ael) use their own.
         "scale_base": 0,
         "flip": True,
-        # How an image becomes a crop: "auto", the method's own; or "acdc": turned,
-        # mirrored or rotated, then zoomed as a whole.
+        # How an image becomes a crop: "auto", the method's own way; or "acdc": the
+        # whole image is turned, mirrored or rotated, then resized.
         "geometry": "auto",
-        # Crops that UniMatch mixes in: "auto" and "same", second ones of the same
-        # images; "other", of others, in an order of their own.
+        # Crops that UniMatch mixes in: "auto" and "same", a second crop of the same
+        # image; "other", crops of other images, in an order of their own.
         "partner": "auto",
         # Mean and standard deviation: "imagenet", "dataset" (measured unless the data
         # set states its own), "none", or "auto": ImageNet's for 8-bit RGB, else
@@ -84,14 +85,14 @@ def _model() -> dict:
         # published network, less is for tests.
         "width": 64,
         "dtype": "float32",
-        # Of the teacher's passes; "": the same. Parameters and averages are float32.
+        # dtype of the teacher's passes; "": the same. Parameters, averages: float32.
         "teacher_dtype": "",
         # Recompute activations in the backward pass: less memory, more time.
         "remat": False,
-        # "encoder": it stays as it begins, batch norm's statistics too; "": nothing.
+        # "encoder": it never changes, nor do its batch-norm statistics; "": nothing.
         "freeze": "",
-        # Weights that networks and averages begin with, from launch.convert_weights
-        # (or PyTorch's own file); "": random.
+        # Initial weights of networks and averages, from launch.convert_weights (or a
+        # PyTorch file); "": random.
         "pretrained": "",
     }
 
@@ -110,7 +111,7 @@ def _method() -> dict:
         "ohem_threshold": 0.7,
         "ohem_min_kept": 200_000,
         # Loss of unimatch's and mean_teacher's unlabeled terms; others have their own.
-        # "ce"; "balanced_ce", in which each class of the pseudo-labels weighs the same;
+        # "ce"; "balanced_ce", where all classes of the pseudo-labels weigh the same;
         # or "dice".
         "unlabeled_loss": "ce",
         # Steps over which the weight of the unlabeled terms grows to mpmc.alpha, as
@@ -131,13 +132,14 @@ def _u2pl() -> dict:
     return {
         # Epochs of supervision alone.
         "warmup_epochs": 1,
-        # Percentiles of the entropy at the start: pixels below the one teach, those
-        # outside the other on both sides contrast.
+        # Percentiles of the entropy at the start: pixels below the first are used as
+        # pseudo-labels, pixels outside the second, on both sides, in the contrast.
         "kept_percent": 80.0,
         "contrast_percent": 20.0,
-        # "released": as the published numbers were made; "corrected": the paper's text.
+        # "released": the code of the published numbers; "corrected": the paper's text.
         "contrast": "released",
-        # Weight of the contrast; -1: 1 / (number of groups) released, 0.1 corrected.
+        # Weight of the contrast; -1: 1 / (number of groups) if released, 0.1 if
+        # corrected.
         "contrast_weight": -1.0,
         # A negative key's class has a rank in [low, high) among a pixel's classes.
         "low_rank": 3,
@@ -145,11 +147,11 @@ def _u2pl() -> dict:
         # Bounds of the class's probability for anchors and keys.
         "anchor_above": 0.3,
         "key_below": 1.0,
-        # Anchors of a class, negatives of each, and what divides the cosines.
+        # Anchors per class, negatives per anchor, and what divides the cosines.
         "queries": 256,
         "negatives": 50,
         "temperature": 0.5,
-        # Keys of a class; of class 0; float32 or bfloat16.
+        # Keys per class; keys of class 0; float32 or bfloat16.
         "bank_size": 30_000,
         "bank_size_first": 50_000,
         "bank_dtype": "float32",
@@ -158,11 +160,11 @@ def _u2pl() -> dict:
 
 def _ael() -> dict:
     return {
-        # Draws of a class to copy into labeled images, and classes never drawn.
+        # How many classes to draw for copying into labeled images; classes never drawn.
         "query_classes": 1,
         "unqueried": (),
-        # Share of the crop that an object exceeds to be cut out, and that a class
-        # covers to be noted as seen in an image.
+        # Least share of the crop for an object to be cut out, and for a class to count
+        # as present in an image.
         "object_area": 0.03,
         "presence_area": 0.03,
         # Steps from the choice of a partner image to its use; at least 3.
@@ -196,9 +198,9 @@ def _mpmc() -> dict:
         "gamma_neg": 1.0,
         # Target of eq. 6: "soft" probability or "hard" at 0.5 (D6).
         "target": "soft",
-        # Head that plays the teacher: "student" or "ema" (D8).
+        # Head that makes the targets: "student" or "ema" (D8).
         "teacher_head": "student",
-        # Epochs without the unlabeled terms and lambda (D23).
+        # Epochs without L_u^M and lambda (D23); L_u itself is on.
         "warmup_epochs": 0,
         # Ablations: L_l^M, L_u^M, lambda_s and lambda_m on or off.
         "labeled": True,
@@ -212,13 +214,13 @@ def _optimizer() -> dict:
     return {
         # "sgd", or "adamw".
         "name": "sgd",
-        # Rate of the backbone; heads learn at lr * head_multiplier.
+        # Rate of the encoder; everything else learns at lr * head_multiplier.
         "lr": 1e-3,
         "head_multiplier": 10.0,
         "weight_decay": 1e-4,
-        # Of sgd.
+        # For sgd.
         "momentum": 0.9,
-        # Of adamw: decay of the first and second moment, and what joins the root.
+        # For adamw: decays of the two moments, and what is added to the root.
         "betas": (0.9, 0.999),
         "eps": 1e-8,
         # lr * (1 - t/T) ** power; t lags by `lag` steps (UniMatch sets its rate
@@ -237,27 +239,27 @@ def _train() -> dict:
         # labeled one where it is empty); "labeled", for supervised alone, as its
         # published rows are trained: short batches are dropped.
         "epoch_of": "unlabeled",
-        # Labeled images per step, over all devices; as many unlabeled ones (ael: one
-        # and its partner a group).
+        # Labeled images per step, over all devices; as many unlabeled ones (ael:
+        # one and its partner per group).
         "batch_size": 8,
-        # Images that rank, mix and draw among themselves (D14): what a published
-        # configuration had on one GPU.
+        # Number of images among which ranking, mixing and drawing happen (D14): the
+        # images per GPU of a published configuration.
         "group_size": 2,
-        # Micro-batches per step, computed one after the other.
+        # Micro-batches per step, run in sequence.
         "accumulation": 1,
-        # How many of the devices; 0 means all.
+        # How many devices to use; 0 means all.
         "devices": 0,
         # "pmap" or "shard_map".
         "parallel": "pmap",
         "log_every": 10,
-        # Steps between evaluations and between checkpoints; 0: once an epoch.
+        # Steps between evaluations and between checkpoints; 0: once per epoch.
         "eval_every": 0,
         "checkpoint_every": 0,
         # Training batches from whose plain crops batch norm's statistics are recomputed
         # before each evaluation; training continues with them. 0: running statistics,
         # as published.
         "precise_bn": 0,
-        # Newest checkpoints to keep beside the best one.
+        # Newest checkpoints to keep besides the best one.
         "keep": 2,
     }
 
@@ -266,14 +268,14 @@ def _eval() -> dict:
     return {
         # "auto": the teacher where the method averages one, else the student.
         "network": "auto",
-        # How images become classes: "whole"; in windows as large as the crop,
+        # How images are predicted: "whole"; in windows as large as the crop,
         # "slide_unimatch", "slide_u2pl" or "slide_ael"; "center_crop"; or "volume",
         # Dice of volumes from slices resized to the crop's size.
         "protocol": "whole",
         # Scales at which images are evaluated and averaged, and whether mirrored too.
         "scales": (1.0,),
         "flip": False,
-        # Images of one size per call.
+        # Images per call, all of one size.
         "batch_size": 4,
         # During training, pad whole images to multiples of this, for fewer programs;
         # 0 is exact.

@@ -1,4 +1,4 @@
-"""From a configuration to the parts of a run that need no data and no file."""
+"""Builds the parts of a run that need no data and no file from its configuration."""
 
 import contextlib
 import copy
@@ -37,7 +37,7 @@ from mpmc_jax.types import Array, Network, PyTree
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
-    """What train, evaluate, predict and bench share.
+    """The parts that training, evaluation, prediction and benchmarks share.
 
     Attributes:
       model: the network's configuration.
@@ -51,7 +51,7 @@ class Setup:
 def model_config(
     config: ml_collections.ConfigDict, num_classes: int, channels: int
 ) -> ModelConfig:
-    """The network of a run; "auto" becomes the variant of the method's authors."""
+    """Describes a run's network; "auto" becomes the variant of the method's authors."""
     variant, embedding = network_needs(config.method.name)
     if config.model.variant != "auto":
         variant = config.model.variant
@@ -79,7 +79,7 @@ def build_base(
     num_unlabeled: int,
     axis_name: str | None = AXIS,
 ) -> tuple[ModelConfig, Method]:
-    """Network configuration and base method: what the data pipeline depends on.
+    """Builds what the data pipeline depends on: network configuration and method.
 
     Raises:
       ValueError: an unknown name; the message lists the valid ones.
@@ -103,7 +103,7 @@ def _check_group(config: ml_collections.ConfigDict, context: MethodContext) -> N
     """Refuses a batch smaller than a group.
 
     Raises:
-      ValueError: names the settings with which the method works.
+      ValueError: the message names the settings with which the method works.
     """
     batch, group = config.train.batch_size, config.train.group_size
     if not 0 < batch < group:
@@ -116,12 +116,12 @@ def _check_group(config: ml_collections.ConfigDict, context: MethodContext) -> N
             build_method(other, context)
             break
         least += 1
-    mend = f"--config.train.group_size={least}"
+    fix = f"--config.train.group_size={least}"
     if least > batch:
-        mend = f"--config.train.batch_size={least} {mend}"
+        fix = f"--config.train.batch_size={least} {fix}"
     raise ValueError(
         f"train.batch_size={batch} is less than a group of train.group_size={group} "
-        f"images; the least that {config.method.name} takes: {mend}"
+        f"images; the least that {config.method.name} takes: {fix}"
     )
 
 
@@ -133,7 +133,7 @@ def build_setup(
     steps_per_epoch: int,
     axis_name: str | None = AXIS,
 ) -> Setup:
-    """The parts of a run.
+    """Builds the parts of a run.
 
     Raises:
       ValueError: an unknown name anywhere; the message lists the valid ones.
@@ -185,7 +185,7 @@ def build_setup(
 def _tap_info(
     config: ml_collections.ConfigDict, model: ModelConfig, axis_name: str | None
 ) -> TapInfo:
-    """The tap that plug-ins read, at the training crop."""
+    """Describes the tap that plug-ins read, at the training crop."""
     tap = default_tap(model) if config.mpmc.tap == "auto" else config.mpmc.tap
     return TapInfo(
         name=tap,
@@ -213,7 +213,7 @@ def _check(config: ml_collections.ConfigDict, method: Method, plugin: Plugin) ->
 
 
 def build_parallel(config: ml_collections.ConfigDict) -> Parallel:
-    """The devices of a run and how its batches divide over them.
+    """Builds the devices of a run and how its batches divide over them.
 
     Raises:
       ValueError: unknown kind, too many devices, or a batch that does not divide.
@@ -228,16 +228,16 @@ def check_memory(
 ) -> None:
     """Refuses a step that a device cannot hold, from shapes alone.
 
-    What a step takes at least is counted, so that nothing that fits is refused.
+    It computes a lower bound, so that nothing that fits is refused.
 
     Args:
-      config: of the run.
-      setup: its parts.
-      devices: over which the batch is spread.
-      available: bytes of one of them.
+      config: configuration of the run.
+      setup: parts of the run.
+      devices: number of devices over which the batch is spread.
+      available: bytes of memory per device.
 
     Raises:
-      ValueError: says the bytes, and what lowers them.
+      ValueError: the message has the bytes, and the settings that lower them.
     """
     crop, step = config.data.crop, setup.step
     sizes = setup.step.method.streams.sizes(step.batch_size, step.group_size)
@@ -265,7 +265,7 @@ def check_memory(
             if size > total / 100
         ]
         raise ValueError(
-            f"beside the network the method needs {total / 1e9:.2f} GB "
+            f"besides the network the method needs {total / 1e9:.2f} GB "
             f"on a device of {available / 1e9:.2f} GB: {', '.join(parts)}; lower these"
         )
 
@@ -276,7 +276,7 @@ def averages(method: Method) -> bool:
 
 
 def build_schedule(config: ml_collections.ConfigDict, steps_per_epoch: int) -> Schedule:
-    """The rate of a run of `total_steps`."""
+    """Builds the learning-rate schedule of a run of `total_steps`."""
     return Schedule(
         lr=config.optimizer.lr,
         steps=total_steps(config, steps_per_epoch),
@@ -286,7 +286,7 @@ def build_schedule(config: ml_collections.ConfigDict, steps_per_epoch: int) -> S
 
 
 def total_steps(config: ml_collections.ConfigDict, steps_per_epoch: int) -> int:
-    """Length of the run in steps."""
+    """Returns the length of the run in steps."""
     steps = config.train.steps or config.train.epochs * steps_per_epoch
     if steps < 1:
         raise ValueError(
@@ -297,7 +297,7 @@ def total_steps(config: ml_collections.ConfigDict, steps_per_epoch: int) -> int:
 
 
 def rampup_steps(config: ml_collections.ConfigDict, steps: int) -> int:
-    """Steps over which the weight of L_u grows, in a run of so many.
+    """Returns over how many steps the weight of L_u grows in a run of `steps` steps.
 
     Raises:
       ValueError: more than the run has, or a negative number other than -1.
@@ -314,19 +314,19 @@ def rampup_steps(config: ml_collections.ConfigDict, steps: int) -> int:
 
 
 def init_state(setup: Setup, seed: int) -> TrainState:
-    """The state at step 0, on one device."""
+    """Makes the state at step 0, on one device."""
     # Compiled to run once: optimizing it would take three times as long.
     options = {"xla_backend_optimization_level": 0}
     return jax.jit(lambda: _init(setup, seed), compiler_options=options)()
 
 
 def state_shape(setup: Setup) -> TrainState:
-    """The shapes and types of a state, for restoring one."""
+    """Returns the shapes and types of a state, for restoring one."""
     return jax.eval_shape(lambda: _init(setup, 0))
 
 
 def _init(setup: Setup, seed: int) -> TrainState:
-    """Every network has a key of its own name, so none depends on the others."""
+    """Makes a state; every network has a key of its own, by its name."""
     key = jax.random.key(seed)
     params, stats = _init_networks(setup, key, "init")
     ema_params, ema_stats = params, stats
@@ -354,7 +354,7 @@ def _init(setup: Setup, seed: int) -> TrainState:
 
 
 def _init_networks(setup: Setup, key: Array, stream: str) -> tuple[PyTree, PyTree]:
-    """Parameters and statistics of every network, by name."""
+    """Makes parameters and statistics of every network, by name."""
     networks = {
         name: init_variables(stream_key(key, f"{stream}/{name}"), setup.model)
         for name in setup.step.method.networks
@@ -373,7 +373,7 @@ def _example_taps(setup: Setup) -> dict[str, Array]:
 
 
 def tap_size(model: ModelConfig, tap: str, crop: int) -> tuple[int, int]:
-    """Rows and columns of a tap at a square crop."""
+    """Computes rows and columns of a tap at a square crop."""
     module = build_segmenter(model)
     images = jax.ShapeDtypeStruct((1, crop, crop, model.in_channels), jnp.float32)
     variables = jax.eval_shape(lambda k: init_variables(k, model), jax.random.key(0))

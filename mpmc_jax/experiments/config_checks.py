@@ -10,11 +10,11 @@ from mpmc_jax.experiments import base_config
 from mpmc_jax.paths import as_path
 from mpmc_jax.training import workdir
 
-# JAX's keys have 32 bits: larger seeds would silently be taken modulo 2 ** 32.
+# JAX's keys have 32 bits: larger seeds would silently be reduced modulo 2 ** 32.
 _SEEDS = ("seed", "data.split_seed")
 # Steps, images and classes are counted in int32.
 _INT32_MAX = 2**31 - 1
-# Numbers whose sign nothing else checks, or only after dividing by them.
+# Numbers whose sign nothing else checks, or only after a division by them.
 _NOT_NEGATIVE = (
     "seed",
     "data.split_seed",
@@ -69,7 +69,7 @@ def check_keys(arguments: list[str]) -> None:
     """Refuses an argument --config.a.b that names no key.
 
     Raises:
-      ValueError: names the closest key, or the keys of the section.
+      ValueError: the message names the closest key, or the keys of the section.
     """
     valid = list(workdir.flatten(base_config.get_base().to_dict()))
     for argument in arguments:
@@ -91,7 +91,7 @@ def check_ranges(config: ml_collections.ConfigDict) -> None:
     """Checks that every number is finite, fits its type and has a valid sign.
 
     Raises:
-      ValueError: lists the numbers that do not.
+      ValueError: the message lists the numbers that are not valid.
     """
     flat = workdir.flatten(config.to_dict())
     if errors := [text for key in flat for text in _range_errors(key, flat[key])]:
@@ -105,7 +105,7 @@ def check_ranges(config: ml_collections.ConfigDict) -> None:
 
 
 def _range_errors(key: str, value: Any) -> list[str]:
-    """What is wrong with the numbers of a setting apart from their sign."""
+    """Describes what is wrong with the numbers of a setting, except their sign."""
     found = []
     for number in value if isinstance(value, tuple | list) else (value,):
         if isinstance(number, float) and not math.isfinite(number):

@@ -110,7 +110,7 @@ def make_validation(
 ) -> Callable[[TrainState], dict[str, float]]:
     """Returns the function that evaluates a state on the validation split.
 
-    It takes one copy of the state and gives flat figures such as `val/miou`.
+    It takes one copy of the state and returns scores by name, such as `val/miou`.
 
     Raises:
       ValueError: `eval.network` names a network that the run does not have.

@@ -14,7 +14,7 @@ from mpmc_jax.experiments.run import Run
 from mpmc_jax.paths import as_path
 from mpmc_jax.text import quantity, shorten
 
-# Errors of the disk, which every further image would meet.
+# Errors of the disk, which every further image would cause again.
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 
 
@@ -24,7 +24,7 @@ class Inputs:
 
     Attributes:
       outputs: image file -> path of its pictures below --output, without an ending.
-      notes: lines about files that are left out.
+      notes: lines about files that are skipped.
       problems: lines about files that cannot be read.
     """
 
@@ -77,7 +77,7 @@ def find_images(inputs: Sequence[str]) -> Inputs:
 
 
 def _paths(inputs: Sequence[str]) -> list[pathlib.Path]:
-    """The paths of --input; a comma separates two unless it is part of a file's name.
+    """Splits --input into paths; a comma separates two unless a file's name has it.
 
     Raises:
       FileNotFoundError: a path does not exist.
@@ -128,7 +128,7 @@ class PredictionWriter:
                 ) from error
             self.problems.append(f"{path}: {error}")
         # Decoders raise errors of their own, a network fails on sizes that it cannot
-        # take, and memory on images that are too large; the next image may do well.
+        # take, and memory on images that are too large; the next image may succeed.
         except Exception as error:
             lines = str(error).splitlines()
             self.problems.append(f"{path}: {lines[0] if lines else repr(error)}")

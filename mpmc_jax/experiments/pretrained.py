@@ -1,4 +1,4 @@
-"""Weights of files: a run begins with them, or they are evaluated without a run."""
+"""Weights from files: a run starts from them, or they are evaluated without a run."""
 
 import logging
 import pathlib
@@ -18,14 +18,14 @@ from mpmc_jax.types import PyTree
 
 _LOG = logging.getLogger("mpmc_jax.pretrained")
 
-# Data sets whose published results begin with ImageNet's weights.
+# Data sets whose published results start from ImageNet's weights.
 _FROM_IMAGENET = ("voc", "cityscapes")
 
 
 def initial_weights(
     config: ml_collections.ConfigDict, model: ModelConfig
 ) -> tuple[PyTree, dict[str, Any]]:
-    """Reads the variables that networks begin with, and the manifest's note of them.
+    """Reads the initial variables of networks, and their entry for the manifest.
 
     Both are empty without `model.pretrained`.
 

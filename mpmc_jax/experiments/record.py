@@ -16,7 +16,7 @@ from mpmc_jax.training.manifest import make_manifest
 
 
 def data_facts(facts: DatasetFacts, pipeline: TrainPipeline) -> dict[str, Any]:
-    """The data of a run, which may not change between its parts."""
+    """Describes the data of a run, which may not change when it resumes."""
     split = pipeline.split
     data = {
         **dataclasses.asdict(facts),
@@ -32,10 +32,10 @@ class RunRecord:
     """What identifies a run.
 
     Attributes:
-      config: its configuration.
-      facts: its data, see `data_facts`.
-      pretrained: where its initial weights come from, see `initial_weights`; empty
-        without them.
+      config: configuration of the run.
+      facts: facts of its data, see `data_facts`.
+      pretrained: origin of its initial weights, see `initial_weights`; empty without
+        them.
     """
 
     config: ml_collections.ConfigDict
@@ -43,14 +43,14 @@ class RunRecord:
     pretrained: dict[str, Any]
 
     def manifest(self) -> dict[str, Any]:
-        """Versions, devices, seed, data and initial weights."""
+        """Collects versions, devices, seed, data and initial weights."""
         return make_manifest(self.config.seed, self.facts["data"]) | self.pretrained
 
     def check_processes(self) -> None:
         """Compares this process's run with those of the others.
 
         Raises:
-          SharedError: they differ; names the differences.
+          SharedError: they differ; the message lists the differences.
         """
         config = workdir.flatten(self.config.to_dict())
         for name in workdir.OF_A_PROCESS:
@@ -65,14 +65,14 @@ class RunRecord:
         """Compares the run with the files of the run that is in the directory.
 
         Raises:
-          WorkdirError: another run is there; lists the differences.
+          WorkdirError: another run is there; the message lists the differences.
         """
         with agreement.failing_together():
             if distributed.is_first():
                 workdir.check(directory, self.config, self.facts)
 
     def trained_on(self) -> dict[str, Any]:
-        """What the run's checkpoints carry, see `workdir.trained_on`."""
+        """Returns what the run's checkpoints store, see `workdir.trained_on`."""
         return workdir.trained_on(self.config, self.facts)
 
     def write(self, directory: Path, pipeline: TrainPipeline) -> None:

@@ -54,8 +54,8 @@ class Run:
 
     Attributes:
       config: its configuration.
-      facts: those of the data set that it was trained on.
-      model: its network's configuration.
+      facts: facts of the data set that it was trained on.
+      model: configuration of its network.
       module: the segmenter.
       variables: {"params", "batch_stats"} of the network that is evaluated.
       step: the checkpoint's step.
@@ -131,7 +131,7 @@ class Run:
 
 
 def _read_image(image: Image, facts: DatasetFacts) -> np.ndarray:
-    """The pixels of one image as `facts.pixels` describes them.
+    """Reads the pixels of one image as `facts.pixels` describes them.
 
     Raises:
       ValueError: an array of another shape or type.
@@ -173,15 +173,16 @@ def open_model_and_method(
 def load_run(workdir: str | os.PathLike[str], checkpoint: str | int = "best") -> Run:
     """Restores a run from its directory; the run may still be training.
 
-    The checkpoint says what the run was trained on, config.json how. Sets JAX's default
-    matmul precision to the run's.
+    The checkpoint has the settings that determine the result, config.json all others.
+    Sets JAX's default matmul precision to the run's.
 
     Args:
       workdir: the directory that the run was trained in.
       checkpoint: "best", "last" or a step.
 
     Raises:
-      WorkdirError, CheckpointError, FileNotFoundError: what is missing, and the mend.
+      WorkdirError, CheckpointError, FileNotFoundError: something is missing; the
+        message says how to fix it.
     """
     workdir = as_path("workdir", os.fspath(workdir))
     directory = workdir / workdir_lib.CHECKPOINTS
@@ -242,14 +243,16 @@ def with_protocol(
     flip: bool = False,
     pad_to: int = 0,
 ) -> Run:
-    """The run with another way to evaluate it; messages name launch.evaluate's flags.
+    """Returns the run with another way to evaluate it.
+
+    Error messages name the flags of launch.evaluate.
 
     Args:
       run: a run.
-      protocol: its name, one of `evaluation.protocols.PROTOCOLS`; "" for the run's own.
+      protocol: one of `evaluation.protocols.PROTOCOLS`; "" for the run's own.
       crop: side of the protocol's windows; None for the run's own.
-      scales: factors at which images are seen; () for the run's own.
-      flip: whether to see images mirrored too, even if the run's own does not.
+      scales: factors by which images are resized; () for the run's own.
+      flip: whether to evaluate mirrored images too, even if the run's own does not.
       pad_to: pads whole images to multiples of this; 0 is exact.
 
     Raises:
@@ -283,7 +286,7 @@ def with_protocol(
 def evaluate_split(run: Run, split: str) -> EvalResult:
     """Evaluates a run on one split, as its configuration says.
 
-    Of several processes each evaluates a share of the images, and all get the result.
+    Each of several processes evaluates a share of the images, and all get the result.
 
     Raises:
       ValueError, FileNotFoundError: a protocol or data set that does not fit; see
@@ -297,7 +300,7 @@ def evaluate_split(run: Run, split: str) -> EvalResult:
 def evaluation_record(
     run: Run, split: str, checkpoint: str, result: EvalResult
 ) -> dict[str, Any]:
-    """The content of eval_*.json: figures, counts, settings and versions."""
+    """Makes the content of eval_*.json: scores, counts, settings and versions."""
     settings = run.config.eval
     return {
         "split": split,
@@ -330,7 +333,7 @@ def evaluation_record(
 
 
 def _volume_lists(volumes: VolumeScores) -> list:
-    """Figures by volume, class and kind; None where a figure is undefined."""
+    """Lists scores by volume, class and kind; None where a score is undefined."""
     return [
         [[None if value != value else value for value in kinds] for kinds in classes]
         for classes in volumes.values.tolist()
@@ -341,8 +344,9 @@ def check_same(run: Run, split: str) -> None:
     """Compares what the processes of one evaluation are about to compute.
 
     Raises:
-      SharedError: settings, checkpoint, data or versions differ; names them.
-      FileNotFoundError, ValueError: the run's data set is not there.
+      SharedError: settings, checkpoint, data or versions differ; the message lists
+        them.
+      FileNotFoundError, ValueError: the run's data set does not exist.
     """
     if distributed.is_alone():
         return
@@ -364,14 +368,14 @@ def check_same(run: Run, split: str) -> None:
 
 
 def use_data(run: Run, data_dir: str, dataset: str = "", *, other: bool = False) -> Run:
-    """The run with its data set in another folder, or with another data set.
+    """Returns the run with its data set in another folder, or with another data set.
 
     Args:
       run: a run.
       data_dir: folder of prepared data sets; "" for the run's own.
       dataset: name of the data set; "" for the run's own.
       other: whether it is another data set than the run was trained on; its images are
-        normalized as the run's.
+        normalized like the run's.
 
     Raises:
       ValueError: another data set although `other` is false, or one with other classes
@@ -415,7 +419,7 @@ def use_data(run: Run, data_dir: str, dataset: str = "", *, other: bool = False)
 
 
 def open_split(run: Run, split: str) -> EvalSource:
-    """Labeled images of a split, from the run's data set as it is now.
+    """Opens the labeled images of a split of the run's data set as it is now.
 
     Raises:
       FileNotFoundError, ValueError: see `EvalSource`; or the folder holds other data
@@ -428,18 +432,18 @@ def open_split(run: Run, split: str) -> EvalSource:
         for facts in (source.info.facts, run.facts)
     )
     if different := _differences(found, wanted):
-        mend = "give the folder of the run's data as --data_dir"
+        fix = "give the folder of the run's data as --data_dir"
         if found["class_names"] == wanted["class_names"]:
-            mend += ", or evaluate the run on these: launch.evaluate --other_data"
+            fix += ", or evaluate the run on these: launch.evaluate --other_data"
         raise ValueError(
             f"{source.info.directory} holds other data than the run was trained on "
-            f"({different}); {mend}"
+            f"({different}); {fix}"
         )
     return source
 
 
 def _differences(found: dict[str, Any], run: dict[str, Any]) -> str:
-    """What differs between a data set and the run's, in words; "" for nothing."""
+    """Describes what differs between a data set and the run's; "" for nothing."""
     return "; ".join(
         f"{name} {found[name]} there, {run[name]} in the run"
         for name in run

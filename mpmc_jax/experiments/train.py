@@ -62,14 +62,15 @@ def train(
     Sets JAX's default matmul precision to the run's.
 
     Args:
-      config: its configuration, as configs/*.py make it.
+      config: its configuration, as made by configs/*.py.
       workdir: directory of its checkpoints and metrics; made if it does not exist.
 
     Returns:
       The last state, on the host.
 
     Raises:
-      ValueError, FileNotFoundError: bad settings or data; the message has the mend.
+      ValueError, FileNotFoundError: bad settings or data; the message says how to fix
+        it.
       WorkdirError: the directory holds another run.
       NonFiniteError, Interrupted: training stopped; the state is saved.
     """
@@ -114,10 +115,10 @@ def train(
 
 @dataclasses.dataclass(frozen=True)
 class Training:
-    """What training needs beside the run's directory.
+    """What training needs besides the run's directory.
 
     Attributes:
-      facts: those of the data set.
+      facts: facts of the data set.
       pipeline: the training batches.
       setup: network, method, plug-in and step.
       parallel: the devices.
@@ -137,7 +138,7 @@ class Training:
     recompute_bn_stats: Callable[[TrainState], TrainState] | None
 
     def metric_writer(self, directory: Path, start: int) -> MetricWriter:
-        """The writer of the run's metrics from step `start` on."""
+        """Makes the writer of the run's metrics from step `start` on."""
         step = self.setup.step
         return MetricWriter(
             directory,
@@ -150,10 +151,11 @@ class Training:
 
 
 def build_training(config: ml_collections.ConfigDict) -> Training:
-    """Builds all that training needs, so that mistakes show before a step is made.
+    """Builds all that training needs, so that mistakes show before the first step.
 
     Raises:
-      ValueError, FileNotFoundError: bad settings or data; the message has the mend.
+      ValueError, FileNotFoundError: bad settings or data; the message says how to fix
+        it.
     """
     config_checks.expand_paths(config)
     config_checks.check_ranges(config)
@@ -181,10 +183,11 @@ def build_training(config: ml_collections.ConfigDict) -> Training:
 def prepare(
     config: ml_collections.ConfigDict,
 ) -> tuple[DatasetFacts, TrainPipeline, Setup]:
-    """Facts of the data set, training pipeline and parts of a run.
+    """Builds the facts of the data set, the training pipeline and the parts of a run.
 
     Raises:
-      ValueError, FileNotFoundError: bad settings or data; the message has the mend.
+      ValueError, FileNotFoundError: bad settings or data; the message says how to fix
+        it.
     """
     facts, model, method = open_model_and_method(config)
     pipeline = build_train(
@@ -200,7 +203,7 @@ def prepare(
 def loop_config(
     config: ml_collections.ConfigDict, steps_per_epoch: int
 ) -> loop.LoopConfig:
-    """The run's length, and how often it logs, evaluates and saves."""
+    """Reads the run's length, and how often it logs, evaluates and saves."""
     return loop.LoopConfig(
         steps=total_steps(config, steps_per_epoch),
         log_every=config.train.log_every,
@@ -216,13 +219,13 @@ def initial_state(
     checkpointer: Checkpointer,
     pretrained: Callable[[], tuple[PyTree, dict[str, Any]]],
 ) -> tuple[TrainState, int]:
-    """The newest checkpoint's state and data position, or a new run's.
+    """Returns the state and data position of the newest checkpoint or of a new run.
 
     Args:
-      seed: of a new run.
+      seed: seed of a new run.
       setup: the run's parts.
-      checkpointer: of the run's directory.
-      pretrained: reads the weights that a new run begins with, see `initial_weights`.
+      checkpointer: checkpoints of the run's directory.
+      pretrained: reads the initial weights of a new run, see `initial_weights`.
     """
     restored = checkpointer.restore_latest(state_shape(setup))
     if restored is None:
@@ -241,7 +244,7 @@ def log_summary(
     schedule: loop.LoopConfig,
     parallel: Parallel,
 ) -> None:
-    """Logs what the run trains on and for how long, and warns of odd settings."""
+    """Logs what the run trains on and for how long, and warns about odd settings."""
     overlap = set(pipeline.split.labeled) & set(pipeline.split.unlabeled)
     _LOG.info(
         "%s (each %.1f times per epoch), %d unlabeled%s; %s per epoch, %d in all; %s",
@@ -333,7 +336,7 @@ def make_bn_recompute(
 
 
 def image_ids(split: Split, batch: Batch) -> dict[str, list[str]]:
-    """The ids of a batch's images by stream."""
+    """Returns the ids of a batch's images by stream."""
     ids = {"labeled": [split.labeled[i] for i in batch.labeled.index]}
     if batch.unlabeled is not None:
         ids["unlabeled"] = [split.unlabeled[i] for i in batch.unlabeled.index]

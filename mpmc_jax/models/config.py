@@ -1,9 +1,9 @@
-"""What a network is, as plain data."""
+"""The description of a network as plain data."""
 
 import dataclasses
 from collections.abc import Collection
 
-# Whose version of a network it is: the authors of which method published it.
+# Versions of a network, by the method whose authors published them.
 VARIANTS = ("unimatch", "augseg", "u2pl", "ael")
 DTYPES = ("float32", "bfloat16")
 FROZEN = ("", "encoder")
@@ -11,29 +11,29 @@ FROZEN = ("", "encoder")
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """A segmenter's description; `models.registry` makes the network of it.
+    """The description of a segmenter, from which `models.registry` builds the network.
 
     Attributes:
       name: the decoder, a key of `registry.DECODERS`.
-      backbone: the encoder, a key of `registry.ENCODERS`; without a meaning where the
-        decoder has an encoder of its own.
-      variant: whose version of it, one of `VARIANTS`.
-      num_classes: classes, void not counted.
+      backbone: the encoder, a key of `registry.ENCODERS`; ignored where the decoder has
+        an encoder of its own.
+      variant: which published version, one of `VARIANTS`.
+      num_classes: number of classes, without void.
       in_channels: channels of the images.
       embedding: add a pixel-embedding head.
       auxiliary: add an auxiliary classifier on layer3 (U-Net: stage4).
       dtype: compute dtype; parameters and statistics are float32 always.
-      width: scales every channel count by width/64; a multiple of 4.
+      width: every channel count is multiplied by width/64; a multiple of 4.
       remat: recompute the encoder's blocks in the backward pass: less memory, more
         time.
       image_size: side of the training crops, for encoders with parameters that depend
         on it (position embeddings).
-      freeze: "encoder" makes a constant of it: it runs as in evaluation, and no
-        gradient is computed there; "" nothing.
+      freeze: "encoder" makes the encoder constant: it runs in evaluation mode, and no
+        gradient is computed there; "" freezes nothing.
 
     Raises:
-      ValueError: a value is not valid; the message lists those that are. Unknown names
-        of encoders and decoders are refused by the registry.
+      ValueError: a value is not valid; the message lists the valid ones. The registry
+        refuses unknown names of encoders and decoders.
     """
 
     name: str = "deeplabv3plus"

@@ -1,12 +1,12 @@
-"""One convolution, in forms that suit CPUs where it is compiled for one.
+"""Convolution, with faster forms where it is compiled for a CPU.
 
-XLA's convolutions on CPUs have two weak spots. The gradient of a kernel becomes a
-convolution whose window is the whole picture, at a tenth of the forward pass's rate;
-matrix products are 2 to 6 times faster. And a dilated kernel is multiplied with
-all the padding that it reaches into, which is most of what it sees at the rates of an
-atrous pyramid: on the 21 x 21 features of crop 321 a product a tap of what lies in the
-picture is 1.6, 3 and 5 times faster at rates 6, 12 and 18. Other devices keep XLA's
-own program.
+XLA's convolutions are slow on CPUs in two cases. The gradient of a kernel becomes a
+convolution whose window is the whole image, at a tenth of the forward pass's rate;
+matrix products are 2 to 6 times faster. And a dilated kernel is multiplied with all the
+padding that it reaches into, which is most of its inputs at the rates of an atrous
+pyramid: on the 21 x 21 features of crop 321, one product per tap with the inputs inside
+the image is 1.6, 3 and 5 times faster at rates 6, 12 and 18. Other devices use XLA's
+convolution.
 """
 
 import contextlib
@@ -23,8 +23,8 @@ from mpmc_jax.models.tracing import traced_once
 
 Array = jax.Array
 
-# A dilated kernel is taken tap by tap where that spares more than a quarter of its
-# products. A dense one never is: XLA's convolution is then the faster, however small.
+# A dilated kernel is computed tap by tap where that saves more than a quarter of its
+# products. A dense kernel never is: XLA's convolution is faster there at any size.
 _WORTH = 0.75
 
 _platform: contextvars.ContextVar[str] = contextvars.ContextVar("platform")
@@ -32,9 +32,9 @@ _platform: contextvars.ContextVar[str] = contextvars.ContextVar("platform")
 
 @contextlib.contextmanager
 def compiled_for(platform: str) -> Iterator[None]:
-    """What is traced within is for this platform, not for JAX's default one."""
+    """Traces what runs inside for this platform instead of JAX's default one."""
     token = _platform.set(platform)
-    jax.clear_caches()  # What was traced for another one must not be met again.
+    jax.clear_caches()  # What was traced for another platform must not be reused.
     try:
         yield
     finally:
@@ -43,7 +43,7 @@ def compiled_for(platform: str) -> Iterator[None]:
 
 
 class _Geometry(NamedTuple):
-    """How a kernel moves, the same along both axes."""
+    """Stride, dilation and padding of a kernel, the same along both axes."""
 
     stride: int
     dilation: int
@@ -51,18 +51,18 @@ class _Geometry(NamedTuple):
 
 
 class _Span(NamedTuple):
-    """Where a tap meets the picture along an axis, and not its padding."""
+    """Where a tap reads the image along an axis, and not its padding."""
 
     inputs: slice
     outputs: int
-    # Outputs before and after those, as `lax.pad` wants them.
+    # Outputs before and after those, as `lax.pad` takes them.
     border: tuple[int, int, int]
 
 
 def convolve(
     x_bhwi: Array, kernel_kkio: Array, *, stride: int, dilation: int, padding: int
 ) -> Array:
-    """(b,h,w,i), (k,k,i,o) -> (b,h',w',o), with `padding` zeros on every side."""
+    """Convolves (b,h,w,i) with (k,k,i,o), with `padding` zeros on every side."""
     geometry = _Geometry(stride, dilation, padding)
     platform = _platform.get(None) or jax.default_backend()
     if platform == "cpu":
@@ -98,7 +98,7 @@ def _on_cpu(geometry: _Geometry, x_bhwi: Array, kernel_kkio: Array) -> Array:
 
 
 def _spans(geometry: _Geometry, size: int, length: int) -> list[_Span]:
-    """Of each tap of a kernel of `size` along an axis of `length` inputs."""
+    """Computes the span of each tap of a kernel along an axis of `length` inputs."""
     stride, dilation, padding = geometry
     outputs = (length + 2 * padding - dilation * (size - 1) - 1) // stride + 1
     spans = []
@@ -113,7 +113,7 @@ def _spans(geometry: _Geometry, size: int, length: int) -> list[_Span]:
 
 
 def _used(spans: list[_Span]) -> float:
-    """The share of an axis' products that are not with padding."""
+    """Computes the share of an axis' products that are not with padding."""
     before, after, _ = spans[0].border
     every = len(spans) * (before + spans[0].outputs + after)
     return sum(span.outputs for span in spans) / every
@@ -122,7 +122,7 @@ def _used(spans: list[_Span]) -> float:
 def _sum_of_taps(
     rows: list[_Span], columns: list[_Span], x_bhwi: Array, kernel_kkio: Array
 ) -> Array:
-    # On small features the outer taps of a high rate meet padding alone.
+    # On small features the outer taps of a high rate read padding alone.
     parts = [
         _product_of_tap(row, column, x_bhwi, kernel_kkio[i, j])
         for i, row in enumerate(rows)
@@ -133,10 +133,10 @@ def _sum_of_taps(
 
 
 def _product_of_tap(row: _Span, column: _Span, x_bhwi: Array, tap_io: Array) -> Array:
-    """(b,h',w',o): zero where the tap meets padding."""
+    """Returns (b,h',w',o), zero where the tap reads padding."""
     seen_bhwi = x_bhwi[:, row.inputs, column.inputs]
-    # Of two axes: XLA writes the weight's gradient out at half the rate where a
-    # product has four.
+    # The product has two axes: with four, XLA writes the weight's gradient at half the
+    # rate.
     part_no = seen_bhwi.reshape(-1, seen_bhwi.shape[-1]) @ tap_io
     part_bhwo = part_no.reshape(*seen_bhwi.shape[:-1], tap_io.shape[-1])
     none = (0, 0, 0)
@@ -166,12 +166,13 @@ _with_tap_gradient.defvjp(_forward, _backward)
 def _kernel_gradient(
     geometry: _Geometry, x_bhwi: Array, size: int, dy_bhwo: Array
 ) -> Array:
-    """(k,k,i,o): the products of shifted inputs with dy, for a row of taps at once.
+    """Computes (k,k,i,o): products of shifted inputs with dy, a row of taps at once.
 
-    A product a tap is no faster, and takes half as long again to compile. A row's
-    shifted inputs are `size` times the input; XLA would make those of all rows and
-    layers on the way forward, where the inputs are at hand, and hold them until dy
-    is: two fifths of a step's memory. So each waits for what was computed before it.
+    One product per tap is no faster, and takes 1.5 times as long to compile. A row's
+    shifted inputs are `size` times as large as the input. XLA would compute those of
+    all rows and layers in the forward pass, where the inputs are available, and hold
+    them until dy exists: two fifths of a step's memory. So each row waits for the one
+    before.
     """
     stride, dilation, padding = geometry
     _, height, width, features = dy_bhwo.shape
@@ -198,9 +199,9 @@ def _kernel_gradient(
 
 
 def _zero_after(array: Array) -> Array:
-    """0, or NaN where `array` begins with one; XLA cannot know it before `array`.
+    """Returns 0 (NaN if `array` begins with one), which XLA cannot know before `array`.
 
-    An optimization_barrier is gone before XLA for CPUs puts instructions in order.
+    XLA for CPUs drops an optimization_barrier before it orders instructions.
     """
     return jnp.minimum(jnp.abs(array.ravel()[0]), 0)
 

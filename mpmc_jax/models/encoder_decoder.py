@@ -1,4 +1,4 @@
-"""A segmentation network in two halves, whatever they are."""
+"""A segmentation network of any encoder and decoder."""
 
 from collections.abc import Mapping
 
@@ -13,21 +13,21 @@ Array = jax.Array
 
 
 class EncoderDecoder(nn.Module):
-    """A segmenter in two halves, `encode` and `decode`.
+    """A segmenter of an encoder and a decoder.
 
-    Images are (b,h,w,c), normalized. They are computed in `dtype`, or in float64 where
-    they are float64; parameters and statistics stay float32, logits are at least that.
+    Images are (b,h,w,c), normalized. The network computes in `dtype`, or in float64 for
+    float64 images; parameters and statistics are float32, logits at least float32.
 
     Attributes:
-      backbone: the `module` of an `Encoder`. Variables and learning rates go by the
-        names of these two fields.
+      backbone: the `module` of an `Encoder`. Variables and learning rates use the names
+        of these two fields.
       decoder: the `module` of a `Decoder`.
       num_classes: channels of the logits.
       taps: names of the encoder's taps.
       multiple: sides of images must be multiples of this.
       dtype: compute dtype.
-      freeze_encoder: the encoder is a constant: it runs as in evaluation, and no
-        gradient is computed there.
+      freeze_encoder: whether the encoder is constant: it runs in evaluation mode, and
+        no gradient is computed there.
     """
 
     backbone: nn.Module
@@ -46,7 +46,7 @@ class EncoderDecoder(nn.Module):
         train: bool = False,
         dropout_keys: Array | None = None,
     ) -> Features:
-        """Images -> the encoder's taps, or those up to `until`.
+        """Computes the encoder's taps, or those up to `until`, from images.
 
         `dropout_keys` are (b,) keys for an encoder that drops single elements, which it
         does only in train mode.
@@ -82,10 +82,10 @@ class EncoderDecoder(nn.Module):
         train: bool = False,
         dropout: Mapping[str, Array] | None = None,
     ) -> Prediction:
-        """Features of all taps -> Prediction at the decoder's stride.
+        """Computes a `Prediction` at the decoder's stride from features of all taps.
 
         Args:
-          features: what `encode` gave.
+          features: the result of `encode`.
           train: whether batch norm is in train mode.
           dropout: map of the decoder -> (b,1,1,d) multiplier of its channels.
         """
@@ -93,11 +93,11 @@ class EncoderDecoder(nn.Module):
 
     @nn.nowrap
     def upsample(self, logits_bhwc: Array, size: tuple[int, int]) -> Array:
-        """(b,h,w,c) at any stride -> (b,*size,c), align-corners bilinear."""
+        """Resizes (b,h,w,c) to (b,*size,c), align-corners bilinear."""
         return resize_align_corners(logits_bhwc, size)
 
     def __call__(self, images_bhwc: Array, *, train: bool = False) -> Prediction:
-        """Images -> Prediction whose logits (auxiliary ones too) have their size."""
+        """Predicts logits, auxiliary ones too, at the size of the images."""
         features = self.encode(images_bhwc, train=train)
         prediction = self.decode(features, train=train)
         full = self.upsample(prediction.logits, features.size)

@@ -1,6 +1,6 @@
 """The least memory that training a network takes, from its description alone.
 
-Nothing is traced or compiled, so that sizes which no machine holds are refused at once.
+Nothing is traced or compiled, so sizes that fit no machine are refused at once.
 """
 
 import jax.numpy as jnp
@@ -12,18 +12,18 @@ from mpmc_jax.models.registry import feature_maps
 def training_bytes(
     config: ModelConfig, images: int, crop: int, *, recomputes: bool
 ) -> int:
-    """Bytes that a forward and backward pass cannot do without; a lower bound.
+    """Computes a lower bound of the bytes of a forward and backward pass.
 
-    Batch norm's gradient needs what each convolution gave, so all of it is held until
-    the backward pass, and so are the logits, in float32 at the image's size. Parameters
-    have a gradient and a momentum beside them.
+    Batch norm's gradient needs the output of each convolution, so all outputs are held
+    until the backward pass, and so are the logits, in float32 at the image's size. Each
+    parameter also has a gradient and a momentum.
 
     Args:
       config: the network.
-      images: that pass through it at once.
-      crop: their sides in pixels.
-      recomputes: whether the compiler may drop what convolutions gave and compute it
-        again, as `config.remat` has it; then only the largest one counts.
+      images: number of images that pass through it at once.
+      crop: side of the images in pixels.
+      recomputes: whether the compiler may drop outputs of convolutions and recompute
+        them, as with `config.remat`; then only the largest one counts.
     """
     maps = feature_maps(config)
     itemsize = jnp.dtype(config.dtype).itemsize

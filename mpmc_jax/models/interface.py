@@ -1,4 +1,4 @@
-"""What encoders and decoders tell of themselves: all that others ask of a network."""
+"""The descriptions of encoders and decoders, all that other code asks of a network."""
 
 import dataclasses
 from collections.abc import Iterable, Mapping
@@ -19,7 +19,7 @@ class Tap:
 
 
 class FeatureMap(NamedTuple):
-    """What a convolution gives: its channels, its stride, and the kernel's weights."""
+    """A convolution's output: channels, stride, and number of the kernel's weights."""
 
     channels: int
     stride: int
@@ -31,12 +31,12 @@ class Encoder:
     """The first half of a network.
 
     Attributes:
-      module: (images, until=, train=) -> the taps by name, those after `until` left
-        out; with `element_dropout` it takes `dropout_keys=` as well, (b,) keys.
+      module: (images, until=, train=) -> the taps by name, up to `until`; with
+        `element_dropout` it also takes `dropout_keys=`, (b,) keys.
       taps: its taps in the order in which they are computed.
-      default_tap: the early tap of stride 4 that MPMC reads unless told otherwise.
+      default_tap: the early tap of stride 4 that MPMC reads by default.
       first_kernel: path of the parameter whose last but one axis are image channels.
-      maps: what its convolutions give; for the estimate of the memory.
+      maps: outputs of its convolutions, for the memory estimate.
       multiple: sides of images must be multiples of this.
       element_dropout: whether it drops single elements in train mode.
       has_variants: whether it depends on `ModelConfig.variant`.
@@ -52,7 +52,7 @@ class Encoder:
     has_variants: bool = False
 
     def tap(self, name: str) -> Tap:
-        """A tap that a decoder reads.
+        """Returns a tap that a decoder reads.
 
         Raises:
           ValueError: the encoder has no such tap.
@@ -76,7 +76,7 @@ class Decoder:
       inputs: the encoder's taps that it reads.
       tap: its last map, the tap "decoder".
       size_tap: the encoder's tap that is as large as the last map; "" for none.
-      maps: what its convolutions give, heads left out; for the estimate of the memory.
+      maps: outputs of its convolutions without the heads, for the memory estimate.
       dropout_channels: maps whose channels U2PL and AEL drop -> their channels.
       has_variants: whether it depends on `ModelConfig.variant`.
     """
@@ -93,7 +93,7 @@ class Decoder:
 def feature_maps(
     paths: Iterable[tuple[int, int, ConvSpec]],
 ) -> tuple[FeatureMap, ...]:
-    """From channels and stride of every convolution's input, and the convolution."""
+    """Lists the outputs of (input channels, input stride, convolution) entries."""
     return tuple(
         FeatureMap(
             conv.features,

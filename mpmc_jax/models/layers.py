@@ -1,8 +1,8 @@
-"""The layers that every network here is made of: convolution and batch norm.
+"""The layers of every network here: convolution and batch norm.
 
 Both follow PyTorch's conventions, since the published networks and weights do. The
-compute dtype is the dtype of the input: parameters and statistics stay in their own
-(float32) and are cast where they are used.
+compute dtype is the dtype of the input. Parameters and statistics are float32 and are
+cast where they are used.
 """
 
 import dataclasses
@@ -18,9 +18,9 @@ from mpmc_jax.models.normalization import normalize, normalize_by_batch, per_cha
 
 Array = jax.Array
 
-# He et al., kept from the fan-out side: what residual networks start from.
+# He et al., with the fan-out: the initialization of residual networks.
 kaiming_normal_fan_out = initializers.variance_scaling(2.0, "fan_out", "normal")
-# U(+-1/sqrt(fan_in)): PyTorch's default, what every head starts from.
+# U(+-1/sqrt(fan_in)): PyTorch's default, the initialization of every head.
 torch_uniform = initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 BATCH_NORM_MOMENTUM = 0.1
@@ -31,12 +31,12 @@ class ConvSpec:
     """One convolution as data: networks and receptive fields are built from it.
 
     Attributes:
-      features: channels of its output.
+      features: channels of the output.
       kernel: side of the square kernel.
       stride: positions between neighboring outputs.
       dilation: positions between neighboring taps of the kernel.
-      zeros: on each side; None for as many as keep the size at stride 1. A patch
-        embedding has 0.
+      zeros: zeros on each side; None for as many as keep the size at stride 1. A
+        patch embedding has 0.
     """
 
     features: int
@@ -54,7 +54,7 @@ class ConvSpec:
 
 
 class Conv(nn.Module):
-    """Square convolution, zeros on all sides alike: (b,h,w,i) -> (b,h',w',o)."""
+    """Square convolution, the same padding on all sides: (b,h,w,i) -> (b,h',w',o)."""
 
     spec: ConvSpec
     use_bias: bool = False
@@ -62,7 +62,7 @@ class Conv(nn.Module):
 
     @nn.compact
     def __call__(self, x_bhwc: Array) -> Array:
-        """Convolve in the dtype of the input."""
+        """Convolves in the dtype of the input."""
         spec, channels = self.spec, x_bhwc.shape[-1]
         shape = (spec.kernel, spec.kernel, channels, spec.features)
         kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
@@ -85,9 +85,9 @@ class BatchNorm(nn.Module):
     """Batch norm over (b,h,w), synchronized over the devices of `axis_name`.
 
     Train mode uses the global batch's mean and its two-pass variance (the one-pass
-    form E[x^2] - E[x]^2 loses the variance where the mean is large), and moves the
-    running statistics by 0.1 towards the mean and the *unbiased* variance, counted
-    over all devices. Statistics are computed in float32, or float64 for such input.
+    form E[x^2] - E[x]^2 loses the variance where the mean is large). It updates the
+    running statistics by 0.1 towards the mean and the *unbiased* variance over all
+    devices. Statistics are computed in float32, or float64 for such input.
     """
 
     axis_name: str | None = None
@@ -95,7 +95,7 @@ class BatchNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x_bhwc: Array, *, train: bool) -> Array:
-        """Normalize by the batch if `train`, else by the running statistics.
+        """Normalizes by the batch if `train`, else by the running statistics.
 
         Raises:
           ValueError: the batch holds one value per channel.
@@ -108,7 +108,7 @@ class BatchNorm(nn.Module):
 
         if not train:
             return normalize(x_bhwc, mean.value, var.value, scale, bias)
-        # Nothing is mapped over devices yet when variables are made.
+        # Variables are made before anything is mapped over devices.
         axis_name = None if self.is_initializing() else self.axis_name
         out_bhwc, batch_mean, batch_var = normalize_by_batch(
             axis_name, x_bhwc, scale, bias
@@ -129,7 +129,7 @@ class BatchNorm(nn.Module):
 
 
 class ConvNorm(nn.Module):
-    """Convolution, batch norm and, unless told otherwise, ReLU."""
+    """Convolution, batch norm and, by default, ReLU."""
 
     spec: ConvSpec
     axis_name: str | None = None

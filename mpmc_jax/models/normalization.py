@@ -1,8 +1,9 @@
 """Batch norm's arithmetic in train mode, with a gradient that reads each map once.
 
-Differentiated as written, a mean and a two-pass variance cost four sums over the map
-going back, two of which are zero or known; the formula of the paper (Ioffe and Szegedy
-2015) needs two. Norms are bound by memory, and a third of a step's programs are theirs.
+Automatic differentiation of a mean and a two-pass variance costs four sums over the map
+in the backward pass, two of which are zero or known; the formula of the paper (Ioffe
+and Szegedy 2015) needs two. Norms are bound by memory and make up a third of a
+step's programs.
 """
 
 from typing import Any
@@ -24,7 +25,7 @@ EPSILON = 1e-5
 def normalize(
     x_bhwc: Array, mean_c: Array, var_c: Array, scale_c: Array, bias_c: Array
 ) -> Array:
-    """(x - mean) / sqrt(var + epsilon) * scale + bias, in float32 at least."""
+    """Computes (x - mean) / sqrt(var + epsilon) * scale + bias, in at least float32."""
     wide_bhwc = at_least_float32(x_bhwc)
     gain_c = scale_c * lax.rsqrt(var_c + EPSILON)
     out_bhwc = (wide_bhwc - per_channel(mean_c)) * per_channel(gain_c)
@@ -34,7 +35,7 @@ def normalize(
 def normalize_by_batch(
     axis_name: str | None, x_bhwc: Array, scale_c: Array, bias_c: Array
 ) -> tuple[Array, Array, Array]:
-    """The normalized batch, its mean and its biased variance, over all devices.
+    """Returns the normalized batch, its mean and biased variance, over all devices.
 
     The variance takes a second pass: E[x^2] - E[x]^2 loses it where the mean is large.
     Mean and variance are for running statistics; no gradient flows through them.
@@ -42,7 +43,7 @@ def normalize_by_batch(
     Args:
       axis_name: devices that hold equal shares of the batch, or None.
       x_bhwc: any float dtype; statistics are float32 at least.
-      scale_c, bias_c: one number a channel.
+      scale_c, bias_c: one number per channel.
     """
     out: Any = _with_gradient(axis_name, x_bhwc, scale_c, bias_c)
     return out
@@ -82,7 +83,7 @@ def _backward(axis_name, residuals, cotangents):
     slope_c = jnp.square(inverse_c) * means_2c[1]
     dx_bhwc = dy_bhwc - per_channel(means_2c[0]) - centered_bhwc * per_channel(slope_c)
     dx_bhwc = dx_bhwc * per_channel(scale_c * inverse_c)
-    # Of this device's share: the step sums parameters' gradients over devices.
+    # Only this device's part: the step sums gradients of parameters over devices.
     dscale_c, dbias_c = sums_2c[1] * inverse_c, sums_2c[0]
     return (
         dx_bhwc.astype(x_bhwc.dtype),
@@ -95,5 +96,5 @@ _with_gradient.defvjp(_forward, _backward)
 
 
 def per_channel(values_c: Array) -> Array:
-    """(c,) -> (1,1,1,c): ranks never promote silently here."""
+    """Reshapes (c,) to (1,1,1,c): ranks are never promoted silently here."""
     return values_c[None, None, None, :]

@@ -1,4 +1,4 @@
-"""MPMC's patch classifier: which classes does each receptive field contain (eq. 2)."""
+"""MPMC's patch classifier: predicts the classes in each receptive field (eq. 2)."""
 
 import jax
 from flax import linen as nn
@@ -16,7 +16,7 @@ PROJECTION = 64
 
 
 class ScaleProjection(nn.Module):
-    """1x1 projection of the concatenated scales, each projected before it is pooled."""
+    """Projects the concatenated scales by 1x1, each of them before it is pooled."""
 
     features: int
     windows: tuple[int, ...]
@@ -33,7 +33,7 @@ class ScaleProjection(nn.Module):
 
 
 class PatchClassifier(nn.Module):
-    """A tap -> logits of the classes in every position's receptive field.
+    """Maps a tap to logits of the classes in every position's receptive field.
 
     "paper": the tap pooled at every window, concatenated, through three blocks of
     widths 256, 128, 64; a block is conv3x3, conv3x3, conv1x1, each without bias and
@@ -49,7 +49,7 @@ class PatchClassifier(nn.Module):
       head: a key of `HEADS`.
       windows: pooling windows, any non-empty selection of (1, 7, 19).
       axis_name: devices over which batch norm is synchronized, or None.
-      width: scales all widths by width/64; for tests.
+      width: all widths are multiplied by width/64; for tests.
     """
 
     num_classes: int

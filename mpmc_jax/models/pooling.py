@@ -14,12 +14,12 @@ WINDOWS = (1, 7, 19)
 
 
 def average_pool(z_bhwd: Array, window: int) -> Array:
-    """Mean over a centered window x window square: (b,h,w,d) -> the same shape.
+    """Averages over a centered window x window square; keeps the shape (b,h,w,d).
 
     Zero padding counts: the sum is divided by window^2 at the border too, as the
-    published MPMC does. Two one-dimensional sums cost 1/40 of the square one on a CPU
-    and agree to rounding. They run in float32, or float64 for such input, and are
-    rounded once: a 361-term sum in bfloat16 is off by 2 %.
+    published MPMC does. Two one-dimensional sums cost 1/40 of one over the square on a
+    CPU and agree up to rounding. They run in float32, or float64 for such input, and
+    are rounded once: a 361-term sum in bfloat16 is off by 2 %.
 
     Raises:
       ValueError: the window is not odd and positive.
@@ -34,8 +34,8 @@ def average_pool(z_bhwd: Array, window: int) -> Array:
         dimensions[axis] = window
         padding = [(0, 0)] * 4
         padding[axis] = (window // 2, window // 2)
-        # The initial value is concrete, or it is not recognized as a sum and has no
-        # gradient.
+        # The initial value must be concrete: otherwise JAX does not recognize a sum,
+        # and there is no gradient.
         sum_bhwd = lax.reduce_window(
             sum_bhwd, 0.0, lax.add, dimensions, (1,) * 4, padding
         )
@@ -43,5 +43,5 @@ def average_pool(z_bhwd: Array, window: int) -> Array:
 
 
 def multi_scale_pool(z_bhwd: Array, windows: Sequence[int] = WINDOWS) -> Array:
-    """The pooled maps side by side, in the order given: (b,h,w,d*len(windows))."""
+    """Concatenates the pooled maps in the given order: (b,h,w,d*len(windows))."""
     return jnp.concatenate([average_pool(z_bhwd, w) for w in windows], axis=-1)

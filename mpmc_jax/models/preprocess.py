@@ -1,4 +1,4 @@
-"""From stored pixels to what a network eats."""
+"""Converts stored pixels to the input of a network."""
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ Array = jax.Array
 
 
 def to_unit(images_bhwc: Array, pixels: PixelFormat, dtype=jnp.float32) -> Array:
-    """Stored images -> unit values, (b,h,w,c)."""
+    """Scales stored images to unit values, (b,h,w,c)."""
     values = images_bhwc.astype(dtype)
     if images_bhwc.dtype == jnp.uint8:
         return values / 255
@@ -19,7 +19,7 @@ def to_unit(images_bhwc: Array, pixels: PixelFormat, dtype=jnp.float32) -> Array
 
 
 def normalize(images_bhwc: Array, pixels: PixelFormat) -> Array:
-    """Unit values -> a network's input, (b,h,w,c)."""
+    """Normalizes unit values to a network's input, (b,h,w,c)."""
     if not any(pixels.mean) and set(pixels.std) == {1.0}:
         return images_bhwc
     dtype = images_bhwc.dtype

@@ -1,4 +1,4 @@
-"""Receptive fields, from the list of windows that a network is built from.
+"""Computes receptive fields from the windows that a network is built from.
 
 Composing windows (Araujo et al., "Computing receptive fields of convolutional neural
 networks", Distill 2019): a window of kernel k and dilation e at jump j, the distance
@@ -16,7 +16,7 @@ from mpmc_jax.models.layers import ConvSpec
 
 @dataclasses.dataclass(frozen=True)
 class Interpolation:
-    """Bilinear upsampling as a window: its two neighbors, within +-1 position."""
+    """Bilinear upsampling as a window over the two neighbors, within +-1 position."""
 
     factor: int
     kernel: int = 3
@@ -34,7 +34,7 @@ Window = ConvSpec | Interpolation
 
 @dataclasses.dataclass(frozen=True)
 class ReceptiveField:
-    """What one position of a map sees of the image.
+    """The part of the image that one position of a map depends on.
 
     Position i covers the rows i*stride - padding to i*stride - padding + size - 1;
     rows outside the image are zero padding.
@@ -51,7 +51,7 @@ class ReceptiveField:
 
 
 def compose(windows: Iterable[Window]) -> ReceptiveField:
-    """The field of a chain of windows, first one first."""
+    """Computes the field of a chain of windows, from the image on."""
     size, jump, padding = Fraction(1), Fraction(1), Fraction(0)
     for window in windows:
         size += window.dilation * (window.kernel - 1) * jump
@@ -61,5 +61,5 @@ def compose(windows: Iterable[Window]) -> ReceptiveField:
 
 
 def stride_of(windows: Iterable[Window]) -> int:
-    """Pixels between neighboring positions at the end of a chain."""
+    """Returns the pixels between neighboring positions at the end of a chain."""
     return compose(windows).stride

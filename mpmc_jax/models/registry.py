@@ -1,8 +1,8 @@
 """The registry of encoders and decoders: from a `ModelConfig` to a network.
 
-A new encoder or decoder is one file with a `build` function and one line here. What
-others must know of a network, they ask here, and no name of a network is asked for
-elsewhere.
+A new encoder or decoder is one file with a `build` function and one line here. Other
+code asks the functions below what it must know about a network; no other code tests a
+network's name.
 """
 
 from collections.abc import Callable, Mapping
@@ -21,16 +21,16 @@ from mpmc_jax.models.interface import Decoder, Encoder, FeatureMap, Tap
 from mpmc_jax.models.receptive_field import ReceptiveField, compose
 from mpmc_jax.types import Array, PyTree
 
-# From a configuration and the axis over which batch norm is synchronized.
+# Functions of a configuration and the axis over which batch norm is synchronized.
 BuildEncoder = Callable[[ModelConfig, str | None], Encoder]
 BuildDecoder = Callable[[ModelConfig, Encoder, str | None], Decoder]
 
-# Images that variables are made from are at least this large.
+# Images from which variables are initialized are at least this large.
 _LEAST_SIDE = 32
 
 
 class DecoderEntry(NamedTuple):
-    """A decoder, and the one encoder that it has; None: `ModelConfig.backbone`."""
+    """A decoder, and its own encoder; None: it takes `ModelConfig.backbone`."""
 
     build: BuildDecoder
     encoder: BuildEncoder | None = None
@@ -50,10 +50,10 @@ DECODERS: dict[str, DecoderEntry] = {
 def build_segmenter(
     config: ModelConfig, *, axis_name: str | None = None
 ) -> EncoderDecoder:
-    """The network of a config, its batch norm synchronized over `axis_name`.
+    """Builds the network of a config, its batch norm synchronized over `axis_name`.
 
     Raises:
-      ValueError: an unknown encoder or decoder, the message lists the valid ones; or
+      ValueError: an unknown encoder or decoder (the message lists the valid ones), or
         two that do not fit each other.
     """
     encoder, decoder = _halves(config, axis_name)
@@ -69,7 +69,7 @@ def build_segmenter(
 
 
 def init_variables(key: Array, config: ModelConfig) -> dict[str, PyTree]:
-    """Fresh variables: {"params": {"backbone", "decoder"}, "batch_stats": ...}.
+    """Initializes variables {"params": {"backbone", "decoder"}, "batch_stats": ...}.
 
     The statistics are an empty dictionary for a network without batch norm.
     """
@@ -81,7 +81,7 @@ def init_variables(key: Array, config: ModelConfig) -> dict[str, PyTree]:
 
 
 def choices(config: ModelConfig) -> tuple[str, ...]:
-    """The fields of a configuration that choose this network among the others."""
+    """Lists the configuration's fields that select this network among all."""
     encoder, decoder = _halves(config)
     names = ["name"]
     if DECODERS[config.name].encoder is None:
@@ -92,7 +92,7 @@ def choices(config: ModelConfig) -> tuple[str, ...]:
 
 
 def title(config: ModelConfig) -> str:
-    """The network and what it is built of, for messages."""
+    """Names the network and its parts, for messages."""
     chosen, text = choices(config), config.name
     if "backbone" in chosen:
         text += f"/{config.backbone}"
@@ -100,7 +100,7 @@ def title(config: ModelConfig) -> str:
 
 
 def same_encoder(one: ModelConfig, other: ModelConfig) -> bool:
-    """Whether two networks have encoders with the same variables, but for `width`."""
+    """Whether two networks' encoders have the same variables, except for `width`."""
     first, second = (_build_encoder(config) for config in (one, other))
     return first is second and (
         "backbone" not in choices(one) or one.backbone == other.backbone
@@ -108,13 +108,13 @@ def same_encoder(one: ModelConfig, other: ModelConfig) -> bool:
 
 
 def first_kernel(config: ModelConfig) -> tuple[str, ...]:
-    """Path within the variables of the kernel that sees the image's channels."""
+    """Returns the path, within the variables, of the kernel that reads the image."""
     encoder, _ = _halves(config)
     return ("params", "backbone", *encoder.first_kernel)
 
 
 def feature_maps(config: ModelConfig) -> tuple[FeatureMap, ...]:
-    """What the network's convolutions give, those of added heads left out.
+    """Lists the outputs of the network's convolutions, without those of added heads.
 
     A map of an image of n pixels has at least n // stride rows.
     """
@@ -123,12 +123,12 @@ def feature_maps(config: ModelConfig) -> tuple[FeatureMap, ...]:
 
 
 def tap_channels(config: ModelConfig, tap: str) -> int:
-    """Channels of a tap; ValueError lists the valid names."""
+    """Returns the channels of a tap; a ValueError lists the valid names."""
     return _tap(config, tap).channels
 
 
 def perturbed_taps(config: ModelConfig) -> dict[str, int]:
-    """Name and channels of the encoder outputs that the decoder reads.
+    """Maps the encoder outputs that the decoder reads to their channels.
 
     UniMatch's feature perturbation drops channels of exactly these.
     """
@@ -137,31 +137,31 @@ def perturbed_taps(config: ModelConfig) -> dict[str, int]:
 
 
 def dropout_channels(config: ModelConfig) -> dict[str, int]:
-    """Maps of the decoder whose channels U2PL and AEL drop -> their channels."""
+    """Returns the decoder's maps whose channels U2PL and AEL drop, with their sizes."""
     _, decoder = _halves(config)
     return dict(decoder.dropout_channels)
 
 
 def element_dropout(config: ModelConfig) -> bool:
-    """Whether a train-mode `encode` drops elements, and so asks for keys."""
+    """Whether a train-mode `encode` drops elements, and so needs keys."""
     encoder, _ = _halves(config)
     return encoder.element_dropout
 
 
 def default_tap(config: ModelConfig) -> str:
-    """The tap that MPMC reads where the configuration leaves it open."""
+    """Returns the tap that MPMC reads by default."""
     encoder, _ = _halves(config)
     return encoder.default_tap
 
 
 def decoder_size_tap(config: ModelConfig) -> str:
-    """A tap as large as the decoder's last map, of the encoder where it has one."""
+    """Returns a tap as large as the decoder's last map, if possible of the encoder."""
     _, decoder = _halves(config)
     return decoder.size_tap or "decoder"
 
 
 def receptive_field(config: ModelConfig, tap: str) -> ReceptiveField:
-    """What one position of a tap sees, from the network's own windows.
+    """Computes the receptive field of a tap from the network's own windows.
 
     Counts convolutions and max-pooling; global average pooling does not count. The
     tap "decoder" takes the widest path, upsampling included, so its field is an upper

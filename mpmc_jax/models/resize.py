@@ -2,8 +2,8 @@
 
 The published networks interpolate with align_corners=True, which `jax.image.resize`
 does not offer (it samples at half-pixel centers). A product with a (out,in) matrix of
-two non-zeros a row costs more arithmetic than a gather and is still the faster form:
-its gradient is a product too, where a gather's is a scatter-add.
+two non-zeros per row costs more arithmetic than a gather but is faster: its gradient
+is a product too, whereas that of a gather is a scatter-add.
 """
 
 import jax
@@ -15,7 +15,7 @@ Array = jax.Array
 
 
 def interpolation_matrix(source: int, target: int) -> np.ndarray:
-    """(target, source) float64 weights of align-corners linear interpolation."""
+    """Makes (target, source) float64 weights of align-corners linear interpolation."""
     matrix = np.zeros((target, source))
     step = (source - 1) / (target - 1) if target > 1 else 0.0
     position = np.arange(target) * step
@@ -29,7 +29,7 @@ def interpolation_matrix(source: int, target: int) -> np.ndarray:
 
 
 def resize_align_corners(x_bhwc: Array, size: tuple[int, int]) -> Array:
-    """Bilinear resize whose corner pixels coincide: (b,h,w,c) -> (b,*size,c).
+    """Resizes bilinearly so that corner pixels coincide: (b,h,w,c) -> (b,*size,c).
 
     Weights and result are in the input's dtype; the products run at the highest
     precision, since rounded interpolation weights would shift logits.

@@ -1,8 +1,8 @@
-"""Networks repeat themselves: what has a shape again is not traced again."""
+"""Traces a function once per shape: networks apply the same layers many times."""
 
 import functools
 
 import jax
 
-# Of a function whose first argument is static.
+# jit for a function whose first argument is static.
 traced_once = functools.partial(jax.jit, static_argnums=0)

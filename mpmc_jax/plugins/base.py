@@ -17,15 +17,15 @@ from mpmc_jax.types import Array, Network, PyTree, Region, Supervised, View
 
 @dataclasses.dataclass(frozen=True)
 class TapInfo:
-    """What a plug-in is built for: a tap of the network at the training crop.
+    """The tap that a plug-in is built for, at the training crop.
 
     Attributes:
-      name: of the tap, such as "layer1".
+      name: name of the tap, such as "layer1".
       field: receptive field of its positions.
       size: rows and columns at the training crop.
-      crop: side of the training crop, pixels.
+      crop: side of the training crop in pixels.
       num_classes: C.
-      width: of the network's narrowest layer; 64 is the published one.
+      width: width of the network's narrowest layer; 64 as published.
       axis_name: device axis over which batch norm is synchronized.
     """
 
@@ -44,7 +44,7 @@ class PluginLosses(NamedTuple):
     Attributes:
       terms: name -> () weighted loss, added to the objective.
       metrics: name -> (sum, count) of this device.
-      batch_stats: the plug-in's statistics after the pass.
+      batch_stats: the plug-in's batch-norm statistics after the pass.
     """
 
     terms: dict[str, Array]
@@ -58,7 +58,7 @@ class Plugin:
 
     Attributes:
       classifies_patches: whether `classify_patches` and `weigh_pixels` can be called.
-      teacher_head: whose variables `refine` gets: the student's or their average.
+      teacher_head: which variables `refine` gets: the student's or their average.
       warmup_epochs: epochs, from the first, in which `active` is False.
     """
 
@@ -68,27 +68,27 @@ class Plugin:
 
     @property
     def taps(self) -> tuple[str, ...]:
-        """Names of the taps that a method must hand over."""
+        """Names of the taps that a method must provide."""
         return ()
 
     def init(self, key: Array, taps: Mapping[str, Array]) -> dict[str, PyTree]:
-        """Variables {"params", "batch_stats"} from one example (1,h,w,d) of each tap.
+        """Makes variables {"params", "batch_stats"} from an example (1,h,w,d) per tap.
 
-        {} for a plug-in without any. They live beside the network's, so optimizer,
-        average and checkpoint see them.
+        Returns {} for a plug-in without variables. They are stored next to the
+        network's, so the optimizer, the average and checkpoints include them.
         """
         del key, taps
         return {}
 
     def counts(self, regions: Mapping[str, Region]) -> dict[str, Array]:
-        """This device's divisor of every term, int32, known before any prediction.
+        """Counts this device's part of every term's divisor, int32, before predictions.
 
-        The step adds the counts up over micro-batches and devices and hands the totals
-        to `losses` in its reduction.
+        The step sums the counts over micro-batches and devices and passes the totals to
+        `losses` in its reduction.
 
         Args:
-          regions: by the name of the labeled part or of the view. The names of the
-            counts must differ from these, under which the method's pixels are counted.
+          regions: regions by the name of the labeled part or of the view. Counts must
+            have other names: these names count the method's pixels.
         """
         del regions
         return {}
@@ -103,7 +103,7 @@ class Plugin:
         """Reweights the views and makes targets (by view name); no gradient.
 
         Args:
-          variables: those of the teacher's head, see `teacher_head`.
+          variables: variables of the teacher's head, see `teacher_head`.
           views: the method's views, in its order.
           reduction: sums and counts of the whole batch.
           active: () bool, False during the warm-up; None for always True.
@@ -119,10 +119,10 @@ class Plugin:
         targets: Mapping[str, Any],
         reduction: Reduction,
     ) -> PluginLosses:
-        """The plug-in's terms, already weighted.
+        """Computes the plug-in's terms, already weighted.
 
         Args:
-          variables: the student's.
+          variables: variables of the student's head.
           supervised: the labeled part of every student.
           views: the views as `refine` returned them, with the student's gradient.
           targets: what `refine` made.
@@ -138,11 +138,11 @@ class Plugin:
         images: Array,
         labels: Array,
     ) -> tuple[Array, Array, Array]:
-        """What the head says of labeled images, as `refine` would hear it.
+        """Predicts the classes of labeled images' patches, computed as in `refine`.
 
         Args:
           teacher: the network whose tap the head reads.
-          variables: of the head.
+          variables: variables of the head.
           images: (b,H,W,c) normalized.
           labels: (b,H,W) integer.
 
@@ -152,10 +152,10 @@ class Plugin:
         raise NotImplementedError(f"{type(self).__name__} classifies no patches")
 
     def weigh_pixels(self, logits: Array, labels: Array) -> Array:
-        """The weight of every pixel's label by the head's confidence in it: (b,H,W).
+        """Weights every pixel's label by the head's confidence in it: (b,H,W).
 
         Args:
-          logits: (b,h,w,C) of `classify_patches`.
+          logits: (b,h,w,C) from `classify_patches`.
           labels: (b,H,W) integer, such as predictions.
         """
         raise NotImplementedError(f"{type(self).__name__} weighs no pixels")

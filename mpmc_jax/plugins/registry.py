@@ -8,12 +8,12 @@ from ml_collections import ConfigDict
 from mpmc_jax.plugins import mpmc
 from mpmc_jax.plugins.base import Identity, Plugin, TapInfo
 
-# A section of the configuration -> what builds the plug-in from the section's values.
+# Section of the configuration -> function that builds the plug-in from its values.
 PLUGINS: dict[str, Callable[[dict[str, Any], TapInfo], Plugin]] = {"mpmc": mpmc.build}
 
 
 def build_plugin(config: ConfigDict, tap: TapInfo) -> Plugin:
-    """The plug-in of a run: the one whose section is `enabled`, else `Identity`.
+    """Builds the plug-in whose section is `enabled`, else `Identity`.
 
     Args:
       config: the whole configuration.

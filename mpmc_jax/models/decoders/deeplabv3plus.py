@@ -1,7 +1,7 @@
 """The decoder of DeepLabV3+ (Chen et al. 2018) and the methods' variants of it.
 
-The published networks differ in small things that change every number: `VARIANTS`
-holds those differences, and nothing else depends on the variant.
+The published networks differ in details that change every number: `VARIANTS` holds
+these differences, and nothing else depends on the variant.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ from mpmc_jax.types import Prediction
 
 Array = jax.Array
 
-# Encoder outputs that the decoder reads, and the one of the auxiliary classifier.
+# Encoder outputs that the decoder reads, and the input of the auxiliary classifier.
 DECODER_INPUTS = ("layer1", "layer4")
 AUXILIARY_INPUT = "layer3"
 
@@ -35,9 +35,9 @@ class Variant:
       aspp_rates: dilations of the context's 3x3 convolutions.
       pool_first: the image-pooling branch leads the ASPP concatenation.
       project_kernel: side of the convolution that joins the branches.
-      low_level: channels of layer1's part, at width 64.
+      low_level: channels of the convolution on layer1, at width 64.
       low_level_bias: the convolution on layer1 has a bias (batch norm follows).
-      fuse_bias: the convolutions after the two parts met have one.
+      fuse_bias: the convolutions after the concatenation have a bias.
     """
 
     aspp_rates: tuple[int, int, int]
@@ -75,7 +75,7 @@ VARIANTS = {"unimatch": _UNIMATCH, "augseg": _AUGSEG, "u2pl": _U2PL, "ael": _U2P
 class DecoderSpec:
     """The decoder's convolutions; published channel counts in brackets."""
 
-    aspp: tuple[ConvSpec, ...]  # 256 each: 1x1, then one 3x3 a rate
+    aspp: tuple[ConvSpec, ...]  # 256 each: 1x1, then one 3x3 per rate
     pool: ConvSpec  # 256, after global average pooling
     project: ConvSpec  # 256
     low_level: ConvSpec  # 48, or 256
@@ -87,7 +87,7 @@ class DecoderSpec:
         return self.fuse[-1].features
 
     def dropout_channels(self, *, embedding: bool, auxiliary: bool) -> dict[str, int]:
-        """Maps whose channels U2PL and AEL drop in training -> their channels."""
+        """Returns the maps whose channels U2PL and AEL drop, with their channels."""
         names = ["project", "fuse0", "fuse1"]
         names += ["embed0", "embed1"] if embedding else []
         names += ["auxiliary0"] if auxiliary else []
@@ -95,7 +95,7 @@ class DecoderSpec:
 
 
 def build(config: ModelConfig, encoder: Encoder, axis_name: str | None) -> Decoder:
-    """The decoder of the config's variant on any encoder with the layers it reads."""
+    """Builds the config's decoder for any encoder with the layers that it reads."""
     variant = VARIANTS[config.variant]
     spec = _decoder_spec(variant, config.width)
     return Decoder(
@@ -119,7 +119,7 @@ def build(config: ModelConfig, encoder: Encoder, axis_name: str | None) -> Decod
 
 
 def _decoder_spec(variant: Variant, width: int) -> DecoderSpec:
-    """The decoder for a backbone of that width (64 as published)."""
+    """Describes the decoder for an encoder of that width (64 as published)."""
     features = 4 * width
     return DecoderSpec(
         aspp=(
@@ -134,7 +134,7 @@ def _decoder_spec(variant: Variant, width: int) -> DecoderSpec:
 
 
 def _paths(encoder: Encoder, spec: DecoderSpec) -> list[tuple[int, int, ConvSpec]]:
-    """Channels and stride of every convolution's input, and it, without the heads."""
+    """Lists (input channels, input stride, convolution), without the heads."""
     (low, near), (high, far) = (
         (tap.channels, stride_of(tap.windows))
         for tap in map(encoder.tap, DECODER_INPUTS)
@@ -152,9 +152,9 @@ def _paths(encoder: Encoder, spec: DecoderSpec) -> list[tuple[int, int, ConvSpec
 
 
 def _windows(encoder: Encoder, spec: DecoderSpec) -> tuple[Window, ...]:
-    """The decoder's longest path from the image: what its last map can see.
+    """Lists the windows of the longest path from the image to the last map.
 
-    Global average pooling, which sees everything, does not count. Interpolation to
+    Global average pooling, which reads everything, does not count. Interpolation to
     layer1's resolution reads the two nearest positions of layer4's.
     """
     low, high = (stride_of(encoder.tap(tap).windows) for tap in DECODER_INPUTS)
@@ -164,12 +164,12 @@ def _windows(encoder: Encoder, spec: DecoderSpec) -> tuple[Window, ...]:
 
 
 class ASPPDecoder(nn.Module):
-    """Taps of the encoder -> Prediction at layer1's stride.
+    """The decoder: maps taps of the encoder to a `Prediction` at layer1's stride.
 
     Attributes:
       spec, variant: the convolutions and how they are joined.
       num_classes: channels of the logits.
-      embedding: whether to add the embedding head, beside the classifier's.
+      embedding: whether to add the embedding head.
       auxiliary: whether to add the classifier on layer3, at that layer's stride.
       axis_name: devices over which batch norm is synchronized.
     """
@@ -189,7 +189,7 @@ class ASPPDecoder(nn.Module):
         train: bool,
         dropout: Mapping[str, Array] | None = None,
     ) -> Prediction:
-        """The taps "layer1", "layer4" (and "layer3" for the auxiliary head).
+        """Decodes the taps "layer1", "layer4" and, for the auxiliary head, "layer3".
 
         `dropout` multiplies named maps; see `DecoderSpec.dropout_channels`.
         """
@@ -228,7 +228,7 @@ class ASPPDecoder(nn.Module):
         return prediction
 
     def _join(self, taps: Mapping[str, Array], conv_norm: Callable) -> Array:
-        """layer1's part and layer4's context at its resolution, one after the other."""
+        """Concatenates layer1's part and layer4's context at layer1's resolution."""
         low_bhwd, high_bhwd = (taps[tap] for tap in DECODER_INPUTS)
         branches = [
             conv_norm(spec, f"aspp{i}", high_bhwd)
@@ -250,6 +250,6 @@ class ASPPDecoder(nn.Module):
 
 
 def _global_mean(x_bhwd: Array) -> Array:
-    """(b,h,w,d) -> (b,1,1,d), summed in at least float32."""
+    """Averages (b,h,w,d) to (b,1,1,d), summed in at least float32."""
     wide_bhwd = at_least_float32(x_bhwd)
     return jnp.mean(wide_bhwd, axis=(1, 2), keepdims=True).astype(x_bhwd.dtype)

@@ -1,8 +1,8 @@
 """The decoder of UniMatch's U-Net for ACDC (after Ronneberger et al. 2015).
 
-Source: UniMatch, more-scenarios/medical/model/unet.py. Its network has a classifier
-alone; the embedding and auxiliary heads, which U2PL and AEL need, are this project's
-(D22), built as DeepLabV3+'s are.
+Source: UniMatch, more-scenarios/medical/model/unet.py. Its network has only
+a classifier; the embedding and auxiliary heads, which U2PL and AEL need, are this
+project's own (D22), built like those of DeepLabV3+.
 """
 
 from collections.abc import Callable, Mapping
@@ -28,7 +28,7 @@ AUXILIARY_INPUT = "stage4"
 
 
 def build(config: ModelConfig, encoder: Encoder, axis_name: str | None) -> Decoder:
-    """The decoder; its longest path goes through the deepest stage."""
+    """Builds the decoder; its longest path goes through the deepest stage."""
     channels = stage_channels(config.width)
     up: list[Window] = [Interpolation(2), ConvSpec(1, 3), ConvSpec(1, 3)]
     windows = (*encoder.tap(STAGES[-1]).windows, *up * (len(STAGES) - 1))
@@ -51,7 +51,7 @@ def build(config: ModelConfig, encoder: Encoder, axis_name: str | None) -> Decod
 
 
 def _paths(channels: tuple[int, ...]) -> list[tuple[int, int, ConvSpec]]:
-    """Channels and stride of every convolution's input, and it, without the heads."""
+    """Lists (input channels, input stride, convolution), without the heads."""
     found = []
     for i in reversed(range(len(channels) - 1)):
         features, conv = channels[i], ConvSpec(channels[i], 3)
@@ -63,17 +63,17 @@ def _paths(channels: tuple[int, ...]) -> list[tuple[int, int, ConvSpec]]:
 def _dropout_channels(
     width: int, *, embedding: bool, auxiliary: bool
 ) -> dict[str, int]:
-    """Maps of the added heads whose channels U2PL and AEL drop -> their channels."""
+    """Returns the heads' maps whose channels U2PL and AEL drop, with their channels."""
     names = ["embed0", "embed1"] if embedding else []
     names += ["auxiliary0"] if auxiliary else []
     return dict.fromkeys(names, stage_channels(width)[0])
 
 
 class UNetDecoder(nn.Module):
-    """The stages -> Prediction at the image's size.
+    """The decoder: maps the stages to a `Prediction` at the image's size.
 
     Attributes:
-      width: of the encoder.
+      width: width of the encoder.
       num_classes: channels of the logits.
       embedding: whether to add the embedding head on the last map.
       auxiliary: whether to add the classifier on the stage of stride 8.
@@ -94,7 +94,7 @@ class UNetDecoder(nn.Module):
         train: bool,
         dropout: Mapping[str, Array] | None = None,
     ) -> Prediction:
-        """All stages; `dropout` multiplies named maps, see `_dropout_channels`."""
+        """Decodes all stages; `dropout` multiplies maps, see `_dropout_channels`."""
         masks = dropout or {}
         valid = _dropout_channels(
             self.width, embedding=self.embedding, auxiliary=self.auxiliary
@@ -127,7 +127,7 @@ class UNetDecoder(nn.Module):
         return prediction
 
     def _climb(self, taps: Mapping[str, Array], train: bool) -> Array:
-        """From the deepest stage to the first, each joined as [skip, upsampled]."""
+        """Upsamples from the deepest stage to the first, each joined to its skip."""
         x_bhwd = taps[STAGES[-1]]
         skips = list(zip(STAGES, stage_channels(self.width), strict=True))[-2::-1]
         for i, (stage, features) in enumerate(skips, start=1):
@@ -142,6 +142,6 @@ class UNetDecoder(nn.Module):
 
 
 def _last(spec: ConvSpec, name: str) -> Callable[[Array], Array]:
-    """A head's last convolution, in at least float32; made inside a compact call."""
+    """Makes a head's last convolution, in at least float32, in a compact call."""
     conv = layers.Conv(spec, True, name=name)
     return lambda x_bhwd: conv(at_least_float32(x_bhwd))

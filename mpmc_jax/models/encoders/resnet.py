@@ -1,11 +1,11 @@
 """Residual networks with an output stride of 16 or 8 (He et al. 2016, dilated).
 
-A network is data first: `resnet_spec` lists its convolutions, the module runs that
+A network begins as data: `resnet_spec` lists its convolutions, the module runs that
 list, and `receptive_field` reads the same list. Channels, dilations and pooling are
 those of the methods' published encoders: a stem of three 3x3 convolutions for ResNet-50
 and -101; layer4 (at stride 8 layer3 too) keeps the resolution and dilates instead.
-ResNet-18 and the `_plain` ones have the 7x7 stem of torchvision's ImageNet weights and,
-unlike those, the same dilated layer4.
+ResNet-18 and the `_plain` networks have the 7x7 stem of torchvision's ImageNet weights
+and, unlike torchvision, the same dilated layer4.
 """
 
 import dataclasses
@@ -30,7 +30,7 @@ MAX_POOL = ConvSpec(features=0, kernel=3, stride=2)
 
 @dataclasses.dataclass(frozen=True)
 class Backbone:
-    """A row of the table of backbones."""
+    """Depths, kind of blocks and stem of one backbone."""
 
     depths: tuple[int, int, int, int]
     bottleneck: bool
@@ -51,8 +51,9 @@ class Variant:
     """Where the encoders of the published networks differ.
 
     Attributes:
-      output_stride: of layer4, 16 or 8.
-      layer4_dilations: of the 3x3 convolutions of layer4's blocks ("multi-grid").
+      output_stride: stride of layer4, 16 or 8.
+      layer4_dilations: dilations of the 3x3 convolutions of layer4's blocks
+        ("multi-grid").
       ceil_pool: the max-pool rounds its output size up.
       zero_init_residual: each residual block starts as the identity.
     """
@@ -74,7 +75,7 @@ VARIANTS = {
 
 @dataclasses.dataclass(frozen=True)
 class BlockSpec:
-    """A residual block: its convolutions, and that of its shortcut if it has one."""
+    """The convolutions of a residual block, and that of its shortcut if it has one."""
 
     convs: tuple[ConvSpec, ...]
     shortcut: ConvSpec | None
@@ -82,7 +83,7 @@ class BlockSpec:
 
 @dataclasses.dataclass(frozen=True)
 class ResNetSpec:
-    """A whole encoder as data.
+    """The description of a whole encoder as data.
 
     Attributes:
       stem: the convolutions before the max-pool (3x3, stride 2, padding 1).
@@ -97,11 +98,11 @@ class ResNetSpec:
     zero_init_residual: bool = False
 
     def channels(self, layer: str) -> int:
-        """Channels of a layer's output."""
+        """Returns the channels of a layer's output."""
         return self.blocks[LAYERS.index(layer)][-1].convs[-1].features
 
     def paths(self, in_channels: int) -> list[tuple[int, int, ConvSpec]]:
-        """Channels and stride of every convolution's input, and the convolution."""
+        """Lists (input channels, input stride, convolution)."""
         found, channels, stride = [], in_channels, 1
         for conv in self.stem:
             found.append((channels, stride, conv))
@@ -116,7 +117,7 @@ class ResNetSpec:
         return found
 
     def windows(self, layer: str) -> list[ConvSpec]:
-        """Every window between the image and a layer's output, shortcuts left out."""
+        """Lists the windows from the image to a layer's output, without shortcuts."""
         chain = [*self.stem, MAX_POOL]
         for blocks in self.blocks[: LAYERS.index(layer) + 1]:
             chain += [conv for block in blocks for conv in block.convs]
@@ -124,7 +125,7 @@ class ResNetSpec:
 
 
 def build(config: ModelConfig, axis_name: str | None) -> Encoder:
-    """The residual network that `config.backbone` names, of the config's variant."""
+    """Builds the residual network `config.backbone` of the config's variant."""
     variant = VARIANTS[config.variant]
     spec = resnet_spec(
         BACKBONES[config.backbone],
@@ -156,13 +157,13 @@ def resnet_spec(
     ceil_pool: bool,
     zero_init_residual: bool,
 ) -> ResNetSpec:
-    """The convolutions of a backbone.
+    """Lists the convolutions of a backbone.
 
     Args:
-      backbone: a row of `BACKBONES`.
+      backbone: a value of `BACKBONES`.
       width: channels of layer1's inner convolutions; 64 as published.
-      output_stride: of layer4, 16 or 8. At 8 all blocks of layer3 but the first
-        dilate by 2.
+      output_stride: stride of layer4, 16 or 8. At 8 all blocks of layer3 except the
+        first dilate by 2.
       layer4_dilations: dilation of the 3x3 convolutions of layer4's blocks.
       ceil_pool: see `ResNetSpec`.
       zero_init_residual: see `ResNetSpec`.
@@ -210,7 +211,7 @@ def _block_spec(
 
 
 class ResidualBlock(nn.Module):
-    """relu(convolutions(x) + shortcut(x)): basic or bottleneck, as the spec says."""
+    """A basic or bottleneck block: relu(convolutions(x) + shortcut(x))."""
 
     spec: BlockSpec
     axis_name: str | None = None
@@ -218,7 +219,7 @@ class ResidualBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x_bhwd: Array, train: bool) -> Array:
-        """(b,h,w,d) -> (b,h',w',d'); `train` is positional for `nn.remat`."""
+        """Maps (b,h,w,d) to (b,h',w',d'); `train` is positional for `nn.remat`."""
         out_bhwd = x_bhwd
         for i, conv in enumerate(self.spec.convs, start=1):
             last = i == len(self.spec.convs)
@@ -242,10 +243,10 @@ class ResidualBlock(nn.Module):
 
 
 class ResNet(nn.Module):
-    """(b,h,w,c) images -> the outputs of layer1, layer2, ... up to `until`.
+    """The encoder: maps images to the outputs of layer1, layer2, ... up to `until`.
 
     Attributes:
-      spec: from `resnet_spec`.
+      spec: the convolutions, from `resnet_spec`.
       axis_name: devices over which batch norm is synchronized.
       remat: recompute each block's activations in the backward pass.
     """
@@ -258,7 +259,7 @@ class ResNet(nn.Module):
     def __call__(
         self, images_bhwc: Array, *, until: str | None, train: bool
     ) -> dict[str, Array]:
-        """Run the layers in order; None for `until` runs them all."""
+        """Runs the layers in order; None for `until` runs all of them."""
         x_bhwd = images_bhwc
         for i, conv in enumerate(self.spec.stem):
             x_bhwd = layers.ConvNorm(
@@ -269,8 +270,8 @@ class ResNet(nn.Module):
             )(x_bhwd, train=train)
         x_bhwd = max_pool(x_bhwd, ceil=self.spec.ceil_pool)
 
-        # Argument 2 is `train`, counted with self. Blocks that are alike are traced
-        # once, but for variables: their keys would be others.
+        # Argument 2 is `train`, counted with self. Equal blocks are traced once, except
+        # when variables are made, because their keys differ.
         block_cls = ResidualBlock
         if not self.is_initializing():
             block_cls = nn.jit(block_cls, static_argnums=(2,))
@@ -292,16 +293,16 @@ class ResNet(nn.Module):
 
 
 def max_pool(x_bhwd: Array, *, ceil: bool) -> Array:
-    """3x3 max-pool of stride 2 and padding 1, its size rounded up or down."""
+    """Applies a 3x3 max-pool of stride 2, padding 1; rounds its size up or down."""
     spec, pads = MAX_POOL, []
     for size in x_bhwd.shape[1:3]:
         remainder = (size + 2 * spec.padding - spec.kernel) % spec.stride
-        # Rounding up, one more window starts on the last row and hangs over.
+        # When rounding up, one more window starts on the last row and reaches over it.
         extra = spec.stride - remainder if ceil and remainder else 0
         pads.append((spec.padding, spec.padding + extra))
     return lax.reduce_window(
         x_bhwd,
-        -np.inf,  # concrete, or it is not recognized as a maximum
+        -np.inf,  # must be concrete, so that JAX recognizes a maximum
         lax.max,
         (1, spec.kernel, spec.kernel, 1),
         (1, spec.stride, spec.stride, 1),

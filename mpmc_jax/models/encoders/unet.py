@@ -23,7 +23,7 @@ _DROPOUT = (0.05, 0.1, 0.2, 0.3, 0.5)
 
 
 def build(config: ModelConfig, axis_name: str | None) -> Encoder:
-    """The encoder; the stage of stride 4 is its early tap."""
+    """Builds the encoder; the stage of stride 4 is its early tap."""
     channels = stage_channels(config.width)
     return Encoder(
         UNetEncoder(config.width, axis_name, config.remat),
@@ -40,12 +40,12 @@ def build(config: ModelConfig, axis_name: str | None) -> Encoder:
 
 
 def stage_channels(width: int) -> tuple[int, ...]:
-    """Channels of the five stages: 16 to 256 at width 64."""
+    """Returns the channels of the five stages: 16 to 256 at width 64."""
     return tuple(width // 4 * 2**i for i in range(len(STAGES)))
 
 
 def _windows(stage: str) -> list[Window]:
-    """The chain of windows from the image to a stage's output."""
+    """Lists the windows from the image to a stage's output."""
     pair: list[Window] = [ConvSpec(1, 3), ConvSpec(1, 3)]
     pool = ConvSpec(1, 2, stride=2)
     return pair + [pool, *pair] * STAGES.index(stage)
@@ -54,7 +54,7 @@ def _windows(stage: str) -> list[Window]:
 def _paths(
     in_channels: int, channels: tuple[int, ...]
 ) -> list[tuple[int, int, ConvSpec]]:
-    """Channels and stride of every convolution's input, and the convolution."""
+    """Lists (input channels, input stride, convolution)."""
     found, given = [], in_channels
     for i, features in enumerate(channels):
         conv = ConvSpec(features, 3)
@@ -64,7 +64,7 @@ def _paths(
 
 
 class Block(nn.Module):
-    """Twice convolution, batch norm and leaky ReLU, with dropout in between."""
+    """A block of twice convolution, batch norm, leaky ReLU; dropout in between."""
 
     features: int
     rate: float = 0.0
@@ -85,7 +85,7 @@ class Block(nn.Module):
 def element_dropout(keys_b: Array, x_bhwc: Array, rate: float) -> Array:
     """Drops single elements and scales the others by 1 / (1 - rate).
 
-    An example's mask follows from its key alone, wherever in the batch it stands.
+    An example's mask depends on its key alone, not on its place in the batch.
     """
     shape = x_bhwc.shape[1:]
     keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate, shape))(keys_b)
@@ -93,7 +93,7 @@ def element_dropout(keys_b: Array, x_bhwc: Array, rate: float) -> Array:
 
 
 class UNetEncoder(nn.Module):
-    """Images -> the maps of the five stages, each half as large as the one before."""
+    """The encoder: maps images to five stages, each half as large as the previous."""
 
     width: int
     axis_name: str | None = None

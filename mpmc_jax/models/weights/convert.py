@@ -1,4 +1,4 @@
-"""Weights as they travel between runs: a network's description and its variables."""
+"""Loads, saves and adapts weights: a network's description and its variables."""
 
 import dataclasses
 import json
@@ -22,10 +22,10 @@ from mpmc_jax.models.weights.torch_names import (
 )
 from mpmc_jax.types import PyTree
 
-# Marks our own files among those with PyTorch's keys.
+# Distinguishes this project's own files from those with PyTorch's keys.
 _FORMAT = "mpmc_jax"
 _VERSION = "1"
-# What describes a network; how it is computed does not.
+# The settings that describe a network, without those of how it computes.
 _DESCRIBED = (
     "name",
     "backbone",
@@ -37,7 +37,7 @@ _DESCRIBED = (
     "width",
     "image_size",
 )
-# Files from before it was described have none of it.
+# Settings that older files lack.
 _LATER = {"image_size"}
 
 Path = tuple[str, ...]
@@ -48,10 +48,10 @@ class Weights:
     """A network, or its encoder alone.
 
     Attributes:
-      model: the network; of an encoder the fields that describe a decoder mean nothing.
-      whole: whether the decoder is there.
+      model: the network; for an encoder alone the decoder's fields mean nothing.
+      whole: whether the decoder is included.
       variables: {"params", "batch_stats"}, as NumPy.
-      origin: where they come from, for manifests: names and checksums.
+      origin: names and checksums of the files they come from, for manifests.
     """
 
     model: ModelConfig
@@ -60,7 +60,7 @@ class Weights:
     origin: dict[str, str]
 
     def encoder(self) -> "Weights":
-        """The same without its decoder."""
+        """Returns the same weights without the decoder."""
         variables = {
             kind: {"backbone": tree["backbone"]} if tree else {}
             for kind, tree in self.variables.items()
@@ -70,13 +70,13 @@ class Weights:
 
 @dataclasses.dataclass(frozen=True)
 class Start:
-    """What a run takes from weights.
+    """The part of weights from which a run starts.
 
     Attributes:
-      variables: {"params", "batch_stats"}, some of the network's or all.
+      variables: {"params", "batch_stats"}, all or some of the network's.
       fresh: heads of the network that the weights do not have.
       unused: heads of the weights that the network does not have.
-      adapted: whether the first convolution was made to fit other channels.
+      adapted: whether the first convolution was adapted to other channels.
     """
 
     variables: PyTree
@@ -89,8 +89,8 @@ def load(path: pathlib.Path, state: str = "") -> Weights:
     """Reads weights: our own files, or PyTorch's keys in any format of `weight_files`.
 
     Raises:
-      WeightsError: the file, or what is in it; every key is accounted for.
-      FileNotFoundError: there is none.
+      WeightsError: the file cannot be used, or a key is missing or unused.
+      FileNotFoundError: there is no such file.
     """
     file = weight_files.read(path, state)
     origin = {"file": path.name, "sha256": file.sha256}
@@ -108,10 +108,10 @@ def load(path: pathlib.Path, state: str = "") -> Weights:
 
 
 def save(path: pathlib.Path, weights: Weights) -> None:
-    """Writes our own .safetensors.
+    """Writes weights as this project's own .safetensors.
 
     Raises:
-      WeightsError: another suffix.
+      WeightsError: the path has another suffix.
     """
     arrays = {
         "/".join(parts): np.asarray(leaf)
@@ -129,10 +129,10 @@ def save(path: pathlib.Path, weights: Weights) -> None:
 
 
 def fit(weights: Weights, model: ModelConfig) -> Start:
-    """What a network of `model` can begin with.
+    """Selects the variables from which a network of `model` can start.
 
     Raises:
-      WeightsError: they are of another network; says which setting would fit.
+      WeightsError: they are of another network; the message says which setting fits.
     """
     _check_same(weights, model)
     found: dict[Path, Any] = dict(traverse_util.flatten_dict(weights.variables))
@@ -161,10 +161,10 @@ def fit(weights: Weights, model: ModelConfig) -> Start:
 
 
 def adapt_channels(kernel: np.ndarray, channels: int) -> np.ndarray:
-    """A first convolution (h,w,i,o) for images of other channels: (h,w,channels,o).
+    """Adapts a first convolution (h,w,i,o) to other channels: (h,w,channels,o).
 
-    One channel is what a gray image in all of them gives: the sum. Of more, each is a
-    given one, in turn, and all are scaled by i / channels.
+    For one channel the kernels are summed, as for a gray image in all channels. For
+    more, the given channels repeat in turn, scaled by i / channels.
     """
     given = kernel.shape[2]
     if channels == 1:
@@ -187,14 +187,14 @@ def _check_same(weights: Weights, model: ModelConfig) -> None:
         given, wanted = getattr(weights.model, name), getattr(model, name)
         if given == wanted:
             continue
-        mend = f"set --config.model.{name}={given}"
+        fix = f"set --config.model.{name}={given}"
         if name == "variant":
-            mend += f", or {_ENCODER_ALONE}"
+            fix += f", or {_ENCODER_ALONE}"
         if name == "num_classes":
-            mend = _ENCODER_ALONE
+            fix = _ENCODER_ALONE
         raise WeightsError(
             f"{weights.origin['file']} is of a network with {name}={given!r}, this run "
-            f"has {wanted!r}; {mend}"
+            f"has {wanted!r}; {fix}"
         )
 
 
@@ -210,7 +210,7 @@ def _check_variances(variables: PyTree) -> None:
 
 
 def _published(arrays: dict[str, np.ndarray], origin: dict[str, str]) -> Weights:
-    """From PyTorch's keys."""
+    """Converts arrays with PyTorch's keys."""
     model, whole = detect({key: value.shape for key, value in arrays.items()})
     if whole:
         variables = load_torch_state_dict(arrays, model)
@@ -221,7 +221,7 @@ def _published(arrays: dict[str, np.ndarray], origin: dict[str, str]) -> Weights
 
 
 def _own(file: weight_files.WeightFile, origin: dict[str, str]) -> Weights:
-    """From a file that `save` wrote."""
+    """Reads the weights of a file that `save` wrote."""
     if file.metadata.get("version") != _VERSION:
         raise WeightsError(
             f"format version {file.metadata.get('version')!r}, not {_VERSION!r}; "

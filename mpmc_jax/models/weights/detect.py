@@ -1,4 +1,4 @@
-"""Which network a PyTorch state dict is of, from its keys and shapes."""
+"""Detects the network of a PyTorch state dict from its keys and shapes."""
 
 import re
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from mpmc_jax.models.weights.torch_names import DECODER_UNITS, ENCODER_PREFIX
 
 Shapes = Mapping[str, tuple[int, ...]]
 
-# A key that only this variant's decoder has, first match.
+# A key of each variant's decoder; the first one found decides.
 _MARKS = {
     "unimatch": "head.b0.0.weight",
     "augseg": "decoder.classifier.6.weight",
@@ -21,12 +21,12 @@ _UNET_LAST = "decoder.out_conv.weight"
 
 
 def detect(shapes: Shapes) -> tuple[ModelConfig, bool]:
-    """The network of a state dict, and whether it is whole or an encoder alone.
+    """Detects the network of a state dict, and whether it is whole or an encoder alone.
 
     Takes keys with and without DistributedDataParallel's "module.".
 
     Raises:
-      ValueError: no network of ours; says what of it is unknown.
+      ValueError: the network is unknown; the message says what is.
     """
     shapes = {key.removeprefix("module."): shape for key, shape in shapes.items()}
     for find in (_unet, _deeplabv3plus):
@@ -70,7 +70,7 @@ def _deeplabv3plus(shapes: Shapes) -> ModelConfig | None:
 
 
 def _encoder(shapes: Shapes, prefix: str) -> ModelConfig:
-    """Stem, depths, kind of block, width and channels, as a configuration."""
+    """Detects an encoder's stem, depths, kind of block, width and channels."""
     shapes = {
         key.removeprefix(prefix): shape
         for key, shape in shapes.items()

@@ -1,4 +1,4 @@
-"""Files of weights, read as data: nothing in them is ever executed.
+"""Reads and writes weight files as data: nothing in them is ever executed.
 
 .safetensors and .npz need no other library; .pth goes through PyTorch, of a version
 whose `weights_only` can be relied on.
@@ -23,22 +23,22 @@ from mpmc_jax.models.weights import formats
 from mpmc_jax.models.weights.formats import WeightsError
 
 SUFFIXES = (".safetensors", ".npz", ".pth", ".pt")
-# What checkpoints call their networks, the published figures' first: AugSeg's and
-# U2PL's are the teacher's, and AEL's model_state is its teacher already.
+# Names of networks in checkpoints. The network of the published numbers comes first:
+# the teacher of AugSeg and U2PL; AEL's model_state is its teacher.
 _STATES = ("teacher_state", "model_ema", "model_state", "state_dict", "model")
 _TORCH = (2, 6)
 
 
 @dataclasses.dataclass(frozen=True)
 class WeightFile:
-    """What a file holds.
+    """The content of a weight file.
 
     Attributes:
-      arrays: by key; floats are float32 or float64.
-      metadata: text by name, where the format has it.
-      sha256: of the file, hexadecimal.
-      state: which of several networks it is, "" where there is one.
-      others: the other networks there.
+      arrays: arrays by key; floats are float32 or float64.
+      metadata: text by name, if the format has it.
+      sha256: checksum of the file, hexadecimal.
+      state: name of the network if the file has several, else "".
+      others: names of the other networks in the file.
     """
 
     arrays: dict[str, np.ndarray]
@@ -49,15 +49,15 @@ class WeightFile:
 
 
 def read(path: pathlib.Path, state: str = "") -> WeightFile:
-    """Reads a file of weights.
+    """Reads a weight file.
 
     Args:
-      path: its suffix, one of `SUFFIXES`, is its format.
+      path: path of the file; its suffix, one of `SUFFIXES`, is its format.
       state: which network of a .pth that holds several; "" chooses a teacher.
 
     Raises:
-      WeightsError: what is wrong with the file.
-      FileNotFoundError: there is none.
+      WeightsError: the file cannot be used; the message says why.
+      FileNotFoundError: there is no such file.
     """
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file of weights")
@@ -129,16 +129,16 @@ def check_finite(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
 
 
 def checksum(path: pathlib.Path) -> str:
-    """SHA-256 of a file, hexadecimal."""
+    """Computes the SHA-256 of a file, hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def parse(metadata: Mapping[str, str], name: str) -> dict[str, Any]:
-    """A JSON object that the metadata holds.
+    """Parses a JSON object in the metadata.
 
     Raises:
-      WeightsError: it is absent, or something else.
+      WeightsError: it is missing, or something else.
     """
     try:
         value = json.loads(metadata[name])
@@ -157,7 +157,7 @@ def _at_least_float32(value: np.ndarray) -> np.ndarray:
 def _read_torch(
     path: pathlib.Path, state: str
 ) -> tuple[str, tuple[str, ...], dict[str, np.ndarray]]:
-    """Name of the chosen network, those of the others, and its arrays."""
+    """Returns the name of the chosen network, the other names, and its arrays."""
     _check_archive(path)
     torch = _import_torch(path)
     try:
@@ -165,7 +165,7 @@ def _read_torch(
             content = torch.load(path, map_location="cpu", weights_only=True)
     except MemoryError:
         raise
-    except Exception as error:  # PyTorch raises what its unpickler meets.
+    except Exception as error:  # PyTorch's unpickler raises anything.
         reason = formats.reason_of(error)
         raise WeightsError(
             f"{path}: PyTorch finds no plain weights in it: {reason}"
@@ -180,7 +180,7 @@ def _read_torch(
     if name not in states:
         raise WeightsError(f"{path}: no {name!r} in it; there are {', '.join(states)}")
     tensors = states.pop(name)
-    # A tensor of strides 0 shows few numbers as many.
+    # A tensor with strides 0 shows few stored numbers as many.
     claimed = sum(each.numel() * each.element_size() for each in tensors.values())
     formats.check_bytes(path, claimed)
     arrays = {key: _to_numpy(torch, value) for key, value in tensors.items()}
@@ -190,7 +190,7 @@ def _read_torch(
 def _check_archive(path: pathlib.Path) -> None:
     """Raises WeightsError for archives that are cut, too large or programs.
 
-    Files of PyTorch before 1.6 are no archives, and left to PyTorch.
+    Files of PyTorch before 1.6 are not archives; PyTorch itself checks them.
     """
     with path.open("rb") as file:
         if file.read(2) != b"PK":
@@ -207,9 +207,9 @@ def _check_archive(path: pathlib.Path) -> None:
 
 
 def _scalars() -> list[Any]:
-    """What NumPy's numbers unpickle by, under their names before and since NumPy 2.
+    """Lists what unpickles NumPy's numbers, by the names before and since NumPy 2.
 
-    Published checkpoints keep their best score as one. None of these runs code.
+    Published checkpoints store their best score as such a number. None runs code.
     """
     scalar, _ = np.float64().__reduce__()
     kinds = (np.bool, np.int64, np.float32, np.float64)
@@ -222,22 +222,22 @@ def _scalars() -> list[Any]:
 
 
 def _import_torch(path: pathlib.Path) -> Any:
-    mend = f"pip install 'torch>={_TORCH[0]}.{_TORCH[1]}', or save it as .safetensors"
+    fix = f"pip install 'torch>={_TORCH[0]}.{_TORCH[1]}', or save it as .safetensors"
     try:
         torch = importlib.import_module("torch")
     except ImportError:
-        raise WeightsError(f"{path}: only PyTorch reads this format; {mend}") from None
+        raise WeightsError(f"{path}: only PyTorch reads this format; {fix}") from None
     version = tuple(map(int, re.findall(r"\d+", torch.__version__)[:2]))
     if version < _TORCH:
         raise WeightsError(
             f"{path}: PyTorch {torch.__version__} can be made to run code by such a "
-            f"file; {mend}"
+            f"file; {fix}"
         )
     return torch
 
 
 def _find_states(torch: Any, content: Any) -> dict[str, Mapping[str, Any]]:
-    """State dicts by name: the content itself, named "", or entries of it."""
+    """Finds state dicts by name: the content itself, named "", or its entries."""
 
     def is_state(value: Any) -> bool:
         return (

@@ -1,7 +1,7 @@
-"""The bytes of files of weights, checked before anything in them is read.
+"""Reads weight files, whose bytes are checked before any array is read.
 
-What a file claims to hold is compared with its size, with the largest weights there are
-and with the memory that is free; only then is room made for it.
+The size that a file claims is compared with its real size, with the largest known
+weights and with the free memory before memory is allocated for it.
 """
 
 import dataclasses
@@ -19,12 +19,12 @@ import numpy as np
 
 from mpmc_jax import memory
 
-# Far above every published checkpoint with its optimizer, and above every header.
+# Far larger than every published checkpoint with its optimizer, and every header.
 _MOST_BYTES = 16 * 10**9
 _MOST_HEADER_BYTES = 16 * 2**20
-# NumPy refuses longer ones.
+# NumPy refuses longer headers.
 _NPY_HEADER_BYTES = 10_100
-# The types of .safetensors files that weights come in.
+# The types in .safetensors files that weights are read from.
 _SAFETENSORS_TYPES = {
     "F64": np.dtype("<f8"),
     "F32": np.dtype("<f4"),
@@ -41,7 +41,7 @@ _SAFETENSORS_TYPES = {
     "BOOL": np.dtype("?"),
 }
 _ENTRY = {"dtype", "shape", "data_offsets"}
-# What is saved in place of weights: how it begins, what it is, and the mend.
+# What is sometimes saved instead of weights: how it begins, what it is, and the fix.
 _DOWNLOAD = "download the file itself"
 _PAGES = (
     (r"version https://git-lfs", "a pointer of Git LFS", "run `git lfs pull`"),
@@ -53,30 +53,30 @@ _PAGES = (
 
 
 class WeightsError(ValueError):
-    """A file of weights that cannot be used; the message has the mend."""
+    """A weight file cannot be used; the message says how to fix it."""
 
 
 def check_download(path: pathlib.Path) -> None:
-    """Raises WeightsError for an empty file, and for text in place of weights."""
+    """Raises WeightsError for an empty file, and for text instead of weights."""
     with path.open("rb") as file:
         begin = file.read(1024)
     if not begin:
         raise WeightsError(f"{path}: is empty (0 bytes); download it again")
-    # Every format of weights has such characters at its beginning.
+    # Every format of weights begins with such characters.
     if re.search(rb"[^\t\n\f\r\x1b -\xff]", begin):
         return
     text = begin.decode("utf-8-sig", "replace").strip()
-    kind, mend = next(
-        (kind, mend)
-        for start, kind, mend in _PAGES
+    kind, fix = next(
+        (kind, fix)
+        for start, kind, fix in _PAGES
         if re.match(start, text, re.IGNORECASE)
     )
     line = " ".join(text.split())[:60]
-    raise WeightsError(f"{path}: is {kind}, not weights: {line!r}; {mend}")
+    raise WeightsError(f"{path}: is {kind}, not weights: {line!r}; {fix}")
 
 
 def check_bytes(path: pathlib.Path, claimed: int) -> None:
-    """Raises WeightsError for arrays larger than any weights, or than free memory."""
+    """Raises WeightsError for arrays larger than any weights or than free memory."""
     if claimed > _MOST_BYTES:
         raise WeightsError(
             f"{path}: claims arrays of {claimed / 1e9:.4g} GB; weights of at most "
@@ -93,7 +93,7 @@ def check_bytes(path: pathlib.Path, claimed: int) -> None:
 def read_safetensors(
     path: pathlib.Path,
 ) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Arrays and metadata of a .safetensors file.
+    """Reads arrays and metadata of a .safetensors file.
 
     The format is described at https://github.com/huggingface/safetensors.
 
@@ -126,7 +126,7 @@ def read_safetensors(
 
 
 def sort_header(content: bytes) -> bytes:
-    """The bytes of a .safetensors file, its header's keys in order.
+    """Sorts the keys in the header of a .safetensors file's bytes.
 
     The library writes metadata in an order that differs between processes.
     """
@@ -138,7 +138,7 @@ def sort_header(content: bytes) -> bytes:
 
 @dataclasses.dataclass(frozen=True)
 class _Entry:
-    """An array of a .safetensors file: type and shape, and its first byte."""
+    """Type, shape and first byte of an array of a .safetensors file."""
 
     dtype: np.dtype
     shape: tuple[int, ...]
@@ -146,16 +146,16 @@ class _Entry:
 
     @property
     def end(self) -> int:
-        """The byte behind its last one."""
+        """The byte after its last one."""
         return self.begin + math.prod(self.shape) * self.dtype.itemsize
 
     @property
     def span(self) -> tuple[int, int]:
-        """First byte, and the one behind the last."""
+        """The first byte, and the byte after the last one."""
         return self.begin, self.end
 
     def read(self, file: BinaryIO, start: int) -> np.ndarray:
-        """The array, where all arrays begin at byte `start` of the file."""
+        """Reads the array; `start` is the byte at which the first array begins."""
         file.seek(start + self.begin)
         return np.fromfile(file, self.dtype, math.prod(self.shape)).reshape(self.shape)
 
@@ -184,7 +184,7 @@ def _parse_header(
 
 
 def _parse_entry(entry: Any) -> _Entry:
-    """What a header says of an array; ValueError says what is wrong with it."""
+    """Parses the header's entry of an array; a ValueError says what is wrong."""
     if not isinstance(entry, dict) or set(entry) != _ENTRY:
         raise ValueError(f"is not described by {', '.join(sorted(_ENTRY))}")
     kind = entry["dtype"]
@@ -209,11 +209,11 @@ def _parse_entry(entry: Any) -> _Entry:
 
 
 def read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
-    """Arrays of a .npz file.
+    """Reads the arrays of a .npz file.
 
     Raises:
       WeightsError: its headers disagree with the archive's directory, or it holds
-        something else than numbers.
+        something other than numbers.
     """
     with open_archive(path) as archive:
         members = archive.infolist()
@@ -226,7 +226,7 @@ def read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
                     arrays[key] = _read_npy(file, member.file_size)
             except MemoryError:
                 raise
-            except Exception as error:  # What parsers meet in damaged files.
+            except Exception as error:  # Parsers raise anything for damaged files.
                 raise WeightsError(
                     f"{path}: no readable .npz file: {reprlib.repr(key)} "
                     f"{reason_of(error)}"
@@ -235,7 +235,7 @@ def read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def _read_npy(file: Any, size: int) -> np.ndarray:
-    """One array of an archive, of `size` bytes with its header.
+    """Reads one array of an archive, of `size` bytes with its header.
 
     Raises:
       ValueError: it is no array of numbers, or claims another size.
@@ -262,10 +262,10 @@ def _read_npy(file: Any, size: int) -> np.ndarray:
 
 
 def open_archive(path: pathlib.Path) -> zipfile.ZipFile:
-    """The ZIP archive that a .npz and most .pth files are.
+    """Opens the ZIP archive that a .npz file and most .pth files are.
 
     Raises:
-      WeightsError: it is none, or its end is missing.
+      WeightsError: the file is no archive, or its end is missing.
     """
     try:
         return zipfile.ZipFile(path)
@@ -284,7 +284,7 @@ def open_archive(path: pathlib.Path) -> zipfile.ZipFile:
 
 
 def reason_of(error: Exception) -> str:
-    """What a library found, without its advice to load the file all the same."""
+    """Describes a library's error, without its advice to load the file anyway."""
     asked = re.search(r"GLOBAL ([\w.]+)", str(error))
     if asked:
         return f"it asks for {asked[1]}, which is no data"

@@ -1,8 +1,8 @@
-"""Published PyTorch weights -> this project's variables.
+"""Converts published PyTorch weights to this project's variables and back.
 
-Every variable asks for one key of the state dict, by the tables below; a key that is
-missing or that nobody asked for is an error, because silently skipped weights are how
-published checkpoints come to be half loaded. Nothing here imports torch.
+Every variable has one key of the state dict, by the tables below. A missing or unused
+key is an error, because silently skipped weights would leave a checkpoint half loaded.
+Nothing here imports torch.
 """
 
 import re
@@ -98,7 +98,7 @@ Path = tuple[str, ...]
 def load_torch_state_dict(
     state_dict: Mapping[str, np.ndarray], config: ModelConfig
 ) -> dict[str, PyTree]:
-    """A whole segmenter's state dict -> variables {"params", "batch_stats"}.
+    """Converts a segmenter's state dict to variables {"params", "batch_stats"}.
 
     Takes the names of the config's variant, with or without DistributedDataParallel's
     "module." prefix. float64 values stay float64 where JAX has it enabled.
@@ -112,10 +112,10 @@ def load_torch_state_dict(
 def load_torch_backbone(
     state_dict: Mapping[str, np.ndarray], config: ModelConfig
 ) -> tuple[PyTree, PyTree]:
-    """An ImageNet encoder's flat state dict -> its (params, batch_stats).
+    """Converts an ImageNet encoder's flat state dict to (params, batch_stats).
 
     Takes "conv1...", "layer1.0...": the keys of the published deep-stem checkpoints
-    and, for ResNet-18, torchvision's. The classifier "fc.*" is left out.
+    and, for ResNet-18, torchvision's. The classifier "fc.*" is skipped.
 
     Raises:
       ValueError: keys are missing, unused or of another shape; lists them.
@@ -131,16 +131,16 @@ def load_torch_backbone(
 
 
 def as_variables(leaves: Mapping[Path, Any]) -> dict[str, PyTree]:
-    """Leaves by path -> {"params", "batch_stats"}, the second empty without any."""
+    """Nests leaves by path to {"params", "batch_stats"}; the second may be empty."""
     return {"batch_stats": {}, **traverse_util.unflatten_dict(leaves)}
 
 
 def torch_state_dict(
     variables: dict[str, PyTree], config: ModelConfig
 ) -> dict[str, np.ndarray]:
-    """Variables -> the state dict of the published network, without counters.
+    """Converts variables to the published network's state dict, without counters.
 
-    Where the encoder is all there is, its keys are flat, as ImageNet weights' are.
+    The keys of an encoder alone are flat, like those of ImageNet weights.
 
     Raises:
       ValueError: the published network has no such part.
@@ -159,19 +159,19 @@ def torch_state_dict(
 
 
 def torch_names(config: ModelConfig) -> dict[Path, str]:
-    """Path of every variable, collection first -> its key in the state dict."""
+    """Maps the path of every variable, collection first, to its state-dict key."""
     return {path: _torch_name(path, config) for path in variable_shapes(config)}
 
 
 def variable_shapes(config: ModelConfig) -> Mapping[Path, Any]:
-    """Path of every variable -> its shape."""
+    """Maps the path of every variable to its shape."""
     key = jax.random.key(0)
     variables = jax.eval_shape(lambda k: init_variables(k, config), key)
     return traverse_util.flatten_dict(variables)
 
 
 def _torch_name(path: Path, config: ModelConfig) -> str:
-    """("params", "backbone", "layer1_0", "conv1", "conv", "kernel") -> torch's key."""
+    """Names a path such as ("params", "backbone", "stem0", "conv", "kernel")."""
     _, half, unit, *inner, leaf = path
     return f"{_published(config).unit(config, half, unit, inner)}.{LEAVES[leaf]}"
 
@@ -185,11 +185,11 @@ def _published(config: ModelConfig) -> "_Published":
 
 
 class _Published(NamedTuple):
-    """How the state dict of a published network is named.
+    """The names in the state dict of a published network.
 
     Attributes:
-      unit: (config, half, unit, what lies within it) -> the prefix of its keys.
-      encoder_prefix: what encoders that are published alone leave out.
+      unit: (config, half, unit, names within the unit) -> the prefix of its keys.
+      encoder_prefix: the prefix that encoders published alone lack.
     """
 
     unit: Callable[[ModelConfig, str, str, list[str]], str]

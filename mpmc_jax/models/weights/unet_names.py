@@ -1,4 +1,4 @@
-"""The U-Net's variables by the names of UniMatch's state dict for ACDC."""
+"""Maps the U-Net's variables to the names of UniMatch's state dict for ACDC."""
 
 _ENCODER = {
     "stage1": "encoder.in_conv",
@@ -10,12 +10,12 @@ _DECODER = {
     "classifier": "decoder.out_conv",
 }
 _UNITS = _ENCODER | _DECODER
-# Places of (convolution, batch norm) in the published sequence of a block.
+# Indices of (convolution, batch norm) in the published sequence of a block.
 _PLACES = {"conv0": {"conv": 0, "norm": 1}, "conv1": {"conv": 4, "norm": 5}}
 
 
 def torch_unit(unit: str, inner: list[str]) -> str:
-    """("stage2", ["conv0", "norm"]) -> the prefix of its keys in the state dict.
+    """Returns the prefix of the keys of a unit such as "stage2", ["conv0", "norm"].
 
     Raises:
       ValueError: the published network has no such unit.

@@ -17,13 +17,13 @@ def _softmax_of_probabilities(logits_bhwc: Array) -> Array:
     return jax.nn.softmax(jax.nn.sigmoid(logits_bhwc), axis=-1)
 
 
-# gamma of a patch from its logits (D4). The paper's is the softmax of probabilities.
+# How gamma of a patch follows from its logits (D4). The paper: softmax_prob.
 CONFIDENCES: dict[str, Callable[[Array], Array]] = {
     "softmax_prob": _softmax_of_probabilities,
     "softmax_logit": jax.nn.softmax,
     "sigmoid": jax.nn.sigmoid,
 }
-# What lambda_s is measured in: gamma itself, the patch's largest, the batch mean.
+# What lambda_s is divided by: nothing, the patch's largest gamma, the batch mean.
 SCALES = ("none", "max", "mean")
 
 
@@ -37,10 +37,10 @@ def adaptive_weights(
     where: Array | None = None,
     global_sum: GlobalSum = identity,
 ) -> tuple[Array, Array]:
-    """Weights of pixels and of patches from the teacher's patch predictions.
+    """Computes weights of pixels and patches from the teacher's patch predictions.
 
-    lambda_m[r,c] = gamma[r,c], and lambda_s[pixel] = gamma[its patch, its class] on
-    the chosen scale. A pixel belongs to the patch of the nearest center (D5).
+    lambda_m[r,c] = gamma[r,c], and lambda_s[pixel] = gamma[its patch, its class],
+    divided as `scale` says. A pixel belongs to the patch of the nearest center (D5).
 
     Args:
       patch_logits: (b,h,w,C) teacher logits.
@@ -61,8 +61,8 @@ def adaptive_weights(
     Raises:
       ValueError: on an unknown confidence or scale.
     """
-    _known("confidence", confidence, tuple(CONFIDENCES))
-    _known("scale", scale, SCALES)
+    _check_known("confidence", confidence, tuple(CONFIDENCES))
+    _check_known("scale", scale, SCALES)
     logits_bhwc = jax.lax.stop_gradient(at_least_float32(patch_logits))
     gamma_bhwc = CONFIDENCES[confidence](logits_bhwc)
     relative_bhwc = gamma_bhwc
@@ -76,7 +76,7 @@ def adaptive_weights(
         counted_bhw = labeled_bhw if where is None else labeled_bhw & where
         count = global_sum(jnp.sum(counted_bhw, dtype=jnp.int32))
         mean = ratio(global_sum(jnp.sum(jnp.where(counted_bhw, lambda_bhw, 0))), count)
-        # With nothing counted, or all of it underflown, there is no scale to take.
+        # If nothing is counted, or all of it underflows, nothing is divided.
         tiny = jnp.finfo(mean.dtype).tiny
         lambda_bhw = jnp.where(mean > tiny, lambda_bhw / mean, lambda_bhw)
     return lambda_bhw, gamma_bhwc
@@ -85,11 +85,11 @@ def adaptive_weights(
 def _at_pixels(
     value_bhwc: Array, label_bhw: Array, field: ReceptiveField | None
 ) -> tuple[Array, Array]:
-    """Every pixel's value for its patch and class, and where it has a class.
+    """Looks up every pixel's value for its patch and class, and where it has a class.
 
-    Class by class, so that no (b,H,W,C) map exists in memory. Gathering each pixel's
-    value would fetch a tile of memory a pixel on a TPU: 6.2 GB for two images of
-    801 x 801 and 21 classes on a v5e.
+    Works class by class, so that no (b,H,W,C) map exists in memory. Gathering each
+    pixel's value would fetch a tile of memory per pixel on a TPU: 6.2 GB for two images
+    of 801 x 801 and 21 classes on a v5e.
     """
     row = nearest_patch(label_bhw.shape[1], value_bhwc.shape[1], field)
     column = nearest_patch(label_bhw.shape[2], value_bhwc.shape[2], field)
@@ -106,10 +106,10 @@ def _at_pixels(
         (jnp.arange(classes), jnp.moveaxis(value_bhwc, -1, 0)),
     )
     labeled_bhw = labeled_pixels(label_bhw, classes)
-    # With more than 255 classes the void label numbers one of them.
+    # With more than 255 classes the void label is the number of one of them.
     return jnp.where(labeled_bhw, chosen_bhw, 0), labeled_bhw
 
 
-def _known(what: str, value: str, valid: tuple[str, ...]) -> None:
+def _check_known(what: str, value: str, valid: tuple[str, ...]) -> None:
     if value not in valid:
         raise ValueError(f"unknown {what} {value!r}; valid: {', '.join(valid)}")

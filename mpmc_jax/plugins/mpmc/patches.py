@@ -1,4 +1,4 @@
-"""Patches: the receptive fields of a tap, what they contain and whose pixel is whose.
+"""Patches: the receptive fields of a tap, their classes, and each pixel's patch.
 
 Patch i of a tap covers `field.size` pixels from i * stride - padding on, in rows and
 in columns, so its center lies at i * stride - padding + (size - 1) / 2.
@@ -16,7 +16,7 @@ _WORD = 32  # classes in one uint32
 
 
 def tap_size(image_size: tuple[int, int], field: ReceptiveField) -> tuple[int, int]:
-    """Rows and columns of a tap whose layers all round down: 801 -> 201 at layer1."""
+    """Computes rows and columns of a tap if all layers round down: 801 -> 201."""
     rows, columns = (
         (side + 2 * field.padding - field.size) // field.stride + 1
         for side in image_size
@@ -31,9 +31,9 @@ def patch_targets(
     *,
     size: tuple[int, int] | None = None,
 ) -> tuple[Array, Array]:
-    """Which classes occur in every patch (the y of eq. 3).
+    """Finds which classes occur in every patch (the y of eq. 3).
 
-    Classes are packed as bits of uint32 words, so that a windowed "or" an axis
+    Classes are packed as bits of uint32 words, so that a windowed bitwise "or" per axis
     replaces a max-pooling of C maps: about 1000 times faster, and exact.
 
     Args:
@@ -65,7 +65,7 @@ def patch_targets(
 def patch_valid(
     real_bhw: Array, field: ReceptiveField, *, size: tuple[int, int] | None = None
 ) -> Array:
-    """Patches with at least one real pixel: (b,H,W) bool -> (b,h,w) bool."""
+    """Finds patches with at least one real pixel: (b,H,W) bool -> (b,h,w) bool."""
     word_bhw = real_bhw.astype(jnp.uint32)
     return _any_in_window(word_bhw, field, size).astype(jnp.bool_)
 
@@ -73,11 +73,12 @@ def patch_valid(
 def _any_in_window(
     word_bhw: Array, field: ReceptiveField, size: tuple[int, int] | None
 ) -> Array:
-    """Bitwise or over every patch, rows first (they cut the work by the stride).
+    """Computes the bitwise "or" over every patch, rows first.
 
-    By doubling: what holds the "or" of n pixels from each on, beside itself n further,
-    holds that of 2n. A reduce_window with this function ends libtpu's compiler for
-    eight images on a TPU v6e ("Reduction Function not modeled").
+    Rows first because their stride reduces the work of the columns. The window doubles:
+    the "or" over n pixels, combined with itself shifted by n, is the "or" over 2n. A
+    reduce_window with this function crashes libtpu's compiler for eight images on a TPU
+    v6e ("Reduction Function not modeled").
     """
     if size is None:
         _, height, width = word_bhw.shape
@@ -104,7 +105,7 @@ def _any_in_window(
 def nearest_patch(
     side: int, count: int, field: ReceptiveField | None = None
 ) -> np.ndarray:
-    """The patch whose center is nearest to each pixel of one axis (D5), (side,) int.
+    """Finds the patch with the nearest center to each pixel of an axis (D5), (side,).
 
     Ties go to the lower index. Without a field the stride is side / count rounded up
     and the first center lies on pixel 0: exact at any size for the layers of a ResNet

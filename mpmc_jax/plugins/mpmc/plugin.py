@@ -1,9 +1,9 @@
 """MPMC: a multi-scale patch-based multi-label classifier on an early tap.
 
-Section 3.3 of the paper. The head says which classes the receptive field of every
+Section 3.3 of the paper. The head predicts which classes the receptive field of every
 tap position contains. It is trained on labeled patches (eq. 3-4) and on the
 teacher's patch predictions (eq. 6), and its confidence weights pseudo-labels (eq. 5).
-Decisions D1 to D23 of docs/deviations.md are taken here and in its parts.
+The decisions about MPMC in docs/deviations.md are D1 to D10, D13, D16 to D19 and D23.
 """
 
 import dataclasses
@@ -45,12 +45,13 @@ from mpmc_jax.types import (
 
 @struct.dataclass
 class PatchTargets:
-    """What the teacher's head says about one view.
+    """What the teacher's head predicts for one view.
 
     Attributes:
       target: (b,h,w,C) q_bar of eq. 6, or its decision at 0.5.
       weight: (b,h,w,C) lambda_m.
-      lambda_sum, lambda_count: lambda_s over the view's confident pixels, for the log.
+      lambda_sum, lambda_count: sum and number of lambda_s over the view's confident
+        pixels, for the log.
       active: () bool, False during the warm-up; None for always True.
     """
 
@@ -62,33 +63,35 @@ class PatchTargets:
 
 
 Terms = dict[str, Array]
-Metrics = dict[str, tuple[Array, Array]]
+MetricSums = dict[str, tuple[Array, Array]]
 
 
 def _patches(term: str) -> str:
-    """The name of a term's patch count; the bare name counts the method's pixels."""
+    """Returns the name of a term's patch count; the bare name counts pixels."""
     return f"patches/{term}"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MPMC(Plugin):
-    """The plug-in; see `mpmc_jax.plugins.base.Plugin` for its calls.
+    """The MPMC plug-in; see `mpmc_jax.plugins.base.Plugin` for its functions.
 
     Attributes:
       num_classes: C.
       field: receptive field of the tap.
       tap: the layer whose output the head reads.
       tap_size: rows and columns of the tap at the training crop.
-      windows, head: of the `PatchClassifier`.
-      confidence, lambda_scale: of `adaptive_weights`.
+      windows, head: settings of the `PatchClassifier`.
+      confidence, lambda_scale: settings of `adaptive_weights`.
       beta, labeled_weight: weights of L_u^M and L_l^M.
       gamma_pos, gamma_neg: exponents of eq. 3.
       target: "soft" or "hard" (D6).
       teacher_head: "student" or "ema" (D8).
       warmup_epochs: epochs without L_u^M and lambda (D23).
-      labeled, unlabeled, lambda_s, lambda_m: ablations; False leaves the part out.
+      labeled, unlabeled: whether to add L_l^M and L_u^M; booleans, for ablations.
+      lambda_s, lambda_m: whether to weight pixels and patches; booleans, for ablations
+        (the weights themselves come from `adaptive_weights`).
       axis_name: device axis over which batch norm is synchronized.
-      width: of the head; 64 is the published one, less is for tests.
+      width: width of the head; 64 as published, less for tests.
     """
 
     classifies_patches: ClassVar[bool] = True
@@ -118,13 +121,13 @@ class MPMC(Plugin):
         return (self.tap,)
 
     def init(self, key: Array, taps: Mapping[str, Array]) -> dict[str, PyTree]:
-        """Variables of the head from one (1,h,w,d) example of the tap."""
+        """Makes the variables of the head from one (1,h,w,d) example of the tap."""
         init = jax.jit(self.classifier().init, static_argnames="train")
         variables = init(key, taps[self.tap], train=False)
         return {name: variables[name] for name in ("params", "batch_stats")}
 
     def classifier(self) -> PatchClassifier:
-        """The head as a Flax module."""
+        """Returns the head as a Flax module."""
         return PatchClassifier(
             num_classes=self.num_classes,
             head=self.head,
@@ -134,7 +137,7 @@ class MPMC(Plugin):
         )
 
     def counts(self, regions: Mapping[str, Region]) -> dict[str, Array]:
-        """Valid patches a term: those with a real (labeled) pixel (D7)."""
+        """Counts valid patches per loss term: those with a real labeled pixel (D7)."""
         return {
             _patches(name): jnp.sum(self._valid(region), dtype=jnp.int32)
             for name, region in regions.items()
@@ -149,11 +152,11 @@ class MPMC(Plugin):
     ) -> tuple[tuple[View, ...], dict[str, PatchTargets]]:
         """Weights every unlabeled view by lambda_s and makes its patch targets.
 
-        The teacher classifies the weak image mixed as the view was (D9, D10), in
-        evaluation mode whatever mode the method's own teacher ran in (D17).
+        The teacher classifies the weak image, mixed like the view (D9, D10), in
+        evaluation mode, whatever mode the method runs its teacher in (D17).
         """
         unlabeled = [view for view in views if view.unlabeled]
-        logits = self._teacher_logits(variables, unlabeled)
+        logits = self._teacher_logits_by_view(variables, unlabeled)
         refined, targets = [], {}
         for view in views:
             if view.unlabeled:
@@ -166,9 +169,9 @@ class MPMC(Plugin):
     def teacher_logits(
         self, teacher: Network, head: Mapping[str, PyTree], images: Array
     ) -> Array:
-        """Patch logits as the teacher's: in evaluation mode, without gradient.
+        """Computes patch logits in evaluation mode, without gradient.
 
-        Training and analysis both come here.
+        Training and analysis both use it.
 
         Args:
           teacher: the network whose tap the head reads.
@@ -198,17 +201,17 @@ class MPMC(Plugin):
         return logits_bhwc, targets_bhwc, valid_bhw
 
     def weigh_pixels(self, logits: Array, labels: Array) -> Array:
-        """lambda_s of eq. 5, but for the division by a batch's mean; see `Plugin`."""
+        """Computes lambda_s of eq. 5, never divided by a batch's mean; see `Plugin`."""
         scale = "none" if self.lambda_scale == "mean" else self.lambda_scale
         lambda_bhw, _ = adaptive_weights(
             logits, labels, confidence=self.confidence, scale=scale, field=self.field
         )
         return lambda_bhw
 
-    def _teacher_logits(
+    def _teacher_logits_by_view(
         self, variables: Mapping[str, PyTree], views: Sequence[View]
     ) -> dict[str, Array]:
-        """(b,h,w,C) patch logits of each view; one pass for all of one teacher's."""
+        """Computes (b,h,w,C) patch logits of each view, in one pass per teacher."""
         by_teacher: dict[int, list[View]] = {}
         for view in views:
             by_teacher.setdefault(id(view.teacher), []).append(view)
@@ -262,12 +265,12 @@ class MPMC(Plugin):
         targets: Mapping[str, PatchTargets],
         reduction: Reduction,
     ) -> PluginLosses:
-        """L_l^M as "patch_labeled" and L_u^M as "patch_unlabeled" (eq. 4 and 6)."""
+        """Computes L_l^M, "patch_labeled", and L_u^M, "patch_unlabeled" (eq. 4, 6)."""
         unlabeled = [view for view in views if view.unlabeled]
-        # One pass over everything: one normalization batch, one update (D17).
+        # One pass over all taps: one batch to batch norm, one update (D17).
         taps = [part.taps[self.tap] for part in (*supervised, *unlabeled)]
         joined = self._checked(jnp.concatenate(taps))
-        logits, moved = self.classifier().apply(
+        logits, updated = self.classifier().apply(
             variables, joined, train=True, mutable=["batch_stats"]
         )
         parts = _split_like(logits, taps)
@@ -276,18 +279,18 @@ class MPMC(Plugin):
         if unlabeled:
             more = self._unlabeled(of_views, unlabeled, targets, reduction)
             terms, metrics = {**terms, **more[0]}, {**metrics, **more[1]}
-        return PluginLosses(terms, metrics, moved["batch_stats"])
+        return PluginLosses(terms, metrics, updated["batch_stats"])
 
     def _labeled(
         self,
         logits: Sequence[Array],
         supervised: Sequence[Supervised],
         reduction: Reduction,
-    ) -> tuple[Terms, Metrics]:
-        """The mean of the students' losses."""
+    ) -> tuple[Terms, MetricSums]:
+        """Computes the mean of the students' losses on labeled patches."""
         means, losses, rights, counts = [], [], [], []
         for logits_bhwc, part in zip(logits, supervised, strict=True):
-            # Padding that a base method labels is still not real (D7).
+            # Padding that a base method labels still does not count as real (D7).
             label_bhw = jnp.where(part.region.real, part.label, IGNORE_LABEL)
             target_bhwc, valid_bhw = patch_targets(
                 label_bhw.astype(jnp.int32),
@@ -322,8 +325,8 @@ class MPMC(Plugin):
         views: Sequence[View],
         targets: Mapping[str, PatchTargets],
         reduction: Reduction,
-    ) -> tuple[Terms, Metrics]:
-        """The mean of the views' losses, weighted as their pixel losses are (D18)."""
+    ) -> tuple[Terms, MetricSums]:
+        """Averages the views' losses with the weights of their pixel losses (D18)."""
         coefficients = sum(view.coefficient for view in views)
         counts = {view.name: reduction.counts[_patches(view.name)] for view in views}
         parts, patches = [], 0
@@ -343,8 +346,8 @@ class MPMC(Plugin):
         if active is not None:
             share, patches = (jnp.where(active, x, 0) for x in (share, patches))
         metrics = {
-            # `share` is this device's part of a mean already; give it the divisor
-            # that makes the parts add up.
+            # `share` is already divided by the global count; multiply back so that
+            # (sum, count) pairs add up.
             "loss_patch_unlabeled": (share * sum(counts.values()), patches),
             "lambda_mean": (
                 sum(target.lambda_sum for target in made),
@@ -386,7 +389,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
 
 
 def build(settings: dict[str, Any], tap: TapInfo) -> MPMC:
-    """MPMC from the values of the configuration's section `mpmc`.
+    """Builds MPMC from the values of the configuration's section `mpmc`.
 
     Raises:
       ValueError: a value outside its choices.
@@ -404,7 +407,7 @@ def build(settings: dict[str, Any], tap: TapInfo) -> MPMC:
             tap.field.size,
             tap.crop,
         )
-    # alpha weighs the base method's loss.
+    # alpha weights the base method's unlabeled loss.
     own = {k: v for k, v in settings.items() if k not in ("enabled", "tap", "alpha")}
     plugin = MPMC(
         num_classes=tap.num_classes,
