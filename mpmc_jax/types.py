@@ -4,7 +4,7 @@ Array names end in the letters of their axes:
 
     b     examples on one device
     g     groups of examples (`train.group_size`)
-    h, w  rows and columns of the array at hand
+    h, w  rows and columns of the array in question
     c     image channels or classes; i, o input and output channels of a kernel
     d     feature channels
     n     items of a flat list (the pixels of a map, the negatives of an anchor)

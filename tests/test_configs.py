@@ -241,7 +241,7 @@ def test_epochs_over_the_labeled_list_are_for_supervised_alone(method, monkeypat
     config = tiny.config(f"method={method}", train__epoch_of="labeled")
     split = Split(("a", "b"), ("c", "d"))
     _pretend_prepared(split, monkeypatch)
-    streams = tiny.setup(tiny.config(f"method={method}")).method.streams
+    streams = tiny.setup(tiny.config(f"method={method}")).step.method.streams
     with pytest.raises(ValueError, match="epoch_of='labeled' is for method=supervised"):
         data_build.build_train(config, streams)
     config.train.epoch_of = "both"

@@ -1,4 +1,4 @@
-"""Channel dropout: masks that a method draws and a network multiplies by."""
+"""Channel dropout: masks drawn by a method and applied in a network."""
 
 from collections.abc import Sequence
 
@@ -12,13 +12,13 @@ from mpmc_jax.types import Array
 def feature_dropout_mask(
     keys_b: Array, channels: int, *, rate: float = 0.5, dtype: jnp.dtype = jnp.float32
 ) -> Array:
-    """Masks that drop whole channels of a feature map and scale the survivors.
+    """Draws masks that drop channels of a feature map and scale the others.
 
     Args:
-      keys_b: (b,) keys, one an example.
+      keys_b: (b,) keys, one per example.
       channels: channels of the feature map.
       rate: probability that a channel is dropped, in [0, 1).
-      dtype: of the mask; the feature map's.
+      dtype: type of the mask, that of the feature map.
 
     Returns:
       (b,1,1,channels), 0 or 1 / (1 - rate).
@@ -27,7 +27,7 @@ def feature_dropout_mask(
       ValueError: rate is outside [0, 1).
     """
     if not 0 <= rate < 1:
-        raise ValueError(f"rate={rate}: a dropout rate lies in [0, 1)")
+        raise ValueError(f"rate={rate}: a dropout rate must be in [0, 1)")
     kept = jax.vmap(
         lambda key: jax.random.bernoulli(key, 1.0 - rate, (1, 1, channels))
     )(keys_b)
@@ -40,13 +40,13 @@ def decoder_dropout(
     streams: Sequence[str],
     channels: tuple[tuple[str, int], ...],
 ) -> dict[str, Array]:
-    """U2PL's and AEL's masks for one pass: map of the decoder -> (n,1,1,channels).
+    """Draws U2PL's masks for one pass: map of the decoder -> (n,1,1,channels).
 
     Args:
-      keys: of the step.
-      network: whose pass it is.
-      streams: the images of the pass, one after the other; each as many as records.
-      channels: (map, channels).
+      keys: the random keys of the step.
+      network: the network of the pass, "student" or "teacher".
+      streams: names of the parts of the pass's images, in order.
+      channels: (map of the decoder, channels).
     """
     each = [keys.examples(f"dropout/{network}/{stream}") for stream in streams]
     return channel_dropout(jnp.concatenate(each), channels)
@@ -55,12 +55,12 @@ def decoder_dropout(
 def channel_dropout(
     keys_b: Array, channels: tuple[tuple[str, int], ...]
 ) -> dict[str, Array]:
-    """Drops a tenth of the channels of several maps: name -> (b,1,1,channels)."""
+    """Draws masks that drop a tenth of the channels: map -> (b,1,1,channels)."""
     if not channels:
         return {}
     names = [name for name, _ in channels]
     sizes = [size for _, size in channels]
-    # One draw for all: every call of the generator compiles to a program of its own.
+    # One draw for all maps: XLA compiles every call of the generator separately.
     joined = feature_dropout_mask(keys_b, sum(sizes), rate=0.1)
     ends = [sum(sizes[: i + 1]) for i in range(len(sizes) - 1)]
     return dict(zip(names, jnp.split(joined, ends, axis=-1), strict=True))

@@ -1,6 +1,6 @@
-"""Boxes to mix by, masks of rectangles, pasting, and partners within a group.
+"""Mixing of images: random boxes, masks, pasting, and partners within a group.
 
-A rectangle is four int32: top, left, bottom, right, the last two excluded.
+A rectangle is four int32 numbers: top, left, bottom, right, the last two exclusive.
 """
 
 import jax
@@ -16,23 +16,23 @@ _CANDIDATES = 512
 def draw_box(key: Array, size: int, *, probability: float = 0.5) -> Array:
     """Draws UniMatch's CutMix box for one square crop (dataset/transform.py).
 
-    With `probability` there is a box. Its area is uniform in 0.02..0.4 of the crop;
-    then ratio (uniform in 0.3..1/0.3) and corner (any pixel of the crop) are drawn
-    until the box lies inside. The repetition is a fixed number of candidates of which
-    the first that fits is taken. A candidate fits with a probability of at least
-    the mean over r of max(0, 1 - sqrt(a/r)) max(0, 1 - sqrt(a r)), which falls with
-    the area a: 0.0593 at a = 0.4, for any crop. So all 512 fail in less than one
-    draw of 10^13, and only then is a box lost.
+    There is a box with the given probability. Its area is uniform in 0.02..0.4 of the
+    crop; then aspect ratio (uniform in 0.3..1/0.3) and corner (any pixel of the crop)
+    are drawn until the box lies inside. Here, a fixed number of candidates is drawn,
+    and the first that fits is taken. A candidate fits with a probability of at least
+    the mean over r of max(0, 1 - sqrt(a/r)) max(0, 1 - sqrt(a r)), which decreases with
+    the area a: it is 0.0593 at a = 0.4, for any crop. So all 512 candidates fail in
+    less than one of 10^13 draws, and then there is no box.
 
     Args:
-      key: of one example.
+      key: the key of one example.
       size: side of the crop in pixels.
-      probability: of a box at all.
+      probability: the probability of a box.
 
     Returns:
-      (4,) int32 top, left, bottom, right; zeros for no box.
+      (4,) int32 top, left, bottom, right; zeros if there is no box.
     """
-    # One call for all: every call of the generator compiles to a program of its own.
+    # One draw for all numbers: XLA compiles every call of the generator separately.
     uniform = jax.random.uniform(key, (2 + 3 * _CANDIDATES,), jnp.float32)
     wanted = uniform[0] < probability
     area = _between(uniform[1], *_AREA_RANGE) * size**2
@@ -52,32 +52,33 @@ def _between(uniform: Array, low: float, high: float) -> Array:
 
 
 def draw_boxes(keys_b: Array, size: int, *, probability: float = 0.5) -> Array:
-    """One CutMix box an example: (b,) keys -> (b,4); see `draw_box`."""
+    """Draws one CutMix box per example: (b,) keys -> (b,4); see `draw_box`."""
     return jax.vmap(lambda key: draw_box(key, size, probability=probability))(keys_b)
 
 
 def draw_squares(
     group_keys: Array, keys_b: Array, size: int, *, beta: tuple[float, float]
 ) -> Array:
-    """AugSeg's boxes: of one size in a group, each around a center of its own.
+    """Draws AugSeg's boxes: one size per group, one center per example.
 
-    The side is floor(size sqrt(1 - lambda)) with lambda ~ Beta(a, b), one a group; the
-    center is uniform on the pixels from size // 8 on, and the box, half the side to
-    either hand, is cut at the border (dataset/augs_ALIA.py).
+    The side is floor(size sqrt(1 - lambda)) with one lambda ~ Beta(a, b) per group. The
+    center's coordinates are uniform in size // 8..size - 1. The box extends half the
+    side from the center in each direction and is clipped at the border
+    (dataset/augs_ALIA.py).
 
     Args:
       group_keys: (g,) keys.
       keys_b: (b,) keys of the groups' examples, group after group.
       size: side of the crop in pixels.
-      beta: a and b.
+      beta: the parameters a and b.
 
     Returns:
       (b,4) int32.
     """
 
     def half(key: Array) -> Array:
-        rest = 1 - jax.random.beta(key, *beta, dtype=jnp.float32)
-        return jnp.floor(size * jnp.sqrt(rest)).astype(jnp.int32) // 2
+        area = 1 - jax.random.beta(key, *beta, dtype=jnp.float32)
+        return jnp.floor(size * jnp.sqrt(area)).astype(jnp.int32) // 2
 
     def center(key: Array) -> Array:
         return jax.random.randint(key, (2,), size // 8, size)
@@ -89,29 +90,29 @@ def draw_squares(
 
 
 def draw_half_boxes(keys_b: Array, size: int) -> Array:
-    """U2PL's CutMix boxes, of half the crop's area: (b,) keys -> (b,4) int32.
+    """Draws U2PL's CutMix boxes of half the crop's area: (b,) keys -> (b,4) int32.
 
-    The width is uniform on the integers above size / 2 and below size, the height
-    size^2 / 2 over it, rounded half to even, the place uniform among all that fit.
+    The width is uniform among the integers above size / 2 and below size. The height is
+    size^2 / (2 width), rounded half to even. The corner is uniform among all that fit.
     """
 
     def draw(key: Array) -> Array:
-        width_key, place_key = jax.random.split(key)
+        width_key, corner_key = jax.random.split(key)
         width = jax.random.randint(width_key, (), size // 2 + 1, size)
         height = jnp.round(size**2 / 2 / width).astype(jnp.int32)
         extent = jnp.stack([height, width])
-        corner = jax.random.randint(place_key, (2,), 0, size - extent + 1)
+        corner = jax.random.randint(corner_key, (2,), 0, size - extent + 1)
         return jnp.concatenate([corner, corner + extent])
 
     return jax.vmap(draw)(keys_b)
 
 
 def half_box(uniform: Array, size: int) -> Array:
-    """AEL's box of half the crop's area where it has no object: (4,) int32.
+    """AEL's box of half the crop's area, used if there is no object: (4,) int32.
 
     Args:
-      uniform: (3,) in [0, 1), for the sides size 0.5^u and size 0.5^(1-u), then for
-        row and column.
+      uniform: (3,) in [0, 1): u of the sides size * 0.5^u and size * 0.5^(1-u), then
+        the relative row and column.
       size: side of the crop in pixels.
     """
     extent = jnp.round(size * 0.5 ** jnp.stack([uniform[0], 1 - uniform[0]]))
@@ -120,12 +121,12 @@ def half_box(uniform: Array, size: int) -> Array:
 
 
 def draw_orders(group_keys: Array, group_size: int) -> Array:
-    """A permutation of each group's examples: (g,) keys -> (g,group_size) int32."""
+    """Draws a permutation per group: (g,) keys -> (g,group_size) int32."""
     return jax.vmap(lambda key: jax.random.permutation(key, group_size))(group_keys)
 
 
 def permute_in_groups(tree_b: PyTree, orders: Array) -> PyTree:
-    """Gives example i of a group its example orders[group, i].
+    """Replaces example i of each group by the group's example orders[group, i].
 
     Args:
       tree_b: arrays whose first axis holds whole groups, one after another.
@@ -150,15 +151,15 @@ def extent_mask(extents_b4: Array, height: int, width: int) -> Array:
 
 
 def paste(mask_bhw: Array, inside: Array, outside: Array) -> Array:
-    """Takes `inside` where the mask holds and `outside` elsewhere.
+    """Takes `inside` where the mask is True and `outside` elsewhere.
 
     Args:
       mask_bhw: (b,h,w) bool.
-      inside: (b,h,w), as labels are, or (b,h,w,c), as images are.
-      outside: like `inside`.
+      inside: (b,h,w), such as labels, or (b,h,w,c), such as images.
+      outside: an array of the same shape.
 
     Returns:
-      An array like `inside`.
+      An array of the same shape.
 
     Raises:
       ValueError: the shapes do not agree.
@@ -166,21 +167,21 @@ def paste(mask_bhw: Array, inside: Array, outside: Array) -> Array:
     if inside.shape != outside.shape or inside.shape[:3] != mask_bhw.shape:
         raise ValueError(
             f"cannot paste {inside.shape} into {outside.shape} by a mask of "
-            f"{mask_bhw.shape}: the two must be alike and begin with the mask's shape"
+            f"{mask_bhw.shape}: both need the same shape, starting with the mask's"
         )
     mask = mask_bhw.reshape(mask_bhw.shape + (1,) * (inside.ndim - 3))
     return jnp.where(mask, inside, outside)
 
 
 def roll_in_groups(tree_b: PyTree, group_size: int) -> PyTree:
-    """Gives every example its group's next one; the last takes the first.
+    """Replaces every example by the next one of its group, the last by the first.
 
     Args:
       tree_b: arrays whose first axis holds whole groups, one after another.
-      group_size: examples in a group. A group of one is its own partner.
+      group_size: examples per group. A single example is its own partner.
 
     Returns:
-      The same structure, with example (i + 1) mod group_size at place i of a group.
+      The same structure, with example (i + 1) mod group_size at index i of a group.
 
     Raises:
       ValueError: the examples do not make whole groups.
@@ -199,5 +200,5 @@ def roll_in_groups(tree_b: PyTree, group_size: int) -> PyTree:
 
 
 def paste_next(mask_bhw: Array, value: Array, group_size: int) -> Array:
-    """The group's next example where the mask holds, the example itself elsewhere."""
+    """Pastes the group's next example into each example where the mask is True."""
     return paste(mask_bhw, roll_in_groups(value, group_size), value)

@@ -1,15 +1,16 @@
-"""Pillow's photometric operations on the device, for one image.
+"""Pillow's photometric operations, computed on the device for one image.
 
-They work on *levels*, whole numbers 0..255 held as float32, and round or truncate
-where Pillow does. Without this, four operations in a row drift by several gray levels,
-and a hue byte that falls to the other side of its boundary moves a color by six.
-Measured against Pillow 13: within one level, the hue on all 2^24 colors included. The
-exception is a blur whose kernel weights have a small common denominator (sigma exactly
-1 or 2), where sums end in one half and each of the six passes may round the other way.
+They work on *levels*, integers 0..255 stored as float32, and round or truncate where
+Pillow does. Otherwise, four operations in a row would differ by several levels, and a
+hue byte on the other side of a rounding boundary would change a color by six levels.
+Compared with Pillow 13, the difference is at most one level, also for the hue of all
+2^24 colors. The exception is a blur whose kernel weights have a small common
+denominator (sigma exactly 1 or 2): there, sums end in one half, and each of the six
+passes may round the other way.
 
-Levels are (h,w,3), or have any other number of channels: then saturation, hue and
-grayscale change nothing, as in Pillow's mode L, and the gray image whose mean the
-contrast takes is that of all channels.
+Levels are (h,w,3), or have another number of channels. Then saturation, hue and
+grayscale change nothing, as in Pillow's mode L, and contrast uses the mean over all
+channels.
 
 Source: Pillow's ImageEnhance, ImageOps, convert("L"), convert("HSV") and GaussianBlur;
 Gwosdek et al., "Theoretical Foundations of Gaussian Convolution by Extended Box
@@ -31,21 +32,21 @@ _BOX_REACH = 2
 
 
 def adjust_brightness(levels_hwc: Array, factor: Array) -> Array:
-    """Blends with black."""
+    """Blends the image with black."""
     return _blend(jnp.zeros_like(levels_hwc), levels_hwc, factor)
 
 
 def adjust_contrast(levels_hwc: Array, factor: Array) -> Array:
-    """Blends with the mean of the gray image, rounded to a level."""
+    """Blends the image with the mean of its gray version, rounded to a level."""
     gray_hw = _luma(levels_hwc).astype(jnp.int32)
-    # Whole numbers: the same mean on every device, whatever the order of addition.
+    # Integers, so that the mean does not depend on the order of addition.
     mean = (jnp.sum(gray_hw) + gray_hw.size // 2) // gray_hw.size
     mean_hwc = jnp.broadcast_to(mean.astype(levels_hwc.dtype), levels_hwc.shape)
     return _blend(mean_hwc, levels_hwc, factor)
 
 
 def adjust_saturation(levels_hwc: Array, factor: Array) -> Array:
-    """Blends with the gray image."""
+    """Blends the image with its gray version."""
     if levels_hwc.shape[-1] != 3:
         return levels_hwc
     return _blend(grayscale(levels_hwc), levels_hwc, factor)
@@ -62,7 +63,7 @@ def adjust_hue(levels_hwc: Array, turns: Array) -> Array:
 
 
 def adjust_sharpness(levels_hwc: Array, factor: Array) -> Array:
-    """Blends with the image smoothed by a 3 x 3 kernel; its border stays as it is."""
+    """Blends the image with its 3 x 3 smoothed version, except at the border."""
     height, width, _ = levels_hwc.shape
     neighbors = sum(
         levels_hwc[1 + row : height - 1 + row, 1 + column : width - 1 + column]
@@ -70,31 +71,31 @@ def adjust_sharpness(levels_hwc: Array, factor: Array) -> Array:
         for column in (-1, 0, 1)
     )
     inner = levels_hwc[1:-1, 1:-1]
-    # The center weighs 5 of 13; sums of levels are whole, so none is half-way.
+    # The center weighs 5 of 13; sums of levels are integers, so no quotient is a tie.
     smooth = jnp.floor((neighbors + 4 * inner) / 13 + 0.5)
     return _blend(levels_hwc.at[1:-1, 1:-1].set(smooth), levels_hwc, factor)
 
 
 def autocontrast(levels_hwc: Array) -> Array:
-    """Stretches every channel from its least and largest level to 0..255."""
+    """Stretches every channel from its smallest and largest level to 0..255."""
     low, high = (f(levels_hwc, axis=(0, 1), keepdims=True) for f in (jnp.min, jnp.max))
     spread = high - low
-    # A multiplication first keeps quotients that are whole numbers exact.
+    # Multiplying first keeps integer quotients exact.
     stretched = jnp.floor((levels_hwc - low) * 255 / jnp.maximum(spread, 1))
     return jnp.where(spread > 0, stretched, levels_hwc)
 
 
 def equalize(levels_hwc: Array) -> Array:
-    """Maps every channel so that its levels are spread evenly (ImageOps.equalize)."""
+    """Equalizes the histogram of every channel (ImageOps.equalize)."""
     return jax.vmap(_equalize, in_axes=-1, out_axes=-1)(levels_hwc)
 
 
 def _equalize(levels_hw: Array) -> Array:
-    """One channel. Counts and table are products of the levels' nibbles.
+    """Equalizes one channel; counts and lookup are matrix products of level nibbles.
 
-    Accelerators would scatter and gather pixel by pixel: 10.3 GB for two images of
-    801 x 801 on a TPU v5e, 0.3 GB so. Zeros, ones and levels are exact in any
-    precision and sums of ones in float32 below 2^24.
+    Scatter and gather would take 10.3 GB for two images of 801 x 801 on a TPU v5e
+    instead of 0.3 GB. Zeros, ones and levels are exact in any precision, and so are
+    sums of ones in float32 below 2^24.
     """
     level = levels_hw.astype(jnp.int32).reshape(-1)
     high, low = (jax.nn.one_hot(part, 16) for part in (level // 16, level % 16))
@@ -115,22 +116,22 @@ def posterize(levels_hwc: Array, bits: Array) -> Array:
 
 
 def solarize(levels_hwc: Array, threshold: Array) -> Array:
-    """Inverts the levels from the threshold on."""
+    """Inverts the levels that are at least the threshold."""
     return jnp.where(levels_hwc < threshold, levels_hwc, 255 - levels_hwc)
 
 
 def grayscale(levels_hwc: Array) -> Array:
-    """The luma in every channel."""
+    """Converts to gray: every channel is the luma."""
     if levels_hwc.shape[-1] != 3:
         return levels_hwc
     return jnp.broadcast_to(_luma(levels_hwc)[..., None], levels_hwc.shape)
 
 
 def gaussian_blur(levels_hwc: Array, sigma: Array) -> Array:
-    """Pillow's Gaussian: three extended box filters along each axis, edges repeated.
+    """Blurs as Pillow does: three extended box filters per axis, edges repeated.
 
-    The box of fractional radius `inner + fraction` has the variance sigma^2 / 3
-    (Gwosdek et al., eq. 6). Every pass rounds to whole levels.
+    A box of fractional radius `inner + fraction` has the variance sigma^2 / 3 (Gwosdek
+    et al., eq. 6). Every pass rounds to integer levels.
     """
     variance = sigma.astype(levels_hwc.dtype) ** 2 / _BLUR_PASSES
     inner = jnp.floor((jnp.sqrt(12 * variance + 1) - 1) / 2)
@@ -151,7 +152,7 @@ def gaussian_blur(levels_hwc: Array, sigma: Array) -> Array:
 
 
 def _blend(degenerate: Array, levels: Array, factor: Array) -> Array:
-    """Moves away from the degenerate image by a factor, clipped, then truncated."""
+    """Extrapolates from the degenerate image by a factor, clips, then truncates."""
     blended = degenerate + factor * (levels - degenerate)
     return jnp.floor(jnp.clip(blended, 0, 255))
 
@@ -164,11 +165,11 @@ def _luma(levels_hwc: Array) -> Array:
 
 
 def _hsv(levels_hwc: Array) -> tuple[Array, Array, Array]:
-    """Pillow's HSV bytes, as three (h,w) arrays.
+    """Converts RGB to Pillow's HSV bytes, three (h,w) arrays.
 
-    With t the middle channel's distance from the largest, relative to the range, the
-    hue in sixths of a turn is an odd or even corner plus or minus t. One division per
-    pixel, and the same float32 rounding as Pillow's three.
+    With t the distance of the middle channel from the largest, relative to the range,
+    the hue in sixths of a turn is an integer plus or minus t. This needs one division
+    per pixel, and rounds in float32 like Pillow's three.
     """
     red, green, blue = (levels_hwc[..., i] for i in range(3))
     value = levels_hwc.max(-1)
@@ -189,26 +190,27 @@ def _hsv(levels_hwc: Array) -> tuple[Array, Array, Array]:
 
 
 def _sixth(x: Array) -> Array:
-    """Divides by 6, correctly rounded; XLA multiplies by 1 / 6, one ulp off."""
+    """Divides by 6 with correct rounding; XLA multiplies by 1 / 6, one ulp off."""
     quotient = x / 6
-    # Both differences are exact, so this is the whole remainder.
+    # Both differences are exact, so this is the exact remainder.
     return quotient + ((x - 4 * quotient) - 2 * quotient) / 6
 
 
 def _byte(fraction: Array) -> Array:
-    """floor(255 * fraction) of the exact product, which float32 would round first."""
+    """Computes floor(255 * fraction) of the exact product, without rounding first."""
     byte = jnp.floor(255 * fraction)
-    # 256 * fraction and its difference from a near number are exact.
+    # 256 * fraction and its difference from a nearby number are exact.
     return byte - (256 * fraction - byte < fraction)
 
 
 def _rgb(hue_hw: Array, saturation_hw: Array, value_hw: Array) -> Array:
-    """HSV bytes to RGB levels (h,w,3)."""
+    """Converts HSV bytes to RGB levels (h,w,3)."""
     sixths = hue_hw * (6 / 255)
     saturation = saturation_hw / 255
 
     def channel(corner: int) -> Array:
-        # 0 on the third of the circle where the channel is largest, 1 opposite.
+        # `lack` is 0 on the third of the circle where the channel is largest, and 1 on
+        # the opposite third.
         position = sixths + corner
         position = jnp.where(position < 6, position, position - 6)
         lack = jnp.clip(jnp.minimum(position, 4 - position), 0, 1)
@@ -223,8 +225,8 @@ def _box_filter(levels_hwc: Array, taps: Array, axis: int) -> Array:
     padding = [(0, 0)] * levels_hwc.ndim
     padding[axis] = (_BOX_REACH, _BOX_REACH)
     padded = jnp.pad(levels_hwc, padding, mode="edge")
-    # A barrier here and a loop over the passes: else XLA fuses them and computes each
-    # once for every tap of the next, 8 to 30 times slower on CPU.
+    # Without this barrier and the loop over passes, XLA fuses the passes and computes
+    # each once for every tap of the next, which is 8 to 30 times slower on CPU.
     padded = jax.lax.optimization_barrier(padded)
 
     def at(offset: int) -> Array:

@@ -1,8 +1,8 @@
-"""Photometric augmentation on the device: strong views.
+"""Photometric augmentation on the device: UniMatch's and AugSeg's strong views.
 
-Drawing is apart from applying: `draw_strong` turns a key into parameters,
-`apply_strong` is a function of image and parameters alone. Both treat one example, so
-an example's result never depends on its neighbors. The operations are those of
+Drawing is separate from applying: `draw_strong` turns a key into parameters, and
+`apply_strong` depends only on image and parameters. Both process one example, so that
+the result never depends on the rest of the batch. The operations are those of
 `photometric.py`.
 
 Source: UniMatch, dataset/semi.py and dataset/transform.py; torchvision's ColorJitter
@@ -19,7 +19,7 @@ from mpmc_jax.types import Array
 # Operations of the color jitter, in the order of `StrongParams.factors`.
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 
-# Probabilities of jitter, grayscale and blur.
+# Probabilities of color jitter, grayscale and blur.
 _PROBABILITIES = (0.8, 0.2, 0.5)
 # Ranges of the four factors and of the blur's sigma.
 _LOWEST = (0.5, 0.5, 0.5, -0.25, 0.1)
@@ -34,16 +34,17 @@ _BLENDS = (
 
 @struct.dataclass
 class StrongParams:
-    """What one image undergoes in a strong view.
+    """The parameters of one image's strong view.
 
     Attributes:
       order: (4,) int32, the jitter's operations (BRIGHTNESS ... HUE) in the order in
-        which they act.
-      factors: (4,) float32, brightness, contrast and saturation factor (1 changes
-        nothing) and the hue shift in turns.
-      jitter: () bool, whether the color jitter acts.
-      grayscale: () bool, whether colors become gray.
-      sigma: () float32, deviation of the blur in pixels, below 2.449; 0 is no blur.
+        which they are applied.
+      factors: (4,) float32, the factors of brightness, contrast and saturation (1
+        changes nothing), and the hue shift in turns.
+      jitter: () bool, whether the color jitter is applied.
+      grayscale: () bool, whether the image is converted to gray.
+      sigma: () float32, standard deviation of the blur in pixels, below 2.449; 0 for no
+        blur.
     """
 
     order: Array
@@ -55,7 +56,7 @@ class StrongParams:
 
 def draw_strong(key: Array) -> StrongParams:
     """Draws the parameters of one image's strong view."""
-    # One call for all: every call of the generator compiles to a program of its own.
+    # One draw for all numbers: XLA compiles every call of the generator separately.
     uniform = jax.random.uniform(key, (12,), jnp.float32)
     coins, amounts, ranks = uniform[:3], uniform[3:8], uniform[8:]
     jitter, gray, blur = coins < jnp.float32(_PROBABILITIES)
@@ -75,11 +76,11 @@ def apply_strong(image_hwc: Array, params: StrongParams) -> Array:
 
     Args:
       image_hwc: values in 0..1. Unless there are three channels, saturation, hue and
-        grayscale change nothing; brightness, contrast and blur act on all alike.
-      params: of one image.
+        grayscale change nothing; the other operations treat all channels the same.
+      params: the parameters of the view.
 
     Returns:
-      The view, (h,w,c), of the image's dtype, its values multiples of 1/255.
+      The view, (h,w,c), with the image's dtype and multiples of 1/255 as values.
     """
     levels = jnp.round(image_hwc.astype(jnp.float32) * 255)
     jittered = color_jitter(levels, params.factors, params.order)
@@ -90,18 +91,18 @@ def apply_strong(image_hwc: Array, params: StrongParams) -> Array:
 
 
 def strong_view(keys_b: Array, images_bhwc: Array) -> Array:
-    """One strong view of every image: (b,) keys, (b,h,w,c) in 0..1 -> (b,h,w,c)."""
+    """Draws and applies a strong view per image: (b,h,w,c) in 0..1 -> (b,h,w,c)."""
     return jax.vmap(lambda key, image: apply_strong(image, draw_strong(key)))(
         keys_b, images_bhwc
     )
 
 
 def color_jitter(levels_hwc: Array, factors: Array, order: Array) -> Array:
-    """Brightness, contrast, saturation and hue in the given order.
+    """Adjusts brightness, contrast, saturation and hue in the given order.
 
-    Under vmap a switch computes every branch. The three blends are cheap and the hue
-    is not, so the hue runs once and the blends before and after it, each acting on one
-    side only: a quarter of the time of four switches over all four.
+    Under vmap, a switch computes every branch. The three blends are cheap, but the hue
+    is not. So the hue runs once, and the blends run both before and after it, with the
+    factor 1 on one of the sides: a quarter of the time of four switches over all four.
     """
     place = jnp.argmax(order == HUE)
     blends = jnp.where(jnp.arange(3) < place, order[:3], order[1:])
@@ -110,7 +111,7 @@ def color_jitter(levels_hwc: Array, factors: Array, order: Array) -> Array:
     def blend(levels, step):
         return jax.lax.switch(step[0], _BLENDS, levels, step[1]), None
 
-    # A factor of 1 leaves every level as it is.
+    # A factor of 1 changes no level.
     first = jnp.where(before, factors[blends], 1)
     second = jnp.where(before, 1, factors[blends])
     levels_hwc, _ = jax.lax.scan(blend, levels_hwc, (blends, first))
@@ -118,7 +119,7 @@ def color_jitter(levels_hwc: Array, factors: Array, order: Array) -> Array:
     return jax.lax.scan(blend, levels_hwc, (blends, second))[0]
 
 
-# AugSeg's pool, each a function of levels and a strength; see `draw_intensity`.
+# AugSeg's operations, functions of levels and strength; see `draw_intensity`.
 INTENSITY = {
     "identity": lambda levels, _: levels,
     "autocontrast": lambda levels, _: photometric.autocontrast(levels),
@@ -132,8 +133,8 @@ INTENSITY = {
     "solarize": photometric.solarize,
     "hue": photometric.adjust_hue,
 }
-# (least, range) of the strength: deviation of the blur, factors that only ever reduce,
-# bits (4..7) and thresholds (1..255) before they are floored, turns of the hue.
+# (start, range) of the strength: standard deviation of the blur, factors below 0.95,
+# bits (4..7) and thresholds (1..255) before rounding down, and hue shifts in turns.
 _STRENGTHS = {
     "blur": (0.1, 1.9),
     **dict.fromkeys(
@@ -144,18 +145,18 @@ _STRENGTHS = {
     "hue": (-0.5, 1),
 }
 _WHOLE = ("posterize", "solarize")
-# These would do nothing to an image that is not of three colors (D22).
+# These change nothing in an image that does not have three channels (D22).
 _COLOR_ONLY = ("saturation", "hue")
 _MAX_OPERATIONS = 3
 
 
 @struct.dataclass
 class IntensityParams:
-    """What one image undergoes in AugSeg's strong view.
+    """The parameters of one image's strong view in AugSeg.
 
     Attributes:
-      operation: (3,) int32, places in `INTENSITY`, in the order in which they act.
-      strength: (3,) float32.
+      operation: (3,) int32, indices into `INTENSITY`, in the order of application.
+      strength: (3,) float32, the strengths of these operations.
     """
 
     operation: Array
@@ -163,19 +164,19 @@ class IntensityParams:
 
 
 def draw_intensity(key: Array, channels: int = 3) -> IntensityParams:
-    """Draws one image's operations: k of 1..3, with replacement, from all eleven.
+    """Draws one image's operations: 1 to 3 of the eleven, with replacement.
 
-    The pool of an image without three channels lacks those that act on colors.
+    Operations on colors are left out for an image that does not have three channels.
     """
     pool = [
-        place
-        for place, name in enumerate(INTENSITY)
+        index
+        for index, name in enumerate(INTENSITY)
         if channels == 3 or name not in _COLOR_ONLY
     ]
     uniform = jax.random.uniform(key, (1 + 2 * _MAX_OPERATIONS,), jnp.float32)
     count = 1 + jnp.floor(uniform[0] * _MAX_OPERATIONS)
     drawn = jnp.floor(uniform[1 : 1 + _MAX_OPERATIONS] * len(pool))
-    # Beyond k stands the identity, which is the first of the pool.
+    # The rest are the identity, which is the first operation of the pool.
     acts = jnp.arange(_MAX_OPERATIONS) < count
     operation = jnp.asarray(pool)[jnp.where(acts, drawn, 0).astype(jnp.int32)]
     least, extent = jnp.float32([_STRENGTHS.get(name, (0, 0)) for name in INTENSITY]).T
@@ -186,7 +187,7 @@ def draw_intensity(key: Array, channels: int = 3) -> IntensityParams:
 
 
 def apply_intensity(image_hwc: Array, params: IntensityParams) -> Array:
-    """Applies AugSeg's operations to one image, as `apply_strong` does UniMatch's."""
+    """Applies AugSeg's operations to one image; see `apply_strong`."""
     branches = tuple(INTENSITY.values())
 
     def act(levels, step):
@@ -198,9 +199,9 @@ def apply_intensity(image_hwc: Array, params: IntensityParams) -> Array:
 
 
 def intensity_view(keys_b: Array, images_bhwc: Array) -> Array:
-    """AugSeg's view of every image: (b,) keys, (b,h,w,c) in 0..1 -> (b,h,w,c).
+    """Draws and applies AugSeg's view per image: (b,h,w,c) in 0..1 -> (b,h,w,c).
 
-    One image after the other: side by side, a switch computes all eleven branches.
+    Images are processed sequentially: under vmap, a switch computes all branches.
     """
     return jax.lax.map(
         lambda pair: apply_intensity(

@@ -1,4 +1,4 @@
-"""Figures and pictures of a trained network, from images at their own size."""
+"""Evaluation: metrics and pictures of a trained network, at full image size."""
 
 from mpmc_jax.evaluation.metrics import confusion_matrix, iou
 

@@ -1,4 +1,4 @@
-"""Batches of whole images for evaluation, read ahead in threads."""
+"""Batches of whole images for evaluation, prefetched in threads."""
 
 import collections
 import concurrent.futures
@@ -14,7 +14,7 @@ from mpmc_jax.types import IGNORE_LABEL
 Canvas = Callable[[tuple[int, int]], tuple[int, int]]
 Place = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 
-# Batches that are decoded while the device computes, and the threads that do it.
+# Number of batches decoded while the device computes, and of the threads for it.
 _AHEAD = 2
 
 
@@ -38,7 +38,7 @@ class Example(Protocol):
 
 
 class Source(Protocol):
-    """A labeled set with random access; `__getitem__` is called from threads."""
+    """A labeled data set with random access; `__getitem__` is called from threads."""
 
     def __len__(self) -> int:
         """The number of images."""
@@ -54,17 +54,18 @@ class Source(Protocol):
 
     @property
     def volumes(self) -> Sequence[str]:
-        """The volume that each image is a slice of, in order; "" for none."""
+        """The volume of which each image is a slice, in order; "" for none."""
         ...
 
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """Which images share a call.
+    """The images that the network sees in one call.
 
     Attributes:
       size: rows and columns of the arrays.
-      rows: images a call has room for; all batches of one size agree in it.
+      rows: rows of the arrays, the same for all batches of one size; those beyond the
+        images are filler.
       indices: the images, at most `rows`.
     """
 
@@ -82,9 +83,10 @@ def plan(
 ) -> list[Batch]:
     """Groups images by the size of their canvas and cuts every group into batches.
 
-    A size's batches have equally many rows, so that they share a program, and as few as
-    do, so that little is filled up. `rows` is a multiple of the devices, `batch_size`
-    rounded up at most. `indices` are the images; None means all.
+    All batches of one size have the same number of rows, so that they share a compiled
+    program, and as few rows as possible, to minimize padding. `rows` is a multiple of
+    `num_devices`, at most `batch_size` rounded up to one. `indices` are the images;
+    None means all.
     """
     groups = collections.defaultdict(list)
     for index in range(len(source)) if indices is None else indices:
@@ -103,14 +105,14 @@ def load(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Reads a batch: images (b,h,w,c) as stored, and labels (b,h,w) uint8.
 
-    Padding and the rows that only fill the batch up are black and labeled 255.
+    Padding and filler rows are black and labeled 255.
 
     Args:
       source, batch: what to read.
-      place: (image, label) -> those that go onto the canvas.
+      place: (image, label) -> the image and label to put onto the canvas.
 
     Raises:
-      ValueError: an image, its label and its announced size differ.
+      ValueError: an image, its label and its size in the data set differ.
     """
     examples = [source[index] for index in batch.indices]
     first = examples[0].image
@@ -134,7 +136,7 @@ def load(
 def load_all(
     source: Source, batches: Sequence[Batch], place: Place
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yields every batch in order while threads read the next ones."""
+    """Yields all batches in order while threads read the next ones."""
     queue: collections.deque[concurrent.futures.Future] = collections.deque()
     with concurrent.futures.ThreadPoolExecutor(_AHEAD) as pool:
         for batch in batches:

@@ -1,8 +1,8 @@
-"""Compiled programs for many image sizes, of which a bounded number is kept.
+"""A bounded cache of compiled programs, for images of many sizes.
 
-Each size of image needs a program of its own (padding would change the result), and a
-program takes megabytes of the host's memory. Natural images have as many sizes as a
-user has images.
+Each image size needs its own program, because padding would change the result, and a
+program takes megabytes of host memory. In a user's data set, every image may have a
+different size.
 """
 
 import functools
@@ -12,25 +12,26 @@ from typing import Any
 import jax
 import numpy as np
 
-# Programs of one function. The first ones are kept for good: an evaluation that goes
-# through all sizes again finds them, and would find none if the oldest always went.
-# The others take turns in RECENT places, which must hold all shapes that one size of
-# image needs (a scale and a flip each, windows and their remainders).
+# Largest number of programs of one function. The first ones are never evicted, so that
+# another evaluation of the same images, in the same order, finds them; if the oldest
+# program were always evicted, it would find none. All others share RECENT slots, least
+# recently used evicted first. RECENT must cover the shapes that one image size needs
+# (each scale with and without a flip, windows and their remainders).
 MAX_PROGRAMS = 64
 RECENT = 24
 
 
 class BoundedJit:
-    """`jax.jit` of a function that keeps the programs of `MAX_PROGRAMS` shapes.
+    """`jax.jit` of a function that keeps at most `MAX_PROGRAMS` compiled programs.
 
     Attributes:
       programs: shapes of the arguments -> the function compiled for them.
     """
 
     def __init__(self, function: Callable[..., Any], **options: Any):
-        """Takes the function, and what `jax.jit` takes beside it."""
+        """Takes the function, and options for `jax.jit`."""
         self.programs: dict[tuple, Callable[..., Any]] = {}
-        self._recent: dict[tuple, None] = {}  # in order of use, the latest last
+        self._recent: dict[tuple, None] = {}  # the most recently used last
         self._function, self._options = function, options
 
     def __call__(self, *args: Any, **static: Any) -> Any:
@@ -45,7 +46,7 @@ class BoundedJit:
                 del self._recent[oldest], self.programs[oldest]
             if len(self.programs) >= MAX_PROGRAMS - RECENT:
                 self._recent[key] = None
-            # JAX frees a program with the function that it was made of: a new one.
+            # JAX frees a program only with its function, so each gets a new function.
             self.programs[key] = jax.jit(
                 functools.partial(self._function, **static), **self._options
             )

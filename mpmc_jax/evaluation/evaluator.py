@@ -1,9 +1,9 @@
-"""Evaluation by a protocol: images at their own size, one program a distinct size.
+"""Evaluation by a protocol, at full size: one compiled program per image size.
 
-A result does not depend on the batch size, the order of the images, the devices or
-the processes: images of one size share a batch, what fills a batch up carries the
-label 255, and what leaves the device is a count that adds up; of volumes it is the
-classes, and a volume is one process's.
+The result does not depend on the batch size, the order of the images, the devices or
+the processes: only images of one size share a batch, and filler rows are labeled 255.
+Devices return counts that can be summed; for volumes they return class maps, and one
+process handles each volume.
 """
 
 import dataclasses
@@ -32,13 +32,14 @@ from mpmc_jax.types import Array, PyTree
 
 @struct.dataclass
 class PatchProbe:
-    """A multi-label classifier of patches, evaluated beside the network.
+    """A multi-label classifier of patches that is evaluated along with the network.
 
     Attributes:
-      variables: what `apply` needs; traced, so that new values compile nothing.
+      variables: the first argument of `apply`; traced, so that new values need no
+        compilation.
       apply: (variables, normalized images (b,h,w,c), labels (b,h,w)) -> logits
-        (b,r,s,C), targets (b,r,s,C) bool, valid (b,r,s) bool. Pass the same
-        function every time: another one is another program.
+        (b,h',w',C), targets (b,h',w',C) bool, valid (b,h',w') bool, for h' x w'
+        patches. Pass the same function every time: a new one is compiled again.
     """
 
     variables: PyTree
@@ -49,17 +50,17 @@ class PatchProbe:
 
 @dataclasses.dataclass(frozen=True)
 class EvalResult:
-    """The counts of one evaluation, over all processes.
+    """The result of one evaluation, summed over all processes.
 
     Attributes:
-      confusion: (C,C) int64, rows truth, columns prediction.
-      num_images: how many images were counted.
-      pad_to: 0 where the images kept their own size, else what they were padded to.
+      confusion: (C,C) int64, true class by predicted class.
+      num_images: number of images.
+      pad_to: 0 if images kept their size, else the multiple they were padded to.
       seconds: wall time.
-      programs: distinct input shapes on this process.
-      histogram: (2,C,BINS) int64 of the patch classifier, or None.
-      protocol: its name.
-      volumes: the figures of whole volumes, where the protocol has them.
+      programs: number of distinct input shapes on this process.
+      histogram: (2,C,BINS) int64 scores of the patch classifier, or None.
+      protocol: the protocol's name.
+      volumes: the metrics of whole volumes, if the protocol has them.
     """
 
     confusion: np.ndarray
@@ -72,11 +73,11 @@ class EvalResult:
     volumes: VolumeScores | None = None
 
     def scalars(self, class_names: Sequence[str]) -> dict[str, float]:
-        """The flat figures for a log: `miou`, `iou/<class>`, `patch_map` and so on.
+        """The metrics by their logged names: `miou`, `iou/<class>`, `patch_map`, ...
 
         Classes that occur neither in the labels nor in the predictions are left out.
         """
-        figures = {
+        scalars = {
             "miou": metrics.mean_iou(self.confusion),
             "miou_peer": metrics.mean_iou_peer(self.confusion),
             "pixel_accuracy": metrics.pixel_accuracy(self.confusion),
@@ -84,12 +85,12 @@ class EvalResult:
         ious = metrics.iou(self.confusion)
         for name, value in zip(class_names, ious, strict=True):
             if not np.isnan(value):
-                figures[f"iou/{name}"] = float(value)
+                scalars[f"iou/{name}"] = float(value)
         if self.volumes is not None:
-            figures |= self.volumes.scalars(class_names)
+            scalars |= self.volumes.scalars(class_names)
         if self.histogram is not None:
-            figures |= _patch_scalars(self.histogram)
-        return figures
+            scalars |= _patch_scalars(self.histogram)
+        return scalars
 
 
 def _patch_scalars(histogram: np.ndarray) -> dict[str, float]:
@@ -102,7 +103,7 @@ def _patch_scalars(histogram: np.ndarray) -> dict[str, float]:
 
 
 class Evaluator:
-    """Evaluates one network repeatedly; compiled programs stay, see `BoundedJit`."""
+    """Evaluates one network repeatedly, with cached programs (see `BoundedJit`)."""
 
     def __init__(
         self,
@@ -115,19 +116,19 @@ class Evaluator:
         protocol: Protocol | None = None,
         devices: Sequence[jax.Device] | None = None,
     ):
-        """Sets up the programs; nothing is compiled before the first image.
+        """Prepares the evaluation; programs are compiled when they are first needed.
 
         Args:
           module: a segmenter; `module.apply(variables, images)` gives a Prediction
             at the images' size.
           num_classes: C.
-          pixels: how images come.
-          batch_size: images a call, rounded up to a multiple of the devices.
-          pad_to: 0, or pad every image at the right and bottom to multiples of this:
-            fewer programs where sizes vary, but the padding leaks a little. For
-            protocols that see whole images.
-          protocol: how images become classes; None: whole images.
-          devices: local devices to spread a batch over; all by default.
+          pixels: the format of stored pixels.
+          batch_size: images per call, rounded up to a multiple of the devices.
+          pad_to: 0, or pad every image at the right and bottom to multiples of this.
+            Images of many sizes then need fewer programs, but padding changes the
+            result slightly. Only for protocols that process whole images.
+          protocol: how images are evaluated; None for whole images.
+          devices: local devices to split a batch over; all by default.
 
         Raises:
           ValueError: batch_size is not positive or pad_to is negative.
@@ -169,13 +170,13 @@ class Evaluator:
 
         Args:
           variables: {"params", "batch_stats"} of the module.
-          source: the labeled images. Every process passes the same one; they share
-            the work and all return the sums.
-          probe: the patch classifier, where there is one.
+          source: the labeled images. Every process passes the same source; each
+            evaluates a part, and all return the result of the whole.
+          probe: the patch classifier, or None.
 
         Raises:
           ValueError: the source is empty, an image and its label differ in size, or
-            the protocol is of volumes and there are none.
+            the protocol needs volumes and there are none.
         """
         if len(source) == 0:
             raise ValueError("nothing to evaluate: the split holds no image")
@@ -215,10 +216,11 @@ class Evaluator:
         )
 
     def check(self, source: batches.Source) -> None:
-        """Looks at the source's sizes and volumes; reads no image.
+        """Checks the source's sizes and volumes, without reading images.
 
         Raises:
-          ValueError: images are too large, or see `Protocol.check`.
+          ValueError: images are too large for the devices' memory, or volumes are
+            missing (see `Protocol.check`).
         """
         self.protocol.check(source.volumes)
         depth = self._pixels.channels + self._num_classes
@@ -232,7 +234,7 @@ class Evaluator:
             )
 
     def _plan(self, source: batches.Source) -> list[batches.Batch]:
-        """This process's batches: every P-th one, or those of every P-th volume."""
+        """This process's batches: every P-th one of P processes, or by volume."""
 
         def canvas(size: tuple[int, int]) -> tuple[int, int]:
             return self.protocol.canvas(size, self._pad_to)
@@ -250,7 +252,7 @@ class Evaluator:
         labels: Array,
         probe: PatchProbe | None,
     ) -> tuple[Array, Array, Array | None]:
-        """Confusion matrix, classes and score histogram of one batch."""
+        """The confusion matrix, classes and score histogram of one batch."""
         normalized = self._normalize(images)
         scores = self.protocol.scores(network, normalized)
         confusion, classes = self._count(scores, labels)
@@ -260,12 +262,12 @@ class Evaluator:
         return confusion, classes, histogram
 
 
-# Confusion matrix, classes, histogram; the batch, and its labels on the host.
+# Confusion matrix, classes and histogram on the device; the batch and its labels.
 _Found = tuple[Array, Array, Array | None, batches.Batch, np.ndarray]
 
 
 class _Counts:
-    """Sums the device's int32 counts in int64."""
+    """Sums the device's int32 counts in int64, on the host."""
 
     def __init__(self, num_classes: int):
         self.confusion = np.zeros((num_classes, num_classes), np.int64)
@@ -284,7 +286,7 @@ class _Counts:
 
 
 def _count(num_classes: int, scores: Array, labels: Array) -> tuple[Array, Array]:
-    """Confusion matrix and classes of one batch's scores (b,h,w,C)."""
+    """The confusion matrix and classes of a batch's scores (b,h,w,C)."""
     classes = jnp.argmax(scores, axis=-1).astype(jnp.uint8)
     return metrics.confusion_matrix(classes, labels, num_classes), classes
 

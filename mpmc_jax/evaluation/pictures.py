@@ -1,4 +1,4 @@
-"""Predictions as pictures: index map, colors, overlay, and panels side by side."""
+"""Pictures of predictions: index maps, colors, overlays and panels."""
 
 import io
 import pathlib
@@ -18,55 +18,58 @@ _OVERLAY_OPACITY = 0.5
 _WHITE = 255
 _MARGIN = 4
 _CAPTION_HEIGHT = 16
-# What a prediction's pictures are known by, and within how many bytes it stands.
+# The PNG text that marks pictures of predictions, and the bytes to search for it.
 _SOFTWARE = ("Software", "mpmc_jax.launch.predict")
 _HEAD = 2048
 _KINDS = ("index", "color", "overlay")
 
 
 def colorize(index: np.ndarray, palette: Palette) -> np.ndarray:
-    """Class indices in their colors: (h,w) uint8 -> (h,w,3) uint8; the rest black."""
+    """Colors class indices: (h,w) -> (h,w,3) uint8; unknown ones become black."""
     table = np.full((256, 3), _VOID_COLOR, np.uint8)
     table[: len(palette)] = palette
     return table[index]
 
 
 def displayable(image: np.ndarray, pixels: PixelFormat) -> np.ndarray:
-    """A stored image -> (h,w,1 or 3) uint8, the first of other numbers of channels."""
+    """Converts a stored image to (h,w,1 or 3) uint8.
+
+    It is RGB if there are three or more channels, else the first channel.
+    """
     low, high = np.array(pixels.low), np.array(pixels.high)
     unit = np.clip((image - low) / (high - low), 0, 1)
     return np.rint(255 * unit[..., : 1 if pixels.channels < 3 else 3]).astype(np.uint8)
 
 
 def overlay(image: np.ndarray, colors: np.ndarray) -> np.ndarray:
-    """Half-transparent colors (h,w,3) over an image (h,w,1 or 3): (h,w,3) uint8."""
+    """Blends colors (h,w,3) with an image (h,w,1 or 3): (h,w,3) uint8."""
     mixed = (1 - _OVERLAY_OPACITY) * image + _OVERLAY_OPACITY * colors
     return np.round(mixed).astype(np.uint8)
 
 
 def heat_map(values: np.ndarray) -> np.ndarray:
-    """Values (h,w) as gray (h,w,1) uint8, from black at the least to white."""
+    """Maps values (h,w) to gray levels (h,w,1) uint8; the least value is black."""
     low, high = float(values.min()), float(values.max())
     unit = (values - low) / (high - low) if high > low else np.zeros_like(values)
     return np.round(255 * unit).astype(np.uint8)[..., None]
 
 
 def as_png(picture: Image.Image, **options: Any) -> bytes:
-    """The bytes of a PNG file; `options` are Pillow's."""
+    """Encodes a PNG file; `options` are those of Pillow."""
     stream = io.BytesIO()
     picture.save(stream, "PNG", **options)
     return stream.getvalue()
 
 
 def prediction_paths(stem: pathlib.Path) -> list[pathlib.Path]:
-    """The files that `write_prediction` writes: STEM_index.png and so on."""
+    """The paths of the files that `write_prediction` writes: STEM_index.png, ..."""
     return [stem.with_name(f"{stem.name}_{kind}.png") for kind in _KINDS]
 
 
 def is_prediction(path: pathlib.Path) -> bool:
     """Whether a file is a picture that `write_prediction` wrote.
 
-    One that cannot be read is none.
+    Returns False for unreadable files.
     """
     if path.suffix != ".png" or not path.is_file():
         return False
@@ -84,7 +87,7 @@ def write_prediction(
     """Writes STEM_index.png, STEM_color.png and STEM_overlay.png.
 
     Args:
-      stem: path without a suffix; its folder exists.
+      stem: path without a suffix; its folder must exist.
       index: (h,w) uint8 classes. The file is a palette PNG: its values are the
         classes, and viewers show the colors.
       image: (h,w,1 or 3) uint8.
@@ -94,7 +97,7 @@ def write_prediction(
       The three paths.
     """
     colors = colorize(index, palette)
-    # A palette turns a gray picture into mode "P" and leaves its values alone.
+    # A palette turns a gray picture into mode "P" and leaves its values unchanged.
     indexed = Image.fromarray(index)
     indexed.putpalette(colorize(np.arange(256), palette).tobytes())
     shown = (Image.fromarray(colors), Image.fromarray(overlay(image, colors)))
@@ -107,10 +110,10 @@ def write_prediction(
 
 
 def panel(rows: Sequence[Sequence[np.ndarray]], captions: Sequence[str]) -> Image.Image:
-    """Sets pictures of one size side by side under captions, one row an example.
+    """Arranges pictures of one size in a grid with captions, one row per example.
 
     Args:
-      rows: pictures (h,w,1 or 3) uint8, one for every caption.
+      rows: pictures (h,w,1 or 3) uint8, one per caption.
       captions: what each column shows.
 
     Raises:
@@ -120,8 +123,8 @@ def panel(rows: Sequence[Sequence[np.ndarray]], captions: Sequence[str]) -> Imag
     counts = {len(pictures) for pictures in rows}
     if len(sizes) != 1 or counts != {len(captions)}:
         raise ValueError(
-            f"a panel needs pictures of one size, {len(captions)} a row; these have "
-            f"sizes {sorted(sizes)} and come {sorted(counts)} a row"
+            f"a panel needs pictures of one size, {len(captions)} per row; got sizes "
+            f"{sorted(sizes)} and {sorted(counts)} per row"
         )
     height, width = (side + _MARGIN for side in sizes.pop())
     canvas = Image.new(

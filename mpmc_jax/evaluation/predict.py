@@ -1,4 +1,4 @@
-"""From stored images to classes, whole images at their own size."""
+"""Prediction: the class of every pixel of stored images, at full size."""
 
 from typing import Any
 
@@ -16,12 +16,12 @@ from mpmc_jax.types import Array, PyTree
 
 
 def network_input(images: Array, pixels: PixelFormat) -> Array:
-    """Stored images (b,h,w,c) -> what the networks eat, same shape."""
+    """Stored images (b,h,w,c) -> normalized network input of the same shape."""
     return normalize(to_unit(images, pixels, jnp.result_type(float)), pixels)
 
 
 def predict_classes(module: Any, variables: PyTree, images: Array) -> Array:
-    """The likeliest class of every pixel.
+    """The most probable class of every pixel.
 
     Args:
       module: a segmenter; `module.apply(variables, images)` gives a Prediction at
@@ -37,12 +37,12 @@ def predict_classes(module: Any, variables: PyTree, images: Array) -> Array:
 
 
 class Predictor:
-    """Segments single images; compiles a program for each size, see `BoundedJit`."""
+    """Segments single images; compiles a program per image size (see `BoundedJit`)."""
 
     def __init__(
         self, module: Any, variables: PyTree, pixels: PixelFormat, protocol: Protocol
     ):
-        """Takes a segmenter, its {"params", "batch_stats"}, and how it sees images."""
+        """Takes a segmenter, its {"params", "batch_stats"}, the pixels and protocol."""
         self._protocol = protocol.for_prediction()
         self._num_classes = module.num_classes
         self._variables = variables

@@ -1,15 +1,15 @@
-"""Evaluation protocols by name: how an image becomes scores at its own size.
+"""Evaluation protocols: how a network's scores of a full-size image are computed.
 
-    whole            the image as it is
-    slide_unimatch   windows cut short at the border, softmax averaged (also AugSeg's)
-    slide_u2pl       windows moved back at the border, logits averaged
+    whole            the whole image
+    slide_unimatch   windows truncated at the border, softmax averaged (also AugSeg)
+    slide_u2pl       windows shifted back at the border, logits averaged
     slide_ael        the same windows, softmax averaged
-    center_crop      the middle of the image; padding has label 0 (U2PL, AEL)
+    center_crop      a center crop; padding has label 0 (U2PL, AEL)
     volume           slices resized to the crop's size and back, scored by volume (ACDC)
 
-On request an image is also seen at other scales and mirrored. Each view's scores are
-brought back to the image's size, turned into probabilities and averaged; resizing is
-bilinear between pixel centers, without antialias.
+Optionally, an image is also evaluated at other scales and flipped. The scores of each
+view are resized to the image's size, converted to probabilities and averaged. Resizing
+is bilinear with half-pixel centers, without antialiasing.
 """
 
 import dataclasses
@@ -34,21 +34,21 @@ _PADDING_LABEL = 0
 
 @dataclasses.dataclass(frozen=True)
 class Protocol:
-    """The whole image at once; other protocols change parts of it.
+    """The protocol for whole images; subclasses override parts of it.
 
     Attributes:
-      size: side of a window, of the center, or of what slices are resized to.
-      scales: factors on the image's sides.
-      flip: whether each view is also seen mirrored.
+      size: side of a window, of the center crop, or of resized slices.
+      scales: factors of the image's sides.
+      flip: whether each view is also evaluated flipped horizontally.
     """
 
     name: ClassVar[str] = "whole"
-    # What a checkpoint is chosen by, and whether that is a figure of volumes.
+    # The metric that selects the best checkpoint, and whether it is one of volumes.
     metric: ClassVar[str] = "miou"
     by_volume: ClassVar[bool] = False
-    # Whether `once` gives probabilities, and not logits.
+    # Whether `once` returns probabilities instead of logits.
     probabilities: ClassVar[bool] = False
-    # Whether images may be padded to fewer sizes, for fewer programs.
+    # Whether images may be padded to fewer distinct sizes, for fewer programs.
     pads: ClassVar[bool] = True
 
     size: int
@@ -56,17 +56,17 @@ class Protocol:
     flip: bool = False
 
     def __post_init__(self) -> None:
-        """Raises ValueError where a setting is out of range."""
+        """Raises ValueError if a setting is out of range."""
         if self.size < 1:
             raise ValueError(f"the size of windows is {self.size}; set data.crop")
         if not self.scales or not all(0 < each < math.inf for each in self.scales):
             raise ValueError(f"eval.scales={self.scales}: give finite factors above 0")
 
     def check(self, volumes: Sequence[str]) -> None:
-        """Looks at which volumes the images are slices of, "" for none.
+        """Checks the volumes of which the images are slices, "" for none.
 
         Raises:
-          ValueError: the protocol is of volumes, and an image is of none.
+          ValueError: the protocol needs volumes, and an image belongs to none.
         """
         if self.by_volume and "" in volumes:
             raise ValueError(
@@ -75,7 +75,7 @@ class Protocol:
             )
 
     def canvas(self, size: tuple[int, int], pad_to: int) -> tuple[int, int]:
-        """Rows and columns of the array that an image of such a size is put into."""
+        """Rows and columns of the array in which an image of this size is stored."""
         if pad_to == 0 or not self.pads:
             return size
         rows, columns = (-(-side // pad_to) * pad_to for side in size)
@@ -84,20 +84,20 @@ class Protocol:
     def place(
         self, image: np.ndarray, label: np.ndarray, pixels: PixelFormat
     ) -> tuple[np.ndarray, np.ndarray]:
-        """What of an image and its label goes onto the canvas, at its upper left."""
+        """The image and label to put into the upper left corner of the canvas."""
         del pixels
         return image, label
 
     def for_prediction(self) -> "Protocol":
-        """The protocol for a prediction of the whole image."""
+        """The protocol that predicts every pixel of an image."""
         return self
 
     def once(self, network: Network, images: Array) -> Array:
-        """Scores of one view: (b,h,w,c) -> (b,h,w,C)."""
+        """The scores of one view: (b,h,w,c) -> (b,h,w,C)."""
         return network(images)
 
     def scores(self, network: Network, images: Array) -> Array:
-        """Scores of the images, whose argmax is the class: (b,h,w,c) -> (b,h,w,C)."""
+        """The scores of the images, averaged over views: (b,h,w,c) -> (b,h,w,C)."""
         if self.scales == (1.0,) and not self.flip:
             return self.once(network, images)
         size = images.shape[1:3]
@@ -114,17 +114,17 @@ class Protocol:
         return _divide(total, len(self.scales) * (1 + self.flip))
 
     def probed(self, images: Array, labels: Array) -> tuple[Array, Array]:
-        """Images and labels as the patch classifier is to see them."""
+        """The images and labels on which the patch classifier is evaluated."""
         return images, labels
 
 
 class Slide(Protocol):
-    """Overlapping windows, their scores averaged."""
+    """Sliding-window evaluation: scores are averaged where windows overlap."""
 
     pads = False
 
     def spans(self, side: int) -> list[windows.Span]:
-        """Start and length of the windows along one axis."""
+        """The start and length of the windows along one axis."""
         return windows.shifted_spans(side, self.size)
 
     def once(self, network: Network, images: Array) -> Array:
@@ -145,7 +145,10 @@ class Slide(Protocol):
 
 
 class SlideUniMatch(Slide):
-    """UniMatch's and AugSeg's windows; they sum, which chooses the same classes."""
+    """UniMatch's and AugSeg's sliding windows.
+
+    The originals sum instead of averaging; the argmax is the same.
+    """
 
     name = "slide_unimatch"
     probabilities = True
@@ -155,20 +158,20 @@ class SlideUniMatch(Slide):
 
 
 class SlideU2PL(Slide):
-    """U2PL's."""
+    """U2PL's sliding windows, whose logits are averaged."""
 
     name = "slide_u2pl"
 
 
 class SlideAEL(Slide):
-    """AEL's."""
+    """AEL's sliding windows, whose softmax is averaged."""
 
     name = "slide_ael"
     probabilities = True
 
 
 class CenterCrop(Protocol):
-    """The middle, as U2PL and AEL score while they train."""
+    """A center crop, U2PL's and AEL's validation during training."""
 
     name = "center_crop"
     pads = False
@@ -179,7 +182,7 @@ class CenterCrop(Protocol):
     def place(
         self, image: np.ndarray, label: np.ndarray, pixels: PixelFormat
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Images are padded with their mean, the zero of what is normalized."""
+        """Crops the center; pads with the mean, which is 0 in normalized images."""
         shape = (self.size, self.size)
         canvas = np.empty((*shape, image.shape[2]), image.dtype)
         canvas[:] = pixels.stored(np.array(pixels.mean))
@@ -190,7 +193,7 @@ class CenterCrop(Protocol):
         return canvas, labels
 
     def _middle(self, side: int) -> tuple[slice, slice]:
-        """Of one axis: what is taken of the image, and where it goes."""
+        """Along one axis, the slices of the image and of the canvas."""
         length = min(side, self.size)
         start, at = (side - length) // 2, (self.size - length) // 2
         return slice(start, start + length), slice(at, at + length)
@@ -200,7 +203,7 @@ class CenterCrop(Protocol):
 
 
 class PerVolume(Protocol):
-    """Slices at the training crops' size; figures are of whole volumes.
+    """Slices resized to the size of training crops; metrics are of whole volumes.
 
     Source: UniMatch, more-scenarios/medical/unimatch.py.
     """
@@ -229,10 +232,10 @@ PROTOCOLS: dict[str, type[Protocol]] = {
 def build_protocol(
     name: str, size: int, scales: tuple[float, ...] = (1.0,), flip: bool = False
 ) -> Protocol:
-    """The protocol `name`.
+    """Builds the protocol `name`.
 
     Raises:
-      ValueError: unknown, the text lists the valid ones; or see `Protocol`.
+      ValueError: unknown name, listing the valid ones, or a setting is out of range.
     """
     if name not in PROTOCOLS:
         raise ValueError(
@@ -243,7 +246,7 @@ def build_protocol(
 
 @bounded_jit()
 def resize(x_bhwc: Array, size: tuple[int, int]) -> Array:
-    """Bilinear between pixel centers, no antialias; what has that size stays."""
+    """Resizes bilinearly with half-pixel centers, without antialiasing."""
     if x_bhwc.shape[1:3] == tuple(size):
         return x_bhwc
     shape = (x_bhwc.shape[0], *size, x_bhwc.shape[3])
@@ -258,13 +261,13 @@ def resize(x_bhwc: Array, size: tuple[int, int]) -> Array:
 
 @bounded_jit()
 def resize_nearest(x_bhw: Array, size: tuple[int, int]) -> Array:
-    """The nearest pixel's value, as for classes: (b,h,w) -> (b,*size)."""
+    """Resizes class maps by the nearest pixel: (b,h,w) -> (b,*size)."""
     return jax.image.resize(x_bhw, (x_bhw.shape[0], *size), "nearest")
 
 
 @bounded_jit()
 def mirror(x_bhwc: Array) -> Array:
-    """Left and right exchanged."""
+    """Flips images horizontally."""
     return x_bhwc[:, :, ::-1]
 
 
@@ -291,14 +294,14 @@ def _cut(x_bhwc: Array, corner: Array, *, size: tuple[int, int]) -> Array:
 
 @bounded_jit()
 def _begin(part: Array, corner: Array, *, size: tuple[int, int]) -> Array:
-    """Scores of the whole image (b,*size,C) with those of the first window."""
+    """Scores of a whole image, (b,*size,C), with only the first window's added."""
     total = jnp.zeros((part.shape[0], *size, part.shape[3]), part.dtype)
     return jax.lax.dynamic_update_slice(total, part, (0, *corner, 0))
 
 
 @bounded_jit(donate_argnums=0)
 def _add(total: Array, part: Array, corner: Array) -> Array:
-    """Adds a window's scores in place, so that an image needs one array of them."""
+    """Adds a window's scores in place, so that an image needs one array of scores."""
     start = (0, *corner, 0)
     there = jax.lax.dynamic_slice(total, start, part.shape)
     return jax.lax.dynamic_update_slice(total, there + part, start)

@@ -1,4 +1,4 @@
-"""Refuses images that no program could be run on, before one is compiled."""
+"""The check that images fit into device memory, made before compilation."""
 
 from mpmc_jax.text import quantity
 
@@ -11,26 +11,26 @@ def check_size(
     free: int,
     devices: int,
 ) -> None:
-    """Refuses a batch whose input and scores alone exceed the devices' memory.
+    """Raises ValueError if input and scores alone exceed the devices' memory.
 
-    The network's own maps come on top: nothing that fits is refused.
+    The network's feature maps are not counted, so no batch that fits is refused.
 
     Args:
-      images: of the batch, over all devices.
-      size: their rows and columns.
-      depth: channels of the images and of their scores together, in float32.
-      free: bytes that the devices had before the first program ran. Later there seems
-        to be less: what programs leave is kept for the next one.
-      devices: how many share the batch.
+      images: number of images in the batch, over all devices.
+      size: rows and columns of the images.
+      depth: channels of images and scores together, in float32.
+      free: bytes that were free on the devices before the first program ran. Later,
+        less is reported, because JAX keeps the memory of earlier programs for reuse.
+      devices: number of devices that share the batch.
 
     Raises:
-      ValueError: says the bytes, and what lowers them.
+      ValueError: names the bytes needed, and how to reduce them.
     """
     needed = images * size[0] * size[1] * depth * 4
     if needed > free:
-        mend = "lower eval.batch_size" if images > devices else "use smaller ones"
+        hint = "lower eval.batch_size" if images > devices else "use smaller images"
         raise ValueError(
             f"the scores of {quantity(images, 'image')} of {size[0]} x {size[1]} "
             f"pixels take more than {needed / 1e9:.3g} GB of memory, and "
-            f"{free / 1e9:.3g} GB are free; {mend}"
+            f"{free / 1e9:.3g} GB are free; {hint}"
         )

@@ -1,4 +1,4 @@
-"""Puts the slices of volumes together again, and figures of all processes."""
+"""Assembles volumes from slices, and sums counts over processes."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,7 @@ from mpmc_jax.evaluation.volumes import FIGURES, VolumeScores, score_volume
 
 
 class Slices:
-    """Predictions and labels of one process's volumes; every image is a slice."""
+    """The predictions and labels of one process's volumes; every image is a slice."""
 
     def __init__(self, source: batches.Source):
         self._volumes = list(source.volumes)
@@ -19,19 +19,19 @@ class Slices:
         self._found: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
     def share(self, process: int, processes: int) -> list[int]:
-        """Indices of the slices of every P-th volume."""
+        """The indices of the slices of every P-th volume, for P processes."""
         mine = set(self._names[process::processes])
         return [i for i, name in enumerate(self._volumes) if name in mine]
 
     def add(
         self, indices: Sequence[int], classes: np.ndarray, labels: np.ndarray
     ) -> None:
-        """Keeps what was found of a batch, (b,h,w) each."""
+        """Stores the predicted classes and labels of a batch, (b,h,w) each."""
         for row, index in enumerate(indices):
             self._found[index] = classes[row], labels[row]
 
     def scores(self, num_classes: int) -> VolumeScores:
-        """The figures of all volumes, over all processes."""
+        """The metrics of all volumes, from all processes."""
         values = np.zeros((len(self._names), num_classes - 1, len(FIGURES)))
         for position, name in enumerate(self._names):
             members = [
@@ -46,9 +46,9 @@ class Slices:
 
 
 def over_processes(counts: np.ndarray) -> np.ndarray:
-    """The sum of every process's 64-bit numbers."""
+    """Sums an array of 64-bit numbers over all processes."""
     if jax.process_count() == 1:
         return counts
-    # JAX would cut 64 bits to 32, so the two halves travel as they are.
+    # JAX would cast 64-bit numbers to 32 bits, so each is sent as two 32-bit halves.
     halves = multihost_utils.process_allgather(counts.view(np.int32))
     return np.asarray(halves).view(counts.dtype).sum(0)

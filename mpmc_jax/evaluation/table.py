@@ -1,4 +1,4 @@
-"""An evaluation as text."""
+"""Evaluation results formatted as text."""
 
 from collections.abc import Sequence
 
@@ -9,9 +9,9 @@ from mpmc_jax.text import quantity
 
 
 def format_table(result: EvalResult, class_names: Sequence[str]) -> str:
-    """A line a class (IoU, accuracy, labeled pixels), the means and how it was made.
+    """Formats one line per class (IoU, accuracy, labeled pixels), means and settings.
 
-    A dash stands where a figure is undefined because the class does not occur.
+    A dash marks a metric that is undefined because the class does not occur.
     """
     width = max(len("pixel accuracy"), *map(len, class_names))
     lines = [f"{'class':<{width}}  {'IoU':>7}  {'accuracy':>8}  {'pixels':>12}"]
@@ -49,13 +49,13 @@ def format_table(result: EvalResult, class_names: Sequence[str]) -> str:
 def _volume_lines(
     volumes: VolumeScores, class_names: Sequence[str], width: int
 ) -> list[str]:
-    """Dice, HD95 and ASD a class, and volumes that lack the class or the surface."""
+    """Dice, HD95 and ASD per class, and how many volumes each mean leaves out."""
     title = quantity(len(volumes.values), "volume")
     lines = [
         f"{title:<{width}}  {'Dice':>7}  {'HD95':>8}  {'ASD':>8}  {'left out':>12}"
     ]
-    figures = zip(class_names[1:], volumes.means(), volumes.undefined(), strict=True)
-    for name, (dice, hd95, asd), left_out in figures:
+    rows = zip(class_names[1:], volumes.means(), volumes.undefined(), strict=True)
+    for name, (dice, hd95, asd), left_out in rows:
         absent = "/".join(str(count) for count in left_out)
         lines.append(
             f"{name:<{width}}  {_percent(dice):>7}  {_voxels(hd95):>8}  "

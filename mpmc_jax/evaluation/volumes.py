@@ -1,9 +1,9 @@
-"""Figures of whole volumes: Dice, HD95 and ASD of every class but the background.
+"""Metrics of whole volumes: Dice, HD95 and ASD of every class except background.
 
-As medpy defines them, which the published tables use: a surface is what erosion by the
-six neighbors takes away, distances are Euclidean, in voxels. Dice is 2 I / (P + T).
-HD95 is the 95th percentile of the distances from either surface to the other, ASD the
-mean distance from the predicted surface to the true one.
+They are defined as in medpy, which the published tables use. A surface consists of the
+voxels removed by an erosion with the six neighbors; distances are Euclidean, in voxels.
+Dice is 2 I / (P + T). HD95 is the 95th percentile of the distances from each surface to
+the other, and ASD the mean distance from the predicted surface to the true one.
 """
 
 import dataclasses
@@ -17,19 +17,20 @@ FIGURES = ("dice", "hd95", "asd")
 
 @dataclasses.dataclass(frozen=True)
 class VolumeScores:
-    """Figures of every volume and class 1..C-1.
+    """The metrics of every volume and class 1..C-1.
 
-    A class that occurs in neither leaves the means of its volume; one that is in only
-    one of the two has Dice 0 and no distance. Both are nan here, and counted.
+    If a class is absent from both prediction and truth, all three are nan. If it is in
+    only one of them, Dice is 0 and the distances are nan. nan is left out of the means
+    and counted.
 
     Attributes:
-      values: (V,C-1,3) float64, the figures as in `FIGURES`, nan where undefined.
+      values: (V,C-1,3) float64 for V volumes, ordered as in `FIGURES`.
     """
 
     values: np.ndarray
 
     def means(self) -> np.ndarray:
-        """(C-1,3) means over the volumes where a figure is defined, nan without one."""
+        """The means over volumes without nan, (C-1,3); nan if all are nan."""
         defined = ~np.isnan(self.values)
         total = np.where(defined, self.values, 0).sum(0)
         count = defined.sum(0)
@@ -37,28 +38,28 @@ class VolumeScores:
         return np.divide(total, count, out=out, where=count > 0)
 
     def undefined(self) -> np.ndarray:
-        """(C-1,3) volumes whose figure left the mean."""
+        """The number of volumes left out of each mean, (C-1,3)."""
         return np.isnan(self.values).sum(0)
 
     def scalars(self, class_names: Sequence[str]) -> dict[str, float]:
-        """`dice`, `hd95`, `asd`: means over classes; and `dice/<class>` and so on."""
+        """The metrics by logged name: `dice` (mean over classes), `dice/<class>`."""
         means, undefined = self.means(), self.undefined()
-        figures: dict[str, float] = {}
+        scalars: dict[str, float] = {}
         for i, name in enumerate(FIGURES):
             column = means[:, i]
             known = column[~np.isnan(column)]
-            figures[name] = float(known.mean()) if known.size else float("nan")
-            figures[f"{name}_left_out"] = float(undefined[:, i].sum())
+            scalars[name] = float(known.mean()) if known.size else float("nan")
+            scalars[f"{name}_left_out"] = float(undefined[:, i].sum())
             for title, value in zip(class_names[1:], column, strict=True):
                 if not np.isnan(value):
-                    figures[f"{name}/{title}"] = float(value)
-        return figures
+                    scalars[f"{name}/{title}"] = float(value)
+        return scalars
 
 
 def score_volume(
     prediction: np.ndarray, truth: np.ndarray, num_classes: int
 ) -> np.ndarray:
-    """(C-1,3) figures of one volume, see `VolumeScores`.
+    """The metrics of one volume, (C-1,3), see `VolumeScores`.
 
     Args:
       prediction, truth: (slices,h,w) classes.
@@ -81,7 +82,7 @@ def score_volume(
 
 
 def score_class(prediction: np.ndarray, truth: np.ndarray) -> tuple[float, ...]:
-    """Dice, HD95 and ASD of two masks, nan where undefined."""
+    """Dice, HD95 and ASD of two masks; nan if undefined."""
     size = int(prediction.sum()) + int(truth.sum())
     if not size:
         return (np.nan, np.nan, np.nan)
@@ -95,7 +96,7 @@ def score_class(prediction: np.ndarray, truth: np.ndarray) -> tuple[float, ...]:
 
 
 def surface_distances(mask: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Distance of each voxel of a mask's surface to the nearest of the other's."""
+    """Distances from each voxel of a mask's surface to the other mask's surface."""
     distance = ndimage.distance_transform_edt(~_surface(other))
     return np.asarray(distance)[_surface(mask)]
 

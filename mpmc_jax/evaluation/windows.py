@@ -1,4 +1,4 @@
-"""Where the windows of sliding-window evaluation lie, as published."""
+"""The windows of sliding-window evaluation, as in the published code."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ Span = tuple[int, int]
 
 
 def truncated_spans(side: int, size: int) -> list[Span]:
-    """(start, length) along one axis: starts a stride apart, the last ones cut short.
+    """(start, length) along one axis; the last windows are truncated at the border.
 
     The stride is floor(2 size / 3). Source: UniMatch, supervised.py; AugSeg,
     train_semi.py.
@@ -18,9 +18,9 @@ def truncated_spans(side: int, size: int) -> list[Span]:
 
 
 def shifted_spans(side: int, size: int) -> list[Span]:
-    """(start, length) along one axis: the last window is moved back to the border.
+    """(start, length) along one axis; the last window is shifted back to the border.
 
-    The stride is ceil(2 size / 3); a side below `size` is one window. Source: U2PL and
+    The stride is ceil(2 size / 3); a side below `size` has one window. Source: U2PL and
     AEL, eval.py.
     """
     stride = -(-2 * size // 3)

@@ -44,7 +44,7 @@ def test_panel_sets_pictures_where_they_belong():
     assert (picture[16:26, 20:32] == 77).all()
     assert (picture[30:40, 4:16] == blue).all()
     assert (picture[:16] < 128).any()
-    with pytest.raises(ValueError, match="2 a row"):
+    with pytest.raises(ValueError, match="2 per row"):
         pictures.panel([[red, gray], [blue]], ["one", "two"])
 
 

@@ -1,6 +1,6 @@
 """U2PL's contrastive loss: the choice of pixels, the banks and the loss term.
 
-It has two forms. "released" is the code behind the published numbers, including its
+It has two forms. "released" is the code of the published numbers, including its
 bugs: see `mpmc_jax/methods/u2pl/sets.py`, and `released_indexing` of
 `contrastive.contrast`. "corrected" follows the paper's text.
 """
