@@ -172,7 +172,7 @@ class Region(struct.PyTreeNode):
     Attributes:
       valid: (b,h,w) bool, the pixels counted in the base method's divisor.
       real: (b,h,w) bool, the pixels that come from an image (and, for the
-        supervised term, carry a label). The plug-in uses only these.
+        supervised term, have a label). The plug-in uses only these.
     """
 
     valid: Array

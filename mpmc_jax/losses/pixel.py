@@ -178,9 +178,8 @@ def ohem_keep(
     return valid_bhw & (hard_bhw | too_few)
 
 
-@partial(
-    jax.jit, static_argnames="k"
-)  # outside jit, each call would compile the loop again
+# Jitted, because outside jit each call would compile the loop again.
+@partial(jax.jit, static_argnames="k")
 def _kth_smallest(values: Array, k: int) -> Array:
     """The k-th smallest (from 1) of all values, which must not be negative.
 

@@ -27,7 +27,7 @@ from mpmc_jax.types import (
     View,
 )
 
-# Beta parameters of lambda, the area outside the box, for labeled and unlabeled boxes.
+# Beta parameters of lambda, the fraction of the area outside the box.
 _LABELED_BETA = (8.0, 2.0)
 _UNLABELED_BETA = (4.0, 4.0)
 

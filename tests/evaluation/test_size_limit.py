@@ -34,7 +34,7 @@ class _Sized(list):
         (
             [(40, 50), (10**6, 10**6)],
             1,
-            r"1 image of 1000000 x 1000000 .*smaller ones",
+            r"1 image of 1000000 x 1000000 .*smaller images",
         ),
         (
             [(3000, 3000)] * 10**4,
