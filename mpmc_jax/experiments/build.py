@@ -1,4 +1,4 @@
-"""Builds the parts of a run that need no data and no file from its configuration."""
+"""Builds the parts of a run that depend on its configuration alone, not on data."""
 
 import contextlib
 import copy
@@ -111,7 +111,7 @@ def _check_group(config: ml_collections.ConfigDict, context: MethodContext) -> N
     least, other = batch, copy.deepcopy(config)
     while least < group:
         other.train.batch_size = other.train.group_size = least
-        # Methods that mix the images of a group refuse one of a single image.
+        # Methods that mix the images of a group refuse groups of a single image.
         with contextlib.suppress(ValueError):
             build_method(other, context)
             break

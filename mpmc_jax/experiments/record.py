@@ -1,4 +1,4 @@
-"""What identifies a run, for its processes, its directory and its checkpoints."""
+"""The record that identifies a run for its processes, directory and checkpoints."""
 
 import dataclasses
 import zlib
@@ -29,7 +29,7 @@ def data_facts(facts: DatasetFacts, pipeline: TrainPipeline) -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class RunRecord:
-    """What identifies a run.
+    """The configuration, data and initial weights that identify a run.
 
     Attributes:
       config: configuration of the run.

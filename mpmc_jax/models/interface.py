@@ -1,4 +1,4 @@
-"""The descriptions of encoders and decoders, all that other code asks of a network."""
+"""The descriptions of encoders and decoders, all that other code knows of them."""
 
 import dataclasses
 from collections.abc import Iterable, Mapping

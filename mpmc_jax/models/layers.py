@@ -140,7 +140,7 @@ class ConvNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x_bhwc: Array, *, train: bool) -> Array:
-        """(b,h,w,i) -> (b,h',w',o)."""
+        """Maps (b,h,w,i) to (b,h',w',o)."""
         conv = Conv(self.spec, self.use_bias, self.kernel_init, name="conv")
         norm = BatchNorm(self.axis_name, self.scale_init, name="norm")
         out_bhwc = norm(conv(x_bhwc), train=train)

@@ -23,7 +23,7 @@ class ScaleProjection(nn.Module):
 
     @nn.compact
     def __call__(self, z_bhwd: Array) -> Array:
-        """(b,h,w,d) -> (b,h,w,features)."""
+        """Maps (b,h,w,d) to (b,h,w,features)."""
         spec = ConvSpec(self.features)
         scales = [
             average_pool(layers.Conv(spec, name=f"window{w}")(z_bhwd), w)
@@ -71,7 +71,7 @@ class PatchClassifier(nn.Module):
 
     @nn.compact
     def __call__(self, z_bhwd: Array, *, train: bool) -> Array:
-        """(b,h,w,d) -> (b,h,w,num_classes)."""
+        """Maps (b,h,w,d) to (b,h,w,num_classes)."""
         if self.head == "lite":
             features = PROJECTION * self.width // 64
             x_bhwd = ScaleProjection(features, self.windows, name="project")(z_bhwd)

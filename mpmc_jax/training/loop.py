@@ -135,7 +135,7 @@ def train(
 
 def _interrupted(by: str, step: int) -> Interrupted:
     return Interrupted(
-        f"stopped by {by} at step {step}, which is saved; the same command goes on "
+        f"stopped by {by} at step {step}, which is saved; the same command resumes "
         "from there"
     )
 
@@ -292,7 +292,7 @@ class _Run:
         terms, index = refused.metrics.finite_names, int(refused.metrics.refused)
         if index == len(terms):
             raise RuntimeError(
-                f"batch {step} met a state at step {saved}: data and state are "
+                f"batch {step} came to a state at step {saved}: data and state are "
                 "out of order; this is a defect of the program"
             )
         raise NonFiniteError(

@@ -1,4 +1,4 @@
-"""Writes the numbers of a run: progress on the terminal, metrics.jsonl, TensorBoard."""
+"""Writes the metrics of a run to the terminal, metrics.jsonl and TensorBoard."""
 
 import contextlib
 import json
@@ -309,8 +309,8 @@ class _EventFile:
           OSError: these numbers or earlier ones could not be written.
         """
         for name, value in values.items():
-            # Not tensorboardX's `scalar`: it writes "_" for blanks and brackets, which
-            # gives two classes one tag.
+            # Not tensorboardX's `scalar`: it replaces blanks and brackets by "_", which
+            # may give two classes the same tag.
             one = Summary.Value(tag=name, simple_value=value)
             self._put(step=step, summary=Summary(value=[one]))
         if time.monotonic() - self._flushed > _FLUSH_EVERY:

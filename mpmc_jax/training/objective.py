@@ -89,7 +89,7 @@ def view_loss(view: View, reduction: Reduction) -> Array:
         )
         return dice / reduction.micro_batches
     if view.loss not in VIEW_LOSSES:
-        raise ValueError(f"view {view.name!r} asks for the loss {view.loss!r}")
+        raise ValueError(f"view {view.name!r} names the unknown loss {view.loss!r}")
     pixel = losses.pixel_cross_entropy(view.logits, view.target)
     valid = view.region.valid
     if view.loss == "balanced_ce":

@@ -29,7 +29,7 @@ class Schedule:
 
     def __call__(self, count: ArrayLike) -> Array:
         """Returns the rate of the step that follows `count` updates."""
-        # The default float type: float64 where a test runs in it.
+        # The default float type: float64 in tests that enable it.
         index = jnp.maximum(jnp.asarray(count) - self.lag, 0).astype(float)
         # Not 1 - t/T, which in float32 would leave the last rates few digits.
         remaining = jnp.maximum(self.steps - index, 0.0) / self.steps
@@ -110,7 +110,7 @@ OPTIMIZERS = {"sgd": _sgd, "adamw": _adamw}
 
 
 def _is_encoder(params: PyTree) -> PyTree:
-    """True for every leaf below a key "backbone", False for all others."""
+    """Marks every leaf below a key "backbone" with True, all others with False."""
 
     def is_encoder(path: tuple, _: Array) -> bool:
         return "backbone" in [getattr(entry, "key", None) for entry in path]

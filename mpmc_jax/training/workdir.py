@@ -180,7 +180,7 @@ def _unwritable(workdir: Path, error: OSError) -> WorkdirError:
 
 
 def read_manifest(workdir: Path, run: dict[str, Any] | None = None) -> dict[str, Any]:
-    """What `write` wrote of a run's data and circumstances.
+    """Reads what `write` recorded about a run's data, versions and devices.
 
     Args:
       workdir: the run's directory.
@@ -212,7 +212,7 @@ def _check_same(
         raise WorkdirError(
             f"{path} holds another run:\n"
             + "\n".join(lines)
-            + f"\nUse a new --workdir, or {what} to go on with that run."
+            + f"\nUse a new --workdir, or {what} to resume that run."
         )
 
 

@@ -72,7 +72,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x_bhwc: Array, dropout_keys: Array | None, train: bool) -> Array:
-        """(b,h,w,i) -> (b,h,w,features); `dropout_keys` are (b,) keys or None."""
+        """Maps (b,h,w,i) to (b,h,w,features); `dropout_keys` are (b,) keys or None."""
         spec = ConvSpec(self.features, 3)
         for i in range(2):
             conv = layers.ConvNorm(spec, self.axis_name, True, False, name=f"conv{i}")
@@ -108,7 +108,7 @@ class UNetEncoder(nn.Module):
         train: bool,
         dropout_keys: Array | None = None,
     ) -> dict[str, Array]:
-        """All stages, or those up to `until`; `dropout_keys` are (b,) keys or None."""
+        """Computes all stages up to `until`; `dropout_keys` are (b,) keys or None."""
         block = nn.remat(Block, static_argnums=(3,)) if self.remat else Block
         taps = {}
         channels = stage_channels(self.width)

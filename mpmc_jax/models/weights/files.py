@@ -209,7 +209,8 @@ def _check_archive(path: pathlib.Path) -> None:
 def _scalars() -> list[Any]:
     """Lists what unpickles NumPy's numbers, by the names before and since NumPy 2.
 
-    Published checkpoints store their best score as such a number. None runs code.
+    Published checkpoints store their best score as such a number. None of
+    these runs code.
     """
     scalar, _ = np.float64().__reduce__()
     kinds = (np.bool, np.int64, np.float32, np.float64)

@@ -192,7 +192,7 @@ class MPMC(Plugin):
         images: Array,
         labels: Array,
     ) -> tuple[Array, Array, Array]:
-        """See `Plugin`."""
+        """Predicts the classes of the patches of labeled images, see `Plugin`."""
         logits_bhwc = self.teacher_logits(teacher, variables, images)
         _, rows, columns, _ = logits_bhwc.shape
         targets_bhwc, valid_bhw = patch_targets(

@@ -310,7 +310,7 @@ class Checkpointer:
             yield
         except Exception as error:  # TensorStore's are ValueErrors
             if (lost := files.of_another_process(error)) is not None:
-                raise lost  # noqa: B904  this error has it as a cause already
+                raise lost  # noqa: B904  it is the cause of this error already
             raise CheckpointError(
                 f"saving to {self._directory} failed: {files.reason(error)}; the "
                 "checkpoints there are intact: free space or fix permissions, then "
