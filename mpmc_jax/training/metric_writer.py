@@ -227,7 +227,7 @@ class MetricWriter:
 
 
 def _bar_text(values: Mapping[str, float], left: str) -> str:
-    """Formats the total loss, images/s and the time left, to fit beside the bar."""
+    """Formats the total loss, images/s and the time left, to fit next to the bar."""
     parts = [f"loss {values['train/loss']:.3f}"]
     if left:
         parts += [f"{values['train/images_per_second']:.1f} images/s", left]

@@ -33,7 +33,7 @@ def make_bn_recompute(
     read: Callable[[], Iterable[Batch]],
     batches: int,
 ) -> Callable[[TrainState, str], TrainState]:
-    """Makes the function that recomputes statistics, except plug-in and frozen encoder.
+    """Makes the function that recomputes the batch-norm statistics of a network.
 
     Args:
       parallel: the devices.
@@ -43,8 +43,9 @@ def make_bn_recompute(
       batches: number of batches, at least 1.
 
     Returns:
-      (replicated state, "student" or "teacher") -> the state with that network's
-      statistics: means over the batches of the mean and of the unbiased variance.
+      (replicated state, "student" or "teacher") -> the state with that network's new
+      statistics, means over the batches of the mean and of the unbiased variance. Those
+      of the plug-in and of a frozen encoder stay.
     """
 
     def add(total: PyTree, batch: Batch, given: tuple[PyTree, PyTree]) -> PyTree:

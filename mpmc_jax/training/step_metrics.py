@@ -48,7 +48,7 @@ def view_metrics(
     with w the method's weights of the confident pixels of view v and w' those after
     the plug-in. m is 1 without a plug-in; MPMC makes it the mean of lambda_s. A Dice
     loss divides by its weights, so that their mean cancels: there w' is w. Without a
-    confident pixel both counts are 0.
+    confident pixel its sum and count are 0.
 
     Args:
       before: the views as the method made them.
