@@ -1,4 +1,4 @@
-"""Random keys by name, step, record and group: never by device."""
+"""Random keys derived from name, step, record and group, never from the device."""
 
 import dataclasses
 
@@ -9,20 +9,19 @@ from mpmc_jax.types import Array
 
 @dataclasses.dataclass(frozen=True)
 class Keys:
-    """The random keys of one micro-batch on one device, and how far the run is.
+    """The random keys of one micro-batch on one device, and the run's progress.
 
-    A stream is a name; an example's key depends on (seed, name, step, record) and a
-    group's on (seed, name, step, group), so no draw depends on the device count.
-    Streams of examples, of groups and of whole steps are named apart: of one name,
+    A stream is a name. An example's key depends on (seed, name, step, record) and a
+    group's key on (seed, name, step, group), so no draw depends on the device count.
+    Streams of examples, of groups and of steps differ even if their names are the same:
     record 0 and group 0 have different keys.
 
     Attributes:
       root: the run's key.
       step: () int32.
-      record: (b,) int32, of the labeled examples.
-      group: (g,) int32, the groups that they make.
-      progress: () epochs that are over, as a share of the run's: what schedules by
-        epoch read.
+      record: (b,) int32, positions of the labeled examples in the global batch.
+      group: (g,) int32, numbers of the groups that these examples form.
+      progress: () finished epochs as a fraction of the run's, for schedules per epoch.
     """
 
     root: Array
@@ -43,16 +42,16 @@ class Keys:
         return jax.vmap(lambda i: jax.random.fold_in(base, i))(identities)
 
     def examples(self, name: str) -> Array:
-        """(b,) keys, one an example."""
+        """(b,) keys, one per example."""
         return self._fold(f"record/{name}", self.record)
 
     def groups(self, name: str) -> Array:
-        """(g,) keys, one a group."""
+        """(g,) keys, one per group."""
         return self._fold(f"group/{name}", self.group)
 
 
 def stream_key(root: Array, name: str) -> Array:
-    """The key of a named stream; the name's bytes decide, not the order of calls."""
+    """The key of a named stream, derived from the name, not from the order of calls."""
     number = 0
     for byte in name.encode():
         number = (number * 257 + byte) % (2**31 - 1)

@@ -63,10 +63,10 @@ class Batch:
     """The images that the network sees in one call.
 
     Attributes:
-      size: rows and columns of the arrays.
-      rows: rows of the arrays, the same for all batches of one size; those beyond the
-        images are filler.
-      indices: the images, at most `rows`.
+      size: height and width of the arrays.
+      rows: length of the batch axis, the same for all batches of one size; rows beyond
+        the number of images are filler.
+      indices: indices of the images, at most `rows` of them.
     """
 
     size: tuple[int, int]
@@ -85,8 +85,8 @@ def plan(
 
     All batches of one size have the same number of rows, so that they share a compiled
     program, and as few rows as possible, to minimize padding. `rows` is a multiple of
-    `num_devices`, at most `batch_size` rounded up to one. `indices` are the images;
-    None means all.
+    `num_devices`, at most `batch_size` rounded up to such a multiple. `indices` are the
+    images to use; None means all.
     """
     groups = collections.defaultdict(list)
     for index in range(len(source)) if indices is None else indices:

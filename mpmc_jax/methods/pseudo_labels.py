@@ -22,7 +22,7 @@ def confidence_and_label(logits_bhwc: Array) -> tuple[Array, Array]:
     logits_bhwc = jax.lax.stop_gradient(logits_bhwc)
     label_bhw = jnp.argmax(logits_bhwc, axis=-1).astype(jnp.int32)
     scores = at_least_float32(logits_bhwc)
-    # The largest softmax is exp(0) over the sum: no (b,h,w,c) quotient is needed.
+    # The largest probability is exp(0) / sum, so no (b,h,w,c) quotient is needed.
     shifted = scores - scores.max(axis=-1, keepdims=True)
     return 1 / jnp.exp(shifted).sum(axis=-1), label_bhw
 
