@@ -19,7 +19,7 @@ from mpmc_jax.training.checkpoint.integrity import CheckpointError
 from mpmc_jax.training.loop import Interrupted, NonFiniteError
 from mpmc_jax.training.workdir import WorkdirError
 
-# Errors that a user can mend; any other is a defect and keeps its traceback.
+# Errors that a user can fix; any other is a defect and keeps its traceback.
 _USER_ERRORS = (ValueError, OSError, CheckpointError, WorkdirError, NonFiniteError)
 
 # Exit status of a run that a signal stopped after saving: the same command resumes it
@@ -102,7 +102,7 @@ def read_source(args: argparse.Namespace) -> Source:
 
 @contextlib.contextmanager
 def user_errors() -> Iterator[None]:
-    """Ends the program with one line where a user can mend the error (status 1)."""
+    """Ends the program with one line where a user can fix the error (status 1)."""
     try:
         yield
         if sys.stdout is not None:  # closed before the program began, as by `>&-`
