@@ -11,7 +11,7 @@ import optax
 import pytest
 
 from mpmc_jax.experiments.build import state_shape
-from mpmc_jax.plugins.base import Identity
+from mpmc_jax.plugins.base import Identity, PluginLosses
 from mpmc_jax.random_keys import stream_key
 from mpmc_jax.training.optimizer import Schedule, build_optimizer
 from mpmc_jax.training.parallel import Layout, Parallel
@@ -54,11 +54,11 @@ class Probe(Identity):
     """A plug-in with two metrics: the mean row of class 1's pixels, and nothing."""
 
     def losses(self, variables, supervised, *args, **kwargs):
-        hit = supervised.label == 1
+        hit = supervised[0].label == 1
         row = jnp.arange(hit.shape[1])[None, :, None]
         zero = jnp.zeros((), jnp.int32)
         pair = (jnp.sum(jnp.where(hit, row, 0)), jnp.sum(hit))
-        return {}, {"row": pair, "nothing": (zero, zero)}, {}
+        return PluginLosses({}, {"row": pair, "nothing": (zero, zero)}, {})
 
 
 def test_a_mean_is_over_all_that_devices_and_micro_batches_counted():
