@@ -114,8 +114,8 @@ class RecordReader:
       image_format: how records hold images, see `decode.image_format`.
       pixels: the pixel format of the images.
       draw: draws where a crop comes from.
-      with_label: whether masks are read too. Images without are returned in bytes
-        even if they are stored deeper.
+      with_label: whether masks are read too. Images read without one are
+        converted to uint8 even if they are stored with more bits.
     """
 
     records: Sequence[dict]

@@ -99,7 +99,7 @@ def train(
         data = parts.pipeline.iterator(position)
         with contextlib.closing(data), contextlib.closing(writer), checkpointer:
             return loop.train(
-                parts.schedule,
+                parts.loop_config,
                 parts.setup.step,
                 parts.parallel,
                 state,
@@ -123,7 +123,7 @@ class Training:
       setup: network, method, plug-in and step.
       parallel: the devices.
       place: puts a batch on the devices.
-      schedule: the run's length, and how often it logs, evaluates and saves.
+      loop_config: the run's length, and how often it logs, evaluates and saves.
       validate: evaluates a state on the validation split.
       recompute_bn_stats: see `make_bn_recompute`.
     """
@@ -133,7 +133,7 @@ class Training:
     setup: Setup
     parallel: Parallel
     place: Callable[[Batch], Batch]
-    schedule: loop.LoopConfig
+    loop_config: loop.LoopConfig
     validate: Callable[[TrainState], dict[str, float]]
     recompute_bn_stats: Callable[[TrainState], TrainState] | None
 
@@ -143,7 +143,7 @@ class Training:
         return MetricWriter(
             directory,
             start,
-            self.schedule.steps,
+            self.loop_config.steps,
             self.setup.step.method.streams.images(step.batch_size, step.group_size),
             classes=self.facts.class_names,
             rampup=step.rampup,
@@ -164,8 +164,8 @@ def build_training(config: ml_collections.ConfigDict) -> Training:
     parallel = build_parallel(config)
     check_memory(config, setup, len(parallel.devices), parallel.memory())
     place = make_place(pipeline, parallel)
-    schedule = loop_config(config, pipeline.steps_per_epoch)
-    log_summary(config, setup, pipeline, schedule, parallel)
+    loop_config = make_loop_config(config, pipeline.steps_per_epoch)
+    log_summary(config, setup, pipeline, loop_config, parallel)
     if facts.partial:
         _LOG.warning("%s is partial: not as many images as published", facts.dataset)
     return Training(
@@ -174,7 +174,7 @@ def build_training(config: ml_collections.ConfigDict) -> Training:
         setup,
         parallel,
         place,
-        schedule,
+        loop_config,
         validate=make_validation(config, setup, facts),
         recompute_bn_stats=make_bn_recompute(config, setup, pipeline, parallel, place),
     )
@@ -200,7 +200,7 @@ def prepare(
     return facts, pipeline, setup
 
 
-def loop_config(
+def make_loop_config(
     config: ml_collections.ConfigDict, steps_per_epoch: int
 ) -> loop.LoopConfig:
     """Reads the run's length, and how often it logs, evaluates and saves."""
@@ -241,7 +241,7 @@ def log_summary(
     config: ml_collections.ConfigDict,
     setup: Setup,
     pipeline: TrainPipeline,
-    schedule: loop.LoopConfig,
+    loop_config: loop.LoopConfig,
     parallel: Parallel,
 ) -> None:
     """Logs what the run trains on and for how long, and warns about odd settings."""
@@ -253,7 +253,7 @@ def log_summary(
         pipeline.num_unlabeled,
         " with the labeled ones among them" if overlap else "",
         quantity(pipeline.steps_per_epoch, "step"),
-        schedule.steps,
+        loop_config.steps,
         quantity(len(parallel.devices), "device"),
     )
     for warning in pipeline.warnings:
@@ -275,12 +275,12 @@ def log_summary(
             quantity(sizes["unlabeled"], "unlabeled image"),
             pipeline.num_unlabeled,
         )
-    last_epoch = (schedule.steps - 1) // pipeline.steps_per_epoch
+    last_epoch = (loop_config.steps - 1) // pipeline.steps_per_epoch
     if setup.step.method.phase(last_epoch) != setup.step.method:
         _LOG.warning(
             "the warm-up, without unlabeled images, lasts the whole run of %s (%d per "
             "epoch); lower u2pl.warmup_epochs or train longer",
-            quantity(schedule.steps, "step"),
+            quantity(loop_config.steps, "step"),
             pipeline.steps_per_epoch,
         )
 

@@ -10,7 +10,7 @@ from mpmc_jax.precision import at_least_float32
 
 Array = jax.Array
 
-# Widths of the three blocks at `width` 64 (design decision D16).
+# Widths of the three blocks as published, at `width` 64 (D16).
 HEADS = {"paper": (256, 128, 64), "lite": (64, 64, 64)}
 PROJECTION = 64
 
@@ -49,7 +49,7 @@ class PatchClassifier(nn.Module):
       head: a key of `HEADS`.
       windows: pooling windows, any non-empty selection of (1, 7, 19).
       axis_name: devices over which batch norm is synchronized, or None.
-      width: all widths are multiplied by width/64; for tests.
+      width: multiplies all widths by width/64; 64 keeps the published ones.
     """
 
     num_classes: int

@@ -84,7 +84,8 @@ class Carry(struct.PyTreeNode):
     Attributes:
       grads: sum of the gradients so far, of this device.
       batch_stats: the students' and the plug-in's running statistics.
-      teacher_stats: the averaged teacher's, where it has statistics of its own.
+      teacher_stats: the teacher's running statistics; its passes update them in some
+        methods.
       method_state: the base method's own state.
     """
 
@@ -132,10 +133,11 @@ def train_step(
       config: the parts of the step.
       state: before the step.
       parts: the micro-batches, stacked along a new first axis.
-      augment: makes the inputs of one micro-batch; it holds every random draw.
+      augment: makes the inputs of one micro-batch; all random draws happen in it.
       info: what the process sent.
     """
     carry, sums, reduction = _accumulate(config, state, parts, augment)
+    # Sums, not means: every loss is divided by the count of the whole batch already.
     grads, stop, means, classes = distributed.total(
         (carry.grads, info.stop.astype(jnp.float32), sums.means, sums.classes),
         config.axis_name,
@@ -155,7 +157,7 @@ def train_step(
     )
     grad_norm = optax.tree.norm(grads)
     refused, checked = _find_refusal(
-        sums.terms, means, grad_norm, updated, late=info.step != state.step
+        sums.terms, means, grad_norm, updated, wrong_step=info.step != state.step
     )
     kept = jax.tree.map(
         lambda new, old: jnp.where(refused < 0, new, old), updated, state
@@ -339,7 +341,11 @@ def _make_reduction(config: StepConfig, counts: dict[str, Array]) -> Reduction:
 def _update_teacher(
     config: StepConfig, state: TrainState, carry: Carry, params: PyTree
 ) -> tuple[PyTree, PyTree]:
-    """Averages the teacher's parameters, and its statistics unless it has its own."""
+    """The moving averages of parameters and of batch norm's statistics after a step.
+
+    Statistics are left out where the teacher's own passes updated them, that is where
+    `average` returned (decay, None).
+    """
     decays = config.method.average(state.step, config.steps_per_epoch)
     if decays is None:
         return None, None
@@ -357,8 +363,7 @@ def _update_teacher(
         carry.batch_stats,
     )
     if of_stats is None:
-        # The networks' own statistics were updated by their passes; the plug-in's are
-        # always averaged.
+        # Keep what the teacher's passes updated; only the plug-in's are averaged.
         averaged |= {name: carry.teacher_stats[name] for name in config.modules}
     return ema_params, averaged
 
@@ -369,7 +374,7 @@ def _find_refusal(
     grad_norm: Array,
     updated: TrainState,
     *,
-    late: Array,
+    wrong_step: Array,
 ) -> tuple[Array, tuple[str, ...]]:
     """Returns `Metrics.refused`, and the names of what was checked.
 
@@ -378,7 +383,7 @@ def _find_refusal(
       means: name -> (sum, count); those of losses are checked.
       grad_norm: norm of the summed gradient.
       updated: the state after the update.
-      late: () bool, whether the batch is for another step than the state's.
+      wrong_step: () bool, whether the batch is for another step than the state's.
     """
     sums = {name: summed for name, (summed, _) in means.items()}
     # The terms come before their sum, so that the first one that is not finite is
@@ -392,7 +397,7 @@ def _find_refusal(
     )
     names = (*checked, *parts)
     refused = jnp.where(
-        broken.any(), jnp.argmax(broken), jnp.where(late, len(names), -1)
+        broken.any(), jnp.argmax(broken), jnp.where(wrong_step, len(names), -1)
     )
     return refused.astype(jnp.int32), names
 

@@ -231,7 +231,7 @@ class MPMC(Plugin):
         active: Array | None,
     ) -> tuple[View, PatchTargets]:
         confident_bhw = confident_pixels(view)
-        lambda_bhw, gamma_bhwc = adaptive_weights(
+        lambda_s_bhw, lambda_m_bhwc = adaptive_weights(
             logits_bhwc,
             view.target,
             confidence=self.confidence,
@@ -241,20 +241,20 @@ class MPMC(Plugin):
             global_sum=reduction.sum,
         )
         if not self.lambda_s:
-            lambda_bhw = jnp.ones_like(lambda_bhw)
+            lambda_s_bhw = jnp.ones_like(lambda_s_bhw)
         if active is not None:
-            lambda_bhw = jnp.where(active, lambda_bhw, 1)
+            lambda_s_bhw = jnp.where(active, lambda_s_bhw, 1)
         probability_bhwc = jax.nn.sigmoid(logits_bhwc)
         if self.target == "hard":
             probability_bhwc = (probability_bhwc >= 0.5).astype(logits_bhwc.dtype)
         targets = PatchTargets(
             target=probability_bhwc,
-            weight=gamma_bhwc if self.lambda_m else jnp.ones_like(gamma_bhwc),
-            lambda_sum=jnp.sum(jnp.where(confident_bhw, lambda_bhw, 0)),
+            weight=lambda_m_bhwc if self.lambda_m else jnp.ones_like(lambda_m_bhwc),
+            lambda_sum=jnp.sum(jnp.where(confident_bhw, lambda_s_bhw, 0)),
             lambda_count=jnp.sum(confident_bhw, dtype=jnp.int32),
             active=active,
         )
-        weight_bhw = view.weight * lambda_bhw.astype(view.weight.dtype)
+        weight_bhw = view.weight * lambda_s_bhw.astype(view.weight.dtype)
         return dataclasses.replace(view, weight=weight_bhw), targets
 
     def losses(
