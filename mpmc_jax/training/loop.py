@@ -117,8 +117,7 @@ def train(
             stop.has_progress = True
             run.pending.add(step, parallel.start_reading(metrics), batch)
             done = step + 1
-            # One process stops at once. Several stop after the step whose metrics
-            # report the request, which is the same step for all.
+            # Several processes stop after the step whose metrics report the request.
             at_once = distributed.is_alone() and bool(stop.requested)
             # A phase is saved and its lines are written before the next one compiles.
             phase_ends = programs.begins_phase(done)
