@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mpmc_jax.evaluation import batches, bounded_jit, metrics
+from mpmc_jax.evaluation import batches, bounded_jit, metrics, protocols
 from mpmc_jax.evaluation.evaluator import Evaluator, PatchProbe
 from mpmc_jax.evaluation.predict import Predictor
 from mpmc_jax.evaluation.protocols import build_protocol
@@ -89,11 +89,20 @@ def test_a_second_run_compiles_nothing_and_sees_new_variables(variables):
     np.testing.assert_array_equal(second.confusion, _by_hand(other, source))
 
 
+def _keep_two_programs(monkeypatch):
+    """Two programs per function, counted from none: other tests leave theirs."""
+    monkeypatch.setattr(bounded_jit, "MAX_PROGRAMS", 2)
+    monkeypatch.setattr(bounded_jit, "RECENT", 1)
+    for function in vars(protocols).values():
+        if isinstance(function, bounded_jit.BoundedJit):
+            monkeypatch.setattr(function, "programs", {})
+            monkeypatch.setattr(function, "_recent", {})
+
+
 @pytest.mark.parametrize("protocol", ["whole", "slide_unimatch"])
 def test_a_bounded_number_of_programs_is_kept(variables, monkeypatch, protocol):
     """However many sizes there are, and every size gives its own exact result."""
-    monkeypatch.setattr(bounded_jit, "MAX_PROGRAMS", 2)
-    monkeypatch.setattr(bounded_jit, "RECENT", 1)
+    _keep_two_programs(monkeypatch)
     source = make_source([(12 + i, 20) for i in range(6)])
     evaluator = Evaluator(
         _Net(),
@@ -137,8 +146,7 @@ def test_shapes_of_one_image_do_not_push_each_other_out(monkeypatch):
 
 
 def test_predictions_of_many_sizes_keep_few_programs(variables, monkeypatch):
-    monkeypatch.setattr(bounded_jit, "MAX_PROGRAMS", 2)
-    monkeypatch.setattr(bounded_jit, "RECENT", 1)
+    _keep_two_programs(monkeypatch)
     source = make_source([(12 + i, 20) for i in range(6)])
     predictor = Predictor(_Net(), variables, RGB, build_protocol("whole", 20))
 
