@@ -6,6 +6,7 @@ cast where they are used.
 """
 
 import dataclasses
+from collections.abc import Iterable
 
 import jax
 import jax.numpy as jnp
@@ -145,6 +146,16 @@ class ConvNorm(nn.Module):
         norm = BatchNorm(self.axis_name, self.scale_init, name="norm")
         out_bhwc = norm(conv(x_bhwc), train=train)
         return nn.relu(out_bhwc) if self.relu else out_bhwc
+
+
+def check_dropout(masks: Iterable[str], valid: Iterable[str]) -> None:
+    """Refuses masks of maps that a decoder does not have.
+
+    Raises:
+      ValueError: lists the valid names.
+    """
+    if not set(masks) <= set(valid):
+        raise ValueError(f"dropout of {sorted(masks)}: valid are {sorted(valid)}")
 
 
 def _towards(running: Array, value: Array) -> Array:

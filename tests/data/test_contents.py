@@ -1,9 +1,8 @@
 import dataclasses
-import itertools
 import subprocess
 import sys
 
-import jax
+import chex
 import numpy as np
 import pytest
 
@@ -13,27 +12,12 @@ from mpmc_jax.data.geometry import registry as geometries
 from mpmc_jax.data.pipeline import TrainPipeline
 from mpmc_jax.pixels import GRAY, RGB
 from mpmc_jax.types import Streams
-from tests.support.data_sets import SIZES, config_for, make_folder, prepare_synthetic
-
-
-@pytest.fixture(scope="module")
-def data_dir(tmp_path_factory):
-    path = tmp_path_factory.mktemp("data")
-    prepare_synthetic(path)
-    return path
-
-
-def _batches(pipeline, count, start_step=0):
-    iterator = pipeline.iterator(start_step)
-    try:
-        return list(itertools.islice(iterator, count))
-    finally:
-        iterator.close()
-
-
-def _assert_equal(a, b):
-    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
-        np.testing.assert_array_equal(x, y)
+from tests.support.data_sets import (
+    SIZES,
+    config_for,
+    make_folder,
+    take_batches,
+)
 
 
 def _with_records(pipeline, config, edit):
@@ -62,7 +46,7 @@ def test_unlabeled_masks_are_never_opened(data_dir):
         return record
 
     edited = _with_records(pipeline, pipeline._config, corrupt)
-    _assert_equal(_batches(pipeline, 6), _batches(edited, 6))
+    chex.assert_trees_all_equal(take_batches(pipeline, 6), take_batches(edited, 6))
 
 
 @pytest.mark.parametrize("part", ["image", "mask"])
@@ -75,7 +59,7 @@ def test_an_undecodable_record_is_named(data_dir, part):
 
     edited = _with_records(pipeline, pipeline._config, truncate)
     with pytest.raises(ValueError, match=r"record 'scene_0\d+': truncated"):
-        _batches(edited, 1)
+        take_batches(edited, 1)
 
 
 def test_labels_move_with_their_image(tmp_path):
@@ -102,7 +86,7 @@ def test_labels_move_with_their_image(tmp_path):
     config = config_for(tmp_path, split="4", crop=48)
     for geometry in geometries.GEOMETRIES:
         streams = Streams(geometry=geometry, fill="mean")
-        for batch in _batches(build.build_train(config, streams), 4):
+        for batch in take_batches(build.build_train(config, streams), 4):
             image, label = batch.labeled.image, batch.labeled.label
             shown = np.clip(np.round((image[..., 0] - 20.0) / 60), 0, 3)
             void = 0 if geometry == "u2pl" else 255
@@ -133,7 +117,7 @@ def test_gray_folder_with_unlabeled_images(tmp_path):
     assert len(info.present) == 9
     pipeline = build.build_train(config, Streams())
     assert (pipeline.num_labeled, pipeline.num_unlabeled) == (8, 11)
-    (batch,) = _batches(pipeline, 1)
+    (batch,) = take_batches(pipeline, 1)
     assert batch.labeled.image.shape == (4, 32, 32, 1)
     assert set(np.unique(batch.labeled.label)) <= {0, 1, 2, 255}
     evaluation = build.build_eval(config)

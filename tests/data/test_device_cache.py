@@ -1,7 +1,5 @@
 """Crops gathered on the device are those that the host cuts."""
 
-import itertools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,7 +16,7 @@ from mpmc_jax.training.parallel import Layout, Parallel
 from mpmc_jax.types import Batch, Crops, Streams
 from tests.data.test_acdc import prepare
 from tests.support import trees
-from tests.support.data_sets import config_for, prepare_synthetic
+from tests.support.data_sets import config_for, prepare_synthetic, take_batches
 
 STREAMS = {
     "unimatch": Streams(partner="same"),
@@ -33,14 +31,6 @@ STREAMS = {
 }
 
 
-def _batches(pipeline, count):
-    iterator = pipeline.iterator()
-    try:
-        return list(itertools.islice(iterator, count))
-    finally:
-        iterator.close()
-
-
 def _both(config, streams, count=4):
     """The same batches, cut on the host and on the device."""
     with_host = build.build_train(config, streams)
@@ -48,8 +38,8 @@ def _both(config, streams, count=4):
     with_device = build.build_train(config, streams)
     images = with_device.device_cache
     cut = jax.jit(images.cut)
-    found = [cut(images.arrays, batch) for batch in _batches(with_device, count)]
-    return _batches(with_host, count), found
+    found = [cut(images.arrays, batch) for batch in take_batches(with_device, count)]
+    return take_batches(with_host, count), found
 
 
 def _assert_same(expected: Batch, found: Batch, tolerance: int):
@@ -152,11 +142,11 @@ def test_placing_finishes_batches_on_their_devices(kind, tmp_path):
     config.train.group_size = 1
     streams = STREAMS["unimatch"]
     parallel = Parallel(kind, Layout(4, 1, 1), 4)
-    (plain,) = _batches(build.build_train(config, streams), 1)
+    (plain,) = take_batches(build.build_train(config, streams), 1)
     config.data.resident = True
     pipeline = build.build_train(config, streams)
     place = parallel.placing(pipeline.device_cache.arrays, pipeline.device_cache.cut)
-    (planned,) = _batches(pipeline, 1)
+    (planned,) = take_batches(pipeline, 1)
     expected, found = parallel.place(plain), place(planned)
     for one, other in zip(
         jax.tree.leaves(expected), jax.tree.leaves(found), strict=True

@@ -1,38 +1,18 @@
 import collections
-import itertools
 
+import chex
 import jax
 import numpy as np
 import pytest
 
 from mpmc_jax.data import build
 from mpmc_jax.types import Streams
-from tests.support.data_sets import config_for, prepare_synthetic
-
-
-@pytest.fixture(scope="module")
-def data_dir(tmp_path_factory):
-    path = tmp_path_factory.mktemp("data")
-    prepare_synthetic(path)
-    return path
-
-
-def _batches(pipeline, count, start_step=0):
-    iterator = pipeline.iterator(start_step)
-    try:
-        return list(itertools.islice(iterator, count))
-    finally:
-        iterator.close()
-
-
-def _assert_equal(a, b):
-    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
-        np.testing.assert_array_equal(x, y)
+from tests.support.data_sets import config_for, take_batches
 
 
 def test_shapes_and_types(data_dir):
     pipeline = build.build_train(config_for(data_dir), Streams(partner="same"))
-    (batch,) = _batches(pipeline, 1)
+    (batch,) = take_batches(pipeline, 1)
     for crops in (batch.labeled, batch.unlabeled, batch.partner):
         assert crops.image.shape == (4, 32, 32, 3)
         assert crops.image.dtype == np.uint8
@@ -48,15 +28,15 @@ def test_shapes_and_types(data_dir):
 
 def test_streams_follow_the_method(data_dir):
     config = config_for(data_dir)
-    (supervised,) = _batches(build.build_train(config, Streams(unlabeled=False)), 1)
+    (supervised,) = take_batches(build.build_train(config, Streams(unlabeled=False)), 1)
     assert supervised.unlabeled is None
     assert supervised.partner is None
-    (plain,) = _batches(build.build_train(config, Streams()), 1)
+    (plain,) = take_batches(build.build_train(config, Streams()), 1)
     assert plain.partner is None
-    (full,) = _batches(build.build_train(config, Streams(partner="same")), 1)
+    (full,) = take_batches(build.build_train(config, Streams(partner="same")), 1)
     # Neither stream nor partner moves what the others draw.
-    _assert_equal(supervised.labeled, full.labeled)
-    _assert_equal(plain.unlabeled, full.unlabeled)
+    chex.assert_trees_all_equal(supervised.labeled, full.labeled)
+    chex.assert_trees_all_equal(plain.unlabeled, full.unlabeled)
 
 
 def test_nothing_needs_to_be_asked_for(data_dir):
@@ -65,20 +45,20 @@ def test_nothing_needs_to_be_asked_for(data_dir):
     iterator = pipeline.iterator(requests=False)
     batch = next(iterator)
     iterator.close()
-    (plain,) = _batches(build.build_train(config, Streams()), 1)
+    (plain,) = take_batches(build.build_train(config, Streams()), 1)
     assert batch.partner is None
-    _assert_equal(batch, plain)
+    chex.assert_trees_all_equal(batch, plain)
 
 
 def test_a_run_is_a_function_of_its_seed_and_not_of_threads(data_dir):
     config = config_for(data_dir)
-    reference = _batches(build.build_train(config, Streams(partner="same")), 5)
+    reference = take_batches(build.build_train(config, Streams(partner="same")), 5)
     config.data.threads = 3
-    _assert_equal(
-        reference, _batches(build.build_train(config, Streams(partner="same")), 5)
+    chex.assert_trees_all_equal(
+        reference, take_batches(build.build_train(config, Streams(partner="same")), 5)
     )
     config.seed = 1
-    other = _batches(build.build_train(config, Streams(partner="same")), 5)
+    other = take_batches(build.build_train(config, Streams(partner="same")), 5)
     assert (reference[0].labeled.image != other[0].labeled.image).any()
 
 
@@ -87,8 +67,8 @@ def test_position_is_the_step(data_dir, threads):
     config = config_for(data_dir)
     config.data.threads = threads
     pipeline = build.build_train(config, Streams(partner="same"))
-    reference = _batches(pipeline, 8)
-    _assert_equal(reference[3:5], _batches(pipeline, 2, start_step=3))
+    reference = take_batches(pipeline, 8)
+    chex.assert_trees_all_equal(reference[3:5], take_batches(pipeline, 2, start_step=3))
     iterator = pipeline.iterator()
     for step in range(4):
         assert iterator.get_state() == {"next_index": step}
@@ -97,7 +77,7 @@ def test_position_is_the_step(data_dir, threads):
     assert state == {"next_index": 4}
     next(iterator)
     iterator.set_state(state)
-    _assert_equal(reference[4], next(iterator))
+    chex.assert_trees_all_equal(reference[4], next(iterator))
     iterator.close()
 
 
@@ -105,9 +85,9 @@ def test_position_is_the_step(data_dir, threads):
 def test_processes_share_the_global_batch(data_dir, processes):
     config = config_for(data_dir)
     streams = Streams(partner="same")
-    whole = _batches(build.build_train(config, streams), 6)
+    whole = take_batches(build.build_train(config, streams), 6)
     parts = [
-        _batches(
+        take_batches(
             build.build_train(
                 config, streams, process_index=p, process_count=processes
             ),
@@ -120,7 +100,7 @@ def test_processes_share_the_global_batch(data_dir, processes):
             record = part[step].labeled.record
             assert len(record) == 4 // processes
             rows = jax.tree.map(lambda x, record=record: x[record], batch)
-            _assert_equal(rows, part[step])
+            chex.assert_trees_all_equal(rows, part[step])
 
 
 @pytest.mark.parametrize("processes", [1, 2, 4])
@@ -133,7 +113,7 @@ def test_an_epoch_has_each_record_once_over_all_processes(data_dir, processes):
             config, Streams(), process_index=p, process_count=processes
         )
         assert pipeline.steps_per_epoch == 2
-        for batch in _batches(pipeline, pipeline.steps_per_epoch):
+        for batch in take_batches(pipeline, pipeline.steps_per_epoch):
             seen.update(batch.unlabeled.index.tolist())
     assert len(seen) == 8 and set(seen.values()) == {1}
 
@@ -145,7 +125,7 @@ def test_batch_must_divide_among_processes(data_dir):
 
 def test_partner_is_the_same_image_cropped_anew(data_dir):
     pipeline = build.build_train(config_for(data_dir), Streams(partner="same"))
-    batches = _batches(pipeline, 6)
+    batches = take_batches(pipeline, 6)
     for batch in batches:
         np.testing.assert_array_equal(batch.unlabeled.index, batch.partner.index)
     same = [
@@ -161,7 +141,7 @@ def test_an_epoch_is_a_permutation_and_epochs_differ(data_dir):
     pipeline = build.build_train(config, Streams())
     assert (pipeline.num_labeled, pipeline.num_unlabeled) == (4, 9)
     assert pipeline.steps_per_epoch == 3
-    indices = np.stack([b.unlabeled.index for b in _batches(pipeline, 12)])
+    indices = np.stack([b.unlabeled.index for b in take_batches(pipeline, 12)])
     epochs = indices.reshape(4, 9)
     for epoch in epochs:
         assert sorted(epoch) == list(range(9))
@@ -171,7 +151,7 @@ def test_an_epoch_is_a_permutation_and_epochs_differ(data_dir):
 def test_epochs_have_whole_batches_of_distinct_images(data_dir):
     pipeline = build.build_train(config_for(data_dir, batch_size=4), Streams())
     assert pipeline.steps_per_epoch == 2
-    indices = np.stack([b.unlabeled.index for b in _batches(pipeline, 20)])
+    indices = np.stack([b.unlabeled.index for b in take_batches(pipeline, 20)])
     for epoch in indices.reshape(10, 8):
         assert len(set(epoch)) == 8
     # The image left out is another one each time.
@@ -182,7 +162,7 @@ def test_labeled_list_is_tiled_and_cut(data_dir):
     config = config_for(data_dir, batch_size=3)
     pipeline = build.build_train(config, Streams())
     assert pipeline.repetition == 9 / 4
-    indices = np.stack([b.labeled.index for b in _batches(pipeline, 6)])
+    indices = np.stack([b.labeled.index for b in take_batches(pipeline, 6)])
     for epoch in indices.reshape(2, 9):
         # 0 1 2 3 | 0 1 2 3 | 0: tiled three times, cut at nine, then shuffled.
         assert np.bincount(epoch, minlength=4).tolist() == [3, 2, 2, 2]
@@ -201,16 +181,18 @@ def test_supervised_epochs_may_be_of_the_labeled_list(data_dir, processes):
     config = config_for(data_dir, split="9")
     config.train.epoch_of = "labeled"
     streams = Streams(unlabeled=False)
-    whole = _batches(build.build_train(config, streams), 6)
+    whole = take_batches(build.build_train(config, streams), 6)
     for p in range(processes):
         pipeline = build.build_train(
             config, streams, process_index=p, process_count=processes
         )
         assert (pipeline.steps_per_epoch, pipeline.repetition) == (2, 8 / 9)
-        late = _batches(pipeline, 3, start_step=3)
+        late = take_batches(pipeline, 3, start_step=3)
         for batch, all_rows in zip(late, whole[3:], strict=True):
             rows = batch.labeled.record
-            _assert_equal(batch, jax.tree.map(lambda x, rows=rows: x[rows], all_rows))
+            chex.assert_trees_all_equal(
+                batch, jax.tree.map(lambda x, rows=rows: x[rows], all_rows)
+            )
     for epoch in np.stack([b.labeled.index for b in whole]).reshape(3, 8):
         assert len(set(epoch)) == 8
 
@@ -219,14 +201,14 @@ def test_a_surplus_of_labels_is_used_over_the_epochs(data_dir):
     config = config_for(data_dir, batch_size=2, split="10")
     pipeline = build.build_train(config, Streams())
     assert (pipeline.num_unlabeled, pipeline.steps_per_epoch) == (3, 1)
-    indices = {int(i) for b in _batches(pipeline, 40) for i in b.labeled.index}
+    indices = {int(i) for b in take_batches(pipeline, 40) for i in b.labeled.index}
     assert indices == set(range(10)) and not pipeline.unused
 
 
 def test_a_surplus_of_labels_that_is_cut_is_counted(data_dir):
     config = config_for(data_dir, batch_size=3, split="10")
     pipeline = build.build_train(config, Streams(order="drawn"))
-    indices = {int(i) for b in _batches(pipeline, 40) for i in b.labeled.index}
+    indices = {int(i) for b in take_batches(pipeline, 40) for i in b.labeled.index}
     assert len(indices) == 3 and pipeline.unused == 7
 
 
@@ -235,7 +217,7 @@ def test_fewer_images_than_a_batch_is_legal(data_dir):
     pipeline = build.build_train(config, Streams(partner="same"))
     assert pipeline.steps_per_epoch == 1
     assert pipeline.repetition == 16
-    batch = _batches(pipeline, 2)[1]
+    batch = take_batches(pipeline, 2)[1]
     assert batch.labeled.image.shape[0] == 16
     np.testing.assert_array_equal(batch.labeled.index, 0)
     # One image sixteen times, and sixteen crops.

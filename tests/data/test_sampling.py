@@ -9,7 +9,7 @@ import pytest
 from mpmc_jax.data import build, splits
 from mpmc_jax.data.sampling import EpochOrder
 from mpmc_jax.types import Streams
-from tests.support.data_sets import config_for, prepare_synthetic
+from tests.support.data_sets import config_for
 
 U2PL = Streams(geometry="u2pl", fill="nearest_mean", order="drawn")
 AEL = Streams(
@@ -20,13 +20,6 @@ AEL = Streams(
     geometry="u2pl",
     fill="nearest_mean",
 )
-
-
-@pytest.fixture(scope="module")
-def data_dir(tmp_path_factory):
-    path = tmp_path_factory.mktemp("data")
-    prepare_synthetic(path)
-    return path
 
 
 def _places(order, name, count):

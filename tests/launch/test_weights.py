@@ -4,6 +4,7 @@ import functools
 import logging
 import pathlib
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -31,10 +32,6 @@ SEGMENTERS = {
 }
 
 
-def assert_equal(a, b):
-    jax.tree.map(np.testing.assert_array_equal, a, b)
-
-
 def run_convert(*arguments):
     convert_weights.main([f"--{name}={value}" for name, value in arguments])
 
@@ -52,7 +49,9 @@ def test_golden_recipes_come_back_bit_for_bit(name, tmp_path, capsys):
     found = convert.load(ours)
     for field in ("name", "variant", "embedding", "in_channels", "backbone"):
         assert getattr(found.model, field) == getattr(SEGMENTERS[name], field)
-    assert_equal(found.variables, load_torch_state_dict(published, found.model))
+    chex.assert_trees_all_equal(
+        found.variables, load_torch_state_dict(published, found.model)
+    )
     run_convert(("input", ours), ("output", back), ("layout", "torch"))
     returned = safetensors_numpy.load_file(back)
     kept = {k: v for k, v in published.items() if "num_batches_tracked" not in k}
@@ -71,14 +70,16 @@ def test_the_encoder_alone_goes_out_in_both_layouts(tmp_path, capsys):
     assert "the encoder of" in capsys.readouterr().out
     found = convert.load(part)
     assert not found.whole and found.model.backbone == "resnet18"
-    assert_equal(found.variables["params"]["backbone"], variables["params"]["backbone"])
+    chex.assert_trees_all_equal(
+        found.variables["params"]["backbone"], variables["params"]["backbone"]
+    )
     flat = tmp_path / "flat.safetensors"
     run_convert(
         ("input", whole), ("output", flat), ("part", "encoder"), ("layout", "torch")
     )
     keys = safetensors_numpy.load_file(flat).keys()
     assert {"conv1.weight", "layer4.1.bn2.running_var"} <= keys
-    assert_equal(convert.load(flat).variables, found.variables)
+    chex.assert_trees_all_equal(convert.load(flat).variables, found.variables)
 
 
 def test_a_conversion_gives_equal_bytes_every_time(tmp_path):
@@ -96,7 +97,7 @@ def test_a_conversion_gives_equal_bytes_every_time(tmp_path):
     # The library as well reads what was put in order.
     found = safetensors_numpy.load_file(outputs[0])
     ours = weight_files.read(outputs[0]).arrays
-    assert_equal(found, ours)
+    chex.assert_trees_all_equal(found, ours)
 
 
 @pytest.mark.parametrize(
@@ -195,12 +196,14 @@ def test_students_and_teachers_begin_with_the_weights(
             continue
         for network in setup.step.method.networks:
             for half in halves:
-                assert_equal(tree[network][half], given[collection][half])
-    assert_equal(state.params[PLUGIN], fresh.params[PLUGIN])
+                chex.assert_trees_all_equal(
+                    tree[network][half], given[collection][half]
+                )
+    chex.assert_trees_all_equal(state.params[PLUGIN], fresh.params[PLUGIN])
     decoder = state.params[setup.step.method.networks[0]]["decoder"]
     begun = fresh.params[setup.step.method.networks[0]]["decoder"]
     if part == "encoder":
-        assert_equal(decoder, begun)
+        chex.assert_trees_all_equal(decoder, begun)
     jax.tree.map(
         lambda a, b: np.testing.assert_equal((a.shape, a.dtype), (b.shape, b.dtype)),
         state,

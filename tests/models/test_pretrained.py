@@ -1,5 +1,6 @@
 """Conversion of PyTorch state dicts: full coverage, both layouts, clear errors."""
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -36,10 +37,6 @@ def torch_state_dict(config, variables, prefix=""):
     return state_dict
 
 
-def assert_equal(a, b):
-    jax.tree.map(np.testing.assert_array_equal, a, b)
-
-
 @pytest.fixture(params=CONFIGS, scope="module")
 def case(request):
     config = CONFIGS[request.param]
@@ -50,7 +47,7 @@ def case(request):
 def test_state_dict_returns_every_variable(case, prefix):
     config, variables = case
     state_dict = torch_state_dict(config, variables, prefix)
-    assert_equal(load_torch_state_dict(state_dict, config), variables)
+    chex.assert_trees_all_equal(load_torch_state_dict(state_dict, config), variables)
 
 
 def test_names_are_unique(case):
@@ -83,8 +80,8 @@ def test_backbone_alone_loads_from_the_flat_names(case):
     assert "layer1.0.conv1.weight" in flat
     flat["fc.weight"], flat["fc.bias"] = np.zeros((1000, 2)), np.zeros(1000)
     params, stats = load_torch_backbone(flat, config)
-    assert_equal(params, variables["params"]["backbone"])
-    assert_equal(stats, variables["batch_stats"]["backbone"])
+    chex.assert_trees_all_equal(params, variables["params"]["backbone"])
+    chex.assert_trees_all_equal(stats, variables["batch_stats"]["backbone"])
     del flat["layer4.0.downsample.0.weight"]
     with pytest.raises(ValueError, match=r"missing layer4\.0\.downsample\.0\.weight"):
         load_torch_backbone(flat, config)

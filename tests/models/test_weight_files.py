@@ -9,6 +9,7 @@ import sys
 import types
 import zipfile
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -18,10 +19,6 @@ from mpmc_jax.models.weights import convert, formats
 from mpmc_jax.models.weights import files as weight_files
 from mpmc_jax.models.weights.files import WeightsError
 from tests.support.published import NETWORKS, as_published, save, weights_of
-
-
-def assert_equal(a, b):
-    jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
 class _Bomb:
@@ -383,7 +380,7 @@ def test_pytorch_is_asked_for_weights_only(monkeypatch, tmp_path):
     found = convert.load(path)
     assert calls == [{"map_location": "cpu", "weights_only": True}]
     assert found.origin["state"] == "model"
-    assert_equal(found.variables, variables)
+    chex.assert_trees_all_equal(found.variables, variables)
 
 
 @pytest.mark.parametrize("version", ["2.5.1", "1.13.0+cu117"])
@@ -460,7 +457,7 @@ def test_teachers_come_first_and_others_by_name(monkeypatch, tmp_path):
     path.write_bytes(b"\x80\2")
     states = {"model_state": _tensors(other), "teacher_state": _tensors(arrays)}
     _fake_torch(monkeypatch, states)
-    assert_equal(convert.load(path).variables, variables)
+    chex.assert_trees_all_equal(convert.load(path).variables, variables)
     student = convert.load(path, "model_state")
     assert student.origin["state"] == "model_state"
     kernel = student.variables["params"]["decoder"]["classifier"]["bias"]

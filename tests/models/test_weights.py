@@ -2,8 +2,8 @@
 
 import dataclasses
 
+import chex
 import hypothesis
-import jax
 import numpy as np
 import pytest
 from hypothesis import strategies as st
@@ -14,11 +14,6 @@ from mpmc_jax.models.weights.detect import detect
 from mpmc_jax.models.weights.files import WeightsError
 from mpmc_jax.models.weights.torch_names import torch_state_dict
 from tests.support.published import NETWORKS, as_published, encoder_of, save, weights_of
-
-
-def assert_equal(a, b):
-    jax.tree.map(np.testing.assert_array_equal, a, b)
-
 
 LARGE = ("deep101", "plain101")
 
@@ -37,12 +32,12 @@ def test_a_network_is_found_from_its_keys_and_comes_back(name, tmp_path):
     given = {f"module.{key}": value for key, value in arrays.items()}
     found = convert.load(save(tmp_path / "given.safetensors", given))
     assert found.model == config and found.whole
-    assert_equal(found.variables, variables)
+    chex.assert_trees_all_equal(found.variables, variables)
     own = tmp_path / "own.safetensors"
     convert.save(own, found)
     again = convert.load(own)
     assert again.model == config and again.whole
-    assert_equal(again.variables, variables)
+    chex.assert_trees_all_equal(again.variables, variables)
     given_sum = weight_files.checksum(tmp_path / "given.safetensors")
     assert found.origin == {"file": "given.safetensors", "sha256": given_sum}
     assert again.origin["source_sha256"] == given_sum
@@ -68,7 +63,9 @@ def test_an_encoder_alone_is_found_from_stem_and_depths(name, suffix, tmp_path):
     assert described == (config.backbone, config.width, config.in_channels)
     assert set(found.variables["params"]) == {"backbone"}
     for kind in ("params", "batch_stats"):
-        assert_equal(found.variables[kind]["backbone"], variables[kind]["backbone"])
+        chex.assert_trees_all_equal(
+            found.variables[kind]["backbone"], variables[kind]["backbone"]
+        )
     back = torch_state_dict(found.variables, found.model)
     for key, value in back.items():
         np.testing.assert_array_equal(value, flat[key])
@@ -190,4 +187,4 @@ def test_the_first_convolution_is_adapted_and_nothing_else(channels):
     kernel = start.variables["params"]["backbone"]["stem0"]["conv"].pop("kernel")
     given = found.variables["params"]["backbone"]["stem0"]["conv"].pop("kernel")
     np.testing.assert_array_equal(kernel, convert.adapt_channels(given, channels))
-    assert_equal(start.variables, found.variables)
+    chex.assert_trees_all_equal(start.variables, found.variables)

@@ -1,5 +1,6 @@
 """Small data sets for the tests of the data code."""
 
+import itertools
 import json
 import os
 import pathlib
@@ -65,3 +66,12 @@ def real(name):
     if not folder.is_dir():
         pytest.skip(f"MPMC_TEST_DATA is unset or holds no {name}")
     return folder
+
+
+def take_batches(pipeline, count, start_step=0):
+    """The first batches of a training pipeline from a step on."""
+    iterator = pipeline.iterator(start_step)
+    try:
+        return list(itertools.islice(iterator, count))
+    finally:
+        iterator.close()

@@ -197,8 +197,7 @@ class ASPPDecoder(nn.Module):
         valid = self.spec.dropout_channels(
             embedding=self.embedding, auxiliary=self.auxiliary
         )
-        if not set(masks) <= set(valid):
-            raise ValueError(f"dropout of {sorted(masks)}: valid are {sorted(valid)}")
+        layers.check_dropout(masks, valid)
 
         def conv_norm(spec: ConvSpec, name: str, x_bhwd: Array, bias=False) -> Array:
             module = layers.ConvNorm(spec, self.axis_name, use_bias=bias, name=name)

@@ -99,8 +99,7 @@ class UNetDecoder(nn.Module):
         valid = _dropout_channels(
             self.width, embedding=self.embedding, auxiliary=self.auxiliary
         )
-        if not set(masks) <= set(valid):
-            raise ValueError(f"dropout of {sorted(masks)}: valid are {sorted(valid)}")
+        layers.check_dropout(masks, valid)
         channels = stage_channels(self.width)
         x_bhwd = self._climb(taps, train)
 
