@@ -1,15 +1,14 @@
-"""Draws curves and writes a table of finished runs; needs matplotlib.
+"""Draws curves and writes a table of runs.
 
 python -m launch.plot_runs --output=results/camvid_cpu runs/supervised runs/unimatch
 
-Writes curves.png and table.md, and copies each run's config.json, manifest.json,
-metrics.jsonl, eval_*.json and trust_*.json to OUTPUT/<run>. Results of an earlier call
-are replaced, and counted.
+Writes curves.png, curves.svg, curves.csv and table.md, and copies each run's
+config.json, manifest.json, metrics.jsonl, eval_*.json and trust_*.json to OUTPUT/<run>.
+Results of an earlier call are replaced, and counted.
 """
 
-import importlib.util
-
 from launch import cli
+from mpmc_jax.analysis import curves
 from mpmc_jax.paths import as_path
 from mpmc_jax.text import printable, quantity
 
@@ -21,13 +20,6 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("runs", nargs="+", help="directories of runs")
     args = parser.parse_args(arguments)
     with cli.user_errors():
-        # Only this program draws curves; the others do not need matplotlib.
-        if importlib.util.find_spec("matplotlib") is None:
-            raise ValueError(
-                "no matplotlib here; run: python -m pip install matplotlib"
-            )
-        from mpmc_jax.analysis import curves
-
         runs = [as_path("RUN", run) for run in args.runs]
         output = as_path("--output", args.output)
         table, replaced = curves.compare(runs, output)

@@ -4,17 +4,12 @@ python -m launch.visualize --workdir=runs/quickstart --output=figure.png [--imag
 
 lambda_s weighs the prediction at every pixel as it would weigh a pseudo-label (eq. 5).
 Its gray levels run from the image's smallest to its largest value, so compare them only
-within one image.
+within one image. An SVG file and the numbers as CSV are written beside the PNG file.
 """
 
 from launch import cli
-from mpmc_jax.analysis.panels import CAPTIONS, panel_rows
-from mpmc_jax.atomic_write import write_bytes
-from mpmc_jax.evaluation.pictures import (
-    as_png,
-    panel,
-)
-from mpmc_jax.experiments import run as runs
+from mpmc_jax.analysis.base import SavedRun
+from mpmc_jax.analysis.panels import Panels
 from mpmc_jax.paths import as_path
 from mpmc_jax.text import printable, quantity
 
@@ -29,19 +24,16 @@ def main(arguments: list[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     cli.setup_runtime()
     with cli.user_errors():
-        if args.images < 1:
-            raise ValueError(f"--images={args.images}: at least 1 is needed")
         output = as_path("--output", args.output)
-        if output.suffix.lower() != ".png":
+        if output.suffix != ".png":
             raise ValueError(f"--output={output}: name a .png")
-        run = runs.load_run(as_path("--workdir", args.workdir), args.checkpoint)
-        run = runs.use_data(run, args.data_dir)
-        pictures = panel_rows(run, args.images)
-        output.parent.mkdir(parents=True, exist_ok=True)
-        write_bytes(output, as_png(panel(pictures, CAPTIONS)))
-        mark = ", of a partial data set" if run.facts.partial else ""
-        few = f", {quantity(len(pictures), 'image')} of one size" * (
-            len(pictures) < args.images
+        workdir = as_path("--workdir", args.workdir)
+        run = SavedRun(workdir, args.checkpoint, args.data_dir)
+        drawing = Panels(args.images).draw([run])
+        drawing.write(output.with_suffix(""))
+        mark = ", of a partial data set" if run.restored.facts.partial else ""
+        few = f", {quantity(len(drawing.rows), 'image')} of one size" * (
+            len(drawing.rows) < args.images
         )
         print(printable(f"figure: {output}{few}{mark}"))
 

@@ -1,16 +1,13 @@
 """Learning curves and a table of several runs, from their files alone."""
 
-import io
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import matplotlib
+from matplotlib.figure import Figure as Canvas
 
-matplotlib.use("Agg")  # no display is needed
-
-from matplotlib import pyplot as plt
-
+from mpmc_jax.analysis.base import Drawing, Figure, SavedRun, by_name, drawing_of
 from mpmc_jax.atomic_write import write_bytes
 from mpmc_jax.training.workdir import CHECKPOINTS, read_manifest
 
@@ -54,16 +51,50 @@ def series(lines: Sequence[Mapping[str, float]], name: str) -> list[tuple[int, f
     ]
 
 
-def draw(
+@dataclasses.dataclass(frozen=True)
+class Curves(Figure):
+    """Learning curves of any number of runs: validation score and supervised loss.
+
+    Attributes:
+      score: the score in metrics.jsonl; "" for Dice where a run has it, else mIoU.
+      loss: the loss in metrics.jsonl.
+    """
+
+    score: str = ""
+    loss: str = LOSS
+
+    def draw(self, runs: Sequence[SavedRun]) -> Drawing:
+        """Draws one panel per number, one line per run; reads metrics.jsonl alone."""
+        lines = {
+            name: read_metrics(run.workdir / "metrics.jsonl")
+            for name, run in by_name(runs).items()
+        }
+        names = (self.score or choose_score(lines), self.loss)
+        rows = [
+            {"run": run, "step": step, "name": name, "value": value}
+            for name in names
+            for run, each in lines.items()
+            for step, value in series(each, name)
+        ]
+        return drawing_of(_panels(lines, names), rows)
+
+
+def choose_score(runs: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
+    """Returns the name of the score by which the runs are compared."""
+    written = {name for lines in runs.values() for line in lines for name in line}
+    return next((name for name in SCORES if name in written), SCORES[-1])
+
+
+def _panels(
     runs: Mapping[str, Sequence[Mapping[str, float]]], names: Sequence[str]
-) -> bytes:
-    """Draws one panel per number, one line per run; returns the bytes of a PNG.
+) -> Canvas:
+    """Draws one panel per number, one line per run.
 
     Raises:
       ValueError: no run has one of the numbers.
     """
-    figure, axes = plt.subplots(1, len(names), figsize=(5 * len(names), 3.6))
-    for axis, name in zip([axes] if len(names) == 1 else axes, names, strict=True):
+    canvas = Canvas(figsize=(5 * len(names), 3.6))
+    for axis, name in zip(canvas.subplots(1, len(names)), names, strict=True):
         for run, lines in runs.items():
             points = series(lines, name)
             if points:
@@ -74,11 +105,8 @@ def draw(
         axis.set_title(name)
         axis.grid(alpha=0.3)
         axis.legend()
-    figure.tight_layout()
-    stream = io.BytesIO()
-    figure.savefig(stream, dpi=110)
-    plt.close(figure)
-    return stream.getvalue()
+    canvas.tight_layout()
+    return canvas
 
 
 def table(
@@ -114,42 +142,47 @@ def compare(runs: Sequence[Path], output: Path) -> tuple[str, int]:
         holds a run, whose files would be overwritten.
       OSError: a run does not exist, or the output cannot be written.
     """
-    directories = {run.absolute().name: run for run in runs}
-    if len(directories) < len(runs):
-        raise ValueError("two runs have the same name; their results would collide")
-    for name, directory in directories.items():
-        if (output / name).resolve() == directory.resolve():
-            raise ValueError(
-                f"--output={output} holds the run {directory} itself, and its files "
-                "would be written over; choose another --output"
-            )
-        if (output / name / CHECKPOINTS).exists():
-            raise ValueError(
-                f"{output / name} is a run of its own, whose files would be written "
-                "over; choose another --output"
-            )
+    saved = by_name([SavedRun(run) for run in runs])
+    for name, run in saved.items():
+        _check_not_overwritten(run, output / name, output)
     lines = {
-        name: read_metrics(directory / "metrics.jsonl")
-        for name, directory in directories.items()
+        name: read_metrics(run.workdir / "metrics.jsonl") for name, run in saved.items()
     }
-    written = {name for run in lines.values() for line in run for name in line}
-    score = next((name for name in SCORES if name in written), SCORES[-1])
-    drawn = draw(lines, (score, LOSS))
-    summary = table(lines, score)
+    drawing = Curves().draw([*saved.values()])
+    summary = table(lines, choose_score(lines))
     partial = [
         name
-        for name, directory in directories.items()
-        if read_manifest(directory)["data"].get("partial")
+        for name, run in saved.items()
+        if read_manifest(run.workdir)["data"].get("partial")
     ]
     if partial:
         summary += f"\nOn a partial data set: {', '.join(partial)}\n"
-    results = {output / "curves.png": drawn, output / "table.md": summary.encode()}
-    for name, directory in directories.items():
+    contents = {output / "table.md": summary.encode()}
+    for name, run in saved.items():
         for pattern in COPIES:
-            for path in directory.glob(pattern):
-                results[output / name / path.name] = path.read_bytes()
-    replaced = sum(path.exists() for path in results)
-    for path, content in results.items():
+            for path in run.workdir.glob(pattern):
+                contents[output / name / path.name] = path.read_bytes()
+    contents |= drawing.files(output / "curves")
+    replaced = sum(path.exists() for path in contents)
+    for path, content in contents.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         write_bytes(path, content)
     return summary, replaced
+
+
+def _check_not_overwritten(run: SavedRun, copy: Path, output: Path) -> None:
+    """Checks that the copied files of a run replace no run's own.
+
+    Raises:
+      ValueError: `copy` is the run itself, or another run.
+    """
+    if copy.resolve() == run.workdir.resolve():
+        raise ValueError(
+            f"--output={output} holds the run {run.workdir} itself, and its files "
+            "would be written over; choose another --output"
+        )
+    if (copy / CHECKPOINTS).exists():
+        raise ValueError(
+            f"{copy} is a run of its own, whose files would be written over; choose "
+            "another --output"
+        )

@@ -1,13 +1,16 @@
 """Measures whether lambda_s is higher on right than on wrong pseudo-labels (eq. 5)."""
 
+import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 import numpy as np
+from matplotlib.figure import Figure as Canvas
 
+from mpmc_jax.analysis.base import Drawing, Figure, SavedRun, by_name, drawing_of
 from mpmc_jax.data.build import build_split
 from mpmc_jax.data.dataset import DatasetInfo
 from mpmc_jax.data.splits import read_ids
@@ -101,3 +104,33 @@ def measure(run: Run, workdir: Path) -> dict[str, Any]:
         "lambda_right": total[1] / max(total[0], 1) / mean,
         "lambda_wrong": total[3] / max(total[2], 1) / mean,
     }
+
+
+@dataclasses.dataclass(frozen=True)
+class LambdaAccuracy(Figure):
+    """Mean lambda_s on right and on wrong pseudo-labels, relative to the overall mean.
+
+    The pseudo-labels are those of a run's unlabeled training images, whose labels
+    training never reads.
+    """
+
+    checkpoint: ClassVar[str] = "last"
+
+    def draw(self, runs: Sequence[SavedRun]) -> Drawing:
+        """Draws two bars per run."""
+        rows = [
+            {"run": name, **measure(run.restored, run.workdir)}
+            for name, run in by_name(runs).items()
+        ]
+        canvas = Canvas(figsize=(2 + 1.6 * len(rows), 3.6))
+        axis = canvas.subplots()
+        places = np.arange(len(rows))
+        for kind, side in (("right", -0.2), ("wrong", 0.2)):
+            heights = [row[f"lambda_{kind}"] for row in rows]
+            axis.bar(places + side, heights, width=0.4, label=f"{kind} pseudo-labels")
+        axis.axhline(1, color="gray", linewidth=0.8)
+        axis.set_xticks(places, [row["run"] for row in rows])
+        axis.set_ylabel("lambda_s / mean")
+        axis.legend()
+        canvas.tight_layout()
+        return drawing_of(canvas, rows)

@@ -1,36 +1,72 @@
 """Draws image, truth, prediction and lambda_s of a run's validation images."""
 
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
 
+from mpmc_jax.analysis.base import Drawing, Figure, SavedRun, drawing_of_picture
 from mpmc_jax.analysis.lambda_accuracy import lambda_s_function
-from mpmc_jax.evaluation.pictures import colorize, displayable, heat_map
-from mpmc_jax.experiments.run import Run, open_split
+from mpmc_jax.evaluation.pictures import colorize, displayable, heat_map, panel
+from mpmc_jax.experiments.run import open_split
+from mpmc_jax.types import IGNORE_LABEL
 
 CAPTIONS = ("image", "truth", "prediction", "lambda_s of the prediction")
 
 
-def panel_rows(run: Run, count: int) -> list[list[np.ndarray]]:
-    """Makes the pictures of the first `count` validation images of one size.
+@dataclasses.dataclass(frozen=True)
+class Panels(Figure):
+    """Image, truth, prediction and lambda_s of the first validation images of a run.
 
-    Raises:
-      ValueError: the run has no patch classifier.
+    All have the size of the first one. The gray levels of lambda_s run from the
+    smallest to the largest value of each image; the table has both.
+
+    Attributes:
+      images: how many images, one per row.
     """
-    weigh = lambda_s_function(run)
-    source = open_split(run, "val")
-    chosen = [i for i in range(len(source)) if source.size(i) == source.size(0)]
-    pictures = []
-    for number in chosen[:count]:
-        example = source[number]
-        pseudo, weight = weigh(
-            jnp.asarray(example.image[None]), jnp.asarray(example.label[None])
-        )
-        pictures.append(
-            [
-                displayable(example.image, run.facts.pixels),
-                colorize(example.label, run.facts.palette),
-                colorize(np.asarray(pseudo[0]), run.facts.palette),
-                heat_map(np.asarray(weight[0])),
-            ]
-        )
-    return pictures
+
+    images: int = 4
+
+    def draw(self, runs: Sequence[SavedRun]) -> Drawing:
+        """Draws the panel of one run."""
+        if self.images < 1:
+            raise ValueError(f"images={self.images}: at least 1 is needed")
+        if len(runs) != 1:
+            raise ValueError(f"panels show one run; {len(runs)} are given")
+        run = runs[0].restored
+        weigh = lambda_s_function(run)
+        source = open_split(run, "val")
+        chosen = [i for i in range(len(source)) if source.size(i) == source.size(0)]
+        pictures, rows = [], []
+        for number in chosen[: self.images]:
+            example = source[number]
+            image, label = (
+                jnp.asarray(x[None]) for x in (example.image, example.label)
+            )
+            classes, weight = (np.asarray(x[0]) for x in weigh(image, label))
+            pictures.append(
+                [
+                    displayable(example.image, run.facts.pixels),
+                    colorize(example.label, run.facts.palette),
+                    colorize(classes, run.facts.palette),
+                    heat_map(weight),
+                ]
+            )
+            rows.append(_row(example.id, example.label, classes, weight))
+        return drawing_of_picture(panel(pictures, CAPTIONS), rows)
+
+
+def _row(
+    name: str, label: np.ndarray, classes: np.ndarray, weight: np.ndarray
+) -> dict[str, Any]:
+    """Returns an image's pixel accuracy and the range of its lambda_s."""
+    known = label != IGNORE_LABEL
+    return {
+        "image": name,
+        "pixel_accuracy": (classes == label)[known].mean() if known.any() else None,
+        "lambda_s_min": weight.min(),
+        "lambda_s_mean": weight.mean(),
+        "lambda_s_max": weight.max(),
+    }

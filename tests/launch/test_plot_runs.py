@@ -30,8 +30,8 @@ def test_compare_is_by_dice_where_volumes_are_scored(tmp_path, capsys):
     said = capsys.readouterr().out
     assert table in said and said.endswith(f"written to {tmp_path / 'out'}\n")
     plot_runs.main([f"--output={tmp_path / 'out'}", *runs])
-    # The table, the curves, and two files of either run.
-    again = f"written to {tmp_path / 'out'}; 6 files of an earlier call replaced\n"
+    # The table, the curves in three formats, and two files of either run.
+    again = f"written to {tmp_path / 'out'}; 8 files of an earlier call replaced\n"
     assert capsys.readouterr().out.endswith(again)
 
 

@@ -191,6 +191,8 @@ def test_predict_figure_trust_and_compare(place):
     )
     with Image.open(place / "figure.png") as figure:
         assert figure.width > 4 * 48
+    assert (place / "figure.svg").exists()
+    assert len((place / "figure.csv").read_text().splitlines()) == 3
     # A run keeps what predicting needs: its data set may be elsewhere.
     (place / "data").rename(place / "gone")
     run(
@@ -208,6 +210,11 @@ def test_predict_figure_trust_and_compare(place):
     share = trust["right_pixels"] / (trust["right_pixels"] + trust["wrong_pixels"])
     mean = share * trust["lambda_right"] + (1 - share) * trust["lambda_wrong"]
     assert abs(mean - 1) < 1e-4
+    figure = ("launch.experiments", "--name=lambda_accuracy")
+    run(*figure, f"--output={place / 'figures'}", place / "run")
+    header, row = (place / "figures" / "lambda_accuracy.csv").read_text().splitlines()
+    values = dict(zip(header.split(","), row.split(","), strict=True))
+    assert float(values["lambda_right"]) == trust["lambda_right"]
     output = run("launch.plot_runs", f"--output={place / 'results'}", place / "run")
     assert "| run |" in output
     assert (place / "results" / "curves.png").stat().st_size > 1000

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
+from mpmc_jax.analysis import curves
 from mpmc_jax.evaluation.evaluator import EvalResult
 from mpmc_jax.training import metric_writer
 from tests.support.programs import read_metrics
@@ -114,9 +115,6 @@ def test_lines_that_are_cut_are_kept_beside_and_told(tmp_path, caplog):
 
 
 def test_curves_leave_out_the_line_that_a_run_is_writing(tmp_path):
-    pytest.importorskip("matplotlib")
-    from mpmc_jax.analysis import curves
-
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1, "train/loss": 1.0}\n{"step": 2, "tr')
     assert curves.read_metrics(path) == [{"step": 1, "train/loss": 1.0}]

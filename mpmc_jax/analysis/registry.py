@@ -1,0 +1,84 @@
+"""The figures by name, and how one is made from saved runs.
+
+paths = make("curves", ["runs/a", "runs/b"], "results/mine")
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mpmc_jax.analysis import base, curves, lambda_accuracy, panels
+from mpmc_jax.paths import as_path
+
+FIGURES: dict[str, type[base.Figure]] = {
+    "curves": curves.Curves,
+    "panels": panels.Panels,
+    "lambda_accuracy": lambda_accuracy.LambdaAccuracy,
+}
+
+
+def build_figure(name: str, options: Mapping[str, Any]) -> base.Figure:
+    """Builds the figure `name`; options that are not given have their defaults.
+
+    Args:
+      name: a key of `FIGURES`.
+      options: values, or their texts, by name.
+
+    Raises:
+      ValueError: an unknown name or option, or a value of another type; the message
+        lists the valid ones.
+    """
+    if name not in FIGURES:
+        raise ValueError(f"unknown figure {name!r}; one of {', '.join(FIGURES)}")
+    defaults = base.default_options(FIGURES[name])
+    values = {}
+    for key, value in options.items():
+        if key not in defaults:
+            valid = ", ".join(defaults) or "none"
+            raise ValueError(f"figure {name} has no option {key!r}; valid: {valid}")
+        kind = type(defaults[key])
+        try:
+            values[key] = kind(value)
+        except ValueError as error:
+            raise ValueError(
+                f"figure {name}: {key}={value} is not of type {kind.__name__}"
+            ) from error
+    return FIGURES[name](**values)
+
+
+def make(
+    name: str,
+    runs: Sequence[str | os.PathLike[str]],
+    output: str | os.PathLike[str],
+    *,
+    checkpoint: str = "",
+    data_dir: str = "",
+    options: Mapping[str, Any] | None = None,
+) -> list[Path]:
+    """Draws a figure of runs; writes OUTPUT/<name>.png, .svg and .csv.
+
+    Args:
+      name: a key of `FIGURES`.
+      runs: directories of runs.
+      output: the folder for the files.
+      checkpoint: "best", "last" or a step; "" for the figure's own choice.
+      data_dir: folder of prepared data sets; "" for the runs' own.
+      options: see `build_figure`; those of the figure are its fields.
+
+    Returns:
+      The paths of the three files.
+
+    Raises:
+      ValueError, OSError, WorkdirError, CheckpointError: see `build_figure`,
+        `Figure.draw` and `load_run`.
+    """
+    figure = build_figure(name, options or {})
+    stem = as_path("--output", os.fspath(output)) / name
+    saved = [
+        base.SavedRun(
+            as_path("RUN", os.fspath(run)), checkpoint or figure.checkpoint, data_dir
+        )
+        for run in runs
+    ]
+    return figure.draw(saved).write(stem)
