@@ -98,7 +98,9 @@ def _panels(
         for run, lines in runs.items():
             points = series(lines, name)
             if points:
-                axis.plot(*zip(*points, strict=True), label=run, linewidth=1.2)
+                axis.plot(
+                    *zip(*points, strict=True), label=run, marker=".", linewidth=1.2
+                )
         if not axis.lines:
             raise ValueError(f"no run has written {name!r}")
         axis.set_xlabel("step")

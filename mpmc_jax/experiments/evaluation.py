@@ -1,7 +1,7 @@
 """Builds the evaluation of a run: protocol, evaluated network, patch classifier."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import ml_collections
 
@@ -45,6 +45,18 @@ def make_evaluator(
     )
 
 
+class EvaluatedNetwork(NamedTuple):
+    """The network that is evaluated: a student, or a student's moving average."""
+
+    student: str
+    averaged: bool
+
+    @property
+    def name(self) -> str:
+        """The name in `eval.network` and in result files."""
+        return "teacher" if self.averaged else self.student
+
+
 def check_network(config: ml_collections.ConfigDict, setup: Setup) -> None:
     """Checks that the run has the network that `eval.network` names.
 
@@ -52,10 +64,9 @@ def check_network(config: ml_collections.ConfigDict, setup: Setup) -> None:
       ValueError: an unknown name, or "teacher" although the method averages none.
     """
     choice = config.eval.network
-    if choice not in ("auto", "student", "teacher"):
-        raise ValueError(
-            f"eval.network={choice!r} is unknown; valid: ['auto', 'student', 'teacher']"
-        )
+    valid = ["auto", *setup.step.method.networks, "teacher"]
+    if choice not in valid:
+        raise ValueError(f"eval.network={choice!r} is unknown; valid: {valid}")
     if choice == "teacher" and not averages(setup.step.method):
         raise ValueError(
             f"eval.network='teacher', but method.name={config.method.name!r} keeps no "
@@ -65,18 +76,21 @@ def check_network(config: ml_collections.ConfigDict, setup: Setup) -> None:
 
 def evaluated_network(
     config: ml_collections.ConfigDict, setup: Setup, state: TrainState
-) -> str:
-    """Returns which network is evaluated: "student" or "teacher".
+) -> EvaluatedNetwork:
+    """Returns which network is evaluated; see `check_network` for valid names.
 
-    With eval.network=auto it is the teacher where the method averages one, but the
-    student during a warm-up; the phase of the state's last step decides.
+    The teacher is the average of the method's first network. With eval.network=auto it
+    is the teacher where the method averages one, but the first network itself during a
+    warm-up; the phase of the state's last step decides.
     """
-    if config.eval.network != "auto":
-        return config.eval.network
-    if state.ema_params is None:
-        return "student"
-    last = max(int(state.step) - 1, 0)
-    return setup.step.method.phase(last // setup.step.steps_per_epoch).evaluated
+    choice, first = config.eval.network, setup.step.method.networks[0]
+    if choice == "auto":
+        last = max(int(state.step) - 1, 0)
+        phase = setup.step.method.phase(last // setup.step.steps_per_epoch)
+        averaged = state.ema_params is not None and phase.evaluated == "teacher"
+        return EvaluatedNetwork(first, averaged)
+    averaged = choice == "teacher"
+    return EvaluatedNetwork(first if averaged else choice, averaged)
 
 
 def make_probe_builder(setup: Setup) -> Callable[[TrainState], PatchProbe | None]:
@@ -117,14 +131,15 @@ def make_validation(
     """
     check_network(config, setup)
     source = build_eval(config, "val")
-    network = setup.step.method.networks[0]
-    evaluator = make_evaluator(config, setup.step.modules[network], facts)
+    # All networks of a method have the same module, and so the same programs.
+    module = setup.step.modules[setup.step.method.networks[0]]
+    evaluator = make_evaluator(config, module, facts)
     evaluator.check(source)
     probe = make_probe_builder(setup)
 
     def validate(state: TrainState) -> dict[str, float]:
-        averaged = evaluated_network(config, setup, state) == "teacher"
-        variables = select(state, network, averaged=averaged)
+        network = evaluated_network(config, setup, state)
+        variables = select(state, network.student, averaged=network.averaged)
         result = evaluator.run(variables, source, probe(state))
         scalars = result.scalars(facts.class_names)
         scalars["pad_to"] = result.pad_to

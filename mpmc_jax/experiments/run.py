@@ -59,7 +59,7 @@ class Run:
       module: the segmenter.
       variables: {"params", "batch_stats"} of the network that is evaluated.
       step: the checkpoint's step.
-      network_name: "teacher" or "student".
+      network_name: name of the network that is evaluated: "teacher", or a student's.
       plugin: its plug-in.
       probe: its patch classifier as training uses it, or None without MPMC.
       manifest: versions, devices, seed and data that the run recorded.
@@ -218,16 +218,15 @@ def _read_run(workdir: Path, directory: Path, checkpoint: str) -> Run:
     )
     restored = checkpoint_lib.read(directory, step, state_shape(setup))
     check_network(config, setup)
-    evaluated = evaluated_network(config, setup, restored.state)
-    network = setup.step.method.networks[0]
+    network = evaluated_network(config, setup, restored.state)
     return Run(
         config=config,
         facts=facts,
         model=model,
-        module=setup.step.modules[network],
-        variables=select(restored.state, network, averaged=evaluated == "teacher"),
+        module=setup.step.modules[network.student],
+        variables=select(restored.state, network.student, averaged=network.averaged),
         step=restored.step,
-        network_name=evaluated,
+        network_name=network.name,
         plugin=setup.step.plugin,
         probe=make_probe_builder(setup)(restored.state),
         manifest=workdir_lib.read_manifest(workdir, trained_on),

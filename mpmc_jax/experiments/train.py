@@ -313,8 +313,9 @@ def make_bn_recompute(
 ) -> Callable[[TrainState], TrainState] | None:
     """Returns the function that `train.precise_bn` asks for; None without it.
 
-    It recomputes the batch-norm statistics of a replicated state's evaluated network
-    from the first `train.precise_bn` batches.
+    It recomputes the batch-norm statistics of a replicated state's students, or of
+    their averages if one of these is evaluated, from the first `train.precise_bn`
+    batches.
     """
     batches = config.train.precise_bn
     if not batches:
@@ -330,7 +331,8 @@ def make_bn_recompute(
     recompute = precise_bn.make_bn_recompute(parallel, setup.step, read, batches)
 
     def recompute_bn_stats(state: TrainState) -> TrainState:
-        return recompute(state, evaluated_network(config, setup, parallel.fetch(state)))
+        network = evaluated_network(config, setup, parallel.fetch(state))
+        return recompute(state, network.averaged)
 
     return recompute_bn_stats
 

@@ -145,6 +145,7 @@ def ohem_keep(
     *,
     threshold: float,
     min_kept: int,
+    group_size: int | None = None,
     ignore_label: int = IGNORE_LABEL,
 ) -> Array:
     """The hard pixels: those whose true class has a low probability.
@@ -153,20 +154,27 @@ def ohem_keep(
     pixel is kept if q <= max(threshold, the min_kept-th smallest q). All valid pixels
     are kept if there are fewer than min_kept, or if min_kept is 0 (OHEM is off).
 
-    Pixels are ranked over the whole array. Published settings rank them within one
-    GPU's batch: to do that in g groups, map `ohem_keep` over the first axis of
-    (g,n,h,w,c) logits with `jax.vmap`, then take one mean over all groups.
-
     Args:
       logits: (b,h,w,c) class scores.
       labels: (b,h,w) integer classes.
       threshold: pixels with at most this probability are hard.
       min_kept: the least number of pixels to keep; may exceed the array's size.
+      group_size: pixels are ranked within groups of this many examples, as published
+        settings do within one GPU's batch; None ranks them over the whole array.
       ignore_label: the void label.
 
     Returns:
       (b,h,w) bool, without gradient.
     """
+    if group_size is not None:
+        rule = {"threshold": threshold, "min_kept": min_kept}
+        keep = partial(ohem_keep, **rule, ignore_label=ignore_label)
+        groups = (labels.shape[0] // group_size, group_size)
+        kept_gbhw = jax.vmap(keep)(
+            logits.reshape(groups + logits.shape[1:]),
+            labels.reshape(groups + labels.shape[1:]),
+        )
+        return kept_gbhw.reshape(labels.shape)
     valid_bhw = labeled_pixels(labels, logits.shape[-1], ignore_label)
     if not 0 < min_kept <= labels.size:
         return valid_bhw
@@ -206,15 +214,21 @@ def ohem_cross_entropy(
     *,
     threshold: float,
     min_kept: int,
+    group_size: int | None = None,
     ignore_label: int = IGNORE_LABEL,
     global_sum: GlobalSum = identity,
 ) -> Array:
-    """The mean cross-entropy over the hard pixels, see `ohem_keep`; a scalar."""
+    """The mean cross-entropy over the hard pixels of all groups; a scalar.
+
+    `ohem_keep` chooses the hard pixels and explains the arguments; `global_sum` sums an
+    array over devices.
+    """
     keep_bhw = ohem_keep(
         logits,
         labels,
         threshold=threshold,
         min_kept=min_kept,
+        group_size=group_size,
         ignore_label=ignore_label,
     )
     return cross_entropy(

@@ -7,7 +7,6 @@ Every mean is a mean over the whole batch, see `losses.reduction.Reduction`.
 
 import dataclasses
 
-import jax
 import jax.numpy as jnp
 
 from mpmc_jax import losses
@@ -57,17 +56,15 @@ class SupervisedLoss:
                 return mean
             dice = losses.dice_loss(logits, label, global_sum=reduction.sum)
             return (mean + dice / reduction.micro_batches) / 2
-        pixel = losses.pixel_cross_entropy(logits, label)
-        grouped = (label.shape[0] // self.group_size, self.group_size)
-        keep = jax.vmap(
-            lambda z, y: losses.ohem_keep(
-                z, y, threshold=self.threshold, min_kept=self.min_kept
-            )
-        )(
-            logits.reshape(grouped + logits.shape[1:]),
-            label.reshape(grouped + label.shape[1:]),
-        ).reshape(label.shape)
-        return reduction.local_mean(jnp.where(keep, pixel, 0).sum(), keep.sum())
+        mean = losses.ohem_cross_entropy(
+            logits,
+            label,
+            threshold=self.threshold,
+            min_kept=self.min_kept,
+            group_size=self.group_size,
+            global_sum=reduction.sum,
+        )
+        return mean / reduction.micro_batches
 
 
 def view_loss(view: View, reduction: Reduction) -> Array:

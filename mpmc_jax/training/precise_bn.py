@@ -32,8 +32,8 @@ def make_bn_recompute(
     config: StepConfig,
     read: Callable[[], Iterable[Batch]],
     batches: int,
-) -> Callable[[TrainState, str], TrainState]:
-    """Makes the function that recomputes the batch-norm statistics of a network.
+) -> Callable[[TrainState, bool], TrainState]:
+    """Makes the function that recomputes the batch-norm statistics of the networks.
 
     Args:
       parallel: the devices.
@@ -43,9 +43,9 @@ def make_bn_recompute(
       batches: number of batches, at least 1.
 
     Returns:
-      (replicated state, "student" or "teacher") -> the state with that network's new
-      statistics, means over the batches of the mean and of the unbiased variance. Those
-      of the plug-in and of a frozen encoder stay.
+      (replicated state, averaged) -> the state with new statistics of all students, or
+      of their averages: means over the batches of the mean and of the unbiased
+      variance. Those of the plug-in and of a frozen encoder stay.
     """
 
     def add(total: PyTree, batch: Batch, given: tuple[PyTree, PyTree]) -> PyTree:
@@ -70,8 +70,8 @@ def make_bn_recompute(
 
     adding = parallel.compile(add)
 
-    def recompute_bn_stats(state: TrainState, which: str) -> TrainState:
-        prefix = "ema_" if which == "teacher" else ""
+    def recompute_bn_stats(state: TrainState, averaged: bool) -> TrainState:
+        prefix = "ema_" if averaged else ""
         stats = getattr(state, f"{prefix}batch_stats")
         trees = getattr(state, f"{prefix}params")
         params = {name: trees[name] for name in config.modules}

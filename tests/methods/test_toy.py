@@ -5,9 +5,12 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import struct
 
+from mpmc_jax.experiments import evaluation
 from mpmc_jax.methods import base, registry
+from mpmc_jax.training.state import select
 from mpmc_jax.types import Outputs, Region, Streams, View
 from tests.support import tiny
 
@@ -82,9 +85,36 @@ class Twins(base.Method):
         del step, steps_per_epoch
 
 
-def test_two_networks_teach_each_other(monkeypatch):
+@pytest.fixture(autouse=True)
+def _registered(monkeypatch):
     entry = registry.METHODS["supervised"]._replace(make=lambda *_: Twins())
     monkeypatch.setitem(registry.METHODS, "twins", entry)
+
+
+def test_evaluation_names_one_of_the_networks():
+    cfg = tiny.config("method=unimatch,mpmc=off", method__name="twins")
+    parts = tiny.setup(cfg)
+    state = tiny.init_state(parts, cfg.seed)
+    for choice, name in (("auto", "a"), ("a", "a"), ("b", "b")):
+        cfg.eval.network = choice
+        evaluation.check_network(cfg, parts)
+        network = evaluation.evaluated_network(cfg, parts, state)
+        assert network == (name, False) and network.name == name
+        assert (
+            select(state, network.student, averaged=network.averaged)["params"]
+            is state.params[name]
+        )
+    for choice in ("c", "student"):
+        cfg.eval.network = choice
+        message = rf"eval.network='{choice}' is unknown; valid: \['auto', 'a', 'b'"
+        with pytest.raises(ValueError, match=message):
+            evaluation.check_network(cfg, parts)
+    cfg.eval.network = "teacher"
+    with pytest.raises(ValueError, match="method.name='twins' keeps no average"):
+        evaluation.check_network(cfg, parts)
+
+
+def test_two_networks_teach_each_other():
     cfg = tiny.config("method=unimatch,mpmc=recommended", method__name="twins")
     state, steps = tiny.run(cfg, 2)
     assert set(state.params) == {"a", "b", "plugin"}

@@ -147,7 +147,7 @@ def test_a_network_without_batch_norm_has_no_statistics_to_recompute():
     layout = Layout(cfg.train.batch_size, cfg.train.group_size, 1)
     parallel = Parallel("pmap", layout, 1)
     recompute = make_bn_recompute(parallel, parts.step, lambda: [], 1)
-    assert recompute(state, "teacher") is state
+    assert recompute(state, True) is state
 
 
 def test_a_patch_is_what_a_token_sees_and_positions_are_those_of_the_crop():
@@ -261,7 +261,7 @@ def test_recomputed_statistics_leave_a_frozen_encoder_alone():
     recompute = make_bn_recompute(
         parallel, parts.step, lambda: [parallel.place(batch)], 1
     )
-    found = parallel.fetch(recompute(parallel.replicate(state), "student"))
+    found = parallel.fetch(recompute(parallel.replicate(state), False))
     before, after = state.batch_stats["student"], found.batch_stats["student"]
     chex.assert_trees_all_equal(after["backbone"], before["backbone"])
     assert tiny.difference(after["decoder"], before["decoder"]) > 1e-3

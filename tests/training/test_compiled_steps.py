@@ -67,7 +67,7 @@ def test_the_student_is_evaluated_during_a_warmup():
 
     def used(step):
         state = types.SimpleNamespace(step=np.int32(step), ema_params={})
-        return evaluation.evaluated_network(cfg, parts, state)
+        return evaluation.evaluated_network(cfg, parts, state).name
 
     # The fifth step is the warm-up's last one.
     assert [used(step) for step in (0, 1, 5, 6, 50)] == ["student"] * 3 + [

@@ -14,7 +14,7 @@ from mpmc_jax.types import Network
 from tests.support import tiny
 
 
-def recounted(cfg, parts, state, seeds, which="student", kind="pmap", devices=1):
+def recounted(cfg, parts, state, seeds, averaged=False, kind="pmap", devices=1):
     """The state after a recompute_bn_stats over the toy batches of `seeds`."""
     layout = Layout(cfg.train.batch_size, cfg.train.group_size, 1)
     parallel = Parallel(kind, layout, devices)
@@ -24,7 +24,7 @@ def recounted(cfg, parts, state, seeds, which="student", kind="pmap", devices=1)
             yield parallel.place(tiny.batch(seed, cfg, parts.step.method))
 
     recompute_bn_stats = make_bn_recompute(parallel, parts.step, read, len(seeds))
-    return parallel.fetch(recompute_bn_stats(parallel.replicate(state), which))
+    return parallel.fetch(recompute_bn_stats(parallel.replicate(state), averaged))
 
 
 def settled(parts, params, stats, batch):
@@ -75,7 +75,7 @@ def test_the_teacher_has_its_own_and_old_ones_are_forgotten():
     cfg = tiny.config("method=mean_teacher", method__ema_decay=0.6)
     parts = tiny.setup(cfg)
     state, _ = tiny.run(cfg, 2)
-    found = recounted(cfg, parts, state, (3,), "teacher")
+    found = recounted(cfg, parts, state, (3,), averaged=True)
     assert tiny.difference(found.batch_stats, state.batch_stats) == 0
     assert tiny.difference(found.ema_batch_stats, state.ema_batch_stats) > 1e-3
     forgotten = jax.tree.map(lambda x: x + 7, state.ema_batch_stats)
