@@ -8,6 +8,8 @@ python -m launch.bench --what=mpmc ...    pooling, targets and weights beside th
 python -m launch.bench --what=scaling ...  batches and crops, or --devices=8
 python -m launch.bench --what=fits ...    memory at growing batches, compiled only
 python -m launch.bench --what=compile [--topology=v5e:4x4] ...  not run; for a TPU
+python -m launch.bench --what=compile --topology=h100:1 [--top=20] [--fits] \
+    [--against=FILE] [--peer=torch] ...   counted kernel by kernel, for NVIDIA GPUs
 python -m launch.bench --what=data [--images=200 --largest=500]    or 2048
 python -m launch.bench --what=data --images=0 --dataset=camvid --data_dir=data
 python -m launch.bench --what=eval [--images=200 --sizes=40 --largest=500] \
@@ -20,6 +22,7 @@ runs may not.
 """
 
 import argparse
+import sys
 from collections.abc import Collection
 from typing import Any
 
@@ -30,10 +33,13 @@ from launch import cli
 from launch.bench.compile import bench_compile
 from launch.bench.data import bench_made_up, bench_prepared
 from launch.bench.eval import MadeUp, bench_eval
+from launch.bench.gpu.devices import RATES, parse_topology
+from launch.bench.gpu.program import bench_gpu_program, ratios, read_program
+from launch.bench.gpu.roofline import figures, table
 from launch.bench.memory import bench_fits
 from launch.bench.methods import bench_methods
 from launch.bench.mpmc import bench_mpmc
-from launch.bench.pytorch.run import bench_peers, check_peers
+from launch.bench.pytorch.run import bench_peers, check_peers, count_peer
 from launch.bench.scaling import bench_scaling
 from launch.bench.step import bench_step
 from mpmc_jax.atomic_write import to_json
@@ -50,6 +56,7 @@ _PREPARED = frozenset(("images", "dataset", "data_dir", "method", "crop", "steps
 _EVAL = frozenset(
     ("images", "method", "backbone", "dtype", "eval_batch_size", "steps", "peer")
 )
+_COUNTED = frozenset(("top", "fits", "against", "peer"))
 # By what is measured: the arguments that act on it.
 ARGUMENTS = {
     "step": _STEP | {"profile", "peer"},
@@ -60,6 +67,7 @@ ARGUMENTS = {
     "fits": _PROGRAM | {"devices", "steps"},
     "compile": _PROGRAM | {"batch_size", "devices", "topology"},
     "compile --topology": _PROGRAM | {"batch_size", "topology"},
+    "compile --topology=GPU:N": _PROGRAM | {"batch_size", "topology"} | _COUNTED,
     "data": frozenset(("images", "largest", "crop", "batch_size", "steps")),
     "data --images=0": _PREPARED | {"batch_size", "group_size"},
     "eval": _EVAL | {"sizes", "largest"},
@@ -85,7 +93,7 @@ def check_arguments(args: argparse.Namespace, given: Collection[str]) -> None:
     elif args.what == "step" and args.peer:
         kind += " --peer"
     elif args.what == "compile" and args.topology:
-        kind += " --topology"
+        kind += " --topology=GPU:N" if parse_topology(args.topology) else " --topology"
     for name in sorted(set(given) - ARGUMENTS[kind]):
         fitting = ", ".join(what for what, names in ARGUMENTS.items() if name in names)
         raise ValueError(f"--{name} is not for --what={kind}; it is for {fitting}")
@@ -136,7 +144,22 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--parallel", default="pmap")
     parser.add_argument("--devices", type=int, default=1, help="0 for all")
     parser.add_argument(
-        "--topology", default="", help="of compile: a TPU that is not there (libtpu)"
+        "--topology",
+        default="",
+        help="of compile: a TPU that is not there (libtpu), or an NVIDIA GPU (h100:1, "
+        "h200:8, a100:1: name and number)",
+    )
+    parser.add_argument(
+        "--top", type=int, default=20, help="operations to list, of a GPU's program"
+    )
+    parser.add_argument(
+        "--fits", action="store_true", help="its largest batch, by a second compilation"
+    )
+    parser.add_argument(
+        "--against",
+        default="",
+        metavar="FILE",
+        help="line of an earlier one, to compare with",
     )
     parser.add_argument("--remat", action="store_true", help="model.remat")
     parser.add_argument("--dataset", default="synthetic")
@@ -191,7 +214,7 @@ def _measure(
     elif args.what == "fits":
         found = bench_fits(config, args.steps)
     elif args.what == "compile":
-        found = bench_compile(config, args.topology)
+        found = _compile(config, args)
     elif args.what == "mpmc":
         found = bench_mpmc(config, args.steps)
     elif peers:
@@ -200,6 +223,24 @@ def _measure(
         profile = as_path("--profile", args.profile) if args.profile else None
         found = bench_step(config, args.steps, profile)
     return {args.method: found}
+
+
+def _compile(
+    config: ml_collections.ConfigDict, args: argparse.Namespace
+) -> dict[str, Any]:
+    """Figures of a program that is not run."""
+    gpu = parse_topology(args.topology)
+    if gpu is None:
+        return bench_compile(config, args.topology)
+    name, count = gpu
+    before = None
+    if args.against:
+        before = read_program(as_path("--against", args.against))
+    found = bench_gpu_program(config, name, count, top=args.top, fits=args.fits)
+    if args.peer:
+        found["torch"] = figures(count_peer(config), RATES[name], count, args.top)
+    print(table(found, before), file=sys.stderr)
+    return {**found, "over_file": ratios(found, before)} if before else found
 
 
 def main(arguments: list[str] | None = None) -> None:

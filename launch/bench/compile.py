@@ -102,7 +102,7 @@ def _absent(topology: str) -> Sequence[Any]:
     except Exception as error:
         # libtpu raises what it likes: of its absence, and of names it does not know.
         raise ValueError(
-            f"--topology={topology}: {error}; names are like v5e:4x4 or v6e:2x4, and "
-            "the package libtpu must be installed"
+            f"--topology={topology}: {error}; names are like h100:1 or, for TPUs, "
+            "v5e:4x4, and for TPUs the package libtpu must be installed"
         ) from error
     return described.devices

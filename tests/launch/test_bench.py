@@ -81,7 +81,10 @@ def test_what_a_refused_program_needs(text, said):
         ),
         ("--what=methods --method=ael", "--method is not for --what=methods; "),
         ("--what=mpmc --data_dir=x", "it is for data --images=0, eval --images=0$"),
-        ("--what=scaling --topology=v5e:4x4", "it is for compile, compile --topology$"),
+        (
+            "--what=scaling --topology=v5e:4x4",
+            "it is for compile, compile --topology, ",
+        ),
         ("--what=fits --batch_size=2", "--batch_size is not for --what=fits; "),
         ("--what=compile --steps=5", "--steps is not for --what=compile; "),
         (

@@ -16,6 +16,7 @@ import numpy as np
 
 from configs import base
 from launch import cli
+from launch.bench.gpu import hlo
 from launch.bench.step import TimedStep, noise_setup, random_batch
 from launch.bench.timing import spread
 from mpmc_jax.experiments.build import init_state
@@ -24,7 +25,11 @@ from mpmc_jax.training.train_step import make_keys
 from mpmc_jax.types import Batch, PyTree
 
 # How the peer runs, by what is measured: as commonly done, and at its best.
-PEERS = {"step": ("torch", "torch_best"), "eval": ("torch",)}
+PEERS = {
+    "step": ("torch", "torch_best"),
+    "eval": ("torch",),
+    "compile": ("torch",),
+}
 
 
 class Peer:
@@ -122,6 +127,24 @@ def restored(settings: dict[str, Any]) -> ml_collections.ConfigDict:
 
 def _make_step(kind: str, settings: dict[str, Any]) -> Callable[[], float]:
     """One update; the loss."""
+    return _make_peer(kind, settings).step
+
+
+def _make_count(settings: dict[str, Any]) -> Callable[[], list[hlo.Kernel]]:
+    """The operations of one update, on tensors without values."""
+    from launch.bench.pytorch import count
+
+    peer = _make_peer("torch", settings, "meta")
+    return lambda: count.count_step(peer.update)
+
+
+def count_peer(config: ml_collections.ConfigDict) -> list[hlo.Kernel]:
+    """Lists the operations of PyTorch's step of a UniMatch run on one device."""
+    with Peer(_make_count, config.to_dict()) as peer:
+        return peer.ask()[0]
+
+
+def _make_peer(kind: str, settings: dict[str, Any], device: str = "") -> Any:
     from launch.bench.pytorch import step as peer_step
 
     config = restored(settings)
@@ -142,15 +165,15 @@ def _make_step(kind: str, settings: dict[str, Any]) -> Callable[[], float]:
         "decay": rates.weight_decay,
         "heads": rates.head_multiplier,
     }
-    peer = peer_step.TorchPeer(
+    return peer_step.TorchPeer(
         kind,
         setup,
         state,
         jax.jit(augment)(state, batch),
         bfloat16=config.model.dtype == "bfloat16",
         optimizer=optimizer,
+        device=device,
     )
-    return peer.step
 
 
 def bench_peers(

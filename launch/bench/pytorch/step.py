@@ -7,6 +7,7 @@ reach it finished: what making them costs (our step does it) is not counted.
 
 # pyright: reportMissingImports=false
 
+import contextlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -34,6 +35,8 @@ class TorchPeer:
       setup, state, inputs: the run's parts, its first state and the method's inputs.
       bfloat16: whether autocast may be used.
       optimizer: learning rate, momentum, decay and the multiplier of heads.
+      device: "meta" computes shapes and no values, all in bfloat16 where `bfloat16`;
+        "" is a GPU if there is one, else the CPU.
     """
 
     def __init__(
@@ -45,13 +48,17 @@ class TorchPeer:
         *,
         bfloat16: bool,
         optimizer: Mapping[str, float],
+        device: str = "",
     ) -> None:
-        self._device = "cuda" if torch.cuda.is_available() else "cpu"
+        available = "cuda" if torch.cuda.is_available() else "cpu"
+        self._device = device or available
         torch.backends.cudnn.benchmark = True
         torch.backends.cudnn.allow_tf32 = True
         model = setup.model
         self._best = kind == "torch_best"
         self._amp = self._best and bfloat16
+        shapes_only = self._device == "meta"
+        self._dtype = torch.bfloat16 if shapes_only and bfloat16 else torch.float32
         self._plugin = (
             setup.step.plugin if isinstance(setup.step.plugin, MPMC) else None
         )
@@ -74,7 +81,7 @@ class TorchPeer:
         self._inputs = self._moved(inputs)
 
     def _ready(self, module: Any) -> Any:
-        module = module.to(self._device).train()
+        module = module.to(self._device, self._dtype).train()
         return module.to(memory_format=torch.channels_last) if self._best else module
 
     def _sgd(self, *, lr: float, momentum: float, decay: float, heads: float) -> Any:
@@ -95,7 +102,7 @@ class TorchPeer:
         def image(x: Any) -> Any:
             tensor = torch.from_numpy(np.array(np.moveaxis(np.asarray(x), -1, 1)))
             form = torch.channels_last if self._best else torch.contiguous_format
-            return tensor.to(self._device).contiguous(memory_format=form)
+            return tensor.to(self._device, self._dtype).contiguous(memory_format=form)
 
         def plain(x: Any) -> Any:
             return torch.from_numpy(np.array(x)).to(self._device)
@@ -113,12 +120,18 @@ class TorchPeer:
 
     def step(self) -> float:
         """One update; the loss."""
-        with torch.autocast(self._device, torch.bfloat16, enabled=self._amp):
+        return self.update().item()
+
+    def update(self) -> Any:
+        """One update; the loss as a tensor, which on "meta" has no value."""
+        with contextlib.ExitStack() as stack:
+            if self._amp:
+                stack.enter_context(torch.autocast(self._device, torch.bfloat16))
             loss = self._loss()
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self._optimizer.step()
-        return loss.item()
+        return loss
 
     def _loss(self) -> Any:
         x, b = self._inputs, len(self._inputs["image"])

@@ -1,0 +1,167 @@
+"""Programs for absent GPUs: the count of their kernels, and its sums."""
+
+import importlib.util
+import json
+import pathlib
+
+import jax
+import pytest
+
+from launch.bench import __main__ as bench
+from launch.bench.gpu import devices, hlo, program, roofline
+
+TEXT = (pathlib.Path(__file__).parent.parent / "support/gpu_program.hlo").read_text()
+H100 = devices.RATES["h100"]
+PLUGIN = importlib.util.find_spec("jax_cuda12_plugin") is not None
+
+# name -> kind, bytes read and written, FLOPs
+MAP, KERNEL = 2 * 2 * 64 * 16, 2 * 32 * 9 * 16
+PASS = 2 * (2 * 64 * 32) * 9 * 16
+KERNELS = {
+    "cudnn-conv.1": ("convolutions", 3 * MAP + KERNEL, PASS),
+    "cudnn-conv-bw-input.1": ("convolutions", 3 * MAP + KERNEL, PASS),
+    "cudnn-conv-bw-filter.1": ("convolutions", 3 * MAP + KERNEL, PASS),
+    "custom-call.1": ("products", MAP + KERNEL + 2 * 128 * 288, 2 * 128 * 288 * 16),
+    "dot.1": ("products", 2 * 25600 + 40000, 2 * 100 * 100 * 64),
+    "input_transpose_fusion": ("transposes", 2 * MAP, 0),
+    "input_reduce_fusion.1": ("reductions", MAP + 2 * 64, 0),
+    # Ten of a hundred rows are read.
+    "loop_multiply_fusion": ("fusions", 2 * 2560 + 256, 0),
+    "copy.1": ("copies", 2 * 25600, 0),
+    # One row is written in place, and an index read.
+    "loop_dynamic_update_slice_fusion": ("fusions", 2 * 256 + 4, 0),
+    "all-reduce-start.1": ("collectives", 2 * 40000, 0),
+}
+
+
+def test_kernels_have_their_kind_bytes_and_flops():
+    found = {
+        each.name: (each.kind, each.bytes, each.flops) for each in hlo.kernels(TEXT)
+    }
+    assert found == KERNELS
+
+
+def test_a_loops_body_counts_as_often_as_it_runs():
+    runs = {each.name: each.runs for each in hlo.kernels(TEXT)}
+    assert runs.pop("loop_dynamic_update_slice_fusion") == 3
+    assert set(runs.values()) == {1}
+
+
+def test_a_program_without_an_entry_is_refused():
+    with pytest.raises(ValueError, match="no ENTRY"):
+        hlo.kernels("HloModule nothing")
+
+
+def test_a_kernel_takes_the_longer_of_its_bytes_and_its_flops():
+    def kernel(**settings):
+        values = {"bytes": 3.35e9, "flops": 0.0, "operands": "bf16", "exact": False}
+        values |= settings
+        array = hlo.Array("f32", (1000, 450))
+        return hlo.Kernel("products", "", "", array, **values)
+
+    def seconds(devices=1, **settings):
+        return roofline.seconds(kernel(**settings), H100, devices)
+
+    assert seconds() == pytest.approx(1e-3)
+    assert seconds(flops=989e10) == pytest.approx(1e-2)
+    assert seconds(flops=495e10, operands="f32") == pytest.approx(1e-2)
+    assert seconds(flops=67e10, operands="f32", exact=True) == pytest.approx(1e-2)
+    sent = kernel()._replace(kind="collectives")
+    # 1.8 MB, of which seven eighths are sent twice at 450 GB/s.
+    assert roofline.seconds(sent, H100, 8) == pytest.approx(7e-6)
+
+
+def test_figures_are_sums_by_kind_and_by_source():
+    found = roofline.figures(hlo.kernels(TEXT), H100, devices=2, top=2)
+    assert found["kernels"] == len(KERNELS) + 2
+    assert found["flops"] == sum(flops for _, _, flops in KERNELS.values())
+    assert found["widest_window"] == 3
+    assert found["kinds"]["convolutions"]["kernels"] == 3
+    assert sum(kind["seconds"] for kind in found["kinds"].values()) == found["seconds"]
+    first, second = found["top"]
+    assert first["seconds"] >= second["seconds"]
+    gradient = "Net.encode/backbone/layer1_*/conv2/conv_general_dilated (gradient)"
+    everything = roofline.figures(hlo.kernels(TEXT), H100, 2, top=20)["top"]
+    (row,) = [row for row in everything if row["source"] == gradient]
+    assert row["kernels"] == 2 and row["flops"] == 2 * PASS
+
+
+@pytest.mark.parametrize(
+    ("topology", "expected"),
+    [
+        ("h100:1", ("h100", 1)),
+        ("a100:16", ("a100", 16)),
+        ("h100:0", None),
+        ("v5e:4x4", None),
+        ("h100", None),
+    ],
+)
+def test_names_of_gpus(topology, expected):
+    assert devices.parse_topology(topology) == expected
+
+
+@pytest.mark.parametrize("name", devices.RATES)
+def test_descriptions_agree_with_the_rates(name):
+    text = devices._description(name)
+    assert f"memory_bandwidth: {devices.RATES[name].memory:.0f}\n" in text
+    assert 79e9 < devices.memory_bytes(name) < 160e9
+
+
+def test_a_missing_plug_in_is_one_line(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit) as stopped:
+        bench.main(["--what=compile", "--topology=h100:1"])
+    (line,) = str(stopped.value.code).splitlines()
+    assert f'pip install "jax[cuda12]=={jax.__version__}"' in line
+
+
+def test_two_programs_are_compared(tmp_path):
+    found = roofline.figures(hlo.kernels(TEXT), H100, devices=2, top=9)
+    found |= {"peak_bytes": 4e9}
+    file = tmp_path / "before.json"
+    file.write_text(json.dumps({**found, "bytes": found["bytes"] / 2}) + "\n")
+    before = program.read_program(file)
+    assert program.ratios(found, before) == {
+        "kernels": 1,
+        "seconds": 1,
+        "bytes": 2,
+        "flops": 1,
+        "peak_bytes": 1,
+    }
+    table = roofline.table(found, before)
+    assert "peak 4.00 GB -> 4.00 GB" in table and "(gradient)" in table
+    file.write_text("nothing\n")
+    with pytest.raises(ValueError, match="--against=.*its last line"):
+        program.read_program(file)
+
+
+@pytest.mark.full
+@pytest.mark.skipif(not PLUGIN, reason="needs the package jax[cuda12]")
+def test_the_step_of_an_absent_gpu(monkeypatch, capsys):
+    small = "--backbone=resnet18 --crop=33 --method=supervised --mpmc=off"
+    bench.main(f"--what=compile --topology=h100:2 {small} --dtype=bfloat16".split())
+    found = json.loads(capsys.readouterr().out)
+    assert found["chip"] == "NVIDIA H100 80GB HBM3" and found["images_a_chip"] == 1
+    assert found["kinds"]["convolutions"]["kernels"] > 60
+    assert found["collectives"]["all-reduce"]["bytes"] > 4 * 11e6
+    assert found["peak_bytes"] > found["temporary_bytes"] > 1e6
+
+
+@pytest.mark.full
+@pytest.mark.skipif(not importlib.util.find_spec("torch"), reason="needs torch")
+def test_pytorchs_step_is_counted_by_the_same_model():
+    settings = ["--method=unimatch", "--mpmc=off", "--dtype=bfloat16"]
+    args = bench._parser().parse_args(settings)
+
+    def figures(batch_size):
+        args.batch_size = batch_size
+        config = bench.configuration(args, "unimatch")
+        config.data.crop = 65
+        return roofline.figures(bench.count_peer(config), H100, 1, top=3)
+
+    small, large = figures(2), figures(4)
+    assert large["kernels"] == small["kernels"] > 1000
+    assert large["kinds"]["convolutions"]["flops"] == pytest.approx(
+        2 * small["kinds"]["convolutions"]["flops"]
+    )
+    assert small["bytes"] < large["bytes"] < 2 * small["bytes"]
