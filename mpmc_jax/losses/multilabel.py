@@ -11,12 +11,13 @@ from mpmc_jax.losses.reduction import (
     GlobalSum,
     identity,
     masked_mean,
+    ratio,
 )
 from mpmc_jax.precision import at_least_float32
 from mpmc_jax.types import Array
 
 
-def patch_asymmetric_focal(
+def _asymmetric_focal(
     logits_bhwc: Array, target_bhwc: Array, *, gamma_pos: float, gamma_neg: float
 ) -> Array:
     """Equation 3 with its minus sign (D1) for every patch, (b,h,w).
@@ -44,6 +45,7 @@ def asymmetric_focal_loss(
     gamma_pos: float = 0.0,
     gamma_neg: float = 1.0,
     where: Array | None = None,
+    count: Array | int | None = None,
     global_sum: GlobalSum = identity,
 ) -> Array:
     """The asymmetric focal loss of labeled patches, eq. 3-4.
@@ -54,18 +56,19 @@ def asymmetric_focal_loss(
       gamma_pos: exponent of (1 - q) for classes that occur.
       gamma_neg: exponent of q for classes that do not.
       where: (b,h,w) bool, the valid patches, or None for all.
+      count: () the divisor, or None for the number of valid patches; 1 for the sum.
       global_sum: sums an array over devices.
 
     Returns:
       A scalar; 0 if no patch is valid.
     """
-    loss_bhw = patch_asymmetric_focal(
+    loss_bhw = _asymmetric_focal(
         logits, targets, gamma_pos=gamma_pos, gamma_neg=gamma_neg
     )
-    return masked_mean(loss_bhw, _everywhere(loss_bhw, where), global_sum)
+    return _mean(loss_bhw, where, count, global_sum)
 
 
-def patch_binary_cross_entropy(
+def _binary_cross_entropy(
     logits_bhwc: Array, target_bhwc: Array, weights_bhwc: Array | None = None
 ) -> Array:
     """The inner sum of eq. 6 for every patch, (b,h,w); targets are probabilities."""
@@ -86,6 +89,7 @@ def binary_cross_entropy(
     *,
     weights: Array | None = None,
     where: Array | None = None,
+    count: Array | int | None = None,
     global_sum: GlobalSum = identity,
 ) -> Array:
     """The weighted binary cross-entropy with soft targets, eq. 6.
@@ -96,14 +100,24 @@ def binary_cross_entropy(
       weights: (b,h,w,c) lambda_m, or None for 1. They scale the loss, and are not
         part of the divisor.
       where: (b,h,w) bool, the valid patches, or None for all.
+      count: () the divisor, or None for the number of valid patches; 1 for the sum.
       global_sum: sums an array over devices.
 
     Returns:
       A scalar; 0 if no patch is valid.
     """
-    loss_bhw = patch_binary_cross_entropy(logits, targets, weights)
-    return masked_mean(loss_bhw, _everywhere(loss_bhw, where), global_sum)
+    loss_bhw = _binary_cross_entropy(logits, targets, weights)
+    return _mean(loss_bhw, where, count, global_sum)
 
 
-def _everywhere(loss_bhw: Array, where: Array | None) -> Array:
-    return jnp.ones(loss_bhw.shape, jnp.bool_) if where is None else where
+def _mean(
+    loss_bhw: Array,
+    where: Array | None,
+    count: Array | int | None,
+    global_sum: GlobalSum,
+) -> Array:
+    """Sums the losses of the valid patches and divides by their number or `count`."""
+    valid_bhw = jnp.ones(loss_bhw.shape, jnp.bool_) if where is None else where
+    if count is None:
+        return masked_mean(loss_bhw, valid_bhw, global_sum)
+    return ratio(global_sum(jnp.sum(jnp.where(valid_bhw, loss_bhw, 0))), count)

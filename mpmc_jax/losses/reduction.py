@@ -24,7 +24,7 @@ def identity(x: Array) -> Array:
     return x
 
 
-def ratio(numerator: Array, count: Array) -> Array:
+def ratio(numerator: Array, count: Array | int) -> Array:
     """The quotient, with 0 for the mean of nothing (whose numerator is 0)."""
     return numerator / jnp.maximum(count, 1).astype(numerator.dtype)
 

@@ -1,8 +1,5 @@
 """Counts against slow exact ones, golden numbers, and what the figures mean."""
 
-import os
-import pathlib
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +7,7 @@ import pytest
 
 from mpmc_jax import evaluation
 from mpmc_jax.evaluation import metrics
+from tests.support.golden import collected
 
 
 def _maps(seed, shape=(3, 17, 13), num_classes=5):
@@ -86,13 +84,7 @@ def test_figures_without_any_pixel_are_nan():
     assert metrics.mean_iou_peer(nothing) == 0
 
 
-def _golden_files():
-    folder = os.environ.get("MPMC_GOLDEN")
-    return sorted(pathlib.Path(folder).glob("confusion*.npz")) if folder else []
-
-
-@pytest.mark.skipif(not _golden_files(), reason="MPMC_GOLDEN is not set")
-@pytest.mark.parametrize("path", _golden_files(), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", collected("confusion*.npz"))
 def test_golden(path):
     golden = np.load(path)
     num_classes = len(golden["iou"])

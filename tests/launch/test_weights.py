@@ -18,18 +18,9 @@ from mpmc_jax.models.weights import files as weight_files
 from mpmc_jax.models.weights.files import checksum
 from mpmc_jax.models.weights.torch_names import torch_state_dict
 from mpmc_jax.training.state import PLUGIN, begin_with, to_host
-from tests.support import tiny
+from tests.support import golden, tiny
 from tests.support.data_sets import prepare_synthetic
-from tests.support.golden import golden_dir, recipe_state_dict
 from tests.support.variables import random_variables
-
-SEGMENTERS = {
-    "deeplabv3plus_resnet50": ModelConfig(num_classes=7),
-    "augseg_resnet50": ModelConfig(variant="augseg"),
-    "u2pl_resnet50": ModelConfig(variant="u2pl", embedding=True),
-    "ael_resnet50": ModelConfig(variant="ael", auxiliary=True),
-    "unet_acdc": ModelConfig(name="unet", num_classes=4, in_channels=1),
-}
 
 
 def run_convert(*arguments):
@@ -37,9 +28,9 @@ def run_convert(*arguments):
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("name", SEGMENTERS)
-def test_golden_recipes_come_back_bit_for_bit(name, tmp_path, capsys):
-    published = recipe_state_dict(golden_dir() / f"{name}.json")
+@pytest.mark.parametrize("path", golden.collected("*.json"))
+def test_golden_recipes_come_back_bit_for_bit(path, tmp_path, capsys):
+    published = golden.recipe_state_dict(path)
     given, ours, back = (tmp_path / f"{x}.safetensors" for x in ("in", "ours", "back"))
     prefixed = {f"module.{key}": value for key, value in published.items()}
     safetensors_numpy.save_file(prefixed, given)
@@ -47,8 +38,7 @@ def test_golden_recipes_come_back_bit_for_bit(name, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert checksum(given) in printed and checksum(ours) in printed
     found = convert.load(ours)
-    for field in ("name", "variant", "embedding", "in_channels", "backbone"):
-        assert getattr(found.model, field) == getattr(SEGMENTERS[name], field)
+    assert found.model == golden.model_of(path)
     chex.assert_trees_all_equal(
         found.variables, load_torch_state_dict(published, found.model)
     )

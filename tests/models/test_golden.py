@@ -1,37 +1,24 @@
 """The networks against the numbers of their published implementations."""
 
-import json
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import traverse_util
 
-from mpmc_jax.models import ModelConfig, build_segmenter, load_torch_state_dict
-from mpmc_jax.models.weights.torch_names import torch_names
+from mpmc_jax.models import build_segmenter, load_torch_state_dict
 from mpmc_jax.types import Network
 from tests.support import golden
 from tests.support.x64 import run_x64
 
-# File name -> variant and heads, for the networks this project has.
-KINDS = {
-    "deeplabv3plus": {"variant": "unimatch"},
-    "augseg": {"variant": "augseg"},
-    "u2pl": {"variant": "u2pl", "embedding": True},
-    "ael": {"variant": "ael", "auxiliary": True},
-}
+# Train-mode passes; the JSON file of the same name describes the network.
+TRAINED = "*_train.npz"
 
 
 def load(json_path: Path, dtype=np.float32):
     """(config, module, variables) of a golden network."""
-    described = json.loads(json_path.read_text())
-    config = ModelConfig(
-        backbone=described["arch"],
-        num_classes=described["num_classes"],
-        **KINDS[json_path.name.split("_")[0]],
-    )
+    config = golden.model_of(json_path)
     weights = golden.recipe_state_dict(json_path, dtype)
     return config, build_segmenter(config), load_torch_state_dict(weights, config)
 
@@ -61,22 +48,21 @@ def evaluation_maps(module, variables, image) -> dict[str, np.ndarray]:
     return {name: np.asarray(x).transpose(0, 3, 1, 2) for name, x in maps.items()}
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_evaluation_maps_equal_the_published_ones(kind):
-    for json_path in golden.golden_files(f"{kind}_*.json"):
-        _, module, variables = load(json_path)
-        arrays = np.load(json_path.with_suffix(".npz"))
-        images = [name for name in arrays.files if name.startswith("image_")]
-        assert images
-        compared = set()
-        for name in images:
-            for what, found in evaluation_maps(module, variables, arrays[name]).items():
-                key = name.replace("image", what)
-                if key in arrays.files:
-                    error = golden.spatial_error(found, arrays[key])
-                    assert error < 1e-4, (json_path, key)
-                    compared.add(key)
-        assert compared | set(images) == set(arrays.files)
+@pytest.mark.parametrize("json_path", golden.collected("*.json"))
+def test_evaluation_maps_equal_the_published_ones(json_path):
+    _, module, variables = load(json_path)
+    arrays = np.load(json_path.with_suffix(".npz"))
+    images = [name for name in arrays.files if name.startswith("image_")]
+    assert images
+    compared = set()
+    for name in images:
+        for what, found in evaluation_maps(module, variables, arrays[name]).items():
+            key = name.replace("image", what)
+            if key in arrays.files:
+                error = golden.spatial_error(found, arrays[key])
+                assert error < 1e-4, key
+                compared.add(key)
+    assert compared | set(images) == set(arrays.files)
 
 
 def train_errors(dtype=np.float32) -> dict[str, float]:
@@ -86,7 +72,7 @@ def train_errors(dtype=np.float32) -> dict[str, float]:
     def note(kind: str, error: float) -> None:
         worst[kind] = float(np.maximum(worst[kind], error))
 
-    for path in golden.golden_files("deeplabv3plus_*_train.npz"):
+    for path in golden.golden_files(TRAINED):
         json_path = path.with_name(path.name.replace("_train.npz", ".json"))
         arrays = np.load(path)
         config, module, variables = load(json_path, dtype)
@@ -96,7 +82,9 @@ def train_errors(dtype=np.float32) -> dict[str, float]:
         logits = logits.transpose(0, 3, 1, 2)[:, :, ::4, ::4]
         note("logits", golden.spatial_error(logits, arrays["logits"]))
         note("loss", abs(loss / arrays["loss"] - 1))
-        leaves = _by_torch_name(config, {"params": gradients, "batch_stats": stats})
+        leaves = golden.by_torch_name(
+            config, {"params": gradients, "batch_stats": stats}
+        )
         names = arrays["grad_norm_names"]
         for name, expected in zip(names, arrays["grad_norms"], strict=True):
             note("gradients", abs(np.linalg.norm(leaves[name]) / expected - 1))
@@ -136,11 +124,6 @@ def _train_pass(module, variables, arrays, dtype):
     return run(variables["params"])
 
 
-def _by_torch_name(config: ModelConfig, variables) -> dict[str, np.ndarray]:
-    leaves = traverse_util.flatten_dict(variables)
-    return {name: leaves[path] for path, name in torch_names(config).items()}
-
-
 def test_training_pass_equals_the_published_one_in_float32():
     worst = train_errors()
     assert worst["loss"] < 1e-5
@@ -150,7 +133,7 @@ def test_training_pass_equals_the_published_one_in_float32():
 
 @pytest.mark.full
 def test_training_pass_equals_the_published_one_in_float64():
-    golden.golden_dir()
+    golden.golden_files(TRAINED)  # skips here, not in the other process
     worst = run_x64(
         "import json, numpy\nfrom tests.models import test_golden\n"
         "print(json.dumps(test_golden.train_errors(numpy.float64)))"

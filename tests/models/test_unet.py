@@ -1,7 +1,6 @@
 """The U-Net: published numbers, taps, dropout, refusals; every method trains on it."""
 
 import dataclasses
-import json
 
 import chex
 import jax
@@ -15,29 +14,20 @@ from mpmc_jax.models import (
     build_segmenter,
     default_tap,
     init_variables,
-    load_torch_state_dict,
     receptive_field,
 )
 from mpmc_jax.models.receptive_field import ReceptiveField
 from mpmc_jax.types import Network
-from tests.support import golden, tiny
+from tests.support import tiny
 
 CONFIG = ModelConfig(name="unet", width=8, num_classes=4, in_channels=1)
 
 
-def test_evaluation_maps_and_size_are_the_published_ones():
-    (path,) = golden.golden_files("unet_*.json")
-    classes = json.loads(path.read_text())["num_classes"]
-    config = ModelConfig(name="unet", in_channels=1, num_classes=classes)
-    variables = load_torch_state_dict(golden.recipe_state_dict(path), config)
-    count = sum(x.size for x in jax.tree.leaves(variables["params"]))
+def test_the_size_is_the_published_one():
+    config = ModelConfig(name="unet", in_channels=1, num_classes=4)
+    shapes = jax.eval_shape(lambda key: init_variables(key, config), jax.random.key(0))
+    count = sum(leaf.size for leaf in jax.tree.leaves(shapes["params"]))
     assert count == 1_813_764
-    arrays = np.load(path.with_suffix(".npz"))
-    image = jnp.asarray(arrays["image_0"].transpose(0, 2, 3, 1))
-    with jax.default_matmul_precision("highest"):
-        logits = jax.jit(build_segmenter(config).apply)(variables, image).logits
-    found = np.asarray(logits).transpose(0, 3, 1, 2)
-    assert golden.spatial_error(found, arrays["logits_0"]) < 1e-4
 
 
 def test_the_default_tap_has_stride_4():

@@ -16,10 +16,10 @@ from mpmc_jax.training.config import AXIS, StepConfig
 from mpmc_jax.training.optimizer import Schedule, build_optimizer
 from mpmc_jax.training.parallel import Layout, Parallel
 from mpmc_jax.training.state import TrainState
-from tests.models.test_golden import _by_torch_name
 from tests.support import golden
 from tests.support.x64 import run_x64
 
+STEPS = "unimatch_step_*.npz"
 TERMS = {"loss": "loss", "loss_supervised": "loss_x", "loss_s1": "loss_s1"} | {
     "loss_s2": "loss_s2",
     "loss_fp": "loss_fp",
@@ -92,11 +92,10 @@ def _step_config(file, model: ModelConfig, devices: int, batch: int) -> StepConf
 def errors(path, devices: int, dtype) -> dict[str, float]:
     """Worst relative errors of two steps by kind of number."""
     file = np.load(path)
-    name = path.name.replace("unimatch_step_", "deeplabv3plus_")
-    recipe = golden.recipe_state_dict(path.with_name(name).with_suffix(".json"), dtype)
     model = ModelConfig(
         backbone=str(file["arch"]), num_classes=int(file["num_classes"])
     )
+    recipe = golden.recipe_of(model, dtype)
     variables = load_torch_state_dict(recipe, model)
     first = _arrays(file, 0, dtype)
     batch = first["img_x"].shape[0]
@@ -137,14 +136,14 @@ def errors(path, devices: int, dtype) -> dict[str, float]:
 
 def _changes(file, model, state: TrainState, recipe) -> dict[str, float]:
     """Errors of norms and of distances from the start."""
-    found = _by_torch_name(
+    found = golden.by_torch_name(
         model,
         {
             "params": state.params["student"],
             "batch_stats": state.batch_stats["student"],
         },
     )
-    start = _by_torch_name(model, load_torch_state_dict(recipe, model))
+    start = golden.by_torch_name(model, load_torch_state_dict(recipe, model))
     assert set(found) == set(file["names"])
     worst = {"norms": 0.0, "changes_params": 0.0, "changes_stats": 0.0}
     for name, norm, change in zip(
@@ -163,7 +162,7 @@ def _changes(file, model, state: TrainState, recipe) -> dict[str, float]:
 def all_errors(dtype, devices: int) -> dict[str, float]:
     """The worst over every file of the kind."""
     worst: dict[str, float] = {}
-    for path in golden.golden_files("unimatch_step_*.npz"):
+    for path in golden.golden_files(STEPS):
         for name, value in errors(path, devices, dtype).items():
             worst[name] = float(np.maximum(value, worst.get(name, 0.0)))
     return worst
@@ -171,7 +170,7 @@ def all_errors(dtype, devices: int) -> dict[str, float]:
 
 @pytest.mark.full
 def test_two_steps_agree_in_float64_on_two_devices():
-    golden.golden_dir()
+    golden.golden_files(STEPS)  # skips here, not in the other process
     worst = run_x64(
         "import json, numpy as np\nimport tests.training.test_golden as t\n"
         "print(json.dumps(t.all_errors(np.float64, 2)))"

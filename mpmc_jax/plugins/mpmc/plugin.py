@@ -18,11 +18,11 @@ from absl import logging
 from flax import struct
 
 from mpmc_jax.losses.multilabel import (
-    patch_asymmetric_focal,
-    patch_binary_cross_entropy,
+    asymmetric_focal_loss,
+    binary_cross_entropy,
 )
 from mpmc_jax.losses.pixel import confident_pixels
-from mpmc_jax.losses.reduction import Reduction, ratio
+from mpmc_jax.losses.reduction import Reduction
 from mpmc_jax.models.patch_classifier import PatchClassifier
 from mpmc_jax.models.receptive_field import ReceptiveField
 from mpmc_jax.plugins.base import Plugin, PluginLosses, TapInfo
@@ -298,17 +298,19 @@ class MPMC(Plugin):
                 self.field,
                 size=self.tap_size,
             )
-            loss_bhw = patch_asymmetric_focal(
+            loss = asymmetric_focal_loss(
                 logits_bhwc,
                 target_bhwc,
                 gamma_pos=self.gamma_pos,
                 gamma_neg=self.gamma_neg,
+                where=valid_bhw,
+                count=1,
             )
-            losses.append(jnp.sum(jnp.where(valid_bhw, loss_bhw, 0)))
+            losses.append(loss)
             counts.append(jnp.sum(valid_bhw, dtype=jnp.int32))
             right_bhwc = (logits_bhwc > 0) == target_bhwc
             rights.append(jnp.sum(right_bhwc & valid_bhw[..., None], dtype=jnp.int32))
-            means.append(reduction.mean(_patches(part.name), losses[-1]))
+            means.append(reduction.mean(_patches(part.name), loss))
         loss, right, count = map(_add, (losses, rights, counts))
         metrics = {
             "loss_patch_labeled": (loss, count),
@@ -333,11 +335,13 @@ class MPMC(Plugin):
         for logits_bhwc, view in zip(logits, views, strict=True):
             target = targets[view.name]
             valid_bhw = self._valid(view.region)
-            loss_bhw = patch_binary_cross_entropy(
-                logits_bhwc, target.target, target.weight
+            mean = binary_cross_entropy(
+                logits_bhwc,
+                target.target,
+                weights=target.weight,
+                where=valid_bhw,
+                count=counts[view.name],
             )
-            loss = jnp.sum(jnp.where(valid_bhw, loss_bhw, 0))
-            mean = ratio(loss, counts[view.name])
             parts.append(view.coefficient / coefficients * mean)
             patches += jnp.sum(valid_bhw, dtype=jnp.int32)
         share = jnp.sum(jnp.stack(parts))
