@@ -1,5 +1,6 @@
 """The Markdown pages: their links, the paths and settings they name, their form."""
 
+import ast
 import re
 
 import pytest
@@ -50,6 +51,46 @@ def test_paths_exist(page):
         pattern = re.sub(r"<\w+>", "*", name).rstrip("/")
         beside = page.parent.glob(pattern)
         assert any(ROOT.glob(pattern)) or any(beside), name
+
+
+def _change_table():
+    """The rows of CONTRIBUTING.md's table: what to change, and where."""
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    table = text.partition("## To change something\n")[2].partition("\n## ")[0]
+    rows = [line.strip("| ").split(" | ") for line in table.splitlines() if "|" in line]
+    return [pytest.param(*row, id=row[0]) for row in rows[2:]]
+
+
+def _defined(paths):
+    """The functions, classes and constants that Python files define, at any depth."""
+    for node in (
+        node for path in paths for node in ast.walk(ast.parse(path.read_text()))
+    ):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            yield node.name
+        elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+            yield node.targets[0].id
+
+
+@pytest.mark.parametrize(("what", "where"), _change_table())
+def test_what_the_change_table_names_is_there(what, where):
+    """Every file and folder exists, and every name is defined in one of them."""
+    files = set()
+    for name in (named := _PATH.findall(what + where)):
+        found = [*ROOT.glob(re.sub(r"<\w+>", "*", name).rstrip("/"))]
+        assert found, name
+        files |= {path for each in found for path in (each, *each.rglob("*.py"))}
+    words = set(re.findall(r"`([^`]+)`", what + where)) - {*named}
+    modules = {word for word in words if "." in word}
+    for word in modules:
+        assert (ROOT / f"{word.replace('.', '/')}.py").exists(), word
+    defined = set(_defined(path for path in files if path.suffix == ".py"))
+    assert words - modules <= defined, words - modules - defined
+
+
+@pytest.mark.parametrize(("what", "where"), _change_table())
+def test_the_change_table_has_a_place_for_each_thing(what, where):
+    assert what.count(";") in (0, where.count(";"))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
