@@ -152,7 +152,7 @@ def main(arguments: list[str] | None = None) -> None:
             return
         table = format_table(result, run.facts.class_names)
         try:
-            write_json(path, runs.evaluation_record(run, args.split, label, result))
+            write_json(path, runs.evaluation_content(run, args.split, label, result))
         except OSError:
             print(table)  # what was computed is not lost with the file
             raise

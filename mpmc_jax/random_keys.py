@@ -1,4 +1,4 @@
-"""Random keys derived from name, step, record and group, never from the device."""
+"""Random keys derived from name, step, example and group, never from the device."""
 
 import dataclasses
 
@@ -11,22 +11,22 @@ from mpmc_jax.types import Array
 class Keys:
     """The random keys of one micro-batch on one device, and the run's progress.
 
-    A stream is a name. An example's key depends on (seed, name, step, record) and a
+    A stream is a name. An example's key depends on (seed, name, step, example) and a
     group's key on (seed, name, step, group), so no draw depends on the device count.
     Streams of examples, of groups and of steps differ even if their names are the same:
-    record 0 and group 0 have different keys.
+    example 0 and group 0 have different keys.
 
     Attributes:
       root: the run's key.
       step: () int32.
-      record: (b,) int32, positions of the labeled examples in the global batch.
+      example: (b,) int32, positions of the labeled examples in the global batch.
       group: (g,) int32, numbers of the groups that these examples form.
       progress: () finished epochs as a fraction of the run's, for schedules per epoch.
     """
 
     root: Array
     step: Array
-    record: Array
+    example: Array
     group: Array
     progress: Array
 
@@ -43,7 +43,8 @@ class Keys:
 
     def examples(self, name: str) -> Array:
         """(b,) keys, one per example."""
-        return self._fold(f"record/{name}", self.record)
+        # The name of the stream is part of the key: another one draws other numbers.
+        return self._fold(f"record/{name}", self.example)
 
     def groups(self, name: str) -> Array:
         """(g,) keys, one per group."""

@@ -42,15 +42,15 @@ class Crops(struct.PyTreeNode):
       extent: (b,4) int32, the rectangle of real pixels (top, left, bottom, right);
         everything outside is padding.
       index: (b,) int32, the example's position in its id list.
-      record: (b,) int32, the example's position in the global batch (not a stored
-        record of `data/`). Random keys derive from it, never from a device number.
+      batch_index: (b,) int32, the example's position in the global batch. Random keys
+        derive from it, never from a device number.
       label: (b,h,w) uint8 with 255 for void, or None for unlabeled crops.
     """
 
     image: Array
     extent: Array
     index: Array
-    record: Array
+    batch_index: Array
     label: Array | None = None
 
 

@@ -38,7 +38,7 @@ def random_batch(config: ml_collections.ConfigDict, setup: Setup) -> Batch:
             "image": rng.integers(0, 256, (*shape, 3), np.uint8),
             "extent": np.tile(np.array([0, 0, crop, crop], np.int32), (size, 1)),
             "index": np.arange(size, dtype=np.int32),
-            "record": np.arange(size, dtype=np.int32),
+            "batch_index": np.arange(size, dtype=np.int32),
         }
         if name in ("labeled", "source"):
             arrays["label"] = rng.integers(0, CLASSES, shape, np.uint8)

@@ -97,15 +97,15 @@ class DatasetFacts:
         return len(self.class_names)
 
     @classmethod
-    def read(cls, record: Mapping[str, Any]) -> "DatasetFacts":
+    def read(cls, stored: Mapping[str, Any]) -> "DatasetFacts":
         """Creates the facts from the entries of a JSON object."""
         return cls(
-            dataset=record["dataset"],
-            class_names=tuple(record["class_names"]),
-            palette=tuple(tuple(color) for color in record["palette"]),
-            pixels=PixelFormat(**record["pixels"]),
-            fingerprint=record["fingerprint"],
-            partial=record.get("partial", False),
+            dataset=stored["dataset"],
+            class_names=tuple(stored["class_names"]),
+            palette=tuple(tuple(color) for color in stored["palette"]),
+            pixels=PixelFormat(**stored["pixels"]),
+            fingerprint=stored["fingerprint"],
+            partial=stored.get("partial", False),
         )
 
 

@@ -226,7 +226,9 @@ class TrainIterator(Iterator[Batch]):
         if self._partners is not None:
             crops["partner"] = self._partners.take(step)
         # Arrays are NumPy here and become jax.Array when the batch is placed.
-        return Batch(**{k: Crops(record=self._rows[k], **v) for k, v in crops.items()})
+        return Batch(
+            **{k: Crops(batch_index=self._rows[k], **v) for k, v in crops.items()}
+        )
 
     def request(self, step: int, images: np.ndarray) -> None:
         """Requests the partners of `step`: one unlabeled position per group."""
@@ -295,7 +297,7 @@ class TrainPipeline:
         """Returns endless batches, beginning with that of `start_step`.
 
         Arrays are NumPy and hold this process's share: process p of P has the rows
-        p, p+P, ... of the global batch, which `record` names.
+        p, p+P, ... of the global batch, which `Crops.batch_index` names.
 
         Args:
           start_step: the step of the first batch.
@@ -342,7 +344,9 @@ class TrainPipeline:
             labeled=self.num_labeled,
             unlabeled=0 if labeled_epochs else self.num_unlabeled,
             batch_size=self._config.batch_size,
-            groups=max(self._config.batch_size // self._config.group_size, 1),
+            published_processes=max(
+                self._config.batch_size // self._config.group_size, 1
+            ),
             per_step=self._sizes[name],
             seed=self._config.seed,
         )

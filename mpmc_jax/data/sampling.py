@@ -40,7 +40,7 @@ class EpochOrder:
       labeled, unlabeled: lengths of the two lists; `unlabeled` is 0 if an epoch passes
         over the labeled list.
       batch_size: labeled images per step.
-      groups: W, the number of processes of the published run.
+      published_processes: W, the number of processes of the published run.
       per_step: images of this stream per step.
       seed: seed of the run.
     """
@@ -49,7 +49,7 @@ class EpochOrder:
     labeled: int
     unlabeled: int
     batch_size: int
-    groups: int
+    published_processes: int
     per_step: int
     seed: int
 
@@ -61,8 +61,8 @@ class EpochOrder:
     @property
     def steps_per_epoch(self) -> int:
         """Number of steps per epoch of the published data loaders, at least 1."""
-        of_process = -(-self.epoch // self.groups)
-        return max(of_process // (self.batch_size // self.groups), 1)
+        of_process = -(-self.epoch // self.published_processes)
+        return max(of_process // (self.batch_size // self.published_processes), 1)
 
     @property
     def unused(self) -> int:

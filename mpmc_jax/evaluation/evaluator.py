@@ -22,7 +22,7 @@ from mpmc_jax import memory
 from mpmc_jax.evaluation import batches, metrics
 from mpmc_jax.evaluation.bounded_jit import BoundedJit
 from mpmc_jax.evaluation.predict import network_input
-from mpmc_jax.evaluation.protocols import Protocol
+from mpmc_jax.evaluation.protocols import EvalProtocol
 from mpmc_jax.evaluation.size_limit import check_size
 from mpmc_jax.evaluation.slices import Slices, over_processes
 from mpmc_jax.evaluation.volumes import VolumeScores
@@ -69,7 +69,7 @@ class EvalResult:
     seconds: float
     programs: int
     histogram: np.ndarray | None = None
-    protocol: str = Protocol.name
+    protocol: str = EvalProtocol.name
     volumes: VolumeScores | None = None
 
     def scalars(self, class_names: Sequence[str]) -> dict[str, float]:
@@ -113,7 +113,7 @@ class Evaluator:
         pixels: PixelFormat = RGB,
         batch_size: int,
         pad_to: int = 0,
-        protocol: Protocol | None = None,
+        protocol: EvalProtocol | None = None,
         devices: Sequence[jax.Device] | None = None,
     ):
         """Prepares the evaluation; programs are compiled when they are first needed.
@@ -137,7 +137,7 @@ class Evaluator:
             raise ValueError(f"eval.batch_size={batch_size} must be at least 1")
         if pad_to < 0:
             raise ValueError(f"eval.pad_to={pad_to} must be 0 (exact) or positive")
-        self.protocol = protocol or Protocol(size=1)
+        self.protocol = protocol or EvalProtocol(size=1)
         self._devices = jax.local_devices() if devices is None else list(devices)
         self._free = memory.of_devices(self._devices)
         mesh = jax.make_mesh(
@@ -220,7 +220,7 @@ class Evaluator:
 
         Raises:
           ValueError: images are too large for the devices' memory, or volumes are
-            missing (see `Protocol.check`).
+            missing (see `EvalProtocol.check`).
         """
         self.protocol.check(source.volumes)
         depth = self._pixels.channels + self._num_classes

@@ -8,7 +8,7 @@ import numpy as np
 
 from mpmc_jax import memory
 from mpmc_jax.evaluation.bounded_jit import BoundedJit
-from mpmc_jax.evaluation.protocols import Protocol
+from mpmc_jax.evaluation.protocols import EvalProtocol
 from mpmc_jax.evaluation.size_limit import check_size
 from mpmc_jax.models.preprocess import normalize, to_unit
 from mpmc_jax.pixels import PixelFormat
@@ -40,7 +40,11 @@ class Predictor:
     """Segments single images; compiles a program per image size (see `BoundedJit`)."""
 
     def __init__(
-        self, module: Any, variables: PyTree, pixels: PixelFormat, protocol: Protocol
+        self,
+        module: Any,
+        variables: PyTree,
+        pixels: PixelFormat,
+        protocol: EvalProtocol,
     ):
         """Takes a segmenter, its {"params", "batch_stats"}, the pixels and protocol."""
         self._protocol = protocol.for_prediction()

@@ -26,14 +26,14 @@ from mpmc_jax.evaluation.bounded_jit import bounded_jit
 from mpmc_jax.pixels import PixelFormat
 from mpmc_jax.types import Array
 
-# Network input (b,h,w,c) -> logits (b,h,w,C).
-Network = Callable[[Array], Array]
+# A network: (b,h,w,c) normalized images -> logits (b,h,w,C).
+NetworkFn = Callable[[Array], Array]
 
 _PADDING_LABEL = 0
 
 
 @dataclasses.dataclass(frozen=True)
-class Protocol:
+class EvalProtocol:
     """The protocol for whole images; subclasses override parts of it.
 
     Attributes:
@@ -88,15 +88,15 @@ class Protocol:
         del pixels
         return image, label
 
-    def for_prediction(self) -> "Protocol":
+    def for_prediction(self) -> "EvalProtocol":
         """The protocol that predicts every pixel of an image."""
         return self
 
-    def once(self, network: Network, images: Array) -> Array:
+    def once(self, network: NetworkFn, images: Array) -> Array:
         """The scores of one view: (b,h,w,c) -> (b,h,w,C)."""
         return network(images)
 
-    def scores(self, network: Network, images: Array) -> Array:
+    def scores(self, network: NetworkFn, images: Array) -> Array:
         """The scores of the images, averaged over views: (b,h,w,c) -> (b,h,w,C)."""
         if self.scales == (1.0,) and not self.flip:
             return self.once(network, images)
@@ -118,7 +118,7 @@ class Protocol:
         return images, labels
 
 
-class Slide(Protocol):
+class Slide(EvalProtocol):
     """Sliding-window evaluation: scores are averaged where windows overlap."""
 
     pads = False
@@ -127,7 +127,7 @@ class Slide(Protocol):
         """The start and length of the windows along one axis."""
         return windows.shifted_spans(side, self.size)
 
-    def once(self, network: Network, images: Array) -> Array:
+    def once(self, network: NetworkFn, images: Array) -> Array:
         _, rows, columns, _ = images.shape
         total, count = None, np.zeros((rows, columns), np.float32)
         places = windows.windows(self.spans(rows), self.spans(columns))
@@ -170,7 +170,7 @@ class SlideAEL(Slide):
     probabilities = True
 
 
-class CenterCrop(Protocol):
+class CenterCrop(EvalProtocol):
     """A center crop, U2PL's and AEL's validation during training."""
 
     name = "center_crop"
@@ -198,11 +198,11 @@ class CenterCrop(Protocol):
         start, at = (side - length) // 2, (self.size - length) // 2
         return slice(start, start + length), slice(at, at + length)
 
-    def for_prediction(self) -> Protocol:
-        return Protocol(self.size, self.scales, self.flip)
+    def for_prediction(self) -> EvalProtocol:
+        return EvalProtocol(self.size, self.scales, self.flip)
 
 
-class PerVolume(Protocol):
+class PerVolume(EvalProtocol):
     """Slices resized to the size of training crops; metrics are of whole volumes.
 
     Source: UniMatch, more-scenarios/medical/unimatch.py.
@@ -213,7 +213,7 @@ class PerVolume(Protocol):
     metric = "dice"
     by_volume = True
 
-    def once(self, network: Network, images: Array) -> Array:
+    def once(self, network: NetworkFn, images: Array) -> Array:
         size = images.shape[1:3]
         square = (self.size, self.size)
         return resize(network(resize(images, size=square)), size=size)
@@ -223,15 +223,22 @@ class PerVolume(Protocol):
         return resize(images, size=size), resize_nearest(labels, size=size)
 
 
-PROTOCOLS: dict[str, type[Protocol]] = {
+PROTOCOLS: dict[str, type[EvalProtocol]] = {
     kind.name: kind
-    for kind in (Protocol, SlideUniMatch, SlideU2PL, SlideAEL, CenterCrop, PerVolume)
+    for kind in (
+        EvalProtocol,
+        SlideUniMatch,
+        SlideU2PL,
+        SlideAEL,
+        CenterCrop,
+        PerVolume,
+    )
 }
 
 
 def build_protocol(
     name: str, size: int, scales: tuple[float, ...] = (1.0,), flip: bool = False
-) -> Protocol:
+) -> EvalProtocol:
     """Builds the protocol `name`.
 
     Raises:

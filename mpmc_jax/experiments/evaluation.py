@@ -8,14 +8,14 @@ import ml_collections
 from mpmc_jax.data.build import build_eval
 from mpmc_jax.data.dataset import DatasetFacts
 from mpmc_jax.evaluation.evaluator import Evaluator, PatchProbe
-from mpmc_jax.evaluation.protocols import Protocol, build_protocol
+from mpmc_jax.evaluation.protocols import EvalProtocol, build_protocol
 from mpmc_jax.experiments.build import Setup, averages
 from mpmc_jax.training.state import TrainState, select
 from mpmc_jax.training.train_step import select_teachers
 from mpmc_jax.types import Array, Network, PyTree
 
 
-def make_protocol(config: ml_collections.ConfigDict) -> Protocol:
+def make_protocol(config: ml_collections.ConfigDict) -> EvalProtocol:
     """Builds the protocol that `config.eval` names, with windows as large as the crop.
 
     Raises:

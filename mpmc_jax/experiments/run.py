@@ -296,7 +296,7 @@ def evaluate_split(run: Run, split: str) -> EvalResult:
     return evaluator.run(run.variables, open_split(run, split), run.probe)
 
 
-def evaluation_record(
+def evaluation_content(
     run: Run, split: str, checkpoint: str, result: EvalResult
 ) -> dict[str, Any]:
     """Makes the content of eval_*.json: scores, counts, settings and versions."""

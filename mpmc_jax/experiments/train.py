@@ -32,8 +32,8 @@ from mpmc_jax.experiments.evaluation import (
     make_protocol,
     make_validation,
 )
+from mpmc_jax.experiments.identity import RunIdentity, data_facts
 from mpmc_jax.experiments.pretrained import initial_weights
-from mpmc_jax.experiments.record import RunRecord, data_facts
 from mpmc_jax.experiments.run import open_model_and_method
 from mpmc_jax.paths import as_path
 from mpmc_jax.text import quantity
@@ -84,17 +84,19 @@ def train(
         # Weights that do not fit are refused before the directory is taken.
         with agreement.failing_together():
             origin = {"pretrained": pretrained()[1] or None}
-    record = RunRecord(config, data_facts(parts.facts, parts.pipeline), origin)
-    record.check_processes()
+    identity = RunIdentity(config, data_facts(parts.facts, parts.pipeline), origin)
+    identity.check_processes()
     with run_lock.hold(directory):
-        record.check_directory(directory)
+        identity.check_directory(directory)
         checkpointer = Checkpointer(
-            directory / workdir_lib.CHECKPOINTS, config.train.keep, record.trained_on()
+            directory / workdir_lib.CHECKPOINTS,
+            config.train.keep,
+            identity.trained_on(),
         )
         state, position = initial_state(
             config.seed, parts.setup, checkpointer, pretrained
         )
-        record.write(directory, parts.pipeline)
+        identity.write(directory, parts.pipeline)
         writer = parts.metric_writer(directory, int(state.step))
         data = parts.pipeline.iterator(position)
         with contextlib.closing(data), contextlib.closing(writer), checkpointer:

@@ -89,7 +89,7 @@ def train(
 
     Args:
       evaluate: returns the scores of one copy of the state, `config.metric` among them.
-      names: returns the ids of a batch's records, for messages.
+      names: returns the ids of a batch's images, for messages.
       place: puts a batch on the devices.
       recompute_bn_stats: the replicated state -> the same with recomputed statistics,
         which the evaluation and all later steps use.
@@ -221,7 +221,7 @@ class _Run:
         if start == 0 or not _is_eval_due(self.config, start):
             return
         self.stop.has_progress = True
-        scores = self.report.recorded(start, self.config.metric)
+        scores = self.report.written(start, self.config.metric)
         if distributed.from_first(not scores):
             self.score(start, state)
         else:

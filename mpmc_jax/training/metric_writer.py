@@ -103,7 +103,7 @@ class MetricWriter:
             dynamic_ncols=True,
         )
 
-    def recorded(self, step: int, name: str) -> list[float | None]:
+    def written(self, step: int, name: str) -> list[float | None]:
         """Returns what metrics.jsonl has of that name at that step, in process 0."""
         if not self._active:
             return []

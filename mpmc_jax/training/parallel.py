@@ -1,7 +1,7 @@
 """The one file of training that handles devices: maps, replicates, places, fetches.
 
-A global batch of B records holds G = B / group_size groups; record r belongs to group
-r mod G. A device holds whole groups, and every micro-batch holds the same groups
+A global batch of B examples holds G = B / group_size groups; example i belongs to group
+i mod G. A device holds whole groups, and every micro-batch holds the same groups
 however many devices there are, so nothing that a step draws or ranks depends on them.
 """
 
@@ -25,8 +25,8 @@ class Layout:
     """How a batch is divided.
 
     Attributes:
-      batch_size: records over all processes and devices.
-      group_size: records per group.
+      batch_size: examples over all processes and devices.
+      group_size: examples per group.
       micro_batches: parts of the batch.
     """
 
@@ -58,7 +58,7 @@ class Layout:
     def order(self, rows: int, devices: int, processes: int) -> np.ndarray:
         """Returns this process's rows ordered by (device, micro-batch, group, member).
 
-        Process p receives the records p, p + P, p + 2P ..., so that its row i is a
+        Process p receives the examples p, p + P, p + 2P ..., so that its row i is a
         member of its local group i mod (G/P).
 
         Args:

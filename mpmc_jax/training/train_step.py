@@ -251,15 +251,15 @@ def micro_step(
 
 
 def make_keys(config: StepConfig, state: TrainState, batch: Batch) -> Keys:
-    """Makes the random keys of a micro-batch, of its step, records and groups."""
-    record = batch.labeled.record
+    """Makes the random keys of a micro-batch, of its step, examples and groups."""
+    example = batch.labeled.batch_index
     groups = config.batch_size // config.group_size
     over = state.step // config.steps_per_epoch * config.steps_per_epoch
     return Keys(
         root=jax.random.wrap_key_data(state.key),
         step=state.step,
-        record=record,
-        group=record[:: config.group_size] % groups,
+        example=example,
+        group=example[:: config.group_size] % groups,
         progress=over / config.schedule.steps,
     )
 

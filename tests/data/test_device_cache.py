@@ -48,7 +48,7 @@ def _assert_same(expected: Batch, found: Batch, tolerance: int):
         assert (one is None) == (other is None)
         if one is None:
             continue
-        for field in ("extent", "index", "record", "label"):
+        for field in ("extent", "index", "batch_index", "label"):
             given, got = getattr(one, field), getattr(other, field)
             assert (given is None) == (got is None), field
             if given is not None:
@@ -125,7 +125,7 @@ def test_plans_are_followed(seed, rows, columns, scales, name, gray):
     }
     one = jax.tree.map(lambda x: x[None], plan)
     extent = cut.extent()[None]
-    crops = Crops(image=one, extent=extent, index=np.zeros(1, int), record=None)
+    crops = Crops(image=one, extent=extent, index=np.zeros(1, int), batch_index=None)
     fill = np.zeros(pixels.channels, np.uint8)
     arrays = jax.tree.map(jnp.asarray, arrays)
     found = device_cache.cut_stream(arrays, crops, fill, geometry.label_fill)

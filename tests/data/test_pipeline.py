@@ -19,7 +19,7 @@ def test_shapes_and_types(data_dir):
         assert crops.extent.shape == (4, 4)
         assert crops.extent.dtype == np.int32
         assert crops.index.dtype == np.int32
-        np.testing.assert_array_equal(crops.record, np.arange(4, dtype=np.int32))
+        np.testing.assert_array_equal(crops.batch_index, np.arange(4, dtype=np.int32))
     assert batch.labeled.label.shape == (4, 32, 32)
     assert batch.labeled.label.dtype == np.uint8
     assert batch.unlabeled.label is None
@@ -97,9 +97,9 @@ def test_processes_share_the_global_batch(data_dir, processes):
     ]
     for step, batch in enumerate(whole):
         for part in parts:
-            record = part[step].labeled.record
-            assert len(record) == 4 // processes
-            rows = jax.tree.map(lambda x, record=record: x[record], batch)
+            place = part[step].labeled.batch_index
+            assert len(place) == 4 // processes
+            rows = jax.tree.map(lambda x, place=place: x[place], batch)
             chex.assert_trees_all_equal(rows, part[step])
 
 
@@ -189,7 +189,7 @@ def test_supervised_epochs_may_be_of_the_labeled_list(data_dir, processes):
         assert (pipeline.steps_per_epoch, pipeline.repetition) == (2, 8 / 9)
         late = take_batches(pipeline, 3, start_step=3)
         for batch, all_rows in zip(late, whole[3:], strict=True):
-            rows = batch.labeled.record
+            rows = batch.labeled.batch_index
             chex.assert_trees_all_equal(
                 batch, jax.tree.map(lambda x, rows=rows: x[rows], all_rows)
             )

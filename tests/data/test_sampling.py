@@ -189,7 +189,7 @@ def test_a_source_comes_half_of_the_time(data_dir):
     heights = extents[there][:, 2] - extents[there][:, 0]
     assert heights.min() < 18
     assert {batch.unlabeled.image.shape[0] for batch in batches} == {2}
-    np.testing.assert_array_equal(batches[0].unlabeled.record, [0, 1])
+    np.testing.assert_array_equal(batches[0].unlabeled.batch_index, [0, 1])
 
 
 def test_requested_images_are_served_whatever_came_before(data_dir):

@@ -9,7 +9,7 @@ import pytest
 from mpmc_jax import memory
 from mpmc_jax.evaluation.evaluator import Evaluator
 from mpmc_jax.evaluation.predict import Predictor
-from mpmc_jax.evaluation.protocols import Protocol
+from mpmc_jax.evaluation.protocols import EvalProtocol
 from mpmc_jax.evaluation.size_limit import check_size
 from mpmc_jax.pixels import RGB
 
@@ -58,7 +58,7 @@ def test_an_image_too_large_to_predict_is_refused():
     image = np.broadcast_to(np.zeros(3, np.uint8), (10**6, 10**6, 3))
     module = types.SimpleNamespace(num_classes=21)
     with pytest.raises(ValueError, match="1 image of 1000000 x 1000000 pixels"):
-        Predictor(module, {}, RGB, Protocol(size=1))(image)
+        Predictor(module, {}, RGB, EvalProtocol(size=1))(image)
 
 
 def test_the_bound_is_that_of_input_and_scores():
@@ -73,7 +73,7 @@ def test_what_programs_keep_is_not_missed_later(monkeypatch):
     source = _Sized([(40, 50)])
     evaluator = Evaluator(None, 21, batch_size=1, devices=jax.local_devices()[:1])
     module = types.SimpleNamespace(num_classes=21)
-    predictor = Predictor(module, {}, RGB, Protocol(size=1))
+    predictor = Predictor(module, {}, RGB, EvalProtocol(size=1))
     monkeypatch.setattr(memory, "available", lambda: 0)
     evaluator.check(source)
     with pytest.raises(AttributeError):  # of the network, behind the check

@@ -180,7 +180,7 @@ def test_no_two_streams_of_a_method_share_a_key(name, monkeypatch):
         return Noted(
             root=jax.random.key(cfg.seed),
             step=jnp.asarray(step),
-            record=jnp.arange(cfg.train.batch_size),
+            example=jnp.arange(cfg.train.batch_size),
             group=jnp.arange(groups),
             progress=jnp.zeros(()),
         )

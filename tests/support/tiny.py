@@ -79,7 +79,7 @@ def crops(
         image=image,
         extent=extent.astype(np.int32),
         index=rng.integers(0, 100, size).astype(np.int32),
-        record=np.arange(size, dtype=np.int32),
+        batch_index=np.arange(size, dtype=np.int32),
         label=label_bhw.astype(np.uint8) if label else None,
     )
 

@@ -104,8 +104,8 @@ class Served:
             # An image is a function of its place in the list.
             of_index = [tiny.batch(i, self.cfg, self.method).partner for i in index]
             crops = jax.tree.map(lambda *x: np.stack([one[0] for one in x]), *of_index)
-            record = batch.partner.record
-            batch = batch.replace(partner=crops.replace(index=index, record=record))
+            place = batch.partner.batch_index
+            batch = batch.replace(partner=crops.replace(index=index, batch_index=place))
         self.step += 1
         return batch
 

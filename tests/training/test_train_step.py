@@ -264,7 +264,7 @@ def test_a_group_draws_the_same_whatever_the_devices(devices):
 
     def draw(batch):
         keys = make_keys(parts.step, state, batch)
-        return batch.labeled.record, jax.random.key_data(keys.groups("coin"))
+        return batch.labeled.batch_index, jax.random.key_data(keys.groups("coin"))
 
     placed = parallel.place(tiny.batch(0, cfg, parts.step.method))
     records, drawn = jax.pmap(draw, devices=parallel.devices)(placed)

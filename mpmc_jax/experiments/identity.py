@@ -1,4 +1,4 @@
-"""The record that identifies a run for its processes, directory and checkpoints."""
+"""What identifies a run for its processes, directory and checkpoints."""
 
 import dataclasses
 import zlib
@@ -28,7 +28,7 @@ def data_facts(facts: DatasetFacts, pipeline: TrainPipeline) -> dict[str, Any]:
 
 
 @dataclasses.dataclass(frozen=True)
-class RunRecord:
+class RunIdentity:
     """The configuration, data and initial weights that identify a run.
 
     Attributes:
