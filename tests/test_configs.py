@@ -1,19 +1,22 @@
-"""Every configuration builds and takes two steps; every method at least once."""
+"""Every configuration builds and traces to a step; every method at least once."""
 
 import importlib
 import pathlib
 import types
 
+import chex
+import jax
 import numpy as np
 import pytest
 
 from configs import base, presets
 from mpmc_jax.data import build as data_build
 from mpmc_jax.data.splits import Split
-from mpmc_jax.experiments.build import build_base, build_schedule
+from mpmc_jax.experiments.build import build_base, build_schedule, state_shape
 from mpmc_jax.methods.supervised import SupervisedOnly
 from mpmc_jax.pixels import RGB
 from mpmc_jax.training.parallel import Layout, Parallel
+from mpmc_jax.training.train_step import make_step, make_step_info
 from tests.support import tiny
 
 FILES = sorted(
@@ -43,16 +46,33 @@ def test_the_variants_cover_every_method_and_mode():
     assert all(f"mpmc={name}" in text for name in presets.MPMC)
 
 
-@pytest.mark.full
-@pytest.mark.parametrize(("file", "variant"), pairs())
-def test_a_configuration_takes_two_steps(file, variant):
+def _small(file, variant):
     module = importlib.import_module(f"configs.{file}")
-    cfg = tiny.shrink(module.get_config(variant + ",backbone=resnet18"))
+    cfg = tiny.shrink(module.get_config(variant))
     if cfg.model.name == "unet":
         cfg.data.crop, cfg.model.width = 32, 16
     # There are fewer classes here than in the data sets that these are of.
     cfg.ael.unqueried = ()
-    state, metrics = tiny.run(cfg, 2)
+    return cfg
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(("file", "variant"), pairs())
+def test_a_configuration_traces_to_a_step(file, variant):
+    """Steps are taken in test_data_sets.py, by each method in test_smoke_matrix.py."""
+    cfg = _small(file, variant)
+    parts = tiny.setup(cfg, axis_name=None)
+    state, batch = state_shape(parts), tiny.batch(0, cfg, parts.step.method)
+    step = make_step(parts.step)
+    after, metrics = jax.eval_shape(step, state, batch, make_step_info(0))
+    chex.assert_trees_all_equal_shapes_and_dtypes(after, state)
+    assert metrics.values["loss"].shape == ()
+
+
+@pytest.mark.full
+def test_a_configuration_takes_two_steps():
+    """CamVid's, whose pictures no other test trains on."""
+    state, metrics = tiny.run(_small("camvid", "method=mean_teacher,mpmc=paper"), 2)
     assert int(state.step) == 2
     for step in metrics:
         assert step.refused == -1

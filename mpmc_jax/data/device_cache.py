@@ -1,7 +1,8 @@
 """Training images cached on the device, and crops that are made there.
 
 The host draws where crops come from, as it does without the cache
-(`data.resident=false`), and sends crop plans instead of pixels. The crops are the same.
+(`data.resident=false`), and sends crop plans instead of pixels. The crops are the same;
+a byte of AEL's, which are interpolated in floats, may differ by one.
 """
 
 import dataclasses

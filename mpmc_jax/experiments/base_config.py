@@ -65,7 +65,8 @@ def _data() -> dict:
         # "dataset".
         "normalization": "auto",
         # Keep the training images on every device, and cut crops out of them there.
-        # The crops are the same; for data sets of a few GB (ACDC, CamVid, VOC).
+        # The crops are the same, but for AEL's, whose interpolation is in floats: a
+        # byte may differ by one. For data sets of a few GB (ACDC, CamVid, VOC).
         "resident": False,
         # Reading threads, and batches prepared ahead.
         "threads": 2,

@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -372,6 +373,7 @@ def _example_taps(setup: Setup) -> dict[str, Array]:
     }
 
 
+@functools.cache
 def tap_size(model: ModelConfig, tap: str, crop: int) -> tuple[int, int]:
     """Computes rows and columns of a tap at a square crop."""
     module = build_segmenter(model)

@@ -5,6 +5,7 @@ code asks the functions below what it must know about a network; no other code t
 network's name.
 """
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -68,16 +69,18 @@ def build_segmenter(
     )
 
 
+@functools.partial(jax.jit, static_argnames="config")
 def init_variables(key: Array, config: ModelConfig) -> dict[str, PyTree]:
     """Initializes variables {"params": {"backbone", "decoder"}, "batch_stats": ...}.
 
-    The statistics are an empty dictionary for a network without batch norm.
+    The statistics are an empty dictionary for a network without batch norm. Jitted, so
+    that a network is traced once however often shapes or values are asked for.
     """
     module = build_segmenter(config)
     # Shapes of variables may depend on `config.image_size`, and on nothing here.
     side = -(-_LEAST_SIDE // module.multiple) * module.multiple
     images_bhwc = jnp.zeros((1, side, side, config.in_channels), jnp.float32)
-    return {"batch_stats": {}, **jax.jit(module.init)(key, images_bhwc)}
+    return {"batch_stats": {}, **module.init(key, images_bhwc)}
 
 
 def choices(config: ModelConfig) -> tuple[str, ...]:

@@ -13,8 +13,13 @@ import pytest
 from PIL import Image
 
 from mpmc_jax.models.weights import convert
+from tests.support import programs
 from tests.support.data_sets import prepare_synthetic
-from tests.support.programs import CONFIG, SMALL, run, start
+from tests.support.programs import SMALL, run, start
+
+# Its bank, requests and what they ask of the pipeline are part of a run; U2PL's banks
+# are in test_compiled_steps.
+CONFIG = programs.CONFIG.replace("unimatch", "ael")
 
 
 @pytest.fixture(scope="module")
@@ -56,19 +61,10 @@ def test_a_killed_run_goes_on_and_finishes(place):
 
 @pytest.mark.full
 def test_a_killed_run_ends_as_one_that_never_stopped(place):
-    """The real pipeline, augmentation, network, plug-in: every array and the data.
-
-    The other run has its images on the device, which changes nothing either.
-    """
+    """The real pipeline, augmentation, network, plug-in and memory: every array."""
     data = f"--config.data.data_dir={place / 'data'}"
-    run(
-        "launch.train",
-        f"--config={CONFIG}",
-        f"--workdir={place / 'whole'}",
-        data,
-        *SMALL,
-        "--config.data.resident=True",
-    )
+    whole = f"--workdir={place / 'whole'}"
+    run("launch.train", f"--config={CONFIG}", whole, data, *SMALL)
 
     def last(name):
         path = place / name / "checkpoints" / "6" / "meta" / "metadata"
@@ -76,33 +72,6 @@ def test_a_killed_run_ends_as_one_that_never_stopped(place):
 
     assert last("run")["data_state"] == {"next_index": 6}
     assert last("run") == last("whole")
-
-
-@pytest.mark.full
-def test_a_method_with_a_memory_goes_on_from_its_checkpoint(place):
-    """Its bank, requests and what they ask of the pipeline, through the real programs.
-
-    U2PL's banks are in test_training_phases.
-    """
-    method = "ael"
-    command = (
-        "launch.train",
-        f"--config={CONFIG.replace('unimatch', method)}",
-        f"--config.data.data_dir={place / 'data'}",
-        *SMALL,
-    )
-    run(*command, f"--workdir={place / method}")
-    # As one that was killed behind its fourth step.
-    shutil.copytree(place / method, place / (method + "2"))
-    shutil.rmtree(place / (method + "2") / "checkpoints" / "6")
-    output = run(*command, f"--workdir={place / (method + '2')}")
-    assert "resuming from step 4" in output
-
-    def last(name):
-        path = place / name / "checkpoints" / "6" / "meta" / "metadata"
-        return json.loads(path.read_text())
-
-    assert last(method) == last(method + "2")
 
 
 @pytest.mark.full
@@ -226,7 +195,10 @@ def test_a_trained_network_goes_out_and_begins_another_run(place):
     path = place / "trained.safetensors"
     last = ("launch.convert_weights", "--checkpoint=last")
     run(*last, f"--input={place / 'run'}", f"--output={path}")
-    command = ("launch.train", f"--config={CONFIG}", *SMALL)
+    plain = CONFIG.replace("ael,mpmc=recommended", "supervised")
+    command = ("launch.train", f"--config={plain}", *SMALL)
+    # The network is AEL's.
+    command += ("--config.model.variant=ael", "--config.method.auxiliary_weight=0.4")
     command += (f"--config.data.data_dir={place / 'data'}", "--config.train.steps=1")
     command += (f"--config.model.pretrained={path}", "--config.optimizer.lr=0.0")
     first = f"--workdir={place / 'from'}"

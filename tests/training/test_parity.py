@@ -32,15 +32,15 @@ def silent_plugin_difference(method: str) -> float:
 
 
 def mapping_difference(
-    method: str, kinds=("pmap", "shard_map"), **changes
+    method: str, kinds=("pmap",), devices=4, **changes
 ) -> dict[str, float]:
-    """Two steps on one device against four, by pmap and by shard_map."""
+    """Two steps on one device against several, by each mapping."""
     cfg = tiny.config(f"method={method},mpmc=recommended", **changes)
     one, metrics = tiny.run(cfg, 2)
     found = {}
     for kind in kinds:
-        four, values = tiny.run(cfg, 2, kind=kind, devices=4)
-        found[f"{kind} state"] = tiny.difference(four, one)
+        several, values = tiny.run(cfg, 2, kind=kind, devices=devices)
+        found[f"{kind} state"] = tiny.difference(several, one)
         found[f"{kind} values"] = tiny.difference(_counted(values), _counted(metrics))
     return found
 
@@ -59,15 +59,7 @@ def unet_difference() -> dict[str, float]:
         "method__supervised_loss": "ce_dice",
         "method__unlabeled_loss": "dice",
     }
-    return mapping_difference("unimatch", kinds=("pmap",), **changes)
-
-
-def micro_batch_difference(method: str) -> float:
-    """Two micro-batches on one device against the same on two."""
-    cfg = tiny.config(f"method={method},mpmc=recommended", train__accumulation=2)
-    one, _ = tiny.run(cfg, 2)
-    two, _ = tiny.run(cfg, 2, devices=2)
-    return tiny.difference(two, one)
+    return mapping_difference("unimatch", **changes)
 
 
 def _x64(call: str):
@@ -82,15 +74,23 @@ def test_a_silent_plugin_moves_nothing(method):
     assert _x64(f"silent_plugin_difference({method!r})") < 1e-12
 
 
+# The mapping is no method's business: one sees both.
+BOTH = {"kinds": ("pmap", "shard_map")}
+# Banks are filled by the first step and drawn from by both.
+DRAWN = {**U2PL, "u2pl__contrast": "corrected", "u2pl__warmup_epochs": 0}
+# One image a group, requests, and a memory that every micro-batch moves.
+PARTS = {"devices": 2, "train__accumulation": 2}
+
+
 @pytest.mark.full
 @pytest.mark.parametrize(
-    "method", ["mean_teacher", "unimatch", "augseg", "u2pl", "ael"]
+    ("method", "changes"),
+    [("mean_teacher", BOTH), ("augseg", {}), ("u2pl", DRAWN), ("ael", PARTS)],
 )
-def test_devices_and_mappings_agree(method):
-    # The mapping is no method's business: one sees both.
-    kinds = ("pmap", "shard_map")[: 2 if method == "mean_teacher" else 1]
-    changes = U2PL if method == "u2pl" else {}
-    found = _x64(f"mapping_difference({method!r}, {kinds!r}, **{changes})")
+def test_devices_and_mappings_agree(method, changes):
+    """UniMatch's turn is on the U-Net, below, and in test_golden.py."""
+    found = _x64(f"mapping_difference({method!r}, **{changes!r})")
+    kinds = changes.get("kinds", ("pmap",))
     assert set(found) == {
         f"{kind} {what}" for kind in kinds for what in ("state", "values")
     }
@@ -101,21 +101,6 @@ def test_devices_and_mappings_agree(method):
 def test_devices_agree_on_the_unet():
     found = _x64("unet_difference()")
     assert np.max(list(found.values())) < 1e-10, json.dumps(found)
-
-
-@pytest.mark.full
-def test_drawn_keys_do_not_depend_on_devices():
-    found = _x64(
-        "mapping_difference('u2pl', kinds=('pmap',), u2pl__contrast='corrected', "
-        "u2pl__bank_size=60, u2pl__bank_size_first=60)"
-    )
-    assert np.max(list(found.values())) < 1e-10, json.dumps(found)
-
-
-@pytest.mark.full
-def test_micro_batches_hold_the_same_groups_on_any_number_of_devices():
-    # With one image a group, requests, and a memory that every part moves.
-    assert _x64("micro_batch_difference('ael')") < 1e-10
 
 
 def _strong(inputs):
