@@ -8,7 +8,7 @@ python -m launch.evaluate --weights=FILE --dataset=NAME [--data_dir=data] [--cro
 
 The first form evaluates a run. The second evaluates, on a prepared data set, a whole
 network that launch.convert_weights or PyTorch saved. With several processes (as for
-launch.train) each evaluates a share of the images.
+launch.train) each evaluates a part of the images.
 
 The protocol is the run's, or that of the network's authors, unless --protocol names
 another; images keep their own size unless --pad_to says otherwise. Prints a table and

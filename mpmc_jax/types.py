@@ -213,7 +213,7 @@ class View(struct.PyTreeNode):
         `region.valid` pixels in the whole batch unless `normalizer` is given.
       teacher: the network that predicted the target, frozen.
       truth: (b,h,w) bool, pixels whose target is ground truth, or None.
-      normalizer: this device's share of another divisor, such as the number of groups
+      normalizer: this device's part of another divisor, such as the number of groups
         or one that depends on predictions.
       name: the term's name in the metrics.
       loss: one of `VIEW_LOSSES`.

@@ -135,9 +135,8 @@ def steps_on(
             on_device, metrics = step(on_device, placed, orders[number - start])
         jax.monitoring.unregister_event_duration_listener(listen)
         read = parallel.start_reading(metrics)()
-        if read.refused >= 0:
-            name = read.finite_names[int(read.refused)]
-            raise RuntimeError(f"step {number} was refused: {name} is not finite")
+        if read.refused:
+            raise RuntimeError(f"step {number} was refused at {read.failed_check}")
         values.append({k: float(v) for k, v in read.values.items()})
     compiles = sum("backend_compile" in name for name in compiled)
     return values, compiles, kept

@@ -1,7 +1,7 @@
 """The training pipeline: from prepared records to batches of uint8 crops, by grain.
 
     sampling -> read a record, decode it, crop it (random_map)
-        -> take this process's share -> batch -> zip the streams
+        -> take this process's rows -> batch -> zip the streams
 
 `random_map` comes after the endless repetition and before the sharding, so the random
 numbers of an example depend on the seed and its position in the global order. They
@@ -296,7 +296,7 @@ class TrainPipeline:
     def iterator(self, start_step: int = 0, *, requests: bool = True) -> TrainIterator:
         """Returns endless batches, beginning with that of `start_step`.
 
-        Arrays are NumPy and hold this process's share: process p of P has the rows
+        Arrays are NumPy and hold this process's rows: process p of P has the rows
         p, p+P, ... of the global batch, which `Crops.batch_index` names.
 
         Args:

@@ -243,7 +243,7 @@ class Evaluator:
         process, processes = jax.process_index(), jax.process_count()
         if not self.protocol.by_volume:
             return batches.plan(*settings)[process::processes]
-        return batches.plan(*settings, Slices(source).share(process, processes))
+        return batches.plan(*settings, Slices(source).of_process(process, processes))
 
     def _evaluate(
         self,

@@ -18,7 +18,7 @@ class Slices:
         self._names = list(dict.fromkeys(self._volumes))
         self._found: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
-    def share(self, process: int, processes: int) -> list[int]:
+    def of_process(self, process: int, processes: int) -> list[int]:
         """The indices of the slices of every P-th volume, for P processes."""
         mine = set(self._names[process::processes])
         return [i for i, name in enumerate(self._volumes) if name in mine]

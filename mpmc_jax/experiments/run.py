@@ -285,7 +285,7 @@ def with_protocol(
 def evaluate_split(run: Run, split: str) -> EvalResult:
     """Evaluates a run on one split, as its configuration says.
 
-    Each of several processes evaluates a share of the images, and all get the result.
+    Each of several processes evaluates a part of the images, and all get the result.
 
     Raises:
       ValueError, FileNotFoundError: a protocol or data set that does not fit; see

@@ -77,41 +77,40 @@ def train(
     with agreement.failing_together():
         directory = as_path("--workdir", os.fspath(workdir))
         check_path(directory.absolute())
-        parts = build_training(config)
-    pretrained = functools.cache(lambda: initial_weights(config, parts.setup.model))
+        training = build_training(config)
+    pretrained = functools.cache(lambda: initial_weights(config, training.setup.model))
     origin = {}
     if distributed.from_first(not workdir_lib.has_steps(directory)):
         # Weights that do not fit are refused before the directory is taken.
         with agreement.failing_together():
             origin = {"pretrained": pretrained()[1] or None}
-    identity = RunIdentity(config, data_facts(parts.facts, parts.pipeline), origin)
+    identity = RunIdentity(
+        config, data_facts(training.facts, training.pipeline), origin
+    )
     identity.check_processes()
     with run_lock.hold(directory):
         identity.check_directory(directory)
-        checkpointer = Checkpointer(
-            directory / workdir_lib.CHECKPOINTS,
-            config.train.keep,
-            identity.trained_on(),
-        )
+        folder, keep = directory / workdir_lib.CHECKPOINTS, config.train.keep
+        checkpointer = Checkpointer(folder, keep, identity.trained_on())
         state, position = initial_state(
-            config.seed, parts.setup, checkpointer, pretrained
+            config.seed, training.setup, checkpointer, pretrained
         )
-        identity.write(directory, parts.pipeline)
-        writer = parts.metric_writer(directory, int(state.step))
-        data = parts.pipeline.iterator(position)
+        identity.write(directory, training.pipeline)
+        writer = training.metric_writer(directory, int(state.step))
+        data = training.pipeline.iterator(position)
         with contextlib.closing(data), contextlib.closing(writer), checkpointer:
             return loop.train(
-                parts.loop_config,
-                parts.setup.step,
-                parts.parallel,
+                training.loop_config,
+                training.setup.step,
+                training.parallel,
                 state,
                 data,
-                evaluate=parts.validate,
+                evaluate=training.validate,
                 checkpointer=checkpointer,
                 report=writer,
-                names=functools.partial(image_ids, parts.pipeline.split),
-                place=parts.place,
-                recompute_bn_stats=parts.recompute_bn_stats,
+                names=functools.partial(image_ids, training.pipeline.split),
+                place=training.place,
+                recompute_bn_stats=training.recompute_bn_stats,
             )
 
 

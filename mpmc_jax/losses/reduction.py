@@ -38,10 +38,10 @@ def masked_mean(values: Array, where: Array, global_sum: GlobalSum = identity) -
 
 @dataclasses.dataclass(frozen=True)
 class Reduction:
-    """Reduces a device's part of a micro-batch to its share of the whole batch's mean.
+    """Reduces a micro-batch to its contribution to a mean over the whole batch.
 
-    Shares add up over micro-batches. Their values are the same on every device; their
-    gradients are those of the device's own part, and the step sums the gradients.
+    Contributions add up over micro-batches. Their values are the same on every device;
+    their gradients are those of the device's own part, and the step sums the gradients.
 
     Attributes:
       axis_name: the mapped axis, or None on a single device.
@@ -61,7 +61,7 @@ class Reduction:
         return x + jax.lax.stop_gradient(total - x)
 
     def mean(self, name: str, x: Array) -> Array:
-        """This micro-batch's share of the mean over the whole batch.
+        """This micro-batch's contribution to the mean over the whole batch.
 
         Args:
           name: the term whose count is the divisor.
@@ -74,7 +74,7 @@ class Reduction:
 
         Args:
           x: () this device's sum.
-          divisor: () this device's share of the divisor.
+          divisor: () this device's part of the divisor.
         """
         divisor = self.sum(divisor.astype(x.dtype))
         safe = jnp.where(divisor > 0, divisor, jnp.ones_like(divisor))

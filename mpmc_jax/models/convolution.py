@@ -123,13 +123,13 @@ def _sum_of_taps(
     rows: list[_Span], columns: list[_Span], x_bhwi: Array, kernel_kkio: Array
 ) -> Array:
     # On small features the outer taps of a high rate read padding alone.
-    parts = [
+    products = [
         _product_of_tap(row, column, x_bhwi, kernel_kkio[i, j])
         for i, row in enumerate(rows)
         for j, column in enumerate(columns)
         if row.outputs and column.outputs
     ]
-    return functools.reduce(jnp.add, parts)
+    return functools.reduce(jnp.add, products)
 
 
 def _product_of_tap(row: _Span, column: _Span, x_bhwi: Array, tap_io: Array) -> Array:

@@ -41,7 +41,7 @@ def normalize_by_batch(
     Mean and variance are for running statistics; no gradient flows through them.
 
     Args:
-      axis_name: devices that hold equal shares of the batch, or None.
+      axis_name: devices that hold equal parts of the batch, or None.
       x_bhwc: any float dtype; statistics are float32 at least.
       scale_c, bias_c: one number per channel.
     """

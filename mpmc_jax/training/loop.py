@@ -24,7 +24,7 @@ from mpmc_jax.training.metrics_queue import Pending, RefusedError
 from mpmc_jax.training.parallel import Parallel
 from mpmc_jax.training.signals import BlockInterrupted, StopRequest
 from mpmc_jax.training.state import TrainState
-from mpmc_jax.training.train_step import Metrics, make_step_info
+from mpmc_jax.training.train_step import IN_ORDER, Metrics, make_step_info
 from mpmc_jax.types import Batch, PyTree
 
 _LOG = logging.getLogger(__name__)
@@ -289,14 +289,14 @@ class _Run:
           RuntimeError: batch and state were out of order.
         """
         saved, step = self.keep_state(), refused.step
-        terms, index = refused.metrics.finite_names, int(refused.metrics.refused)
-        if index == len(terms):
+        check = refused.metrics.failed_check
+        if check == IN_ORDER:
             raise RuntimeError(
                 f"batch {step} came to a state at step {saved}: data and state are "
                 "out of order; this is a defect of the program"
             )
         raise NonFiniteError(
-            f"step {step}: {terms[index]} is not finite. The update was refused and "
+            f"step {step}: {check} is not finite. The update was refused and "
             f"the state before it is saved (step {saved}). Images of this step: "
             f"{self.names(refused.batch)}. Lower optimizer.lr, use "
             "model.dtype=float32, or look at these images, then start a new run"

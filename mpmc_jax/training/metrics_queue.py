@@ -46,6 +46,6 @@ class Pending:
         while len(self._steps) > left:
             oldest = self._steps.popleft()
             metrics = oldest.read()
-            if metrics.refused >= 0:
+            if metrics.refused:
                 raise RefusedError(oldest.number, oldest.batch, metrics)
             yield oldest.number, metrics

@@ -39,6 +39,10 @@ def make_step_info(step: int, stop: bool = False) -> StepInfo:
     return StepInfo(np.int32(step), np.bool_(stop))  # pyright: ignore
 
 
+# The check that a batch is for the step of the state that it comes to.
+IN_ORDER = "the order of batches"
+
+
 class Metrics(struct.PyTreeNode):
     """What a step reports; the same on every device.
 
@@ -46,29 +50,35 @@ class Metrics(struct.PyTreeNode):
       values: name -> scalar; NaN for a mean over nothing, which is not written.
       shares: "label" and "pseudo" -> (c,) share of each class among the labels and
         among the confident pseudo-labels; NaN where there are none.
-      refused: () int32, -1 if the update was made; else the index, in the order of
-        `finite_names`, of the first number that was not finite, or their count if
-        the batch was for another step than the state's.
+      refused: () bool, whether a check failed, so that the update was not made.
+      failed: () int32, index in `checks` of the first check that failed, if one did.
       stop: () bool, whether a process was asked to stop before it sent this step.
       requests: (groups,) int32 images for the step `Method.delay` later, or None.
-      finite_names: what was checked, in order: loss terms, "grad_norm", and the parts
-        of the updated state.
+      checks: what was checked, in order. Loss terms, "grad_norm" and the trees of the
+        updated state must be finite; `IN_ORDER` is that the batch is for the state's
+        step.
     """
 
     values: dict[str, Array]
     shares: dict[str, Array]
     refused: Array
+    failed: Array
     stop: Array
     requests: Array | None
-    finite_names: tuple[str, ...] = struct.field(pytree_node=False)
+    checks: tuple[str, ...] = struct.field(pytree_node=False)
+
+    @property
+    def failed_check(self) -> str:
+        """The name of the first check that failed; only if the update was refused."""
+        return self.checks[int(self.failed)]
 
 
 class StepSums(struct.PyTreeNode):
     """Sums over a micro-batch; those of several micro-batches add up, field by field.
 
     Attributes:
-      terms: the loss and its terms: this micro-batch's share of the whole batch's, the
-        same on every device.
+      terms: the loss and its terms: this micro-batch's contribution to the whole
+        batch's, the same on every device.
       means: name -> (sum, count) of this device.
       classes: "label" and "pseudo" -> (c,) pixels of this device by class.
     """
@@ -107,15 +117,15 @@ def make_step(
     def step(
         state: TrainState, batch: Batch, info: StepInfo
     ) -> tuple[TrainState, Metrics]:
-        def augment(part: Batch) -> PyTree:
-            keys = make_keys(config, state, part)
-            return config.method.augment(part, state.method_state, keys)
+        def augment(micro_batch: Batch) -> PyTree:
+            keys = make_keys(config, state, micro_batch)
+            return config.method.augment(micro_batch, state.method_state, keys)
 
-        # Rows -> (parts, rows / parts): whole groups stay together.
-        parts = jax.tree.map(
+        # (b,...) -> (n,b/n,...) for n micro-batches: whole groups stay together.
+        micro_batches = jax.tree.map(
             lambda x: x.reshape((config.micro_batches, -1) + x.shape[1:]), batch
         )
-        return train_step(config, state, parts, augment, info)
+        return train_step(config, state, micro_batches, augment, info)
 
     return step
 
@@ -123,7 +133,7 @@ def make_step(
 def train_step(
     config: StepConfig,
     state: TrainState,
-    parts: PyTree,
+    micro_batches: PyTree,
     augment: Callable[[PyTree], PyTree],
     info: StepInfo,
 ) -> tuple[TrainState, Metrics]:
@@ -132,11 +142,11 @@ def train_step(
     Args:
       config: the parts of the step.
       state: before the step.
-      parts: the micro-batches, stacked along a new first axis.
+      micro_batches: stacked along a new first axis.
       augment: makes the inputs of one micro-batch; all random draws happen in it.
       info: what the process sent.
     """
-    carry, sums, reduction = _accumulate(config, state, parts, augment)
+    carry, sums, reduction = _accumulate(config, state, micro_batches, augment)
     # Sums, not means: every loss is divided by the count of the whole batch already.
     grads, stop, means, classes = distributed.total(
         (carry.grads, info.stop.astype(jnp.float32), sums.means, sums.classes),
@@ -156,12 +166,10 @@ def train_step(
         key=state.key,
     )
     grad_norm = optax.tree.norm(grads)
-    refused, checked = _find_refusal(
-        sums.terms, means, grad_norm, updated, wrong_step=info.step != state.step
+    refused, failed, checks = _check(
+        sums.terms, means, grad_norm, updated, in_order=info.step == state.step
     )
-    kept = jax.tree.map(
-        lambda new, old: jnp.where(refused < 0, new, old), updated, state
-    )
+    kept = jax.tree.map(lambda new, old: jnp.where(refused, old, new), updated, state)
     delay, requests = config.method.delay, None
     if delay:
         requests = config.method.requested(kept.method_state, state.step + delay)
@@ -172,13 +180,22 @@ def train_step(
         **{name: _mean(*pair) for name, pair in means.items()},
     }
     shares = {kind: _mean(counts, counts.sum()) for kind, counts in classes.items()}
-    return kept, Metrics(values, shares, refused, stop > 0, requests, checked)
+    metrics = Metrics(
+        values=values,
+        shares=shares,
+        refused=refused,
+        failed=failed,
+        stop=stop > 0,
+        requests=requests,
+        checks=checks,
+    )
+    return kept, metrics
 
 
 def _accumulate(
     config: StepConfig,
     state: TrainState,
-    parts: PyTree,
+    micro_batches: PyTree,
     augment: Callable[[PyTree], PyTree],
 ) -> tuple[Carry, StepSums, Reduction]:
     """Sums gradients and metrics over micro-batches; also returns the reduction."""
@@ -189,18 +206,18 @@ def _accumulate(
         method_state=state.method_state,
     )
     if config.micro_batches == 1:
-        inputs = augment(jax.tree.map(lambda x: x[0], parts))
+        inputs = augment(jax.tree.map(lambda x: x[0], micro_batches))
         reduction = _make_reduction(config, _count(config, inputs))
         return *micro_step(config, state, carry, inputs, reduction), reduction
     # The divisors of the whole batch come first. `augment` draws the same again in the
     # scan; only masks are needed here, and XLA drops the images.
-    counts = jax.lax.map(lambda part: _count(config, augment(part)), parts)
+    counts = jax.lax.map(lambda one: _count(config, augment(one)), micro_batches)
     reduction = _make_reduction(config, jax.tree.map(lambda x: x.sum(0), counts))
 
-    def body(carry: Carry, part: PyTree) -> tuple[Carry, StepSums]:
-        return micro_step(config, state, carry, augment(part), reduction)
+    def body(carry: Carry, micro_batch: PyTree) -> tuple[Carry, StepSums]:
+        return micro_step(config, state, carry, augment(micro_batch), reduction)
 
-    carry, stacked = jax.lax.scan(body, carry, parts)
+    carry, stacked = jax.lax.scan(body, carry, micro_batches)
     return carry, jax.tree.map(lambda x: x.sum(0), stacked), reduction
 
 
@@ -368,22 +385,22 @@ def _update_teacher(
     return ema_params, averaged
 
 
-def _find_refusal(
+def _check(
     terms: dict[str, Array],
     means: dict[str, tuple[Array, Array]],
     grad_norm: Array,
     updated: TrainState,
     *,
-    wrong_step: Array,
-) -> tuple[Array, tuple[str, ...]]:
-    """Returns `Metrics.refused`, and the names of what was checked.
+    in_order: Array,
+) -> tuple[Array, Array, tuple[str, ...]]:
+    """Returns `refused`, `failed` and `checks` of `Metrics`.
 
     Args:
       terms: the loss and its terms.
       means: name -> (sum, count); those of losses are checked.
       grad_norm: norm of the summed gradient.
       updated: the state after the update.
-      wrong_step: () bool, whether the batch is for another step than the state's.
+      in_order: () bool, whether the batch is for the state's step.
     """
     sums = {name: summed for name, (summed, _) in means.items()}
     # The terms come before their sum, so that the first one that is not finite is
@@ -391,19 +408,15 @@ def _find_refusal(
     checked = {k: v for k, v in (terms | sums).items() if k.startswith("loss_")}
     checked |= {"loss": terms["loss"], "grad_norm": grad_norm}
     numbers = jnp.stack([value.astype(jnp.float32) for value in checked.values()])
-    parts = _checked_parts(updated)
-    broken = jnp.concatenate(
-        [~jnp.isfinite(numbers), ~jnp.stack([_all_finite(p) for p in parts.values()])]
-    )
-    names = (*checked, *parts)
-    refused = jnp.where(
-        broken.any(), jnp.argmax(broken), jnp.where(wrong_step, len(names), -1)
-    )
-    return refused.astype(jnp.int32), names
+    trees = _checked_trees(updated)
+    passed = jnp.stack([*map(_all_finite, trees.values()), in_order])
+    failed = ~jnp.concatenate([jnp.isfinite(numbers), passed])
+    first = jnp.argmax(failed).astype(jnp.int32)
+    return failed.any(), first, (*checked, *trees, IN_ORDER)
 
 
-def _checked_parts(updated: TrainState) -> dict[str, PyTree]:
-    """Returns the parts of an updated state that may not be finite, by name.
+def _checked_trees(updated: TrainState) -> dict[str, PyTree]:
+    """Returns the trees of an updated state that may not be finite, by name.
 
     With finite gradients an update still overflows where the rate is too high, and so
     does a variance where activations are so large that batch norm makes them zero. The

@@ -32,7 +32,7 @@ class Form:
         `contrastive.contrast`.
       weight: number of groups -> weight of the loss term.
       spread: whether a step's keys are sampled, so that no group fills more than its
-        share of a bank; otherwise all keys are added.
+        part of a bank; otherwise all keys are added.
     """
 
     items: Callable[[Array], Array]
@@ -282,8 +282,8 @@ class PixelContrast:
             # Labeled rows, the first half, are never keys.
             half = rows.shape[1] // 2
             return self.rings.push(bank, joined(rows[:, half:]), joined(keys[:, half:]))
-        shares = [max(size // self.groups, 1) for size in self.rings.capacities]
-        place = jnp.arange(min(max(shares), rows.shape[1]))
+        limits = [max(size // self.groups, 1) for size in self.rings.capacities]
+        place = jnp.arange(min(max(limits), rows.shape[1]))
         # The first rows of a class in a random order are a uniform sample.
         shuffled = jax.vmap(lambda key: jax.random.permutation(key, rows.shape[1]))(
             choice
@@ -295,7 +295,7 @@ class PixelContrast:
             found = jax.vmap(nth_true, in_axes=(0, None))(of_class, place)
             row = jnp.take_along_axis(shuffled, found, axis=1, mode="clip")
             drawn = jnp.take_along_axis(rows, row[..., None], axis=1)
-            limit = jnp.minimum(of_class.sum(1), jnp.asarray(shares)[label])
+            limit = jnp.minimum(of_class.sum(1), jnp.asarray(limits)[label])
             return joined(drawn), joined(place[None] < limit[:, None])
 
         return self.rings.push_each(bank, choose)

@@ -207,8 +207,8 @@ class U2PL(base.Method):
             inputs.teacher_dropout_keys,
         )
         uncertain = pseudo_labels.entropy(both.logits[len(inputs.image) :])
-        share = inputs.contrast_percent
-        percents = jnp.stack([share, 100 - share, inputs.kept_percent])
+        percent = inputs.contrast_percent
+        percents = jnp.stack([percent, 100 - percent, inputs.kept_percent])
         weight, low, high = jax.vmap(_reliable, in_axes=(0, 0, None))(
             *base.in_groups((uncertain, label), self.group_size), percents
         )

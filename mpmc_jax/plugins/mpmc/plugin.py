@@ -219,8 +219,8 @@ class MPMC(Plugin):
         for same in by_teacher.values():
             images_bhwc = jnp.concatenate([view.image for view in same])
             out = self.teacher_logits(same[0].teacher, variables, images_bhwc)
-            parts = _split_like(self._checked(out), [v.image for v in same])
-            logits |= {v.name: part for v, part in zip(same, parts, strict=True)}
+            own = _split_like(self._checked(out), [v.image for v in same])
+            logits |= {v.name: each for v, each in zip(same, own, strict=True)}
         return logits
 
     def _make_targets(
@@ -273,8 +273,8 @@ class MPMC(Plugin):
         logits, updated = self.classifier().apply(
             variables, joined, train=True, mutable=["batch_stats"]
         )
-        parts = _split_like(logits, taps)
-        of_labeled, of_views = parts[: len(supervised)], parts[len(supervised) :]
+        split = _split_like(logits, taps)
+        of_labeled, of_views = split[: len(supervised)], split[len(supervised) :]
         terms, metrics = self._labeled(of_labeled, supervised, reduction)
         if unlabeled:
             more = self._unlabeled(of_views, unlabeled, targets, reduction)
@@ -331,7 +331,7 @@ class MPMC(Plugin):
         """Averages the views' losses with the weights of their pixel losses (D18)."""
         coefficients = sum(view.coefficient for view in views)
         counts = {view.name: reduction.counts[_patches(view.name)] for view in views}
-        parts, patches = [], 0
+        means, patches = [], 0
         for logits_bhwc, view in zip(logits, views, strict=True):
             target = targets[view.name]
             valid_bhw = self._valid(view.region)
@@ -342,17 +342,17 @@ class MPMC(Plugin):
                 where=valid_bhw,
                 count=counts[view.name],
             )
-            parts.append(view.coefficient / coefficients * mean)
+            means.append(view.coefficient / coefficients * mean)
             patches += jnp.sum(valid_bhw, dtype=jnp.int32)
-        share = jnp.sum(jnp.stack(parts))
+        loss = jnp.sum(jnp.stack(means))
         made = [targets[view.name] for view in views]
         active = made[0].active
         if active is not None:
-            share, patches = (jnp.where(active, x, 0) for x in (share, patches))
+            loss, patches = (jnp.where(active, x, 0) for x in (loss, patches))
         metrics = {
-            # `share` is already divided by the global count; multiply back so that
+            # `loss` is already divided by the global count; multiply back so that
             # (sum, count) pairs add up.
-            "loss_patch_unlabeled": (share * sum(counts.values()), patches),
+            "loss_patch_unlabeled": (loss * sum(counts.values()), patches),
             "lambda_mean": (
                 sum(target.lambda_sum for target in made),
                 sum(target.lambda_count for target in made),
@@ -360,7 +360,7 @@ class MPMC(Plugin):
         }
         if not self.unlabeled:
             return {}, metrics
-        return {"patch_unlabeled": self.beta * reduction.sum(share)}, metrics
+        return {"patch_unlabeled": self.beta * reduction.sum(loss)}, metrics
 
     def _valid(self, region: Region) -> Array:
         return patch_valid(region.real, self.field, size=self.tap_size)
@@ -378,9 +378,9 @@ def _add(values: Sequence[Array]) -> Array:
     return functools.reduce(jnp.add, values)
 
 
-def _split_like(joined: Array, parts: Sequence[Array]) -> list[Array]:
-    """Splits a concatenation along the first axis into the sizes of `parts`."""
-    ends = list(itertools.accumulate(part.shape[0] for part in parts))
+def _split_like(joined: Array, arrays: Sequence[Array]) -> list[Array]:
+    """Splits a concatenation along the first axis into the sizes of `arrays`."""
+    ends = list(itertools.accumulate(array.shape[0] for array in arrays))
     return jnp.split(joined, ends[:-1])
 
 
