@@ -75,6 +75,13 @@ class PixelFormat:
         )
 
 
-# RGB bytes with ImageNet's mean and deviation, as pretrained encoders expect them.
-RGB = PixelFormat(3, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+# Mean and deviation of the unit values of RGB images, as pretrained encoders expect
+# them: ImageNet's; or 0.5 each, for augreg's vision transformers.
+NORMALIZATIONS = {
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+}
+_MEAN, _STD = NORMALIZATIONS["imagenet"]
+# RGB bytes with ImageNet's mean and deviation.
+RGB = PixelFormat(3, mean=_MEAN, std=_STD)
 GRAY = PixelFormat(1, mean=(0.0,), std=(1.0,))

@@ -8,7 +8,8 @@ from mpmc_jax.data import decode, registry, splits
 from mpmc_jax.data.dataset import DatasetInfo, EvalSource, open_dataset
 from mpmc_jax.data.geometry.cropping import CropConfig
 from mpmc_jax.data.pipeline import PipelineConfig, TrainPipeline
-from mpmc_jax.pixels import RGB, PixelFormat
+from mpmc_jax.models.registry import encoder_normalization
+from mpmc_jax.pixels import NORMALIZATIONS, PixelFormat
 from mpmc_jax.types import Streams
 
 # Values of `data.partner`.
@@ -24,40 +25,43 @@ def dataset_info(config: ml_collections.ConfigDict) -> DatasetInfo:
     """
     registry.find(config.data.name)
     info = open_dataset(config.data.data_dir, config.data.name)
-    pixels = normalization(config.data.normalization, info.facts.pixels)
+    encoder = encoder_normalization(config.model.name, config.model.backbone)
+    pixels = normalization(config.data.normalization, info.facts.pixels, encoder)
     return dataclasses.replace(
         info, facts=dataclasses.replace(info.facts, pixels=pixels)
     )
 
 
-def normalization(name: str, pixels: PixelFormat) -> PixelFormat:
+def normalization(name: str, pixels: PixelFormat, encoder: str) -> PixelFormat:
     """Returns a pixel format with the mean and deviation of `data.normalization`.
 
     Args:
       name: the value of `data.normalization`.
       pixels: the data set's pixel format.
+      encoder: the encoder's normalization, a key of `NORMALIZATIONS`.
 
     Raises:
-      ValueError: an unknown name, or "imagenet" for images without three channels.
+      ValueError: an unknown name, or one for RGB images without three channels.
     """
     if name == "auto":
         rgb = decode.is_picture(pixels) and pixels.channels == 3
-        name = "imagenet" if rgb else "dataset"
+        name = encoder if rgb else "dataset"
     if name == "dataset":
         return pixels
     if name == "none":
         return dataclasses.replace(pixels, mean=(0.0,), std=(1.0,))
-    if name != "imagenet":
+    if name not in NORMALIZATIONS:
         raise ValueError(
-            f"data.normalization={name!r} is unknown; valid: auto, dataset, imagenet, "
-            "none"
+            f"data.normalization={name!r} is unknown; valid: auto, dataset, "
+            f"{', '.join(NORMALIZATIONS)}, none"
         )
     if pixels.channels != 3:
         raise ValueError(
-            f"data.normalization='imagenet' needs 3 channels, and the images have "
+            f"data.normalization={name!r} needs 3 channels, and the images have "
             f"{pixels.channels}; use 'dataset' or 'none'"
         )
-    return dataclasses.replace(pixels, mean=RGB.mean, std=RGB.std)
+    mean, std = NORMALIZATIONS[name]
+    return dataclasses.replace(pixels, mean=mean, std=std)
 
 
 def build_split(config: ml_collections.ConfigDict, info: DatasetInfo) -> splits.Split:

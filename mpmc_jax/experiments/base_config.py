@@ -60,9 +60,9 @@ def _data() -> dict:
         # Crops that UniMatch mixes in: "auto" and "same", a second crop of the same
         # image; "other", crops of other images, in an order of their own.
         "partner": "auto",
-        # Mean and standard deviation: "imagenet", "dataset" (measured unless the data
-        # set states its own), "none", or "auto": ImageNet's for 8-bit RGB, else
-        # "dataset".
+        # Mean and standard deviation: "imagenet", "half" (0.5 each), "dataset"
+        # (measured unless the data set states its own), "none", or "auto": the
+        # encoder's for 8-bit RGB ("half" for vit_*, else "imagenet"), else "dataset".
         "normalization": "auto",
         # Keep the training images on every device, and cut crops out of them there.
         # The crops are the same, but for AEL's, whose interpolation is in floats: a
@@ -76,14 +76,18 @@ def _data() -> dict:
 
 def _model() -> dict:
     return {
-        # "deeplabv3plus", or "unet" (no backbone, no variant; crops of 16 n pixels).
+        # "deeplabv3plus"; "unet" (no backbone, no variant; crops of 16 n pixels); on a
+        # vision transformer "dpt", "segmenter" (mask transformer) or
+        # "segmenter_linear".
         "name": "deeplabv3plus",
-        # A deep stem, or torchvision's: resnet50_plain, resnet101_plain, resnet18.
+        # A ResNet with a deep stem, or torchvision's: resnet50_plain, resnet101_plain,
+        # resnet18; augreg's vit_s16, vit_b16, vit_l16 (crops of 16 n pixels), or
+        # dinov2_s14, dinov2_b14, dinov2_l14 (crops of 14 n pixels).
         "backbone": "resnet50",
         # "auto": the variant that the method's authors used.
         "variant": "auto",
-        # Channels of the first residual stage over the expansion; 64 is the
-        # published network, less is for tests.
+        # Channels of the first residual stage over the expansion, or per attention
+        # head; 64 is the published network, less is for tests.
         "width": 64,
         "dtype": "float32",
         # dtype of the teacher's passes; "": the same. Parameters, averages: float32.
@@ -92,6 +96,11 @@ def _model() -> dict:
         "remat": False,
         # "encoder": it never changes, nor do its batch-norm statistics; "": nothing.
         "freeze": "",
+        # Vision transformers: share of the examples that skip a branch of the last
+        # block in training (earlier blocks in proportion to their depth), and the
+        # implementation of attention: "xla", or "cudnn" on GPUs in bfloat16.
+        "drop_path": 0.0,
+        "attention": "xla",
         # Initial weights of networks and averages, from launch.convert_weights (or a
         # PyTorch file); "": random.
         "pretrained": "",
@@ -178,10 +187,11 @@ def _ael() -> dict:
 def _mpmc() -> dict:
     return {
         "enabled": False,
-        # Layer whose output the patch classifier reads; "auto": layer1 of
-        # DeepLabV3+, stage3 of the U-Net.
+        # Layer whose output the patch classifier reads; "auto": layer1 of a ResNet,
+        # stage3 of the U-Net, the first of four levels of a vision transformer.
         "tap": "auto",
-        # Pooling windows, any of (1, 7, 19); 1 is the feature itself.
+        # Pooling windows, any of (1, 3, 7, 19); 1 is the feature itself. On patches of
+        # a vision transformer (1, 3, 7) are about as large as (1, 7, 19) on layer1.
         "windows": (1, 7, 19),
         # "paper": widths 256, 128, 64; "lite": projected to 64 first (D16).
         "head": "paper",

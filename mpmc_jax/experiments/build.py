@@ -69,6 +69,8 @@ def model_config(
         remat=config.model.remat,
         image_size=config.data.crop,
         freeze=config.model.freeze,
+        drop_path=config.model.drop_path,
+        attention=config.model.attention,
     )
 
 

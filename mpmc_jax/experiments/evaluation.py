@@ -107,6 +107,9 @@ def make_probe_builder(setup: Setup) -> Callable[[TrainState], PatchProbe | None
     module = setup.step.teachers[network]
 
     def apply(variables: PyTree, images: Array, labels: Array):
+        # Only whole patches of the encoder are classified.
+        rows, columns = (side - side % module.multiple for side in labels.shape[1:3])
+        images, labels = images[:, :rows, :columns], labels[:, :rows, :columns]
         teacher = Network(module, **variables["network"])
         return plugin.classify_patches(teacher, variables["head"], images, labels)
 

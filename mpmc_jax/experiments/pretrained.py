@@ -90,6 +90,9 @@ def open_weights(
         )
     has_variants = "variant" in choices(weights.model)
     config = configure(weights.model.variant if has_variants else "")
+    # The encoder states how images are normalized.
+    config.model.name = weights.model.name
+    config.model.backbone = weights.model.backbone
     facts = dataset_info(config).facts
     for name, given, needed in (
         ("classes", weights.model.num_classes, facts.num_classes),

@@ -7,6 +7,7 @@ from collections.abc import Collection
 VARIANTS = ("unimatch", "augseg", "u2pl", "ael")
 DTYPES = ("float32", "bfloat16")
 FROZEN = ("", "encoder")
+ATTENTION = ("xla", "cudnn")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +29,10 @@ class ModelConfig:
         time.
       image_size: side of the training crops, for encoders with parameters that depend
         on it (position embeddings).
+      drop_path: share of the examples that skip a branch of a transformer's last block
+        in train mode.
+      attention: "xla", or "cudnn" for cuDNN's fused attention on GPUs, in bfloat16;
+        other devices use XLA's in either case.
       freeze: "encoder" makes the encoder constant: it runs in evaluation mode, and no
         gradient is computed there; "" freezes nothing.
 
@@ -47,11 +52,21 @@ class ModelConfig:
     width: int = 64
     remat: bool = False
     image_size: int = 224
+    drop_path: float = 0.0
+    attention: str = "xla"
     freeze: str = ""
 
     def __post_init__(self) -> None:
         _require("variant", self.variant, VARIANTS)
         _require("dtype", self.dtype, DTYPES)
+        _require("attention", self.attention, ATTENTION)
+        if self.attention == "cudnn" and self.dtype != "bfloat16":
+            raise ValueError(
+                f"model.attention='cudnn' computes in bfloat16, and the dtype is "
+                f"{self.dtype!r}; set model.dtype (and model.teacher_dtype) to bfloat16"
+            )
+        if not 0 <= self.drop_path < 1:
+            raise ValueError(f"model.drop_path={self.drop_path}: must be in [0, 1)")
         if self.freeze not in FROZEN:
             raise ValueError(f"model.freeze={self.freeze!r}: valid are {[*FROZEN]}")
         for field in ("num_classes", "in_channels", "width", "image_size"):

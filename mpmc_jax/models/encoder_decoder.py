@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from mpmc_jax.models.resize import resize_align_corners
+from mpmc_jax.models.resize import resize_align_corners, resize_half_pixel
 from mpmc_jax.types import Features, Prediction
 
 Array = jax.Array
@@ -25,6 +25,10 @@ class EncoderDecoder(nn.Module):
       num_classes: channels of the logits.
       taps: names of the encoder's taps.
       multiple: sides of images must be multiples of this.
+      resizes_images: whether the whole network resizes other images to the nearest
+        multiples, and the logits back.
+      half_pixel: whether logits are upsampled with half-pixel centers instead of
+        aligned corners.
       dtype: compute dtype.
       freeze_encoder: whether the encoder is constant: it runs in evaluation mode, and
         no gradient is computed there.
@@ -35,6 +39,8 @@ class EncoderDecoder(nn.Module):
     num_classes: int
     taps: tuple[str, ...]
     multiple: int = 1
+    resizes_images: bool = False
+    half_pixel: bool = False
     dtype: str = "float32"
     freeze_encoder: bool = False
 
@@ -58,11 +64,14 @@ class EncoderDecoder(nn.Module):
             valid = ", ".join(self.taps)
             raise ValueError(f"encode(until={until!r}): valid are {valid}")
         _, rows, columns, _ = images_bhwc.shape
-        if rows % self.multiple or columns % self.multiple:
+        rest = rows % self.multiple or columns % self.multiple
+        if rest:
+            below = (rows if rows % self.multiple else columns) - rest
             raise ValueError(
                 f"the network does not take images of {rows}x{columns} pixels: both "
                 f"sides must be multiples of {self.multiple}; set data.crop and "
-                "eval.pad_to to such"
+                f"eval.pad_to to such: the next ones are {below or self.multiple} and "
+                f"{below + self.multiple}"
             )
         is_double = images_bhwc.dtype == jnp.float64
         x_bhwc = images_bhwc if is_double else images_bhwc.astype(self.dtype)
@@ -93,16 +102,30 @@ class EncoderDecoder(nn.Module):
 
     @nn.nowrap
     def upsample(self, logits_bhwc: Array, size: tuple[int, int]) -> Array:
-        """Resizes (b,h,w,c) to (b,*size,c), align-corners bilinear."""
-        return resize_align_corners(logits_bhwc, size)
+        """Resizes (b,h,w,c) to (b,*size,c), bilinearly."""
+        resize = resize_half_pixel if self.half_pixel else resize_align_corners
+        return resize(logits_bhwc, size)
 
     def __call__(self, images_bhwc: Array, *, train: bool = False) -> Prediction:
         """Predicts logits, auxiliary ones too, at the size of the images."""
+        _, *sides, _ = images_bhwc.shape
+        size = sides[0], sides[1]
+        if self.resizes_images:
+            nearest = self._nearest(sides[0]), self._nearest(sides[1])
+            images_bhwc = resize_align_corners(images_bhwc, nearest)
         features = self.encode(images_bhwc, train=train)
         prediction = self.decode(features, train=train)
-        full = self.upsample(prediction.logits, features.size)
-        prediction = prediction.replace(logits=full)
+
+        def full(logits_bhwc: Array) -> Array:
+            return resize_align_corners(self.upsample(logits_bhwc, features.size), size)
+
+        prediction = prediction.replace(logits=full(prediction.logits))
         if prediction.auxiliary is not None:
-            extra = self.upsample(prediction.auxiliary, features.size)
-            prediction = prediction.replace(auxiliary=extra)
+            prediction = prediction.replace(auxiliary=full(prediction.auxiliary))
         return prediction
+
+    @nn.nowrap
+    def _nearest(self, side: int) -> int:
+        """Returns the nearest side that is a multiple; a half is rounded up."""
+        number = (2 * side + self.multiple) // (2 * self.multiple)
+        return max(number, 1) * self.multiple

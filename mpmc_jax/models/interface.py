@@ -1,9 +1,10 @@
 """The descriptions of encoders and decoders, all that other code knows of them."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
+import numpy as np
 from flax import linen as nn
 
 from mpmc_jax.models.layers import ConvSpec
@@ -16,6 +17,10 @@ class Tap:
 
     channels: int
     windows: tuple[Window, ...]
+
+
+# (value, shape) -> the value of a variable for another size of the training crop.
+Adapter = Callable[[np.ndarray, tuple[int, ...]], np.ndarray]
 
 
 class FeatureMap(NamedTuple):
@@ -34,12 +39,18 @@ class Encoder:
       module: (images, until=, train=) -> the taps by name, up to `until`; with
         `element_dropout` it also takes `dropout_keys=`, (b,) keys.
       taps: its taps in the order in which they are computed.
-      default_tap: the early tap of stride 4 that MPMC reads by default.
+      default_tap: the early tap that MPMC reads by default.
       first_kernel: path of the parameter whose last but one axis are image channels.
       maps: outputs of its convolutions, for the memory estimate.
       multiple: sides of images must be multiples of this.
-      element_dropout: whether it drops single elements in train mode.
+      element_dropout: whether it drops single elements, or branches, in train mode.
       has_variants: whether it depends on `ModelConfig.variant`.
+      levels: four taps of one stride for decoders of several levels; () for none.
+      resizes_images: whether images of other sides than multiples are resized to the
+        nearest ones for a prediction, and the logits back; False refuses them.
+      normalization: that of RGB images, a key of `pixels.NORMALIZATIONS`.
+      adapters: path of each variable whose shape depends on the training crop -> how
+        weights for another crop are adapted. Without an entry they are refused.
     """
 
     module: nn.Module
@@ -50,6 +61,12 @@ class Encoder:
     multiple: int = 1
     element_dropout: bool = False
     has_variants: bool = False
+    levels: tuple[str, ...] = ()
+    resizes_images: bool = False
+    normalization: str = "imagenet"
+    adapters: Mapping[tuple[str, ...], Adapter] = dataclasses.field(
+        default_factory=dict
+    )
 
     def tap(self, name: str) -> Tap:
         """Returns a tap that a decoder reads.
@@ -65,6 +82,20 @@ class Encoder:
             )
         return self.taps[name]
 
+    def four_levels(self) -> tuple[str, ...]:
+        """Returns the levels that a decoder of several levels reads.
+
+        Raises:
+          ValueError: the encoder has none.
+        """
+        if not self.levels:
+            raise ValueError(
+                "the decoder reads four levels of tokens, and the encoder has only "
+                f"{', '.join(self.taps)}; set --config.model.backbone to a vision "
+                "transformer such as dinov2_s14, or another --config.model.name"
+            )
+        return self.levels
+
 
 @dataclasses.dataclass(frozen=True)
 class Decoder:
@@ -79,6 +110,8 @@ class Decoder:
       maps: outputs of its convolutions without the heads, for the memory estimate.
       dropout_channels: maps whose channels U2PL and AEL drop -> their channels.
       has_variants: whether it depends on `ModelConfig.variant`.
+      half_pixel: whether logits are upsampled with half-pixel centers; False: with
+        aligned corners.
     """
 
     module: nn.Module
@@ -88,6 +121,7 @@ class Decoder:
     maps: tuple[FeatureMap, ...] = ()
     dropout_channels: Mapping[str, int] = dataclasses.field(default_factory=dict)
     has_variants: bool = False
+    half_pixel: bool = False
 
 
 def feature_maps(

@@ -76,7 +76,7 @@ class Conv(nn.Module):
         )
         if self.use_bias:
             bound = (spec.kernel**2 * channels) ** -0.5
-            bias_init = _symmetric_uniform(bound)
+            bias_init = symmetric_uniform(bound)
             bias = self.param("bias", bias_init, (spec.features,), jnp.float32)
             out_bhwc = out_bhwc + per_channel(bias.astype(x_bhwc.dtype))
         return out_bhwc
@@ -163,7 +163,9 @@ def _towards(running: Array, value: Array) -> Array:
     return value.astype(running.dtype)
 
 
-def _symmetric_uniform(bound: float) -> initializers.Initializer:
+def symmetric_uniform(bound: float) -> initializers.Initializer:
+    """Makes an initializer that draws from U(-bound, bound)."""
+
     def init(key, shape, dtype=jnp.float32, out_sharding=None) -> Array:
         del out_sharding
         return jax.random.uniform(key, shape, dtype, -bound, bound)

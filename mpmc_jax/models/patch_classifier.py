@@ -5,7 +5,12 @@ from flax import linen as nn
 
 from mpmc_jax.models import layers
 from mpmc_jax.models.layers import ConvSpec
-from mpmc_jax.models.pooling import WINDOWS, average_pool, multi_scale_pool
+from mpmc_jax.models.pooling import (
+    VALID_WINDOWS,
+    WINDOWS,
+    average_pool,
+    multi_scale_pool,
+)
 from mpmc_jax.precision import at_least_float32
 
 Array = jax.Array
@@ -47,7 +52,7 @@ class PatchClassifier(nn.Module):
     Attributes:
       num_classes: channels of the logits.
       head: a key of `HEADS`.
-      windows: pooling windows, any non-empty selection of (1, 7, 19).
+      windows: pooling windows, any non-empty selection of (1, 3, 7, 19).
       axis_name: devices over which batch norm is synchronized, or None.
       width: multiplies all widths by width/64; 64 keeps the published ones.
     """
@@ -63,10 +68,11 @@ class PatchClassifier(nn.Module):
         if self.head not in HEADS:
             raise ValueError(f"mpmc.head={self.head!r}: valid are {', '.join(HEADS)}")
         windows = tuple(self.windows)
-        known = set(windows) <= set(WINDOWS)
+        known = set(windows) <= set(VALID_WINDOWS)
         if not windows or not known or len(set(windows)) < len(windows):
             raise ValueError(
-                f"mpmc.windows={windows}: must be one or more of {WINDOWS}, each once"
+                f"mpmc.windows={windows}: must be one or more of {VALID_WINDOWS}, "
+                "each once"
             )
 
     @nn.compact

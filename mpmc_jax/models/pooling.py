@@ -10,7 +10,10 @@ from mpmc_jax.precision import at_least_float32
 
 Array = jax.Array
 
+# As published; and all that the patch classifier takes: 3 is for patches of a vision
+# transformer, which are as far apart as four positions of layer1.
 WINDOWS = (1, 7, 19)
+VALID_WINDOWS = (1, 3, 7, 19)
 
 
 def average_pool(z_bhwd: Array, window: int) -> Array:

@@ -51,12 +51,21 @@ class ReceptiveField:
 
 
 def compose(windows: Iterable[Window]) -> ReceptiveField:
-    """Computes the field of a chain of windows, from the image on."""
+    """Computes the field of a chain of windows, from the image on.
+
+    Raises:
+      ValueError: neighboring positions are no whole number of pixels apart.
+    """
     size, jump, padding = Fraction(1), Fraction(1), Fraction(0)
     for window in windows:
         size += window.dilation * (window.kernel - 1) * jump
         padding += window.padding * jump
         jump *= window.stride
+    if jump.denominator > 1:
+        raise ValueError(
+            f"neighboring positions of this map are {jump} pixels apart, and receptive "
+            "fields need a whole number; choose a tap of the encoder as mpmc.tap"
+        )
     return ReceptiveField(int(size), int(jump), int(padding))
 
 

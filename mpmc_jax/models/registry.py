@@ -13,12 +13,12 @@ import jax
 import jax.numpy as jnp
 
 from mpmc_jax.models.config import ModelConfig
-from mpmc_jax.models.decoders import deeplabv3plus
+from mpmc_jax.models.decoders import deeplabv3plus, dpt, segmenter
 from mpmc_jax.models.decoders import unet as unet_decoder
 from mpmc_jax.models.encoder_decoder import EncoderDecoder
-from mpmc_jax.models.encoders import resnet
+from mpmc_jax.models.encoders import resnet, vit
 from mpmc_jax.models.encoders import unet as unet_encoder
-from mpmc_jax.models.interface import Decoder, Encoder, FeatureMap, Tap
+from mpmc_jax.models.interface import Adapter, Decoder, Encoder, FeatureMap, Tap
 from mpmc_jax.models.receptive_field import ReceptiveField, compose
 from mpmc_jax.types import Array, PyTree
 
@@ -40,11 +40,15 @@ class DecoderEntry(NamedTuple):
 # By `ModelConfig.backbone`.
 ENCODERS: dict[str, BuildEncoder] = {
     **dict.fromkeys(resnet.BACKBONES, resnet.build),
+    **dict.fromkeys(vit.BACKBONES, vit.build),
 }
 # By `ModelConfig.name`.
 DECODERS: dict[str, DecoderEntry] = {
     "deeplabv3plus": DecoderEntry(deeplabv3plus.build),
     "unet": DecoderEntry(unet_decoder.build, encoder=unet_encoder.build),
+    "segmenter": DecoderEntry(segmenter.build),
+    "segmenter_linear": DecoderEntry(segmenter.build_linear),
+    "dpt": DecoderEntry(dpt.build),
 }
 
 
@@ -64,6 +68,8 @@ def build_segmenter(
         num_classes=config.num_classes,
         taps=tuple(encoder.taps),
         multiple=encoder.multiple,
+        resizes_images=encoder.resizes_images,
+        half_pixel=decoder.half_pixel,
         dtype=config.dtype,
         freeze_encoder=config.freeze == "encoder",
     )
@@ -108,6 +114,25 @@ def same_encoder(one: ModelConfig, other: ModelConfig) -> bool:
     return first is second and (
         "backbone" not in choices(one) or one.backbone == other.backbone
     )
+
+
+def encoder_normalization(name: str, backbone: str) -> str:
+    """Returns an encoder's normalization of RGB images, a key of `NORMALIZATIONS`.
+
+    Raises:
+      ValueError: an unknown encoder or decoder; the message lists the valid ones.
+    """
+    config = ModelConfig(name=name, backbone=backbone)
+    return _build_encoder(config)(config, None).normalization
+
+
+def adapters(config: ModelConfig) -> dict[tuple[str, ...], Adapter]:
+    """Returns how weights for another training crop are adapted, by variable path."""
+    encoder, _ = _halves(config)
+    return {
+        ("params", "backbone", *path): adapter
+        for path, adapter in encoder.adapters.items()
+    }
 
 
 def first_kernel(config: ModelConfig) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ from mpmc_jax.data.dataset import open_dataset
 from mpmc_jax.data.geometry import registry as geometries
 from mpmc_jax.data.geometry.cropping import CropConfig, fill_color, to_bytes
 from mpmc_jax.data.raster_formats import UnreadableImage
+from mpmc_jax.models.registry import encoder_normalization
 from mpmc_jax.pixels import GRAY, RGB, PixelFormat
 from mpmc_jax.types import Streams
 from tests.support.data_sets import config_for, write_image
@@ -280,13 +281,17 @@ def test_binary_masks_of_other_values_are_refused(folder):
 
 def test_figures_of_the_normalization():
     own = PixelFormat(3, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
-    assert build.normalization("auto", own) == RGB
-    assert build.normalization("dataset", own) == own
-    none = build.normalization("none", own)
+    assert build.normalization("auto", own, "imagenet") == RGB
+    half = build.normalization("auto", own, encoder_normalization("dpt", "vit_s16"))
+    assert half.mean == half.std == (0.5, 0.5, 0.5)
+    assert encoder_normalization("dpt", "dinov2_s14") == "imagenet"
+    assert encoder_normalization("unet", "vit_s16") == "imagenet"
+    assert build.normalization("dataset", own, "half") == own
+    none = build.normalization("none", own, "imagenet")
     assert (none.mean, none.std) == ((0.0,) * 3, (1.0,) * 3)
     four = PixelFormat(4, (0.1,), (0.4,), "uint16")
-    assert build.normalization("auto", four) == four
+    assert build.normalization("auto", four, "half") == four
     with pytest.raises(ValueError, match="needs 3 channels, and the images have 4"):
-        build.normalization("imagenet", four)
-    with pytest.raises(ValueError, match="valid: auto, dataset, imagenet, none"):
-        build.normalization("z-score", own)
+        build.normalization("imagenet", four, "imagenet")
+    with pytest.raises(ValueError, match="valid: auto, dataset, imagenet, half, none"):
+        build.normalization("z-score", own, "imagenet")

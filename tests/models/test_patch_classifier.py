@@ -120,8 +120,8 @@ def test_projection_before_pooling_equals_projection_of_the_concatenation():
     ("arguments", "message"),
     [
         ({"head": "heavy"}, "valid are paper, lite"),
-        ({"windows": ()}, r"one or more of \(1, 7, 19\)"),
-        ({"windows": (1, 5)}, r"one or more of \(1, 7, 19\)"),
+        ({"windows": ()}, r"one or more of \(1, 3, 7, 19\)"),
+        ({"windows": (1, 5)}, r"one or more of \(1, 3, 7, 19\)"),
         ({"windows": (7, 7)}, "each once"),
     ],
 )

@@ -40,8 +40,8 @@ def test_build_passes_every_key_on():
         ("target", "soften", "soft, hard"),
         ("teacher_head", "average", "student, ema"),
         ("head", "heavy", "paper, lite"),
-        ("windows", (1, 5), r"\(1, 7, 19\)"),
-        ("windows", (), r"\(1, 7, 19\)"),
+        ("windows", (1, 5), r"\(1, 3, 7, 19\)"),
+        ("windows", (), r"\(1, 3, 7, 19\)"),
     ],
 )
 def test_build_refuses_and_names_the_valid_values(key, value, message):

@@ -51,7 +51,8 @@ ALLOWED = {
         "precision",
         "atomic_write",
     },
-    "data": {"types", "pixels", "memory", "text", "atomic_write"},
+    # The builder alone, for the normalization that the configured encoder states.
+    "data": {"types", "pixels", "memory", "text", "atomic_write", "models"},
     "augmentation": {"types", "pixels", "random_keys"},
     "methods": BELOW_METHODS,
     "plugins": BELOW_METHODS,

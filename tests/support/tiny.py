@@ -1,5 +1,7 @@
 """A network and batches small enough to train in a test, on plain arrays."""
 
+import dataclasses
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -8,7 +10,7 @@ import numpy as np
 from configs import synthetic
 from mpmc_jax.experiments.build import Setup, build_base, build_setup, init_state
 from mpmc_jax.models import registry
-from mpmc_jax.models.encoders import resnet
+from mpmc_jax.models.encoders import resnet, vit
 from mpmc_jax.pixels import RGB
 from mpmc_jax.training.config import AXIS
 from mpmc_jax.training.parallel import Layout, Parallel
@@ -19,6 +21,18 @@ from mpmc_jax.types import Batch, Crops
 # One block a stage: half of ResNet-18's operations to compile.
 resnet.BACKBONES["tiny"] = resnet.Backbone((1,) * 4, bottleneck=False, deep_stem=False)
 registry.ENCODERS["tiny"] = resnet.build
+# Transformers of four blocks: as DINOv2's, on a grid of 5 x 5 patches, and as augreg's.
+for _name, _family, _grid in (
+    ("tiny_dinov2", vit.DINOV2, 5),
+    ("tiny_vit", vit.AUGREG, None),
+):
+    vit.BACKBONES[_name] = vit.Backbone(
+        dataclasses.replace(_family, patch=8, grid=_grid),
+        heads=2,
+        depth=4,
+        levels=(0, 1, 2, 3),
+    )
+    registry.ENCODERS[_name] = vit.build
 
 CLASSES = 4
 CROP = 33
