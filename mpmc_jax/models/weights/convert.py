@@ -10,7 +10,7 @@ import numpy as np
 from flax import traverse_util
 
 from mpmc_jax.models.config import ModelConfig
-from mpmc_jax.models.registry import choices, first_kernel, same_encoder
+from mpmc_jax.models.registry import adapters, choices, first_kernel, same_encoder
 from mpmc_jax.models.weights import files as weight_files
 from mpmc_jax.models.weights.detect import detect
 from mpmc_jax.models.weights.files import WeightsError
@@ -20,6 +20,7 @@ from mpmc_jax.models.weights.torch_names import (
     load_torch_state_dict,
     variable_shapes,
 )
+from mpmc_jax.models.weights.vit_names import unify
 from mpmc_jax.types import PyTree
 
 # Distinguishes this project's own files from those with PyTorch's keys.
@@ -146,6 +147,9 @@ def fit(weights: Weights, model: ModelConfig) -> Start:
     given = {path[:3] for path in found if path[1] == "decoder"}
     fresh = sorted({unit for _, _, unit in units - given}) if weights.whole else []
     kept = {path: value for path, value in found.items() if path in wanted}
+    for path, adapt in adapters(model).items():
+        if path in kept and kept[path].shape != wanted[path].shape:
+            kept[path] = adapt(kept[path], wanted[path].shape)
     if any(value.shape != wanted[path].shape for path, value in kept.items()):
         raise WeightsError(
             f"{weights.origin['file']} is of a network for images of "
@@ -211,12 +215,16 @@ def _check_variances(variables: PyTree) -> None:
 
 def _published(arrays: dict[str, np.ndarray], origin: dict[str, str]) -> Weights:
     """Converts arrays with PyTorch's keys."""
+    arrays = unify({key.removeprefix("module."): v for key, v in arrays.items()})
     model, whole = detect({key: value.shape for key, value in arrays.items()})
     if whole:
         variables = load_torch_state_dict(arrays, model)
     else:
         params, stats = load_torch_backbone(arrays, model)
-        variables = {"params": {"backbone": params}, "batch_stats": {"backbone": stats}}
+        variables = {
+            "params": {"backbone": params},
+            "batch_stats": {"backbone": stats} if stats else {},
+        }
     return Weights(model, whole, jax.tree.map(np.asarray, variables), origin)
 
 

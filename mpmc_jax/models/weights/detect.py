@@ -1,9 +1,11 @@
 """Detects the network of a PyTorch state dict from its keys and shapes."""
 
+import dataclasses
 import re
 from collections.abc import Mapping
 
 from mpmc_jax.models.config import ModelConfig
+from mpmc_jax.models.encoders import vit
 from mpmc_jax.models.encoders.resnet import BACKBONES, Backbone
 from mpmc_jax.models.weights.torch_names import DECODER_UNITS, ENCODER_PREFIX
 
@@ -29,10 +31,68 @@ def detect(shapes: Shapes) -> tuple[ModelConfig, bool]:
       ValueError: the network is unknown; the message says what is.
     """
     shapes = {key.removeprefix("module."): shape for key, shape in shapes.items()}
+    for prefix, find in _ON_TRANSFORMERS.items():
+        if f"{prefix}pos_embed" in shapes:
+            return find(shapes, _transformer(shapes, prefix)), bool(prefix)
     for find in (_unet, _deeplabv3plus):
         if (config := find(shapes)) is not None:
             return config, True
     return _encoder(shapes, ""), False
+
+
+def _transformer(shapes: Shapes, prefix: str) -> ModelConfig:
+    """Detects a vision transformer, whose heads have 64 channels each."""
+    embed = f"{prefix}patch_embed.proj.weight"
+    if len(shapes.get(embed, ())) != 4:
+        raise ValueError(f"these are no weights that we know: {embed} is missing")
+    features, channels, patch, _ = shapes[embed]
+    block = re.compile(re.escape(prefix) + r"blocks\.(\d+)\.")
+    numbers = {found[1] for key in shapes if (found := block.match(key))}
+    scaled = f"{prefix}blocks.0.ls1.gamma" in shapes
+    side = vit.grid_side(shapes[f"{prefix}pos_embed"][1])
+    for name, spec in vit.BACKBONES.items():
+        family = spec.family
+        sizes = (spec.heads * 64, spec.depth, family.patch, family.layer_scale)
+        if sizes == (features, len(numbers), patch, scaled):
+            return ModelConfig(
+                # Any decoder that takes it, for an encoder alone.
+                name="segmenter",
+                backbone=name,
+                in_channels=channels,
+                image_size=side * patch,
+            )
+    raise ValueError(
+        f"these weights are of a vision transformer with {features} channels, "
+        f"{len(numbers)} blocks, patches of {patch} pixels and "
+        f"{'' if scaled else 'no '}LayerScale; ours are {', '.join(vit.BACKBONES)}"
+    )
+
+
+def _dpt(shapes: Shapes, encoder: ModelConfig) -> ModelConfig:
+    last = _shape(shapes, "head.scratch.output_conv.2.weight")
+    return dataclasses.replace(encoder, name="dpt", num_classes=last[0])
+
+
+def _segmenter(shapes: Shapes, encoder: ModelConfig) -> ModelConfig:
+    if (masks := shapes.get("decoder.mask_norm.weight")) is not None:
+        return dataclasses.replace(encoder, name="segmenter", num_classes=masks[0])
+    last = _shape(shapes, "decoder.head.weight")
+    return dataclasses.replace(encoder, name="segmenter_linear", num_classes=last[0])
+
+
+def _shape(shapes: Shapes, key: str) -> tuple[int, ...]:
+    if key not in shapes:
+        raise ValueError(f"these are no weights that we know: {key} is missing")
+    return shapes[key]
+
+
+# Prefix of the encoder's keys in a published network, "" for an encoder alone -> how
+# its decoder is detected.
+_ON_TRANSFORMERS = {
+    "": lambda shapes, encoder: encoder,
+    "backbone.": _dpt,
+    "encoder.": _segmenter,
+}
 
 
 def _unet(shapes: Shapes) -> ModelConfig | None:

@@ -17,6 +17,7 @@ from flax import traverse_util
 from mpmc_jax.models.config import ModelConfig
 from mpmc_jax.models.encoders.resnet import BACKBONES
 from mpmc_jax.models.registry import init_variables, title
+from mpmc_jax.models.weights import vit_names
 from mpmc_jax.models.weights.unet_names import torch_unit
 from mpmc_jax.types import PyTree
 
@@ -112,10 +113,11 @@ def load_torch_state_dict(
 def load_torch_backbone(
     state_dict: Mapping[str, np.ndarray], config: ModelConfig
 ) -> tuple[PyTree, PyTree]:
-    """Converts an ImageNet encoder's flat state dict to (params, batch_stats).
+    """Converts a pretrained encoder's flat state dict to (params, batch_stats).
 
     Takes "conv1...", "layer1.0...": the keys of the published deep-stem checkpoints
-    and, for ResNet-18, torchvision's. The classifier "fc.*" is skipped.
+    and, for ResNet-18, torchvision's. The classifier "fc.*" is skipped. Of a vision
+    transformer it takes the layouts of `vit_names`, and the statistics are empty.
 
     Raises:
       ValueError: keys are missing, unused or of another shape; lists them.
@@ -127,7 +129,10 @@ def load_torch_backbone(
     prefix = _published(config).encoder_prefix(config)
     names = {p: k.removeprefix(prefix) for p, k in torch_names(config).items()}
     variables = _convert(encoder, template, names, config)
-    return variables["params"]["backbone"], variables["batch_stats"]["backbone"]
+    return (
+        variables["params"]["backbone"],
+        variables["batch_stats"].get("backbone", {}),
+    )
 
 
 def as_variables(leaves: Mapping[Path, Any]) -> dict[str, PyTree]:
@@ -154,6 +159,8 @@ def torch_state_dict(
         value = np.asarray(leaf)
         if value.ndim == 4:
             value = np.ascontiguousarray(value.transpose(3, 2, 0, 1))
+        elif _is_matrix(path, value):
+            value = np.ascontiguousarray(value.T)
         found[_torch_name(path, config).removeprefix(prefix)] = value
     return found
 
@@ -172,8 +179,7 @@ def variable_shapes(config: ModelConfig) -> Mapping[Path, Any]:
 
 def _torch_name(path: Path, config: ModelConfig) -> str:
     """Names a path such as ("params", "backbone", "stem0", "conv", "kernel")."""
-    _, half, unit, *inner, leaf = path
-    return f"{_published(config).unit(config, half, unit, inner)}.{LEAVES[leaf]}"
+    return _published(config).key(config, path[1:])
 
 
 def _published(config: ModelConfig) -> "_Published":
@@ -188,15 +194,41 @@ class _Published(NamedTuple):
     """The names in the state dict of a published network.
 
     Attributes:
-      unit: (config, half, unit, names within the unit) -> the prefix of its keys.
+      key: (config, path without its collection) -> the key of the variable.
       encoder_prefix: the prefix that encoders published alone lack.
     """
 
-    unit: Callable[[ModelConfig, str, str, list[str]], str]
+    key: Callable[[ModelConfig, Path], str]
     encoder_prefix: Callable[[ModelConfig], str]
 
 
-def _deeplabv3plus(config: ModelConfig, half: str, unit: str, inner: list[str]) -> str:
+def _deeplabv3plus(config: ModelConfig, path: Path) -> str:
+    half, unit, *inner, leaf = path
+    return f"{_deeplabv3plus_unit(config, half, unit, inner)}.{LEAVES[leaf]}"
+
+
+def _unet(config: ModelConfig, path: Path) -> str:
+    _, unit, *inner, leaf = path
+    return f"{torch_unit(unit, inner)}.{LEAVES[leaf]}"
+
+
+def _transformer(
+    prefix: str, decoder_key: Callable[..., str]
+) -> Callable[[ModelConfig, Path], str]:
+    """Makes `_Published.key` of a network on a vision transformer."""
+
+    def key(config: ModelConfig, path: Path) -> str:
+        half, *rest = path
+        if half == "backbone":
+            return prefix + vit_names.encoder_key(*rest)
+        return decoder_key(*rest)
+
+    return key
+
+
+def _deeplabv3plus_unit(
+    config: ModelConfig, half: str, unit: str, inner: list[str]
+) -> str:
     if half == "backbone":
         return ENCODER_PREFIX[config.variant] + _encoder_name(unit, inner, config)
     units = DECODER_UNITS[config.variant]
@@ -212,7 +244,16 @@ def _deeplabv3plus(config: ModelConfig, half: str, unit: str, inner: list[str]) 
 # One line per published network, by `ModelConfig.name`.
 _NETWORKS = {
     "deeplabv3plus": _Published(_deeplabv3plus, lambda c: ENCODER_PREFIX[c.variant]),
-    "unet": _Published(lambda c, half, *unit: torch_unit(*unit), lambda c: ""),
+    "unet": _Published(_unet, lambda c: ""),
+    **dict.fromkeys(
+        ("segmenter", "segmenter_linear"),
+        _Published(
+            _transformer("encoder.", vit_names.segmenter_key), lambda c: "encoder."
+        ),
+    ),
+    "dpt": _Published(
+        _transformer("backbone.", vit_names.dpt_key), lambda c: "backbone."
+    ),
 }
 
 
@@ -235,11 +276,13 @@ def _convert(
     names: Mapping[Path, str],
     config: ModelConfig,
 ) -> dict[str, PyTree]:
-    given = {
-        key.removeprefix("module."): value
-        for key, value in state_dict.items()
-        if not key.endswith("num_batches_tracked")
-    }
+    given = vit_names.unify(
+        {
+            key.removeprefix("module."): value
+            for key, value in state_dict.items()
+            if not key.endswith("num_batches_tracked")
+        }
+    )
     wanted = {names[path] for path in template}
     problems = [f"missing {name}" for name in sorted(wanted - set(given))]
     problems += [f"unused {name}" for name in sorted(set(given) - wanted)]
@@ -250,6 +293,8 @@ def _convert(
         value = np.asarray(given[names[path]])
         if value.ndim == 4:
             value = value.transpose(2, 3, 1, 0)
+        elif _is_matrix(path, value):
+            value = value.T
         if value.shape != leaf.shape:
             problems.append(f"shape {names[path]}: {value.shape}, not {leaf.shape}")
         variables[path] = jnp.asarray(value)
@@ -259,6 +304,11 @@ def _convert(
             f"classes: {_first(problems)}"
         )
     return as_variables(variables)
+
+
+def _is_matrix(path: Path, value: np.ndarray) -> bool:
+    """Whether this is a dense layer's kernel, whose axes PyTorch has in reverse."""
+    return value.ndim == 2 and path[-1] == "kernel"
 
 
 def _first(problems: list[str], number: int = 8) -> str:
