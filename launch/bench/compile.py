@@ -12,7 +12,7 @@ from jax.experimental import topologies
 
 from launch.bench.memory import lower_step
 from launch.bench.timing import program_figures
-from mpmc_jax.models.convolution import compiled_for
+from mpmc_jax.models.platform import compiled_for
 from mpmc_jax.training.parallel import Layout
 
 _COLLECTIVE = re.compile(

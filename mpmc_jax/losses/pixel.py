@@ -87,17 +87,40 @@ def pixel_cross_entropy(
       (b,h,w) losses in nats; void pixels have value and gradient exactly 0.
     """
     logits_bhwc = at_least_float32(logits_bhwc)
-    num_classes = logits_bhwc.shape[-1]
-    valid_bhw = labeled_pixels(label_bhw, num_classes, ignore_label)
+    valid_bhw = labeled_pixels(label_bhw, logits_bhwc.shape[-1], ignore_label)
+    return jnp.where(valid_bhw, _log_loss(logits_bhwc, label_bhw), 0)
+
+
+@jax.custom_vjp
+def _log_loss(logits_bhwc: Array, label_bhw: Array) -> Array:
+    """Computes -log softmax of the labeled class, where there is one.
+
+    The gradient, softmax - one hot, is computed from the logits and a number per pixel,
+    so that nothing else of their size is kept.
+    """
+    return _log_loss_forward(logits_bhwc, label_bhw)[0]
+
+
+def _log_loss_forward(logits_bhwc, label_bhw):
     # Relative to the largest score, so that a common offset costs no precision.
-    peak_bhw1 = jax.lax.stop_gradient(jnp.max(logits_bhwc, axis=-1, keepdims=True))
+    peak_bhw1 = jnp.max(logits_bhwc, axis=-1, keepdims=True)
     score_bhwc = logits_bhwc - peak_bhw1
-    # A masked sum, not a gather: its gradient is elementwise instead of a scatter,
-    # and a void label is never used as an index.
-    hit_bhwc = jax.nn.one_hot(label_bhw, num_classes, dtype=jnp.bool_)
+    # A masked sum, not a gather: void labels are never used as an index.
+    hit_bhwc = jax.nn.one_hot(label_bhw, logits_bhwc.shape[-1], dtype=jnp.bool_)
     own_bhw = jnp.sum(jnp.where(hit_bhwc, score_bhwc, 0), axis=-1)
-    loss_bhw = jnp.log(jnp.sum(jnp.exp(score_bhwc), axis=-1)) - own_bhw
-    return jnp.where(valid_bhw, loss_bhw, 0)
+    log_sum_bhw = jnp.log(jnp.sum(jnp.exp(score_bhwc), axis=-1))
+    return log_sum_bhw - own_bhw, (logits_bhwc, label_bhw, peak_bhw1, log_sum_bhw)
+
+
+def _log_loss_backward(residuals, dloss_bhw):
+    logits_bhwc, label_bhw, peak_bhw1, log_sum_bhw = residuals
+    softmax_bhwc = jnp.exp(logits_bhwc - peak_bhw1 - log_sum_bhw[..., None])
+    hit_bhwc = jax.nn.one_hot(label_bhw, logits_bhwc.shape[-1], dtype=jnp.bool_)
+    own_bhwc = hit_bhwc.astype(softmax_bhwc.dtype)
+    return dloss_bhw[..., None] * (softmax_bhwc - own_bhwc), None
+
+
+_log_loss.defvjp(_log_loss_forward, _log_loss_backward)
 
 
 def cross_entropy(

@@ -1,24 +1,29 @@
-"""Convolution, with faster forms where it is compiled for a CPU.
+"""Convolution, in the forms that are fast where it is compiled for.
 
 XLA's convolutions are slow on CPUs in two cases. The gradient of a kernel becomes a
 convolution whose window is the whole image, at a tenth of the forward pass's rate;
 matrix products are 2 to 6 times faster. And a dilated kernel is multiplied with all the
 padding that it reaches into, which is most of its inputs at the rates of an atrous
 pyramid: on the 21 x 21 features of crop 321, one product per tap with the inputs inside
-the image is 1.6, 3 and 5 times faster at rates 6, 12 and 18. Other devices use XLA's
-convolution.
+the image is 1.6, 3 and 5 times faster at rates 6, 12 and 18.
+
+On GPUs, cuDNN has no gradient of a dilated kernel, for which XLA takes a convolution
+whose window is the whole image. At dilation d this gradient is that of an undilated
+kernel on the d x d phases of the image, each d-th row and column, which cuDNN has. A
+1x1 convolution stays one: as a product, it would be transposed around.
+
+TPUs use XLA's convolution, and products for 1x1 kernels.
 """
 
-import contextlib
-import contextvars
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from mpmc_jax.models.platform import target_platform
 from mpmc_jax.models.tracing import traced_once
 
 Array = jax.Array
@@ -26,20 +31,6 @@ Array = jax.Array
 # A dilated kernel is computed tap by tap where that saves more than a quarter of its
 # products. A dense kernel never is: XLA's convolution is faster there at any size.
 _WORTH = 0.75
-
-_platform: contextvars.ContextVar[str] = contextvars.ContextVar("platform")
-
-
-@contextlib.contextmanager
-def compiled_for(platform: str) -> Iterator[None]:
-    """Traces what runs inside for this platform instead of JAX's default one."""
-    token = _platform.set(platform)
-    jax.clear_caches()  # What was traced for another platform must not be reused.
-    try:
-        yield
-    finally:
-        _platform.reset(token)
-        jax.clear_caches()
 
 
 class _Geometry(NamedTuple):
@@ -64,9 +55,11 @@ def convolve(
 ) -> Array:
     """Convolves (b,h,w,i) with (k,k,i,o), with `padding` zeros on every side."""
     geometry = _Geometry(stride, dilation, padding)
-    platform = _platform.get(None) or jax.default_backend()
+    platform = target_platform()
     if platform == "cpu":
         return _on_cpu(geometry, x_bhwi, kernel_kkio)
+    if platform == "gpu":
+        return _on_gpu(geometry, x_bhwi, kernel_kkio)
     if kernel_kkio.shape[0] == 1 and not padding:
         x_bhwi = x_bhwi[:, ::stride, ::stride]
         return lax.dot_general(x_bhwi, kernel_kkio[0, 0], (((3,), (0,)), ((), ())))
@@ -83,6 +76,12 @@ def _convolution(geometry: _Geometry, x_bhwi: Array, kernel_kkio: Array) -> Arra
         rhs_dilation=(dilation, dilation),
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
+
+
+def _on_gpu(geometry: _Geometry, x_bhwi: Array, kernel_kkio: Array) -> Array:
+    if geometry.dilation > 1 and geometry.stride == 1:
+        return _with_phase_gradient(geometry, x_bhwi, kernel_kkio)
+    return _convolution(geometry, x_bhwi, kernel_kkio)
 
 
 @traced_once
@@ -144,26 +143,26 @@ def _product_of_tap(row: _Span, column: _Span, x_bhwi: Array, tap_io: Array) -> 
     return lax.pad(part_bhwo, jnp.zeros((), part_bhwo.dtype), border)
 
 
-_with_tap_gradient = jax.custom_vjp(_convolution, nondiff_argnums=(0,))
+def _with_kernel_gradient(kernel_gradient: Callable) -> Callable:
+    """Makes XLA's convolution with another gradient of its kernel."""
+    convolution = jax.custom_vjp(_convolution, nondiff_argnums=(0,))
+
+    @traced_once
+    def forward(geometry, x_bhwi, kernel_kkio):
+        return _convolution(geometry, x_bhwi, kernel_kkio), (x_bhwi, kernel_kkio)
+
+    @traced_once
+    def backward(geometry, residuals, dy_bhwo):
+        x_bhwi, kernel_kkio = residuals
+        of_input = functools.partial(_convolution, geometry, kernel_kkio=kernel_kkio)
+        (dx_bhwi,) = jax.linear_transpose(of_input, x_bhwi)(dy_bhwo)
+        return dx_bhwi, kernel_gradient(geometry, x_bhwi, kernel_kkio.shape[0], dy_bhwo)
+
+    convolution.defvjp(forward, backward)
+    return convolution
 
 
-@traced_once
-def _forward(geometry, x_bhwi, kernel_kkio):
-    return _convolution(geometry, x_bhwi, kernel_kkio), (x_bhwi, kernel_kkio)
-
-
-@traced_once
-def _backward(geometry, residuals, dy_bhwo):
-    x_bhwi, kernel_kkio = residuals
-    of_input = functools.partial(_convolution, geometry, kernel_kkio=kernel_kkio)
-    (dx_bhwi,) = jax.linear_transpose(of_input, x_bhwi)(dy_bhwo)
-    return dx_bhwi, _kernel_gradient(geometry, x_bhwi, kernel_kkio.shape[0], dy_bhwo)
-
-
-_with_tap_gradient.defvjp(_forward, _backward)
-
-
-def _kernel_gradient(
+def _gradient_by_taps(
     geometry: _Geometry, x_bhwi: Array, size: int, dy_bhwo: Array
 ) -> Array:
     """Computes (k,k,i,o): products of shifted inputs with dy, a row of taps at once.
@@ -198,6 +197,49 @@ def _kernel_gradient(
     return jnp.stack(rows)
 
 
+def _gradient_by_phases(
+    geometry: _Geometry, x_bhwi: Array, size: int, dy_bhwo: Array
+) -> Array:
+    """Computes (k,k,i,o) as the gradient of an undilated kernel on all phases.
+
+    Tap t of the output at y reads the input at y + t d - p. With y = d m + r, phase r
+    of the output at m reads phase r of the input at m + t - p / d, rounded down; the
+    rest of p is padded.
+    """
+    _, dilation, padding = geometry
+    whole, rest = divmod(padding, dilation)
+    counts = [-(-length // dilation) for length in dy_bhwo.shape[1:3]]
+    reached = [count + size - 1 - 2 * whole for count in counts]
+    x_nmmi = _phases(x_bhwi, dilation, rest, reached)
+    dy_nmmo = _phases(dy_bhwo, dilation, 0, counts)
+    undilated = _Geometry(stride=1, dilation=1, padding=whole)
+    shape = (size, size, x_bhwi.shape[-1], dy_bhwo.shape[-1])
+    of_kernel = functools.partial(_convolution, undilated, x_nmmi)
+    kernel = jax.ShapeDtypeStruct(shape, x_bhwi.dtype)
+    (gradient_kkio,) = jax.linear_transpose(of_kernel, kernel)(dy_nmmo)
+    return gradient_kkio
+
+
+def _phases(x_bhwc: Array, step: int, before: int, counts: list[int]) -> Array:
+    """Takes every `step`-th row and column as an image: (step * step * b, *counts, c).
+
+    `before` zeros come first, and last as many as the counts ask for; what is beyond
+    them is left out.
+    """
+    batch, *lengths, channels = x_bhwc.shape
+    none = (0, 0, 0)
+    border = [
+        (before, step * count - before - length, 0)
+        for length, count in zip(lengths, counts, strict=True)
+    ]
+    zero = jnp.zeros((), x_bhwc.dtype)
+    x_bhwc = lax.pad(x_bhwc, zero, (none, *border, none))
+    rows, columns = counts
+    split = x_bhwc.reshape(batch, rows, step, columns, step, channels)
+    phases = split.transpose(2, 4, 0, 1, 3, 5)
+    return phases.reshape(-1, rows, columns, channels)
+
+
 def _zero_after(array: Array) -> Array:
     """Returns 0 (NaN if `array` begins with one), which XLA cannot know before `array`.
 
@@ -209,3 +251,7 @@ def _zero_after(array: Array) -> Array:
 def _padded(x_bhwi: Array, padding: int, value: Array) -> Array:
     border = (padding, padding, 0)
     return lax.pad(x_bhwi, value, ((0, 0, 0), border, border, (0, 0, 0)))
+
+
+_with_tap_gradient = _with_kernel_gradient(_gradient_by_taps)
+_with_phase_gradient = _with_kernel_gradient(_gradient_by_phases)

@@ -15,7 +15,13 @@ from jax.nn import initializers
 
 from mpmc_jax import distributed
 from mpmc_jax.models.convolution import convolve
-from mpmc_jax.models.normalization import normalize, normalize_by_batch, per_channel
+from mpmc_jax.models.normalization import (
+    Form,
+    finish,
+    normalize,
+    normalize_by_batch,
+    per_channel,
+)
 
 Array = jax.Array
 
@@ -83,20 +89,29 @@ class Conv(nn.Module):
 
 
 class BatchNorm(nn.Module):
-    """Batch norm over (b,h,w), synchronized over the devices of `axis_name`.
+    """Batch norm over (b,h,w), and what follows it at each position.
 
-    Train mode uses the global batch's mean and its two-pass variance (the one-pass
-    form E[x^2] - E[x]^2 loses the variance where the mean is large). It updates the
-    running statistics by 0.1 towards the mean and the *unbiased* variance over all
-    devices. Statistics are computed in float32, or float64 for such input.
+    Train mode uses the mean and variance of the batch over all devices. It updates the
+    running statistics by 0.1 towards that mean and the *unbiased* variance. Statistics
+    are computed in float32, or float64 for such input.
+
+    Attributes:
+      axis_name: devices over which the batch is normalized, or None.
+      slope: the activation's slope below zero: 0 for ReLU, None for no activation.
+      scale_init: initializer of the scale.
     """
 
     axis_name: str | None = None
+    slope: float | None = None
     scale_init: initializers.Initializer = initializers.ones
 
     @nn.compact
-    def __call__(self, x_bhwc: Array, *, train: bool) -> Array:
+    def __call__(
+        self, x_bhwc: Array, shortcut_bhwc: Array | None = None, *, train: bool
+    ) -> Array:
         """Normalizes by the batch if `train`, else by the running statistics.
+
+        The shortcut, if there is one, is added before the activation.
 
         Raises:
           ValueError: the batch holds one value per channel.
@@ -108,11 +123,12 @@ class BatchNorm(nn.Module):
         var = self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32)
 
         if not train:
-            return normalize(x_bhwc, mean.value, var.value, scale, bias)
+            out_bhwc = normalize(x_bhwc, mean.value, var.value, scale, bias)
+            return finish(out_bhwc, shortcut_bhwc, self.slope)
         # Variables are made before anything is mapped over devices.
         axis_name = None if self.is_initializing() else self.axis_name
         out_bhwc, batch_mean, batch_var = normalize_by_batch(
-            axis_name, x_bhwc, scale, bias
+            Form(axis_name, self.slope), x_bhwc, shortcut_bhwc, scale, bias, mean.value
         )
         if not self.is_initializing():
             count = distributed.count(axis_name) * (x_bhwc.size // shape[0])
@@ -130,22 +146,23 @@ class BatchNorm(nn.Module):
 
 
 class ConvNorm(nn.Module):
-    """Convolution, batch norm and, by default, ReLU."""
+    """Convolution, batch norm and an activation: by default ReLU, see `BatchNorm`."""
 
     spec: ConvSpec
     axis_name: str | None = None
     use_bias: bool = False
-    relu: bool = True
+    slope: float | None = 0.0
     kernel_init: initializers.Initializer = torch_uniform
     scale_init: initializers.Initializer = initializers.ones
 
     @nn.compact
-    def __call__(self, x_bhwc: Array, *, train: bool) -> Array:
-        """Maps (b,h,w,i) to (b,h',w',o)."""
+    def __call__(
+        self, x_bhwc: Array, shortcut_bhwc: Array | None = None, *, train: bool
+    ) -> Array:
+        """Maps (b,h,w,i) to (b,h',w',o); adds a shortcut before the activation."""
         conv = Conv(self.spec, self.use_bias, self.kernel_init, name="conv")
-        norm = BatchNorm(self.axis_name, self.scale_init, name="norm")
-        out_bhwc = norm(conv(x_bhwc), train=train)
-        return nn.relu(out_bhwc) if self.relu else out_bhwc
+        norm = BatchNorm(self.axis_name, self.slope, self.scale_init, name="norm")
+        return norm(conv(x_bhwc), shortcut_bhwc, train=train)
 
 
 def check_dropout(masks: Iterable[str], valid: Iterable[str]) -> None:

@@ -1,18 +1,25 @@
-"""Batch norm's arithmetic in train mode, with a gradient that reads each map once.
+"""Batch norm's arithmetic, with the sum and the activation that follow it.
 
 Automatic differentiation of a mean and a two-pass variance costs four sums over the map
 in the backward pass, two of which are zero or known; the formula of the paper (Ioffe
 and Szegedy 2015) needs two. Norms are bound by memory and make up a third of a
 step's programs.
+
+On GPUs both sums of a pass are one reduction, and the shortcut and the activation that
+follow a norm belong to it. The map is read and written 3 times in the forward pass (to
+sum, to normalize, and the result) and 5 times in the backward pass (map and cotangent
+to sum, both again, and the gradient); with a shortcut 4 and 7 times (also the shortcut;
+the output, whose sign is that of the activation, and the shortcut's gradient).
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from mpmc_jax import distributed
+from mpmc_jax.models.platform import target_platform
 from mpmc_jax.models.tracing import traced_once
 from mpmc_jax.precision import at_least_float32
 
@@ -32,25 +39,60 @@ def normalize(
     return (out_bhwc + per_channel(bias_c)).astype(x_bhwc.dtype)
 
 
-def normalize_by_batch(
-    axis_name: str | None, x_bhwc: Array, scale_c: Array, bias_c: Array
-) -> tuple[Array, Array, Array]:
-    """Returns the normalized batch, its mean and biased variance, over all devices.
+class Form(NamedTuple):
+    """What is computed with a norm.
 
-    The variance takes a second pass: E[x^2] - E[x]^2 loses it where the mean is large.
-    Mean and variance are for running statistics; no gradient flows through them.
+    Attributes:
+      axis_name: devices that hold equal parts of the batch, or None.
+      slope: the activation's slope below zero: 0 for ReLU, None for no activation.
+    """
+
+    axis_name: str | None = None
+    slope: float | None = None
+
+
+def normalize_by_batch(
+    form: Form,
+    x_bhwc: Array,
+    shortcut_bhwc: Array | None,
+    scale_c: Array,
+    bias_c: Array,
+    center_c: Array,
+) -> tuple[Array, Array, Array]:
+    """Returns `finish` of the normalized batch, its mean and biased variance.
+
+    Mean and variance, over all devices, are for running statistics; no gradient flows
+    through them.
 
     Args:
-      axis_name: devices that hold equal parts of the batch, or None.
+      form: devices and activation.
       x_bhwc: any float dtype; statistics are float32 at least.
+      shortcut_bhwc: what is added before the activation, or None.
       scale_c, bias_c: one number per channel.
+      center_c: a guess of the mean, such as the running one; see `_fused`.
     """
-    out: Any = _with_gradient(axis_name, x_bhwc, scale_c, bias_c)
-    return out
+    out: Any
+    if target_platform() == "gpu":
+        out = _fused_with_gradient(
+            form, x_bhwc, shortcut_bhwc, scale_c, bias_c, center_c
+        )
+        return out
+    out = _with_gradient(form.axis_name, x_bhwc, scale_c, bias_c)
+    return finish(out[0], shortcut_bhwc, form.slope), *out[1:]
+
+
+def finish(x_bhwc: Array, shortcut_bhwc: Array | None, slope: float | None) -> Array:
+    """Adds the shortcut if there is one, and applies the activation if any."""
+    if shortcut_bhwc is not None:
+        x_bhwc = x_bhwc + shortcut_bhwc
+    if slope is None:
+        return x_bhwc
+    return jax.nn.leaky_relu(x_bhwc, slope) if slope else jax.nn.relu(x_bhwc)
 
 
 @traced_once
 def _by_batch(axis_name, x_bhwc, scale_c, bias_c):
+    # A second pass for the variance: E[x^2] - E[x]^2 loses it where the mean is large.
     wide_bhwc = at_least_float32(x_bhwc)
     mean_c = distributed.mean(jnp.mean(wide_bhwc, axis=(0, 1, 2)), axis_name)
     squares_bhwc = jnp.square(wide_bhwc - per_channel(mean_c))
@@ -70,29 +112,140 @@ def _forward(axis_name, x_bhwc, scale_c, bias_c):
 @traced_once
 def _backward(axis_name, residuals, cotangents):
     x_bhwc, scale_c, mean_c, var_c = residuals
-    dy_bhwc = at_least_float32(cotangents[0])
+    means_2c, dscale_c, dbias_c = _gradient_sums(
+        axis_name, x_bhwc, cotangents[0], mean_c, var_c
+    )
+    dx_bhwc = _gradient_map(x_bhwc, cotangents[0], scale_c, mean_c, var_c, means_2c)
+    return dx_bhwc, dscale_c.astype(scale_c.dtype), dbias_c.astype(scale_c.dtype)
+
+
+def _gradient_sums(axis_name, x_bhwc, dy_bhwc, mean_c, var_c):
+    """Returns the means (2,c) that the map's gradient needs, and those of parameters.
+
+    The latter are this device's part: the step sums gradients of parameters over
+    devices.
+    """
+    dy_bhwc = at_least_float32(dy_bhwc)
+    centered_bhwc = at_least_float32(x_bhwc) - per_channel(mean_c)
+    sums_2c = _sums(dy_bhwc, dy_bhwc * centered_bhwc, by_rows=True)
+    means_2c = distributed.mean(sums_2c, axis_name) / _positions(x_bhwc)
+    return means_2c, sums_2c[1] * lax.rsqrt(var_c + EPSILON), sums_2c[0]
+
+
+def _gradient_map(x_bhwc, dy_bhwc, scale_c, mean_c, var_c, means_2c):
+    """Computes the gradient of the map from that of the normalized one."""
     centered_bhwc = at_least_float32(x_bhwc) - per_channel(mean_c)
     inverse_c = lax.rsqrt(var_c + EPSILON)
-    sums_2c = jnp.stack(
-        [
-            jnp.sum(dy_bhwc, axis=(0, 1, 2)),
-            jnp.sum(dy_bhwc * centered_bhwc, axis=(0, 1, 2)),
-        ]
-    )
-    means_2c = distributed.mean(sums_2c, axis_name) / (x_bhwc.size // x_bhwc.shape[-1])
     slope_c = jnp.square(inverse_c) * means_2c[1]
-    dx_bhwc = dy_bhwc - per_channel(means_2c[0]) - centered_bhwc * per_channel(slope_c)
-    dx_bhwc = dx_bhwc * per_channel(scale_c * inverse_c)
-    # Only this device's part: the step sums gradients of parameters over devices.
-    dscale_c, dbias_c = sums_2c[1] * inverse_c, sums_2c[0]
-    return (
-        dx_bhwc.astype(x_bhwc.dtype),
-        dscale_c.astype(scale_c.dtype),
-        dbias_c.astype(scale_c.dtype),
-    )
+    dx_bhwc = at_least_float32(dy_bhwc) - per_channel(means_2c[0])
+    dx_bhwc = dx_bhwc - centered_bhwc * per_channel(slope_c)
+    return (dx_bhwc * per_channel(scale_c * inverse_c)).astype(x_bhwc.dtype)
 
 
 _with_gradient.defvjp(_forward, _backward)
+
+
+@traced_once
+def _fused(form, x_bhwc, shortcut_bhwc, scale_c, bias_c, center_c):
+    """Normalizes, adds and activates; the statistics take a single reading.
+
+    The variance is E[(x - center)^2] - (E[x] - center)^2, in float32. It loses digits
+    where the mean is many deviations away from the center, as E[x^2] - E[x]^2 does
+    where it is far from zero. The running mean is close after some steps, and at the
+    first ones a network's mean is a few deviations away from zero.
+    """
+    wide_bhwc = at_least_float32(x_bhwc)
+    center_c = center_c.astype(wide_bhwc.dtype)
+    shifted_bhwc = wide_bhwc - per_channel(center_c)
+    sums_2c = _sums(shifted_bhwc, jnp.square(shifted_bhwc))
+    first_c, second_c = distributed.mean(sums_2c / _positions(x_bhwc), form.axis_name)
+    mean_c = center_c + first_c
+    var_c = jnp.maximum(second_c - jnp.square(first_c), 0)
+    out_bhwc = normalize(x_bhwc, mean_c, var_c, scale_c, bias_c)
+    return finish(out_bhwc, shortcut_bhwc, form.slope), mean_c, var_c
+
+
+_fused_with_gradient = jax.custom_vjp(_fused, nondiff_argnums=(0,))
+
+
+@traced_once
+def _fused_forward(form, x_bhwc, shortcut_bhwc, scale_c, bias_c, center_c):
+    out = _fused(form, x_bhwc, shortcut_bhwc, scale_c, bias_c, center_c)
+    # Without a shortcut the sign of the output follows from the map, which is read
+    # anyway.
+    signs_bhwc = None if shortcut_bhwc is None else out[0]
+    return out, (x_bhwc, signs_bhwc, scale_c, bias_c, *out[1:])
+
+
+@traced_once
+def _fused_backward(form, residuals, cotangents):
+    """The gradient: two readings each of map and cotangent, and one writing.
+
+    With a shortcut the output is read too, and the shortcut's gradient written.
+    """
+    _, _, scale_c, bias_c, mean_c, var_c = residuals
+    gain_c = scale_c * lax.rsqrt(var_c + EPSILON)
+    # What is cheap is computed anew, not kept from the forward pass nor for the second
+    # reading: the compiler would take equal terms together and write them.
+    x_bhwc, signs_bhwc, given_bhwc = lax.optimization_barrier(
+        (*residuals[:2], cotangents[0])
+    )
+
+    def normalized_gradient(x_bhwc: Array, dy_bhwc: Array) -> Array:
+        if form.slope is None:
+            return dy_bhwc
+        before_bhwc = signs_bhwc
+        if before_bhwc is None:
+            centered_bhwc = at_least_float32(x_bhwc) - per_channel(mean_c)
+            before_bhwc = centered_bhwc * per_channel(gain_c) + per_channel(bias_c)
+        # As JAX's activations have it at 0.
+        above_bhwc = before_bhwc >= 0 if form.slope else before_bhwc > 0
+        return jnp.where(above_bhwc, dy_bhwc, form.slope * dy_bhwc)
+
+    dy_bhwc = normalized_gradient(x_bhwc, given_bhwc)
+    means_2c, dscale_c, dbias_c = _gradient_sums(
+        form.axis_name, x_bhwc, dy_bhwc, mean_c, var_c
+    )
+    if signs_bhwc is None:
+        dshortcut_bhwc = None
+        x_bhwc, given_bhwc = lax.optimization_barrier((x_bhwc, given_bhwc))
+        dy_bhwc = normalized_gradient(x_bhwc, given_bhwc)
+    else:
+        # It is written anyway.
+        dshortcut_bhwc = dy_bhwc = lax.optimization_barrier(dy_bhwc)
+    dx_bhwc = _gradient_map(x_bhwc, dy_bhwc, scale_c, mean_c, var_c, means_2c)
+    dscale_c, dbias_c = dscale_c.astype(scale_c.dtype), dbias_c.astype(scale_c.dtype)
+    return dx_bhwc, dshortcut_bhwc, dscale_c, dbias_c, jnp.zeros_like(mean_c)
+
+
+_fused_with_gradient.defvjp(_fused_forward, _fused_backward)
+
+
+def _sums(first_bhwc: Array, second_bhwc: Array, *, by_rows: bool = False) -> Array:
+    """Sums two maps over all positions: (2,c).
+
+    On GPUs it is a single reduction of two operands, since XLA makes two kernels of
+    each. `by_rows` sums along the rows first. XLA would divide the map into fewer parts
+    and, for their sake, not compute there what is summed but write it before.
+    """
+    if target_platform() != "gpu":
+        sums = [jnp.sum(each, axis=(0, 1, 2)) for each in (first_bhwc, second_bhwc)]
+        return jnp.stack(sums)
+    sums = (first_bhwc, second_bhwc)
+    zero = jnp.zeros((), first_bhwc.dtype)
+    for axes in ((2,), (0, 1)) if by_rows else ((0, 1, 2),):
+        sums = lax.reduce(
+            sums,
+            (zero, zero),
+            lambda sums, values: (sums[0] + values[0], sums[1] + values[1]),
+            axes,
+        )
+    return jnp.stack(sums)
+
+
+def _positions(x_bhwc: Array) -> int:
+    """Counts the values of a channel."""
+    return x_bhwc.size // x_bhwc.shape[-1]
 
 
 def per_channel(values_c: Array) -> Array:

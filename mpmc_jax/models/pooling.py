@@ -1,11 +1,17 @@
-"""Average pooling of patch features at several scales, at stride 1."""
+"""Average pooling of patch features at several scales, and max-pooling."""
 
-from collections.abc import Sequence
+import functools
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
+from mpmc_jax.models.platform import target_platform
+from mpmc_jax.models.tracing import traced_once
 from mpmc_jax.precision import at_least_float32
 
 Array = jax.Array
@@ -48,3 +54,97 @@ def average_pool(z_bhwd: Array, window: int) -> Array:
 def multi_scale_pool(z_bhwd: Array, windows: Sequence[int] = WINDOWS) -> Array:
     """Concatenates the pooled maps in the given order: (b,h,w,d*len(windows))."""
     return jnp.concatenate([average_pool(z_bhwd, w) for w in windows], axis=-1)
+
+
+class _Windows(NamedTuple):
+    """Square windows on a map, by its two axes.
+
+    Attributes:
+      size, stride: of the windows.
+      pads: how far they reach over the map, before and behind.
+      lengths: sides of the map.
+    """
+
+    size: int
+    stride: int
+    pads: tuple[tuple[int, int], ...]
+    lengths: tuple[int, ...]
+
+
+def max_pool(
+    x_bhwd: Array, size: int, stride: int, pads: tuple[tuple[int, int], ...]
+) -> Array:
+    """Takes the maximum of square windows; padding never is one.
+
+    The gradient goes to the first of equal maxima. On GPUs XLA would scatter it, and
+    write float32 values with int32 positions in the forward pass to know where to.
+    There the position in the window is kept, a byte per maximum.
+    """
+    if target_platform() == "gpu":
+        return _max_of_taps(_Windows(size, stride, pads, x_bhwd.shape[1:3]), x_bhwd)
+    return lax.reduce_window(
+        x_bhwd,
+        -np.inf,  # must be concrete, so that JAX recognizes a maximum
+        lax.max,
+        (1, size, size, 1),
+        (1, stride, stride, 1),
+        ((0, 0), *pads, (0, 0)),
+    )
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _max_of_taps(windows: _Windows, x_bhwd: Array) -> Array:
+    return _max_of_taps_forward(windows, x_bhwd)[0]
+
+
+@traced_once
+def _max_of_taps_forward(windows, x_bhwd):
+    none = (0, 0, 0)
+    border = [(*pads, 0) for pads in windows.pads]
+    lowest = jnp.array(-np.inf, x_bhwd.dtype)
+    padded_bhwd = lax.pad(x_bhwd, lowest, (none, *border, none))
+    span = windows.size - 1
+
+    def seen(offsets: tuple[int, int]) -> Array:
+        rows, columns = (
+            slice(begin, begin + length - span, windows.stride)
+            for begin, length in zip(offsets, padded_bhwd.shape[1:3], strict=True)
+        )
+        return padded_bhwd[:, rows, columns]
+
+    (_, first), *others = _taps(windows)
+    best_bhwd = seen(first)
+    position_bhwd = jnp.zeros_like(best_bhwd, jnp.uint8)
+    for tap, offsets in others:
+        tap_bhwd = seen(offsets)
+        higher_bhwd = tap_bhwd > best_bhwd
+        best_bhwd = jnp.where(higher_bhwd, tap_bhwd, best_bhwd)
+        position_bhwd = jnp.where(higher_bhwd, jnp.uint8(tap), position_bhwd)
+    return best_bhwd, position_bhwd
+
+
+@traced_once
+def _max_of_taps_backward(windows, position_bhwd, dy_bhwd):
+    none = (0, 0, 0)
+    wide_bhwd, parts = at_least_float32(dy_bhwd), []
+    for tap, offsets in _taps(windows):
+        border = []
+        for offset, pads, outputs, length in zip(
+            offsets, windows.pads, dy_bhwd.shape[1:3], windows.lengths, strict=True
+        ):
+            first = offset - pads[0]
+            last = first + (outputs - 1) * windows.stride
+            border.append((first, length - 1 - last, windows.stride - 1))
+        part_bhwd = jnp.where(position_bhwd == tap, wide_bhwd, 0)
+        zero = jnp.zeros((), part_bhwd.dtype)
+        parts.append(lax.pad(part_bhwd, zero, (none, *border, none)))
+    return (functools.reduce(jnp.add, parts).astype(dy_bhwd.dtype),)
+
+
+_max_of_taps.defvjp(_max_of_taps_forward, _max_of_taps_backward)
+
+
+def _taps(windows: _Windows) -> Iterator[tuple[int, tuple[int, int]]]:
+    """Yields the number and the offsets of each position of a window, row by row."""
+    size = range(windows.size)
+    return enumerate(itertools.product(size, size))

@@ -1,16 +1,30 @@
-"""Resizing as two matrix products, one per axis.
+"""Resizing as two matrix products, one per axis, or position by position.
 
 Most published networks interpolate with align_corners=True, which `jax.image.resize`
 does not offer (it samples at half-pixel centers, as Segmenter and the published
 resizing of position embeddings do). A product with a (out,in) matrix of few non-zeros
 per row costs more arithmetic than a gather but is faster: its gradient is a product
 too, whereas that of a gather is a scatter-add.
+
+On GPUs a product would write the whole result, which for logits at the image's size is
+the largest array of a step, and transpose it. Crops of 4 k + 1 pixels are enlarged by a
+whole number, 4: each interval of the source becomes as many positions, whose values are
+sums of the interval's corners. The compiler computes them, forward and backward, inside
+what uses them, and never writes them.
 """
+
+import functools
+import itertools
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+
+from mpmc_jax.models.platform import target_platform
+from mpmc_jax.models.tracing import traced_once
+from mpmc_jax.precision import at_least_float32
 
 Array = jax.Array
 
@@ -36,6 +50,9 @@ def resize_align_corners(x_bhwc: Array, size: tuple[int, int]) -> Array:
         return x_bhwc
     if (height, width) == (1, 1):
         return jnp.broadcast_to(x_bhwc, (x_bhwc.shape[0], *size, x_bhwc.shape[3]))
+    ratio = _whole_ratio((height, width), size)
+    if ratio and target_platform() == "gpu":
+        return _enlarge(ratio, x_bhwc)
     rows = interpolation_matrix(height, size[0])
     return resize_by(rows, interpolation_matrix(width, size[1]), x_bhwc)
 
@@ -92,3 +109,74 @@ def resize_by(rows: np.ndarray, columns: np.ndarray, x_bhwc: Array) -> Array:
     highest = lax.Precision.HIGHEST
     x_bhwc = jnp.einsum("vw,bhwc->bhvc", columns_vw, x_bhwc, precision=highest)
     return jnp.einsum("uh,bhvc->buvc", rows_uh, x_bhwc, precision=highest)
+
+
+def _whole_ratio(source: tuple[int, int], target: tuple[int, int]) -> int:
+    """Returns by how many positions each source interval is divided; 0 if by parts."""
+    intervals = [(s - 1, t - 1) for s, t in zip(source, target, strict=True)]
+    ratios = {t // s if s and t % s == 0 else 0 for s, t in intervals}
+    return ratios.pop() if len(ratios) == 1 else 0
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+@traced_once
+def _enlarge(ratio: int, x_bhwc: Array) -> Array:
+    """Enlarges (b,h,w,c) to (b,ratio(h-1)+1,ratio(w-1)+1,c)."""
+    batch, height, width, channels = x_bhwc.shape
+    # The last row and column begin intervals of their own, of which the first position
+    # counts.
+    edges = ((0, 0), (0, 1), (0, 1), (0, 0))
+    padded_bhwc = jnp.pad(at_least_float32(x_bhwc), edges, mode="edge")
+    out = jnp.zeros((), padded_bhwc.dtype)
+    for row, column, weight_rs in _corners(ratio, padded_bhwc.dtype):
+        corner_bhwc = padded_bhwc[:, row : row + height, column : column + width]
+        out = (
+            out
+            + corner_bhwc[:, :, None, :, None] * weight_rs[None, None, :, None, :, None]
+        )
+    out_bhwc = out.reshape(batch, height * ratio, width * ratio, channels)
+    rows, columns = ratio * (height - 1) + 1, ratio * (width - 1) + 1
+    return out_bhwc[:, :rows, :columns].astype(x_bhwc.dtype)
+
+
+def _enlarge_forward(ratio: int, x_bhwc: Array) -> tuple[Array, None]:
+    return _enlarge(ratio, x_bhwc), None
+
+
+@traced_once
+def _enlarge_backward(ratio: int, residuals: None, dy_bhwc: Array) -> tuple[Array]:
+    """Sums what each corner gave to the positions of its intervals, in one reading."""
+    del residuals
+    batch, rows, columns, channels = dy_bhwc.shape
+    height, width = (rows - 1) // ratio + 1, (columns - 1) // ratio + 1
+    beyond = ((0, 0), (0, ratio - 1), (0, ratio - 1), (0, 0))
+    wide_bhwc = jnp.pad(at_least_float32(dy_bhwc), beyond)
+    split = wide_bhwc.reshape(batch, height, ratio, width, ratio, channels)
+    corners = list(_corners(ratio, wide_bhwc.dtype))
+    zeros = (jnp.zeros((), wide_bhwc.dtype),) * len(corners)
+    sums = lax.reduce(
+        tuple(
+            split * weight_rs[None, None, :, None, :, None]
+            for _, _, weight_rs in corners
+        ),
+        zeros,
+        lambda sums, values: tuple(s + v for s, v in zip(sums, values, strict=True)),
+        (2, 4),
+    )
+    dx_bhwc = jnp.zeros((batch, height, width, channels), wide_bhwc.dtype)
+    for (row, column, _), sum_bhwc in zip(corners, sums, strict=True):
+        # A far corner of the last interval lies beyond the map and got nothing.
+        moved = jnp.pad(sum_bhwc, ((0, 0), (row, 0), (column, 0), (0, 0)))
+        dx_bhwc = dx_bhwc + moved[:, :height, :width]
+    return (dx_bhwc.astype(dy_bhwc.dtype),)
+
+
+_enlarge.defvjp(_enlarge_forward, _enlarge_backward)
+
+
+def _corners(ratio: int, dtype: jnp.dtype) -> Iterator[tuple[int, int, Array]]:
+    """Yields the corners of an interval: offsets, and weights at its positions."""
+    far = np.arange(ratio) / ratio
+    weights = (1 - far, far)
+    for row, column in itertools.product((0, 1), (0, 1)):
+        yield row, column, jnp.asarray(np.outer(weights[row], weights[column]), dtype)

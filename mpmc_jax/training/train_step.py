@@ -15,6 +15,7 @@ from flax import struct
 
 from mpmc_jax import distributed
 from mpmc_jax.losses.reduction import Reduction
+from mpmc_jax.models.platform import keep_layout
 from mpmc_jax.random_keys import Keys
 from mpmc_jax.training import objective, step_metrics
 from mpmc_jax.training.config import StepConfig
@@ -232,7 +233,10 @@ def micro_step(
     method = config.method
     # Statistics are updated from micro-batch to micro-batch.
     now = state.replace(
-        batch_stats=carry.batch_stats, ema_batch_stats=carry.teacher_stats
+        params=keep_layout(state.params),
+        ema_params=keep_layout(state.ema_params),
+        batch_stats=carry.batch_stats,
+        ema_batch_stats=carry.teacher_stats,
     )
     teachers, teacher_head = select_teachers(config, now)
     targets, updated_stats, method_state = jax.lax.stop_gradient(
@@ -254,12 +258,12 @@ def micro_step(
             stats[PLUGIN] = head_stats
         return loss, (sums, stats, outputs.state)
 
-    grads, (sums, stats, method_state) = jax.grad(loss_fn, has_aux=True)(state.params)
+    grads, (sums, stats, method_state) = jax.grad(loss_fn, has_aux=True)(now.params)
     teacher_stats = carry.teacher_stats
     if updated_stats:
         teacher_stats = {**teacher_stats, **updated_stats}
     carry = Carry(
-        grads=jax.tree.map(jnp.add, carry.grads, grads),
+        grads=jax.tree.map(jnp.add, carry.grads, keep_layout(grads)),
         batch_stats=stats,
         teacher_stats=teacher_stats,
         method_state=method_state,

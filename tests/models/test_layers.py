@@ -1,11 +1,14 @@
 """Layers against oracles: batch norm, resizing, max-pooling, 1x1 convolution."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from mpmc_jax.models import layers, normalization
+from mpmc_jax.models import platform as platforms
 from mpmc_jax.models.encoders.resnet import max_pool
 from mpmc_jax.models.layers import BatchNorm, Conv, ConvSpec
 from mpmc_jax.models.resize import resize_align_corners
@@ -94,41 +97,59 @@ def test_batch_norm_is_synchronized_over_devices():
     assert np.max(list(errors.values())) < 1e-12, errors
 
 
-def gradient_errors() -> dict[str, float]:
-    """The written-out gradient against autodiff of the textbook formula."""
-    x = 3 + 2 * jax.random.normal(KEY, (2, 3, 4, 5), jnp.float64)
+# Activation's slope, and whether there is a shortcut.
+ENDINGS = [(None, False), (0.0, False), (0.01, False), (0.0, True)]
+
+
+def norm_errors(platform: str, dtype: str, offset: float) -> dict[str, float]:
+    """A form of batch norm against the textbook formula and its autodiff."""
+    x = offset + 2 * jax.random.normal(KEY, (2, 3, 4, 5), jnp.float64)
     weights = jax.random.normal(jax.random.key(1), x.shape, jnp.float64)
+    added = jax.random.normal(jax.random.key(2), x.shape, jnp.float64)
     scale, bias = jnp.linspace(-1.0, 2.0, 5), jnp.linspace(0.3, -0.2, 5)
 
-    def textbook(x, scale, bias):
+    def textbook(x, added, scale, bias, slope):
         mean, var = x.mean((0, 1, 2), keepdims=True), x.var((0, 1, 2), keepdims=True)
-        return (x - mean) / jnp.sqrt(var + 1e-5) * scale[None, None, None] + bias[
-            None, None, None
-        ]
+        out = (x - mean) / jnp.sqrt(var + 1e-5) * scale[None, None, None]
+        out = out + bias[None, None, None] + (0 if added is None else added)
+        return out if slope is None else jnp.where(out > 0, out, slope * out)
 
-    def ours(x, scale, bias):
-        return normalization.normalize_by_batch(None, x, scale, bias)[0]
+    def ours(x, added, scale, bias, slope):
+        form, center = normalization.Form(None, slope), jnp.ones(5)
+        return normalization.normalize_by_batch(form, x, added, scale, bias, center)[0]
 
-    def gradients(norm):
+    def values(norm, dtype, slope, has_shortcut):
+        given = [x, added if has_shortcut else None, scale, bias]
+        given = jax.tree.map(lambda leaf: leaf.astype(dtype), given)
+
         def loss(*arguments):
-            return jnp.sum(weights * jnp.sin(norm(*arguments)))
+            out = norm(*arguments, slope)
+            return jnp.sum(weights.astype(dtype) * jnp.sin(out)), out
 
-        return jax.grad(loss, argnums=(0, 1, 2))(x, scale, bias)
+        return jax.grad(loss, argnums=(0, 1, 2, 3), has_aux=True)(*given)
 
-    found, expected = gradients(ours), gradients(textbook)
-    return {
-        name: float(jnp.abs(a - b).max())
-        for name, a, b in zip(("x", "scale", "bias"), found, expected, strict=True)
-    }
+    errors = {}
+    for ending in ENDINGS:
+        with platforms.compiled_for(platform):
+            found = values(ours, dtype, *ending)
+        expected = values(textbook, "float64", *ending)
+        differences = jax.tree.map(lambda a, b: jnp.abs(a - b).max(), found, expected)
+        errors[str(ending)] = float(max(jax.tree.leaves(differences)))
+    return errors
 
 
-def test_batch_norm_has_the_gradient_of_its_formula():
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
+def test_batch_norm_has_the_gradient_of_its_formula(platform):
     errors = run_x64(
-        "import json\nfrom tests.models.test_layers import gradient_errors\n"
-        "print(json.dumps(gradient_errors()))"
+        "import json\nfrom tests.models.test_layers import norm_errors\n"
+        f"exact = norm_errors({platform!r}, 'float64', 3.0)\n"
+        f"single = norm_errors({platform!r}, 'float32', 3.0)\n"
+        "print(json.dumps([exact, single]))"
     )
-    assert set(errors) == {"x", "scale", "bias"}
-    assert np.max(list(errors.values())) < 1e-12, errors
+    exact, single = errors
+    assert len(exact) == len(ENDINGS)
+    assert max(exact.values()) < 1e-12, exact
+    assert max(single.values()) < 1e-5, single
 
 
 def test_bfloat16_input_keeps_float32_parameters_and_statistics():
@@ -174,6 +195,65 @@ def test_resize_keeps_corners_and_its_gradient_sums_to_the_output_size():
     np.testing.assert_allclose(out[:, ::12, ::9], x[:, ::4, ::3], atol=1e-6)
     gradient = jax.grad(lambda x: resize_align_corners(x, (13, 10)).sum())(x)
     np.testing.assert_allclose(gradient.sum(), 13 * 10 * 2, rtol=1e-5)
+
+
+def enlarging_errors() -> list[float]:
+    """The form for GPUs against the products: results and gradients."""
+    errors = []
+    for source, size in [((3, 4), (9, 13)), ((5, 2), (13, 4)), ((2, 2), (3, 3))]:
+        x = jax.random.normal(KEY, (2, *source, 3), jnp.float64)
+        weights = jax.random.normal(jax.random.key(1), (2, *size, 3), jnp.float64)
+
+        def values(x, weights=weights, size=size):
+            return jnp.sum(weights * jnp.sin(resize_align_corners(x, size)))
+
+        expected = jax.value_and_grad(values)(x)
+        with platforms.compiled_for("gpu"):
+            text = jax.jit(values).lower(x).as_text()
+            found = jax.value_and_grad(values)(x)
+        assert "dot_general" not in text
+        differences = jax.tree.map(lambda a, b: jnp.abs(a - b).max(), found, expected)
+        errors += [float(leaf) for leaf in jax.tree.leaves(differences)]
+    return errors
+
+
+def test_enlarging_by_a_whole_number_equals_the_products():
+    errors = run_x64(
+        "import json\nfrom tests.models.test_layers import enlarging_errors\n"
+        "print(json.dumps(enlarging_errors()))"
+    )
+    assert len(errors) == 6 and max(errors) < 1e-12, errors
+
+
+def max_pool_errors() -> list[float]:
+    """The form for GPUs against XLA's windows, with ties, whose first gets all."""
+    errors = []
+    for size, ceil in itertools.product((4, 5, 6, 7), (False, True)):
+        noise = jax.random.normal(KEY, (2, size, size + 1, 3), jnp.float64)
+        x = jnp.round(2 * noise)
+
+        def values(x, ceil=ceil):
+            out = max_pool(x, ceil=ceil)
+            weights = jax.random.normal(jax.random.key(1), out.shape, out.dtype)
+            return jnp.sum(weights * out), out
+
+        def found(values=values, x=x):
+            return jax.value_and_grad(values, has_aux=True)(x)
+
+        expected = found()
+        with platforms.compiled_for("gpu"):
+            ours = found()
+        differences = jax.tree.map(lambda a, b: jnp.abs(a - b).max(), ours, expected)
+        errors += [float(leaf) for leaf in jax.tree.leaves(differences)]
+    return errors
+
+
+def test_max_pool_for_gpus_equals_xlas():
+    errors = run_x64(
+        "import json\nfrom tests.models.test_layers import max_pool_errors\n"
+        "print(json.dumps(max_pool_errors()))"
+    )
+    assert len(errors) == 24 and max(errors) < 1e-12, errors
 
 
 @pytest.mark.parametrize("size", [4, 5, 6, 7])

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+from mpmc_jax.models.platform import compiled_for
 from mpmc_jax.training.state import PLUGIN
 from mpmc_jax.training.train_step import make_keys
 from tests.support import tiny
@@ -62,6 +63,18 @@ def unet_difference() -> dict[str, float]:
     return mapping_difference("unimatch", **changes)
 
 
+def platform_difference() -> dict[str, float]:
+    """Two steps with the forms for CPUs against those for GPUs."""
+    cfg = tiny.config("method=unimatch,mpmc=recommended")
+    on_cpu, metrics = tiny.run(cfg, 2)
+    with compiled_for("gpu"):
+        on_gpu, values = tiny.run(cfg, 2)
+    return {
+        "state": tiny.difference(on_gpu, on_cpu),
+        "values": tiny.difference(_counted(values), _counted(metrics)),
+    }
+
+
 def _x64(call: str):
     return call_x64("tests.training.test_parity", call)
 
@@ -94,6 +107,12 @@ def test_devices_and_mappings_agree(method, changes):
     assert set(found) == {
         f"{kind} {what}" for kind in kinds for what in ("state", "values")
     }
+    assert np.max(list(found.values())) < 1e-10, json.dumps(found)
+
+
+@pytest.mark.full
+def test_the_forms_for_gpus_make_the_same_steps():
+    found = _x64("platform_difference()")
     assert np.max(list(found.values())) < 1e-10, json.dumps(found)
 
 

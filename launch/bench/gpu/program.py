@@ -13,7 +13,7 @@ from launch.bench.gpu import devices as gpus
 from launch.bench.gpu import hlo, roofline
 from launch.bench.memory import lower_step
 from launch.bench.timing import peak_bytes
-from mpmc_jax.models.convolution import compiled_for
+from mpmc_jax.models.platform import compiled_for
 
 # The rest is left to the driver, to workspaces of libraries, which are not known
 # without a GPU, and to gaps between buffers.

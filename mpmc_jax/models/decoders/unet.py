@@ -105,8 +105,8 @@ class UNetDecoder(nn.Module):
 
         def conv_norm(name: str, x_bhwd: Array) -> Array:
             spec = ConvSpec(channels[0], 3)
-            module = layers.ConvNorm(spec, self.axis_name, True, False, name=name)
-            out_bhwd = nn.leaky_relu(module(x_bhwd, train=train), SLOPE)
+            module = layers.ConvNorm(spec, self.axis_name, True, SLOPE, name=name)
+            out_bhwd = module(x_bhwd, train=train)
             if name in masks:
                 out_bhwd = out_bhwd * masks[name].astype(out_bhwd.dtype)
             return out_bhwd

@@ -11,12 +11,10 @@ and, unlike torchvision, the same dilated layer4.
 import dataclasses
 
 import jax
-import numpy as np
 from flax import linen as nn
-from jax import lax
 from jax.nn import initializers
 
-from mpmc_jax.models import layers
+from mpmc_jax.models import layers, pooling
 from mpmc_jax.models.config import ModelConfig
 from mpmc_jax.models.interface import Encoder, Tap, feature_maps
 from mpmc_jax.models.layers import ConvSpec
@@ -220,26 +218,28 @@ class ResidualBlock(nn.Module):
     @nn.compact
     def __call__(self, x_bhwd: Array, train: bool) -> Array:
         """Maps (b,h,w,d) to (b,h',w',d'); `train` is positional for `nn.remat`."""
-        out_bhwd = x_bhwd
-        for i, conv in enumerate(self.spec.convs, start=1):
-            last = i == len(self.spec.convs)
-            out_bhwd = layers.ConvNorm(
-                conv,
+
+        def conv_norm(spec: ConvSpec, slope: float | None, scale_init, name: str):
+            return layers.ConvNorm(
+                spec,
                 self.axis_name,
-                relu=not last,
+                slope=slope,
                 kernel_init=layers.kaiming_normal_fan_out,
-                scale_init=_scale_init(self.zero_init and last),
-                name=f"conv{i}",
-            )(out_bhwd, train=train)
+                scale_init=scale_init,
+                name=name,
+            )
+
+        ones = initializers.ones
+        *convs, last = self.spec.convs
+        out_bhwd, shortcut_bhwd = x_bhwd, x_bhwd
+        for i, spec in enumerate(convs, start=1):
+            out_bhwd = conv_norm(spec, 0.0, ones, f"conv{i}")(out_bhwd, train=train)
         if self.spec.shortcut is not None:
-            x_bhwd = layers.ConvNorm(
-                self.spec.shortcut,
-                self.axis_name,
-                relu=False,
-                kernel_init=layers.kaiming_normal_fan_out,
-                name="shortcut",
-            )(x_bhwd, train=train)
-        return nn.relu(out_bhwd + x_bhwd)
+            module = conv_norm(self.spec.shortcut, None, ones, "shortcut")
+            shortcut_bhwd = module(x_bhwd, train=train)
+        scale_init = initializers.zeros if self.zero_init else ones
+        module = conv_norm(last, 0.0, scale_init, f"conv{len(self.spec.convs)}")
+        return module(out_bhwd, shortcut_bhwd, train=train)
 
 
 class ResNet(nn.Module):
@@ -300,15 +300,4 @@ def max_pool(x_bhwd: Array, *, ceil: bool) -> Array:
         # When rounding up, one more window starts on the last row and reaches over it.
         extra = spec.stride - remainder if ceil and remainder else 0
         pads.append((spec.padding, spec.padding + extra))
-    return lax.reduce_window(
-        x_bhwd,
-        -np.inf,  # must be concrete, so that JAX recognizes a maximum
-        lax.max,
-        (1, spec.kernel, spec.kernel, 1),
-        (1, spec.stride, spec.stride, 1),
-        ((0, 0), *pads, (0, 0)),
-    )
-
-
-def _scale_init(zero: bool) -> initializers.Initializer:
-    return initializers.zeros if zero else initializers.ones
+    return pooling.max_pool(x_bhwd, spec.kernel, spec.stride, tuple(pads))

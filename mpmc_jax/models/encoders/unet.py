@@ -75,8 +75,8 @@ class Block(nn.Module):
         """Maps (b,h,w,i) to (b,h,w,features); `dropout_keys` are (b,) keys or None."""
         spec = ConvSpec(self.features, 3)
         for i in range(2):
-            conv = layers.ConvNorm(spec, self.axis_name, True, False, name=f"conv{i}")
-            x_bhwc = nn.leaky_relu(conv(x_bhwc, train=train), SLOPE)
+            conv = layers.ConvNorm(spec, self.axis_name, True, SLOPE, name=f"conv{i}")
+            x_bhwc = conv(x_bhwc, train=train)
             if i == 0 and dropout_keys is not None:
                 x_bhwc = element_dropout(dropout_keys, x_bhwc, self.rate)
         return x_bhwc
