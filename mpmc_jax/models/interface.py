@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
+from fractions import Fraction
 from typing import NamedTuple
 
 import numpy as np
@@ -24,10 +25,10 @@ Adapter = Callable[[np.ndarray, tuple[int, ...]], np.ndarray]
 
 
 class FeatureMap(NamedTuple):
-    """A convolution's output: channels, stride, and number of the kernel's weights."""
+    """A layer's output: channels, stride, and number of the kernel's weights."""
 
     channels: int
-    stride: int
+    stride: int | Fraction
     weights: int
 
 
@@ -41,7 +42,7 @@ class Encoder:
       taps: its taps in the order in which they are computed.
       default_tap: the early tap that MPMC reads by default.
       first_kernel: path of the parameter whose last but one axis are image channels.
-      maps: outputs of its convolutions, for the memory estimate.
+      maps: outputs of its convolutions and dense layers, for the memory estimate.
       multiple: sides of images must be multiples of this.
       element_dropout: whether it drops single elements, or branches, in train mode.
       has_variants: whether it depends on `ModelConfig.variant`.

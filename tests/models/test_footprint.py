@@ -10,6 +10,8 @@ import pytest
 from flax import linen as nn
 
 from mpmc_jax.models import ModelConfig, footprint, layers, title
+from mpmc_jax.models.decoders.dpt import TransposedConv
+from mpmc_jax.models.encoders.vit import PatchEmbedding
 from mpmc_jax.models.registry import build_segmenter, feature_maps
 from mpmc_jax.models.weights.torch_names import variable_shapes
 
@@ -20,19 +22,22 @@ NETWORKS = [
     ),
     ModelConfig(backbone="resnet50", width=32),
     ModelConfig(name="unet", in_channels=1, num_classes=4),
+    ModelConfig(name="dpt", backbone="dinov2_s14"),
+    ModelConfig(name="segmenter", backbone="vit_s16"),
 ]
+_RECORDED = (layers.Conv, nn.Dense, PatchEmbedding, TransposedConv)
 RESULTS = pathlib.Path(__file__).parent.parent.parent / "results" / "bench"
 # Of 1 x 1 positions, or of heads.
 _LEFT_OUT = {"aspp_pool", "classifier"}
 
 
 def _given(config, side):
-    """Bytes of what every convolution gives for one image, by tracing it."""
+    """Bytes of what every layer with a kernel gives for one image, by tracing it."""
     found = []
 
     def record(call, args, kwargs, context):
         out = call(*args, **kwargs)
-        if isinstance(context.module, layers.Conv):
+        if isinstance(context.module, _RECORDED):
             found.append(out.size * 4)
         return out
 
@@ -56,7 +61,8 @@ def test_the_list_of_maps_is_the_network(config):
 
 @pytest.mark.parametrize("config", NETWORKS, ids=title)
 def test_the_bound_is_just_below_what_the_convolutions_give(config):
-    side = 160
+    multiple = build_segmenter(config).multiple
+    side = 160 // multiple * multiple
     given = _given(config, side)
     logits = config.num_classes * side**2 * 4
     parameters = 12 * sum(each.weights for each in feature_maps(config))

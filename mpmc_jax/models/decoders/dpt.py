@@ -7,6 +7,7 @@ embedding and auxiliary heads are this project's own.
 
 import dataclasses
 from collections.abc import Mapping
+from fractions import Fraction
 
 import jax
 import jax.numpy as jnp
@@ -78,20 +79,16 @@ def _windows() -> list[Window]:
 def _maps(sizes: Sizes, channels: int, stride: int) -> tuple[FeatureMap, ...]:
     """Lists the outputs of the convolutions, without the heads."""
     fused, maps = sizes.fused, []
-    last = sizes.levels[-1]
-    maps.append(FeatureMap(last, 2 * stride, 9 * last**2))
     for i, features in enumerate(sizes.levels):
+        level = stride * Fraction(2**i, 4)
         maps.append(FeatureMap(features, stride, channels * features))
-        # The strides of these maps, rounded up; the map is twice as large after fusion.
-        before = (-(-stride // 4), -(-stride // 2), stride, 2 * stride)[i]
-        after = (-(-stride // 8), -(-stride // 4), -(-stride // 2), stride)[i]
-        if i < 2:
-            maps.append(FeatureMap(features, before, (16, 4)[i] * features**2))
-        maps.append(FeatureMap(fused, before, 9 * features * fused))
+        if i != 2:
+            maps.append(FeatureMap(features, level, (16, 4, 0, 9)[i] * features**2))
+        maps.append(FeatureMap(fused, level, 9 * features * fused))
         units = 2 if i == 3 else 4
-        maps += [FeatureMap(fused, before, 9 * fused**2)] * units
-        maps.append(FeatureMap(fused, after, fused**2))
-    return (*maps, FeatureMap(fused, -(-stride // 8), 9 * fused**2))
+        maps += [FeatureMap(fused, level, 9 * fused**2)] * units
+        maps.append(FeatureMap(fused, level / 2, fused**2))
+    return (*maps, FeatureMap(fused, Fraction(stride, 8), 9 * fused**2))
 
 
 class TransposedConv(nn.Module):

@@ -33,8 +33,8 @@ def build(config: ModelConfig, encoder: Encoder, axis_name: str | None) -> Decod
         FeatureMap(outputs * features, 1, inputs * outputs * features**2)
         for inputs, outputs in ((1, 3), (1, 1), (1, 4), (4, 1))
     )
-    ends = (FeatureMap(features, 1, features**2),) * 3
-    return _build(config, encoder, (*ends, *per_block * _DEPTH), mask=True)
+    project = FeatureMap(features, 1, features**2)
+    return _build(config, encoder, (project, *per_block * _DEPTH), mask=True)
 
 
 def build_linear(
