@@ -75,6 +75,20 @@ def platform_difference() -> dict[str, float]:
     }
 
 
+def vit_difference() -> dict[str, float]:
+    """Mean teacher with drop path and MPMC on a transformer: one device, then four."""
+    changes = {
+        "model__name": "dpt",
+        "model__backbone": "tiny_dinov2",
+        "model__drop_path": 0.3,
+        "model__remat": True,
+        "data__crop": 32,
+        "mpmc__tap": "auto",
+        "optimizer__name": "adamw",
+    }
+    return mapping_difference("mean_teacher", **changes)
+
+
 def _x64(call: str):
     return call_x64("tests.training.test_parity", call)
 
@@ -117,8 +131,9 @@ def test_the_forms_for_gpus_make_the_same_steps():
 
 
 @pytest.mark.full
-def test_devices_agree_on_the_unet():
-    found = _x64("unet_difference()")
+@pytest.mark.parametrize("network", ["unet", "vit"])
+def test_devices_agree_on_other_networks(network):
+    found = _x64(f"{network}_difference()")
     assert np.max(list(found.values())) < 1e-10, json.dumps(found)
 
 

@@ -18,6 +18,7 @@ from mpmc_jax.models import layers
 from mpmc_jax.models.config import ModelConfig
 from mpmc_jax.models.interface import Encoder, FeatureMap, Tap
 from mpmc_jax.models.layers import ConvSpec
+from mpmc_jax.models.platform import target_platform
 from mpmc_jax.models.resize import half_pixel_matrix, resize_by
 from mpmc_jax.precision import at_least_float32
 
@@ -233,7 +234,7 @@ def attend(q_bnhd: Array, k_bnhd: Array, v_bnhd: Array, implementation: str) -> 
     cuDNN's is used only where there is a GPU, because runs are predicted elsewhere too.
     JAX's own function rounds a float64 softmax to float32, so XLA's is written here.
     """
-    if implementation == "cudnn" and jax.default_backend() == "gpu":
+    if implementation == "cudnn" and target_platform() == "gpu":
         return jax.nn.dot_product_attention(
             q_bnhd, k_bnhd, v_bnhd, implementation="cudnn"
         )
