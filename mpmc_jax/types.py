@@ -189,6 +189,7 @@ class Supervised(struct.PyTreeNode):
       region: the pixels that count.
       auxiliary: (b,h,w,c) logits of the auxiliary head, or None.
       name: the term's name in the metrics; begins with "supervised".
+      network: the student that predicted it.
     """
 
     logits: Array
@@ -197,6 +198,7 @@ class Supervised(struct.PyTreeNode):
     region: Region
     auxiliary: Array | None = None
     name: str = struct.field(pytree_node=False, default="supervised")
+    network: str = struct.field(pytree_node=False, default="student")
 
 
 class View(struct.PyTreeNode):
@@ -219,6 +221,8 @@ class View(struct.PyTreeNode):
       loss: one of `VIEW_LOSSES`.
       coefficient: the method's own weight of the term, to be multiplied by alpha.
       unlabeled: whether the images are unlabeled.
+      network: the student that predicted the view.
+      teacher_network: the student that `teacher` is, or is the average of.
     """
 
     logits: Array
@@ -234,6 +238,8 @@ class View(struct.PyTreeNode):
     loss: ViewLoss = struct.field(pytree_node=False, default="ce")
     coefficient: float = struct.field(pytree_node=False, default=1.0)
     unlabeled: bool = struct.field(pytree_node=False, default=True)
+    network: str = struct.field(pytree_node=False, default="student")
+    teacher_network: str = struct.field(pytree_node=False, default="student")
 
 
 @dataclasses.dataclass(frozen=True)

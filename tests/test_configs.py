@@ -31,6 +31,9 @@ VARIANTS = [
     "method=augseg,mpmc=recommended",
     "method=u2pl,mpmc=recommended",
     "method=ael,mpmc=paper",
+    "method=unimatch_v2,mpmc=recommended",
+    "method=fixmatch,mpmc=paper",
+    "method=cps,mpmc=recommended",
 ]
 
 

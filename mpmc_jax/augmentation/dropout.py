@@ -34,6 +34,41 @@ def feature_dropout_mask(
     return kept.astype(dtype) / (1 - rate)
 
 
+def complementary_masks(
+    group_keys: Array,
+    channels: int,
+    kept: Array,
+    *,
+    dtype: jnp.dtype = jnp.float32,
+) -> tuple[Array, Array]:
+    """Draws UniMatch V2's pairs of masks: what one drops, the other doubles.
+
+    Args:
+      group_keys: (g,) keys.
+      channels: channels of the feature map.
+      kept: (g,group_size) bool, the images whose features neither mask changes; see
+        `draw_kept`.
+      dtype: type of the masks.
+
+    Returns:
+      Two arrays (g * group_size,1,1,channels), 0 or 2, and 1 for kept images.
+    """
+    shape = (kept.shape[1], 1, 1, channels)
+    drawn = jax.vmap(lambda key: jax.random.bernoulli(key, 0.5, shape))(group_keys)
+    first = 2 * drawn.reshape(-1, 1, 1, channels).astype(dtype)
+    kept_b111 = kept.reshape(-1, 1, 1, 1)
+    return jnp.where(kept_b111, 1, first), jnp.where(kept_b111, 1, 2 - first)
+
+
+def draw_kept(group_keys: Array, group_size: int) -> Array:
+    """Draws half of each group's images, rounded down: (g,) -> (g,group_size) bool."""
+
+    def draw(key: Array) -> Array:
+        return jax.random.permutation(key, group_size) < group_size // 2
+
+    return jax.vmap(draw)(group_keys)
+
+
 def decoder_dropout(
     keys: Keys,
     network: str,

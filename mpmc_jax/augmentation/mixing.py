@@ -11,6 +11,7 @@ from mpmc_jax.types import Array, PyTree
 _AREA_RANGE = (0.02, 0.4)
 _RATIO_RANGE = (0.3, 1 / 0.3)
 _CANDIDATES = 512
+_FLIPPING_BOXES = 3
 
 
 def draw_box(key: Array, size: int, *, probability: float = 0.5) -> Array:
@@ -120,6 +121,36 @@ def half_box(uniform: Array, size: int) -> Array:
     return jnp.concatenate([corner, corner + extent]).astype(jnp.int32)
 
 
+def draw_flipping_boxes(keys_b: Array, size: int) -> Array:
+    """Draws CPS's masks of three boxes, each of which flips its pixels.
+
+    A box's share q of the crop is uniform in 0.25..0.5; its relative height is q^u with
+    u uniform in 0..1, its relative width q over that, and both times sqrt(1/3). The
+    corner is uniform among the places where the box fits. Where two boxes overlap they
+    cancel (TorchSemiSeg, mask_gen.py).
+
+    Args:
+      keys_b: (b,) keys.
+      size: side of the crop in pixels.
+
+    Returns:
+      (b,size,size) bool.
+    """
+
+    def draw(key: Array) -> Array:
+        uniform = jax.random.uniform(key, (4, _FLIPPING_BOXES), jnp.float32)
+        share = _between(uniform[0], 0.25, 0.5)
+        height = share ** uniform[1]
+        sides = jnp.stack([height, share / height]) * (1 / _FLIPPING_BOXES) ** 0.5
+        extent = jnp.round(sides * size)
+        corner = jnp.round((size - extent) * uniform[2:])
+        boxes = jnp.concatenate([corner, corner + extent]).T
+        inside = box_mask(boxes.astype(jnp.int32), size, size)
+        return inside.sum(0) % 2 == 1
+
+    return jax.vmap(draw)(keys_b)
+
+
 def draw_orders(group_keys: Array, group_size: int) -> Array:
     """Draws a permutation per group: (g,) keys -> (g,group_size) int32."""
     return jax.vmap(lambda key: jax.random.permutation(key, group_size))(group_keys)
@@ -197,6 +228,16 @@ def roll_in_groups(tree_b: PyTree, group_size: int) -> PyTree:
         return jnp.roll(grouped, -1, axis=1).reshape(x.shape)
 
     return jax.tree.map(roll, tree_b)
+
+
+def reverse_in_groups(tree_b: PyTree, group_size: int) -> PyTree:
+    """Reverses the order of each group's examples; see `roll_in_groups`."""
+
+    def reverse(x: Array) -> Array:
+        grouped = x.reshape((-1, group_size) + x.shape[1:])
+        return jnp.flip(grouped, axis=1).reshape(x.shape)
+
+    return jax.tree.map(reverse, tree_b)
 
 
 def paste_next(mask_bhw: Array, value: Array, group_size: int) -> Array:

@@ -23,6 +23,8 @@ def get_base() -> ml_collections.ConfigDict:
             "method": _method(),
             "u2pl": _u2pl(),
             "ael": _ael(),
+            "fixmatch": _fixmatch(),
+            "cps": _cps(),
             "mpmc": _mpmc(),
             "optimizer": _optimizer(),
             "train": _train(),
@@ -120,20 +122,21 @@ def _method() -> dict:
         "supervised_loss": "ce",
         "ohem_threshold": 0.7,
         "ohem_min_kept": 200_000,
-        # Loss of unimatch's and mean_teacher's unlabeled terms; others have their own.
-        # "ce"; "balanced_ce", where all classes of the pseudo-labels weigh the same;
-        # or "dice".
+        # Loss of the unlabeled terms; augseg, u2pl and ael have their own. "ce";
+        # "balanced_ce", where all classes of the pseudo-labels weigh the same; or
+        # "dice".
         "unlabeled_loss": "ce",
         # Steps over which the weight of the unlabeled terms grows to mpmc.alpha, as
         # exp(-5 (1 - step / rampup)^2); 0: full from the start; -1: a tenth of the run.
         "rampup": 0,
         # Weight of the auxiliary classifier's loss; 0: the network has none.
         "auxiliary_weight": 0.0,
-        # Mean teacher only: whether its strong view is mixed; and whether labeled
-        # images and strong views are one batch to batch norm and the teacher's
-        # statistics are running ones ("joint"), or labeled images, strong views and
-        # weak views are normalized each by their own batch ("apart").
+        # Mean teacher and CPS: whether the unlabeled images are mixed.
         "cutmix": True,
+        # Mean teacher only: whether labeled images and strong views are one batch to
+        # batch norm and the teacher's statistics are running ones ("joint"), or labeled
+        # images, strong and weak views are normalized each by their own batch
+        # ("apart").
         "normalization": "joint",
     }
 
@@ -181,6 +184,22 @@ def _ael() -> dict:
         "delay": 4,
         # Factor on the whole loss; 0: 1 / (number of groups), as released.
         "scale": 0.0,
+    }
+
+
+def _fixmatch() -> dict:
+    return {
+        # Who makes the pseudo-labels: "student", as UniMatch's authors compare with it;
+        # or "average", as UniMatch V2's do, with method.ema_decay.
+        "teacher": "student",
+    }
+
+
+def _cps() -> dict:
+    return {
+        # Weight of the networks' losses on each other's labels. Published, with CutMix:
+        # 1 (VOC), 5 (Cityscapes); without (method.cutmix): 1.5 and 6.
+        "weight": 1.0,
     }
 
 

@@ -26,6 +26,7 @@ from mpmc_jax.models.registry import (
 )
 from mpmc_jax.pixels import PixelFormat
 from mpmc_jax.plugins.base import Plugin, TapInfo
+from mpmc_jax.plugins.per_network import per_network
 from mpmc_jax.plugins.registry import build_plugin
 from mpmc_jax.random_keys import stream_key
 from mpmc_jax.training import objective
@@ -141,7 +142,9 @@ def build_setup(
     Raises:
       ValueError: an unknown name anywhere; the message lists the valid ones.
     """
-    plugin = build_plugin(config, _tap_info(config, model, axis_name))
+    plugin = per_network(
+        build_plugin(config, _tap_info(config, model, axis_name)), method.networks
+    )
     _check(config, method, plugin)
     teacher = dataclasses.replace(
         model, dtype=config.model.teacher_dtype or model.dtype

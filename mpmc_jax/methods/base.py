@@ -34,6 +34,10 @@ from mpmc_jax.types import (
 
 T = TypeVar("T")
 
+# alpha of eq. 7, by which the step multiplies every coefficient of a view. Methods that
+# publish the factor of a whole term divide by it.
+ALPHA = 0.25
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Method(abc.ABC):
@@ -243,13 +247,20 @@ def full_pass(
     images: Array,
     dropout: Mapping[str, Array] | None = None,
     dropout_keys: Array | None = None,
+    perturbation: Mapping[str, Array] | None = None,
 ) -> tuple[Pass, Network]:
     """Encodes and decodes images; returns the network with its updated statistics.
 
-    `dropout` is for `Network.decode`, `dropout_keys` for `Network.encode`.
+    Args:
+      network: the network, in the mode that it is to have.
+      images: (b,h,w,c) normalized.
+      dropout: for `Network.decode`.
+      dropout_keys: for `Network.encode`.
+      perturbation: tap -> (b,1,1,d) multiplier of the encoder's output before it is
+        decoded. The taps of the result are those before it.
     """
     features, network = network.encode(images, dropout_keys=dropout_keys)
-    prediction, network = network.decode(features, dropout)
+    prediction, network = network.decode(perturb(features, perturbation), dropout)
     auxiliary = prediction.auxiliary
     if auxiliary is not None:
         auxiliary = network.upsample(auxiliary, features.size)
@@ -261,6 +272,17 @@ def full_pass(
         auxiliary=auxiliary,
     )
     return passed, network
+
+
+def perturb(features: Features, multipliers: Mapping[str, Array] | None) -> Features:
+    """Multiplies some of an encoder's outputs: tap -> (b,1,1,d) multiplier."""
+    if not multipliers:
+        return features
+    dropped = {
+        tap: features.taps[tap] * mask.astype(features.taps[tap].dtype)
+        for tap, mask in multipliers.items()
+    }
+    return features.replace(taps={**features.taps, **dropped})
 
 
 def supervised_part(

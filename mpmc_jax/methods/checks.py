@@ -13,6 +13,16 @@ def check_partners(method: str, group_size: int, hint: str = "") -> None:
         )
 
 
+def check_reversed(method: str, group_size: int) -> None:
+    """Raises ValueError if reversing a group leaves an image where it was."""
+    if group_size % 2:
+        raise ValueError(
+            f"{method} mixes each image with the group's in reverse order, and "
+            f"train.group_size={group_size} leaves the middle one by itself; use an "
+            "even group"
+        )
+
+
 def check_average(method: str, decay: float, published: float) -> None:
     """Raises ValueError unless the teacher's `decay` is between 0 and 1."""
     if not 0 < decay < 1:

@@ -9,7 +9,7 @@ images are normalized separately (see `MeanTeacher`).
 """
 
 import dataclasses
-from typing import Literal
+from typing import ClassVar, Literal
 
 import jax.numpy as jnp
 from flax import struct
@@ -74,6 +74,8 @@ class MeanTeacher(base.Method):
     loss: ViewLoss = "ce"
     normalization: Literal["joint", "apart"] = "joint"
 
+    coefficient: ClassVar[float] = 1.0
+
     def __post_init__(self) -> None:
         checks.check_average("mean_teacher", self.ema_decay, 0.999)
         checks.check_choice(
@@ -102,11 +104,15 @@ class MeanTeacher(base.Method):
         boxes = mixing.draw_boxes(keys.examples("box"), size[0])
         return inputs.replace(box=mixing.box_mask(boxes, *size))
 
+    def partner(self, value: Array) -> Array:
+        """What each image is mixed with: the next one of its group."""
+        return mixing.roll_in_groups(value, self.group_size)
+
     def _mix(self, inputs: Inputs, value: Array) -> Array:
-        """Pastes the group's next image inside the box."""
+        """Pastes the partner inside the box."""
         if inputs.box is None:
             return value
-        return mixing.paste_next(inputs.box, value, self.group_size)
+        return mixing.paste(inputs.box, self.partner(value), value)
 
     def regions(self, inputs: Inputs) -> dict[str, Region]:
         real = self._mix(inputs, inputs.real)
@@ -145,6 +151,7 @@ class MeanTeacher(base.Method):
             teacher=teachers["student"],
             name="unlabeled",
             loss=self.loss,
+            coefficient=self.coefficient,
         )
         return Outputs((supervised,), (view,), {"student": student}, state)
 

@@ -9,11 +9,15 @@ import ml_collections
 from mpmc_jax.methods.ael.method import AEL
 from mpmc_jax.methods.augseg import AugSeg
 from mpmc_jax.methods.base import Method
+from mpmc_jax.methods.checks import check_choice
+from mpmc_jax.methods.cps import CPS, PlainCPS
+from mpmc_jax.methods.fixmatch import AverageFixMatch, FixMatch
 from mpmc_jax.methods.mean_teacher import MeanTeacher
 from mpmc_jax.methods.supervised import SupervisedOnly
 from mpmc_jax.methods.u2pl.contrast import PixelContrast
 from mpmc_jax.methods.u2pl.method import U2PL
 from mpmc_jax.methods.unimatch import UniMatch
+from mpmc_jax.methods.unimatch_v2 import UniMatchV2
 from mpmc_jax.pixels import PixelFormat
 from mpmc_jax.types import VIEW_LOSSES
 
@@ -68,6 +72,39 @@ def _unimatch(config: ml_collections.ConfigDict, context: MethodContext) -> Meth
     return UniMatch(
         perturbed=tuple(context.perturbed.items()),
         threshold=config.method.threshold,
+        ema_decay=config.method.ema_decay,
+        loss=config.method.unlabeled_loss,
+    )
+
+
+def _unimatch_v2(config: ml_collections.ConfigDict, context: MethodContext) -> Method:
+    return UniMatchV2(
+        group_size=config.train.group_size,
+        perturbed=tuple(context.perturbed.items()),
+        threshold=config.method.threshold,
+        ema_decay=config.method.ema_decay,
+        loss=config.method.unlabeled_loss,
+    )
+
+
+def _fixmatch(config: ml_collections.ConfigDict, context: MethodContext) -> Method:
+    del context
+    common = {
+        "threshold": config.method.threshold,
+        "ema_decay": config.method.ema_decay,
+        "loss": config.method.unlabeled_loss,
+    }
+    check_choice("fixmatch.teacher", config.fixmatch.teacher, ("student", "average"))
+    if config.fixmatch.teacher == "student":
+        return FixMatch(**common)
+    return AverageFixMatch(group_size=config.train.group_size, **common)
+
+
+def _cps(config: ml_collections.ConfigDict, context: MethodContext) -> Method:
+    del context
+    make = CPS if config.method.cutmix else PlainCPS
+    return make(
+        weight=config.cps.weight,
         ema_decay=config.method.ema_decay,
         loss=config.method.unlabeled_loss,
     )
@@ -135,18 +172,33 @@ def _ael(config: ml_collections.ConfigDict, context: MethodContext) -> Method:
     )
 
 
+# Settings of the section `method` that some methods do not read, and their defaults.
+_OPTIONAL = {"unlabeled_loss": "ce", "cutmix": True, "normalization": "joint"}
+
+
 class _Entry(NamedTuple):
-    """A method's constructor, and the network variant that its authors used."""
+    """A method's constructor and what else must be known of it.
+
+    Attributes:
+      make: the constructor.
+      variant: the network variant that its authors used.
+      reads: the keys of `_OPTIONAL` that it reads.
+      embedding: whether it needs a pixel embedding.
+    """
 
     make: Callable[[ml_collections.ConfigDict, MethodContext], Method]
     variant: str
+    reads: tuple[str, ...] = ()
     embedding: bool = False
 
 
 METHODS = {
     "supervised": _Entry(_supervised, "unimatch"),
-    "mean_teacher": _Entry(_mean_teacher, "unimatch"),
-    "unimatch": _Entry(_unimatch, "unimatch"),
+    "mean_teacher": _Entry(_mean_teacher, "unimatch", reads=tuple(_OPTIONAL)),
+    "unimatch": _Entry(_unimatch, "unimatch", reads=("unlabeled_loss",)),
+    "unimatch_v2": _Entry(_unimatch_v2, "unimatch", reads=("unlabeled_loss",)),
+    "fixmatch": _Entry(_fixmatch, "unimatch", reads=("unlabeled_loss",)),
+    "cps": _Entry(_cps, "unimatch", reads=("unlabeled_loss", "cutmix")),
     "augseg": _Entry(_augseg, "augseg"),
     "u2pl": _Entry(_u2pl, "u2pl", embedding=True),
     "ael": _Entry(_ael, "ael"),
@@ -182,31 +234,28 @@ def build_method(config: ml_collections.ConfigDict, context: MethodContext) -> M
             "use at most 1, and 0 to let all pseudo-labels count"
         )
     entry = _entry(config.method.name)
-    loss = config.method.unlabeled_loss
-    chooses = config.method.name in ("mean_teacher", "unimatch")
-    valid = VIEW_LOSSES if chooses else ("ce",)
-    if loss not in valid:
-        raise ValueError(
-            f"method.unlabeled_loss={loss!r}: {config.method.name} takes "
-            f"{', '.join(valid)}; only mean_teacher and unimatch have a choice"
-        )
-    _check_mean_teachers_own(config)
+    _check_optional(config)
     method = entry.make(config, context)
     return dataclasses.replace(
         method, pixels=context.pixels, element_dropout=context.element_dropout
     )
 
 
-def _check_mean_teachers_own(config: ml_collections.ConfigDict) -> None:
-    """Raises ValueError for mean_teacher's own settings with another method."""
+def _check_optional(config: ml_collections.ConfigDict) -> None:
+    """Raises ValueError for a setting that the method does not read."""
     name, method = config.method.name, config.method
-    if name != "mean_teacher":
-        for key, default in (("normalization", "joint"), ("cutmix", True)):
-            if method[key] != default:
-                raise ValueError(
-                    f"method.{key}={method[key]!r} is for mean_teacher; {name} does "
-                    f"not read it: leave it at {default!r}"
-                )
+    for key, default in _OPTIONAL.items():
+        if method[key] != default and key not in METHODS[name].reads:
+            readers = [other for other, entry in METHODS.items() if key in entry.reads]
+            raise ValueError(
+                f"method.{key}={method[key]!r} is for {', '.join(readers)}; {name} "
+                f"does not read it: leave it at {default!r}"
+            )
+    if method.unlabeled_loss not in VIEW_LOSSES:
+        raise ValueError(
+            f"method.unlabeled_loss={method.unlabeled_loss!r} is unknown: {name} takes "
+            f"{', '.join(VIEW_LOSSES)}"
+        )
     if name == "supervised" and method.rampup > 0:
         raise ValueError(
             f"method.rampup={method.rampup}: supervised has no unlabeled loss to ramp "

@@ -9,6 +9,7 @@ are not padding. The teacher is the student itself, not an average.
 
 import dataclasses
 from collections.abc import Mapping
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -38,10 +39,11 @@ class Inputs(struct.PyTreeNode):
       image, label: (b,h,w,c) labeled images, (b,h,w) labels with 255 void.
       weak: (b,h,w,c) unlabeled images.
       real: (b,h,w) bool, real pixels of `weak`.
-      strong: two strong views of `weak`.
+      strong: the strong views of `weak`.
       partner_weak, partner_real, partner_strong: the same for the partner crops.
       boxes: for each strong view (b,h,w) bool, where the partner is pasted.
-      dropout: tap -> (2b,1,1,d) multiplier of the features of [image, weak].
+      dropout: tap -> (2b,1,1,d) multiplier of the features of [image, weak]; empty
+        for no perturbed view.
       dropout_keys: for the passes over [image, weak] and over the strong views, see
         `Method.dropout_keys`.
     """
@@ -65,6 +67,7 @@ class UniMatch(base.Method):
 
     Attributes:
       perturbed: (tap, channels) of the encoder outputs whose channels are dropped.
+      strong: name of each strong view -> its coefficient.
       threshold: pseudo-labels below this confidence do not count.
       ema_decay: if positive, an average is kept for evaluation only.
       loss: the loss of the three unlabeled terms, see `training.objective.view_loss`.
@@ -76,6 +79,7 @@ class UniMatch(base.Method):
     loss: ViewLoss = "ce"
     scale: float = dataclasses.field(default=0.5, kw_only=True)
 
+    strong: ClassVar[Mapping[str, float]] = {"s1": 1.0, "s2": 1.0}
     streams = Streams(partner="same")
     teacher = "student"
 
@@ -92,30 +96,35 @@ class UniMatch(base.Method):
             drawn = mixing.draw_boxes(keys.examples(stream), size[0])
             return mixing.box_mask(drawn, *size)
 
-        strong = self._strong(keys, weak, partner)
+        views = self._strong(keys, weak, partner)
+        count = len(self.strong)
         return Inputs(
             image=self.normalize(self.unit(batch.labeled.image)),
             label=base.labels(batch),
             weak=self.normalize(weak),
             real=mixing.extent_mask(batch.unlabeled.extent, *size),
-            strong=strong[:2],
+            strong=views[:count],
             partner_weak=self.normalize(partner),
             partner_real=mixing.extent_mask(batch.partner.extent, *size),
-            partner_strong=strong[2:],
-            boxes=(box("box1"), box("box2")),
+            partner_strong=views[count:],
+            boxes=tuple(box(f"box{i + 1}") for i in range(count)),
             dropout=self._dropout(keys, weak.dtype),
             dropout_keys=(
                 self.dropout_keys(keys.examples, "labeled", "unlabeled"),
-                self.dropout_keys(keys.examples, "strong1", "strong2"),
+                self.dropout_keys(keys.examples, *self._streams()),
             ),
         )
 
+    def _streams(self) -> list[str]:
+        return [f"strong{i + 1}" for i in range(len(self.strong))]
+
     def _strong(self, keys: Keys, weak: Array, partner: Array) -> tuple[Array, ...]:
-        """Two strong views of both crops, in one call, so that it compiles once."""
-        streams = ("strong1", "strong2", "partner_strong1", "partner_strong2")
+        """The strong views of both crops, in one call, so that it compiles once."""
+        own = self._streams()
+        streams = own + [f"partner_{stream}" for stream in own]
         views = strong_views.strong_view(
             jnp.concatenate([keys.examples(stream) for stream in streams]),
-            jnp.concatenate([weak, weak, partner, partner]),
+            jnp.concatenate([weak] * len(own) + [partner] * len(own)),
         )
         return tuple(jnp.split(self.normalize(views), len(streams)))
 
@@ -138,12 +147,12 @@ class UniMatch(base.Method):
             real = mixing.paste(box, inputs.partner_real, inputs.real)
             return Region(valid=real, real=real)
 
-        return {
-            "supervised": base.supervised_region(inputs.label),
-            "s1": mixed(inputs.boxes[0]),
-            "s2": mixed(inputs.boxes[1]),
-            "fp": Region(valid=inputs.real, real=inputs.real),
-        }
+        regions = {"supervised": base.supervised_region(inputs.label)}
+        for name, box in zip(self.strong, inputs.boxes, strict=True):
+            regions[name] = mixed(box)
+        if inputs.dropout:
+            regions["fp"] = Region(valid=inputs.real, real=inputs.real)
+        return regions
 
     def prepare(self, teachers: dict[str, Network], inputs: Inputs, state: PyTree):
         """Predicts confidence and label of the partner crops in evaluation mode."""
@@ -174,15 +183,18 @@ class UniMatch(base.Method):
 
     def _weak_pass(
         self, student: Network, inputs: Inputs
-    ) -> tuple[base.Pass, base.Pass, Network]:
+    ) -> tuple[base.Pass, base.Pass | None, Network]:
         """Encodes [x, u] once; decodes clean and perturbed features in one batch."""
         images = jnp.concatenate([inputs.image, inputs.weak])
+        if not inputs.dropout:
+            clean, student = base.full_pass(
+                student, images, dropout_keys=inputs.dropout_keys[0]
+            )
+            return clean, None, student
         features, student = student.encode(images, dropout_keys=inputs.dropout_keys[0])
         clean_taps = features.taps
-        dropped = {
-            tap: clean_taps[tap] * mask.astype(clean_taps[tap].dtype)
-            for tap, mask in inputs.dropout.items()
-        }
+        perturbed_taps = base.perturb(features, inputs.dropout).taps
+        dropped = {tap: perturbed_taps[tap] for tap in inputs.dropout}
         doubled = {
             tap: jnp.concatenate([clean_taps[tap], dropped[tap]]) for tap in dropped
         }
@@ -205,7 +217,7 @@ class UniMatch(base.Method):
     def _strong_pass(
         self, student: Network, inputs: Inputs
     ) -> tuple[tuple[base.Pass, ...], Network]:
-        """Passes over [s1, s2] after CutMix, in one batch."""
+        """Passes over the strong views after CutMix, in one batch."""
         mixed = [
             mixing.paste(box, partner, image)
             for box, partner, image in zip(
@@ -223,7 +235,7 @@ class UniMatch(base.Method):
         inputs: Inputs,
         weak: tuple[Array, Array],
         partner: tuple[Array, Array],
-        perturbed: base.Pass,
+        perturbed: base.Pass | None,
         strong: tuple[base.Pass, ...],
         teacher: Network,
     ) -> tuple[View, ...]:
@@ -244,12 +256,15 @@ class UniMatch(base.Method):
                 coefficient=coefficient,
             )
 
-        views = [view("fp", perturbed, inputs.weak, *weak, 2.0)]
-        for name, passed, box in zip(("s1", "s2"), strong, inputs.boxes, strict=True):
+        views = []
+        if perturbed is not None:
+            views.append(view("fp", perturbed, inputs.weak, *weak, 2.0))
+        for name, passed, box in zip(self.strong, strong, inputs.boxes, strict=True):
             image = mixing.paste(box, inputs.partner_weak, inputs.weak)
             confidence = mixing.paste(box, partner[0], weak[0])
             label = mixing.paste(box, partner[1], weak[1])
-            views.append(view(name, passed, image, confidence, label, 1.0))
+            coefficient = self.strong[name]
+            views.append(view(name, passed, image, confidence, label, coefficient))
         return tuple(views)
 
     def average(self, step: Array, steps_per_epoch: int) -> tuple[Array, Array] | None:

@@ -8,7 +8,7 @@ Evaluation and analysis call `classify_patches` and `weigh_pixels`.
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from mpmc_jax.losses.reduction import Reduction
 from mpmc_jax.models.receptive_field import ReceptiveField
@@ -57,14 +57,17 @@ class Plugin:
     """A plug-in that does nothing; others override what they need.
 
     Attributes:
-      classifies_patches: whether `classify_patches` and `weigh_pixels` can be called.
       teacher_head: which variables `refine` gets: the student's or their average.
       warmup_epochs: epochs, from the first, in which `active` is False.
     """
 
-    classifies_patches: ClassVar[bool] = False
     teacher_head: Literal["student", "ema"] = "student"
     warmup_epochs: int = 0
+
+    @property
+    def classifies_patches(self) -> bool:
+        """Whether `classify_patches` and `weigh_pixels` can be called."""
+        return False
 
     @property
     def taps(self) -> tuple[str, ...]:

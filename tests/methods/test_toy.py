@@ -66,7 +66,8 @@ class Twins(base.Method):
         for name, other in zip(self.networks, self.networks[::-1], strict=True):
             labeled, unlabeled = passes[name]
             part = base.supervised_part(labeled, inputs.label)
-            supervised.append(part.replace(name=f"supervised_{name}"))
+            part = part.replace(name=f"supervised_{name}", network=name)
+            supervised.append(part)
             views.append(
                 View(
                     logits=unlabeled.logits,
@@ -77,6 +78,8 @@ class Twins(base.Method):
                     region=regions[f"unlabeled_{name}"],
                     teacher=teachers[other],
                     name=f"unlabeled_{name}",
+                    network=name,
+                    teacher_network=other,
                 )
             )
         return Outputs(tuple(supervised), tuple(views), after, state)
@@ -123,13 +126,13 @@ def test_two_networks_teach_each_other():
         names = [f"{kind}_{n}" for kind in ("supervised", "unlabeled") for n in "ab"]
         losses = {name: values[f"loss_{name}"] for name in names}
         assert all(np.isfinite(loss) and loss > 0 for loss in losses.values())
-        # The unlabeled weight is alpha; MPMC adds L_l^M and 0.15 L_u^M.
+        # The unlabeled weight is alpha; of each network MPMC adds L_l^M and 0.15 L_u^M.
         total = (
             losses["supervised_a"]
             + losses["supervised_b"]
             + 0.25 * (losses["unlabeled_a"] + losses["unlabeled_b"])
-            + values["loss_patch_labeled"]
-            + 0.15 * values["loss_patch_unlabeled"]
+            + 2 * values["loss_patch_labeled"]
+            + 2 * 0.15 * values["loss_patch_unlabeled"]
         )
         np.testing.assert_allclose(values["loss"], total, rtol=1e-5)
     a, b = (jax.tree.leaves(state.params[name]) for name in "ab")

@@ -31,11 +31,14 @@ class Linear(struct.PyTreeNode):
 
     def decode(self, features, dropout=None):
         pixels = features.taps["layer1"]
-        if self.train:
+        if self.train and dropout is not None:
             pixels = pixels * dropout["fuse1"]
         scores = (2 if self.train else 1) * pixels @ self.matrix + self.bias
         moved = self.replace(batch_stats=self.batch_stats + self.train)
-        return Prediction(scores, pixels @ self.embedder, scores / 2), moved
+        return Prediction(scores, pixels @ self.embedder, scores / 2, scores), moved
+
+    def frozen(self):
+        return jax.lax.stop_gradient(self).replace(train=False)
 
     def upsample(self, logits, size):
         assert tuple(2 * side for side in logits.shape[1:3]) == tuple(size)
@@ -83,7 +86,7 @@ def step(method, members, student, teacher, inputs, state):
 def scores(linear: Linear, images, masks=None) -> np.ndarray:
     """What the network says at full size, in NumPy."""
     pixels = np.asarray(images)[:, ::2, ::2]
-    if linear.train:
+    if linear.train and masks is not None:
         pixels = pixels * np.asarray(masks["fuse1"])
     out = (2 if linear.train else 1) * pixels @ np.asarray(linear.matrix)
     return (out + np.asarray(linear.bias)).repeat(2, axis=1).repeat(2, axis=2)

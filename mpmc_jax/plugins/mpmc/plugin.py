@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -94,7 +94,6 @@ class MPMC(Plugin):
       width: width of the head; 64 as published, less for tests.
     """
 
-    classifies_patches: ClassVar[bool] = True
     num_classes: int
     field: ReceptiveField
     tap_size: tuple[int, int]
@@ -114,6 +113,11 @@ class MPMC(Plugin):
     lambda_m: bool = True
     axis_name: str | None = None
     width: int = 64
+
+    @property
+    def classifies_patches(self) -> bool:
+        """True: the head tells the classes of patches."""
+        return True
 
     @property
     def taps(self) -> tuple[str, ...]:

@@ -1,0 +1,256 @@
+"""Cross pseudo supervision (CPS, CVPR 2021): two networks label each other's images.
+
+Both networks see the same images without color changes, every pass is in train mode,
+and every pixel counts, padding too: there is no threshold. With CutMix (`CPS`) the
+networks label two crops of an image without gradient, and learn on their mixture; the
+plain form (`PlainCPS`) learns on labeled and unlabeled images as they are.
+
+Source: TorchSemiSeg, exp.voc and exp.city, `train.py` of CPS and CPS+CutMix. Its two
+unlabeled loaders have the same seed, so that both crops are of one image.
+"""
+
+import dataclasses
+
+import jax.numpy as jnp
+from flax import struct
+
+from mpmc_jax.augmentation import mixing
+from mpmc_jax.methods import base, checks, pseudo_labels
+from mpmc_jax.random_keys import Keys
+from mpmc_jax.types import (
+    Array,
+    Batch,
+    Network,
+    Outputs,
+    PyTree,
+    Region,
+    Streams,
+    Supervised,
+    View,
+    ViewLoss,
+)
+
+_NETWORKS = ("first", "second")
+_OTHER = {"first": "second", "second": "first"}
+
+
+class Inputs(struct.PyTreeNode):
+    """Normalized images.
+
+    Attributes:
+      image, label: (b,h,w,c) labeled images, (b,h,w) labels with 255 void.
+      extent_real: (b,h,w) bool, real pixels of `image`.
+      weak, real: (b,h,w,c) unlabeled images, (b,h,w) bool, their real pixels.
+      partner, partner_real: the same of the images to mix in; None without CutMix.
+      mask: (b,h,w) bool, where the partner is pasted; None without CutMix.
+      dropout_keys: name of a pass -> its keys, see `Method.dropout_keys`.
+    """
+
+    image: Array
+    label: Array
+    extent_real: Array
+    weak: Array
+    real: Array
+    partner: Array | None
+    partner_real: Array | None
+    mask: Array | None
+    dropout_keys: dict[str, Array | None]
+
+
+@dataclasses.dataclass(frozen=True)
+class CPS(base.Method):
+    """CPS with CutMix: L = L_x1 + L_x2 + weight * L_cps.
+
+    Attributes:
+      weight: weight of L_cps, the sum of both networks' cross-entropies.
+      ema_decay: must be 0; evaluation uses the first network.
+      loss: L_cps's two terms, see `training.objective.view_loss`.
+    """
+
+    weight: float = 1.0
+    ema_decay: float = 0.0
+    loss: ViewLoss = "ce"
+
+    networks = _NETWORKS
+    streams = Streams(partner="same")
+    teacher = "student"
+    evaluated = "student"
+
+    def __post_init__(self) -> None:
+        checks.check_positive("cps.weight", self.weight)
+        if self.ema_decay:
+            raise ValueError(
+                f"method.ema_decay={self.ema_decay}: cps keeps no average, its "
+                "networks label each other; leave it at 0"
+            )
+
+    def augment(self, batch: Batch, state: PyTree, keys: Keys) -> Inputs:
+        del state
+        size = batch.labeled.image.shape[1:3]
+        partner = partner_real = mask = None
+        passes = ["labeled", "unlabeled"]
+        if batch.partner is not None:
+            partner = self.normalize(self.unit(batch.partner.image))
+            partner_real = mixing.extent_mask(batch.partner.extent, *size)
+            mask = mixing.draw_flipping_boxes(keys.examples("boxes"), size[0])
+            passes += ["partner", "mixed"]
+        return Inputs(
+            image=self.normalize(self.unit(batch.labeled.image)),
+            label=base.labels(batch),
+            extent_real=mixing.extent_mask(batch.labeled.extent, *size),
+            weak=self.normalize(self.unit(batch.unlabeled.image)),
+            real=mixing.extent_mask(batch.unlabeled.extent, *size),
+            partner=partner,
+            partner_real=partner_real,
+            mask=mask,
+            dropout_keys={
+                f"{network}/{name}": self.dropout_keys(
+                    keys.examples, f"{network}/{name}"
+                )
+                for network in _NETWORKS
+                for name in passes
+            },
+        )
+
+    def regions(self, inputs: Inputs) -> dict[str, Region]:
+        labeled = base.supervised_region(inputs.label)
+        taught = self._taught(inputs)
+        return {f"supervised_{name}": labeled for name in _NETWORKS} | {
+            f"unlabeled_{name}": taught for name in _NETWORKS
+        }
+
+    def _taught(self, inputs: Inputs) -> Region:
+        """The pixels on which the networks teach each other: all of them."""
+        real = mixing.paste(inputs.mask, inputs.partner_real, inputs.real)
+        return Region(valid=jnp.ones_like(real), real=real)
+
+    def prepare(self, teachers: dict[str, Network], inputs: Inputs, state: PyTree):
+        """Nothing: passes that label images update statistics, so `views` has them."""
+        del teachers, inputs
+        return None, {}, state
+
+    def views(
+        self,
+        students: dict[str, Network],
+        teachers: dict[str, Network],
+        inputs: Inputs,
+        targets: None,
+        state: PyTree,
+    ) -> Outputs:
+        del targets
+        labels, after = {}, {}
+        for name in _NETWORKS:
+            labels[name], after[name] = self._label(students[name], inputs, name)
+        image = mixing.paste(inputs.mask, inputs.partner, inputs.weak)
+        supervised, views = [], []
+        for name in _NETWORKS:
+            keys = inputs.dropout_keys
+            mixed, network = base.full_pass(
+                after[name], image, dropout_keys=keys[f"{name}/mixed"]
+            )
+            labeled, after[name] = base.full_pass(
+                network, inputs.image, dropout_keys=keys[f"{name}/labeled"]
+            )
+            supervised.append(self._supervised(name, labeled, inputs))
+            label = labels[_OTHER[name]]
+            views.append(self._view(name, mixed, image, label, inputs, teachers))
+        return Outputs(tuple(supervised), tuple(views), after, state)
+
+    def _label(
+        self, student: Network, inputs: Inputs, name: str
+    ) -> tuple[Array, Network]:
+        """The classes of both crops, mixed, by train-mode passes without gradient."""
+        network = student.frozen().replace(train=True)
+        keys = inputs.dropout_keys
+        outside, network = base.full_pass(
+            network, inputs.weak, dropout_keys=keys[f"{name}/unlabeled"]
+        )
+        inside, network = base.full_pass(
+            network, inputs.partner, dropout_keys=keys[f"{name}/partner"]
+        )
+        logits = mixing.paste(inputs.mask, inside.logits, outside.logits)
+        _, label = pseudo_labels.confidence_and_label(logits)
+        return label, student.replace(batch_stats=network.batch_stats)
+
+    def _supervised(self, name: str, labeled: base.Pass, inputs: Inputs) -> Supervised:
+        part = base.supervised_part(labeled, inputs.label)
+        return part.replace(name=f"supervised_{name}", network=name)
+
+    def _view(
+        self,
+        name: str,
+        passed: base.Pass,
+        image: Array,
+        label: Array,
+        inputs: Inputs,
+        teachers: dict[str, Network],
+    ) -> View:
+        other = _OTHER[name]
+        region = self._taught(inputs)
+        return View(
+            logits=passed.logits,
+            taps=passed.taps,
+            image=image,
+            target=label,
+            weight=jnp.ones(label.shape, passed.logits.dtype),
+            region=region,
+            teacher=teachers[other],
+            name=f"unlabeled_{name}",
+            network=name,
+            teacher_network=other,
+            loss=self.loss,
+            coefficient=self.weight / base.ALPHA,
+        )
+
+    def average(self, step: Array, steps_per_epoch: int) -> None:
+        del step, steps_per_epoch
+
+
+@dataclasses.dataclass(frozen=True)
+class PlainCPS(CPS):
+    """CPS without CutMix: L_cps is over labeled and unlabeled images as they are."""
+
+    weight: float = 1.5
+
+    streams = Streams()
+
+    def _taught(self, inputs: Inputs) -> Region:
+        real = jnp.concatenate([inputs.extent_real, inputs.real])
+        return Region(valid=jnp.ones_like(real), real=real)
+
+    def views(
+        self,
+        students: dict[str, Network],
+        teachers: dict[str, Network],
+        inputs: Inputs,
+        targets: None,
+        state: PyTree,
+    ) -> Outputs:
+        del targets
+        passes, after, labels = {}, {}, {}
+        for name in _NETWORKS:
+            keys = inputs.dropout_keys
+            labeled, network = base.full_pass(
+                students[name], inputs.image, dropout_keys=keys[f"{name}/labeled"]
+            )
+            unlabeled, after[name] = base.full_pass(
+                network, inputs.weak, dropout_keys=keys[f"{name}/unlabeled"]
+            )
+            both = base.Pass(
+                logits=jnp.concatenate([labeled.logits, unlabeled.logits]),
+                taps={
+                    tap: jnp.concatenate([labeled.taps[tap], unlabeled.taps[tap]])
+                    for tap in labeled.taps
+                },
+                coarse=jnp.concatenate([labeled.coarse, unlabeled.coarse]),
+            )
+            passes[name] = labeled, both
+            _, labels[name] = pseudo_labels.confidence_and_label(both.logits)
+        image = jnp.concatenate([inputs.image, inputs.weak])
+        supervised, views = [], []
+        for name in _NETWORKS:
+            labeled, both = passes[name]
+            supervised.append(self._supervised(name, labeled, inputs))
+            label = labels[_OTHER[name]]
+            views.append(self._view(name, both, image, label, inputs, teachers))
+        return Outputs(tuple(supervised), tuple(views), after, state)
