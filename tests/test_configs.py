@@ -103,7 +103,7 @@ def test_a_wrong_argument_lists_the_valid_ones(argument, message):
         ("model__name", "fcn", "deeplabv3plus"),
         ("model__variant", "other", "augseg"),
         ("model__dtype", "float16", "bfloat16"),
-        ("method__name", "fixmatch", "mean_teacher"),
+        ("method__name", "flexmatch", "mean_teacher"),
         ("method__supervised_loss", "dice", "ohem"),
         ("mpmc__tap", "layer9", "layer1"),
         ("mpmc__head", "big", "lite"),

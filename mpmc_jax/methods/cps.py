@@ -34,27 +34,47 @@ _NETWORKS = ("first", "second")
 _OTHER = {"first": "second", "second": "first"}
 
 
+class Partner(struct.PyTreeNode):
+    """What is pasted into the unlabeled images.
+
+    Attributes:
+      image, real: (b,h,w,c) normalized, (b,h,w) bool, its real pixels.
+      mask: (b,h,w) bool, where it is pasted.
+    """
+
+    image: Array
+    real: Array
+    mask: Array
+
+    def paste(self, own: Array, outside: Array) -> Array:
+        """Takes the partner's `own` where the mask is True, `outside` elsewhere."""
+        return mixing.paste(self.mask, own, outside)
+
+
 class Inputs(struct.PyTreeNode):
     """Normalized images.
 
     Attributes:
       image, label: (b,h,w,c) labeled images, (b,h,w) labels with 255 void.
-      extent_real: (b,h,w) bool, real pixels of `image`.
+      labeled_real: (b,h,w) bool, real pixels of `image`.
       weak, real: (b,h,w,c) unlabeled images, (b,h,w) bool, their real pixels.
-      partner, partner_real: the same of the images to mix in; None without CutMix.
-      mask: (b,h,w) bool, where the partner is pasted; None without CutMix.
+      mixed_in: the partner, None without CutMix.
       dropout_keys: name of a pass -> its keys, see `Method.dropout_keys`.
     """
 
     image: Array
     label: Array
-    extent_real: Array
+    labeled_real: Array
     weak: Array
     real: Array
-    partner: Array | None
-    partner_real: Array | None
-    mask: Array | None
+    mixed_in: Partner | None
     dropout_keys: dict[str, Array | None]
+
+    @property
+    def partner(self) -> Partner:
+        """The partner, with CutMix."""
+        assert self.mixed_in is not None
+        return self.mixed_in
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,22 +107,21 @@ class CPS(base.Method):
     def augment(self, batch: Batch, state: PyTree, keys: Keys) -> Inputs:
         del state
         size = batch.labeled.image.shape[1:3]
-        partner = partner_real = mask = None
-        passes = ["labeled", "unlabeled"]
+        mixed_in, passes = None, ["labeled", "unlabeled"]
         if batch.partner is not None:
-            partner = self.normalize(self.unit(batch.partner.image))
-            partner_real = mixing.extent_mask(batch.partner.extent, *size)
-            mask = mixing.draw_flipping_boxes(keys.examples("boxes"), size[0])
+            mixed_in = Partner(
+                image=self.normalize(self.unit(batch.partner.image)),
+                real=mixing.extent_mask(batch.partner.extent, *size),
+                mask=mixing.draw_flipping_boxes(keys.examples("boxes"), size[0]),
+            )
             passes += ["partner", "mixed"]
         return Inputs(
             image=self.normalize(self.unit(batch.labeled.image)),
             label=base.labels(batch),
-            extent_real=mixing.extent_mask(batch.labeled.extent, *size),
+            labeled_real=mixing.extent_mask(batch.labeled.extent, *size),
             weak=self.normalize(self.unit(batch.unlabeled.image)),
             real=mixing.extent_mask(batch.unlabeled.extent, *size),
-            partner=partner,
-            partner_real=partner_real,
-            mask=mask,
+            mixed_in=mixed_in,
             dropout_keys={
                 f"{network}/{name}": self.dropout_keys(
                     keys.examples, f"{network}/{name}"
@@ -121,7 +140,7 @@ class CPS(base.Method):
 
     def _taught(self, inputs: Inputs) -> Region:
         """The pixels on which the networks teach each other: all of them."""
-        real = mixing.paste(inputs.mask, inputs.partner_real, inputs.real)
+        real = inputs.partner.paste(inputs.partner.real, inputs.real)
         return Region(valid=jnp.ones_like(real), real=real)
 
     def prepare(self, teachers: dict[str, Network], inputs: Inputs, state: PyTree):
@@ -141,7 +160,7 @@ class CPS(base.Method):
         labels, after = {}, {}
         for name in _NETWORKS:
             labels[name], after[name] = self._label(students[name], inputs, name)
-        image = mixing.paste(inputs.mask, inputs.partner, inputs.weak)
+        image = inputs.partner.paste(inputs.partner.image, inputs.weak)
         supervised, views = [], []
         for name in _NETWORKS:
             keys = inputs.dropout_keys
@@ -166,9 +185,9 @@ class CPS(base.Method):
             network, inputs.weak, dropout_keys=keys[f"{name}/unlabeled"]
         )
         inside, network = base.full_pass(
-            network, inputs.partner, dropout_keys=keys[f"{name}/partner"]
+            network, inputs.partner.image, dropout_keys=keys[f"{name}/partner"]
         )
-        logits = mixing.paste(inputs.mask, inside.logits, outside.logits)
+        logits = inputs.partner.paste(inside.logits, outside.logits)
         _, label = pseudo_labels.confidence_and_label(logits)
         return label, student.replace(batch_stats=network.batch_stats)
 
@@ -215,7 +234,7 @@ class PlainCPS(CPS):
     streams = Streams()
 
     def _taught(self, inputs: Inputs) -> Region:
-        real = jnp.concatenate([inputs.extent_real, inputs.real])
+        real = jnp.concatenate([inputs.labeled_real, inputs.real])
         return Region(valid=jnp.ones_like(real), real=real)
 
     def views(

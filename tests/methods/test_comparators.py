@@ -194,12 +194,12 @@ def _cps_inputs(x, mixed):
     return cps.Inputs(
         image=x["image"],
         label=x["label"],
-        extent_real=x["partner_real"],
+        labeled_real=x["partner_real"],
         weak=x["weak"],
         real=x["real"],
-        partner=x["partner"] if mixed else None,
-        partner_real=x["partner_real"] if mixed else None,
-        mask=x["box1"] if mixed else None,
+        mixed_in=cps.Partner(x["partner"], x["partner_real"], x["box1"])
+        if mixed
+        else None,
         dropout_keys={
             f"{network}/{name}": None
             for network in ("first", "second")
