@@ -174,9 +174,29 @@ def _baseline(unimatch: dict) -> dict:
     }
 
 
-# UniMatch V2's settings but for its network and optimizer, which a ViT brings.
+# What a backbone brings whatever data set and method: UniMatch V2's decoder and
+# optimizer for DINOv2; Segmenter's decoder and rate for augreg's transformers.
+_DINOV2 = {
+    "model.name": "dpt",
+    "optimizer.name": "adamw",
+    "optimizer.lr": 5e-6,
+    "optimizer.head_multiplier": 40.0,
+    "optimizer.weight_decay": 0.01,
+    "optimizer.lag": 1,
+}
+_AUGREG = {
+    "model.name": "segmenter",
+    "model.drop_path": 0.1,
+    "optimizer.lr": 1e-3,
+    "optimizer.head_multiplier": 1.0,
+    "optimizer.weight_decay": 0.0,
+}
+# Prefix of the backbone's name -> its settings, and the side of its patches.
+FAMILIES = {"dinov2_": (_DINOV2, 14), "vit_": (_AUGREG, 16)}
+
 PUBLISHED["voc"]["unimatch_v2"] = {
     **PUBLISHED["voc"]["unimatch"],
+    "model.backbone": "dinov2_b14",
     "data.crop": 518,
     "train.batch_size": 16,
     "train.group_size": 4,
@@ -184,6 +204,7 @@ PUBLISHED["voc"]["unimatch_v2"] = {
 }
 PUBLISHED["cityscapes"]["unimatch_v2"] = {
     **PUBLISHED["cityscapes"]["unimatch"],
+    "model.backbone": "dinov2_b14",
     "data.crop": 798,
     "train.epochs": 180,
     "method.threshold": 0.95,
@@ -213,6 +234,11 @@ _ACDC = {
 PUBLISHED["acdc"] = dict.fromkeys(METHODS, _ACDC) | {
     "supervised": _baseline(_ACDC),
     "unimatch": {
+        **_ACDC,
+        "data.partner": "other",
+        "method.unlabeled_loss": "dice",
+    },
+    "fixmatch": {
         **_ACDC,
         "data.partner": "other",
         "method.unlabeled_loss": "dice",
@@ -274,6 +300,14 @@ def _choose(table: dict, kind: str, name: str) -> dict:
     return table[name]
 
 
+def _apply_family(config: ml_collections.ConfigDict) -> None:
+    """Sets what the backbone brings; the crop becomes a multiple of its patches."""
+    for prefix, (settings, patch) in FAMILIES.items():
+        if config.model.backbone.startswith(prefix):
+            config.update_from_flattened_dict(settings)
+            config.data.crop -= config.data.crop % patch
+
+
 def apply(
     config: ml_collections.ConfigDict, argument: str
 ) -> ml_collections.ConfigDict:
@@ -288,6 +322,8 @@ def apply(
     config.update_from_flattened_dict(_choose(METHODS, "method", method))
     published = PUBLISHED.get(config.data.name, {})
     config.update_from_flattened_dict(published.get(method, {}))
+    config.model.backbone = values.get("backbone", config.model.backbone)
+    _apply_family(config)
     if "crop" in values:
         if not values["crop"].isdecimal():
             raise ValueError(f"crop={values['crop']!r} is no number of pixels")
@@ -301,8 +337,6 @@ def apply(
         folder = f"{values['lists']}/{config.data.split}"
         config.data.labeled_ids = f"{folder}/labeled.txt"
         config.data.unlabeled_ids = f"{folder}/unlabeled.txt"
-    if "backbone" in values:
-        config.model.backbone = values["backbone"]
     if "model" in values:
         config.model.name = values["model"]
     return config

@@ -221,6 +221,38 @@ def test_presets_are_the_published_settings(data_set, method):
     assert config.model.backbone == ("resnet101" if deeper else "resnet50")
 
 
+def test_a_backbone_brings_its_decoder_and_optimizer():
+    """UniMatch V2's, on VOC as published, on a ResNet, and on a folder of one's own."""
+
+    def found(data_set, argument):
+        config = base.get_base()
+        config.data.name = data_set
+        presets.apply(config, argument)
+        build_base(config, num_classes=5, pixels=RGB, num_unlabeled=10)
+        optimizer = config.optimizer
+        return (
+            config.model.name,
+            config.model.backbone,
+            config.data.crop,
+            optimizer.name,
+            optimizer.lr,
+            optimizer.head_multiplier,
+            optimizer.weight_decay,
+            optimizer.lag,
+        )
+
+    published = ("adamw", 5e-6, 40.0, 0.01, 1)
+    v2 = "method=unimatch_v2"
+    assert found("voc", v2) == ("dpt", "dinov2_b14", 518, *published)
+    assert found("cityscapes", v2) == ("dpt", "dinov2_b14", 798, *published)
+    resnet = ("deeplabv3plus", "resnet50", 518, "sgd", 1e-3, 10.0, 1e-4, 1)
+    assert found("voc", f"{v2},backbone=resnet50") == resnet
+    mine = ("dpt", "dinov2_s14", 308, *published)
+    assert found("folder", f"{v2},backbone=dinov2_s14") == mine
+    name, _, crop, *_ = found("folder", "backbone=vit_s16,model=segmenter_linear")
+    assert (name, crop) == ("segmenter_linear", 320)
+
+
 def _pretend_prepared(split, monkeypatch):
     """Builds pipelines of the split's ids, of which no image is ever read."""
     info = types.SimpleNamespace(
