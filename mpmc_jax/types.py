@@ -78,10 +78,12 @@ class Features(struct.PyTreeNode):
     Attributes:
       taps: name of the layer -> (b,h,w,d) map.
       size: rows and columns of the input images.
+      dropout_keys: (b,) keys for a decoder that drops single elements, or None.
     """
 
     taps: dict[str, Array]
     size: tuple[int, int] = struct.field(pytree_node=False)
+    dropout_keys: Array | None = None
 
 
 class Prediction(struct.PyTreeNode):

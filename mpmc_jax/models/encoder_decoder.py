@@ -29,6 +29,7 @@ class EncoderDecoder(nn.Module):
         multiples, and the logits back.
       half_pixel: whether logits are upsampled with half-pixel centers instead of
         aligned corners.
+      drops_elements: whether the encoder and the decoder drop single elements.
       dtype: compute dtype.
       freeze_encoder: whether the encoder is constant: it runs in evaluation mode, and
         no gradient is computed there.
@@ -41,6 +42,7 @@ class EncoderDecoder(nn.Module):
     multiple: int = 1
     resizes_images: bool = False
     half_pixel: bool = False
+    drops_elements: tuple[bool, bool] = (False, False)
     dtype: str = "float32"
     freeze_encoder: bool = False
 
@@ -54,8 +56,8 @@ class EncoderDecoder(nn.Module):
     ) -> Features:
         """Computes the encoder's taps, or those up to `until`, from images.
 
-        `dropout_keys` are (b,) keys for an encoder that drops single elements, which it
-        does only in train mode.
+        `dropout_keys` are (b,) keys for halves that drop single elements, which they do
+        only in train mode. The decoder finds its keys in the result.
 
         Raises:
           ValueError: `until` names no tap, or a side is no multiple of `multiple`.
@@ -75,14 +77,17 @@ class EncoderDecoder(nn.Module):
             )
         is_double = images_bhwc.dtype == jnp.float64
         x_bhwc = images_bhwc if is_double else images_bhwc.astype(self.dtype)
+        for_encoder, for_decoder = (
+            dropout_keys if train and drops else None for drops in self.drops_elements
+        )
         train = train and not self.freeze_encoder
         drawn = {}
-        if train and dropout_keys is not None:
-            drawn["dropout_keys"] = dropout_keys
+        if train and for_encoder is not None:
+            drawn["dropout_keys"] = for_encoder
         taps = self.backbone(x_bhwc, until=until, train=train, **drawn)
         if self.freeze_encoder:
             taps = jax.lax.stop_gradient(taps)
-        return Features(taps=taps, size=(rows, columns))
+        return Features(taps=taps, size=(rows, columns), dropout_keys=for_decoder)
 
     def decode(
         self,
@@ -98,7 +103,10 @@ class EncoderDecoder(nn.Module):
           train: whether batch norm is in train mode.
           dropout: map of the decoder -> (b,1,1,d) multiplier of its channels.
         """
-        return self.decoder(features.taps, train=train, dropout=dropout)
+        drawn = {}
+        if train and features.dropout_keys is not None:
+            drawn["dropout_keys"] = features.dropout_keys
+        return self.decoder(features.taps, train=train, dropout=dropout, **drawn)
 
     @nn.nowrap
     def upsample(self, logits_bhwc: Array, size: tuple[int, int]) -> Array:

@@ -104,13 +104,15 @@ class Decoder:
 
     Attributes:
       module: (taps, train=, dropout=) -> Prediction at the decoder's own stride;
-        `dropout` has a multiplier for each of `dropout_channels`, or is None.
+        `dropout` has a multiplier for each of `dropout_channels`, or is None. With
+        `element_dropout` it also takes `dropout_keys=`, (b,) keys.
       inputs: the encoder's taps that it reads.
       tap: its last map, the tap "decoder".
       size_tap: the encoder's tap that is as large as the last map; "" for none.
       maps: outputs of its convolutions without the heads, for the memory estimate.
       dropout_channels: maps whose channels U2PL and AEL drop -> their channels.
       has_variants: whether it depends on `ModelConfig.variant`.
+      element_dropout: whether it drops single elements in train mode.
       half_pixel: whether logits are upsampled with half-pixel centers; False: with
         aligned corners.
     """
@@ -122,6 +124,7 @@ class Decoder:
     maps: tuple[FeatureMap, ...] = ()
     dropout_channels: Mapping[str, int] = dataclasses.field(default_factory=dict)
     has_variants: bool = False
+    element_dropout: bool = False
     half_pixel: bool = False
 
 

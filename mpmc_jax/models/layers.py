@@ -165,6 +165,16 @@ class ConvNorm(nn.Module):
         return norm(conv(x_bhwc), shortcut_bhwc, train=train)
 
 
+def element_dropout(keys_b: Array, x: Array, rate: float) -> Array:
+    """Drops single elements and scales the others by 1 / (1 - rate).
+
+    An example's mask depends on its key alone, not on its place in the batch.
+    """
+    shape = x.shape[1:]
+    keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate, shape))(keys_b)
+    return jnp.where(keep, x / (1 - rate), 0)
+
+
 def check_dropout(masks: Iterable[str], valid: Iterable[str]) -> None:
     """Refuses masks of maps that a decoder does not have.
 

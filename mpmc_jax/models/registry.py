@@ -70,6 +70,7 @@ def build_segmenter(
         multiple=encoder.multiple,
         resizes_images=encoder.resizes_images,
         half_pixel=decoder.half_pixel,
+        drops_elements=(encoder.element_dropout, decoder.element_dropout),
         dtype=config.dtype,
         freeze_encoder=config.freeze == "encoder",
     )
@@ -171,9 +172,9 @@ def dropout_channels(config: ModelConfig) -> dict[str, int]:
 
 
 def element_dropout(config: ModelConfig) -> bool:
-    """Whether a train-mode `encode` drops elements, and so needs keys."""
-    encoder, _ = _halves(config)
-    return encoder.element_dropout
+    """Whether the network drops elements in train mode, so that `encode` needs keys."""
+    encoder, decoder = _halves(config)
+    return encoder.element_dropout or decoder.element_dropout
 
 
 def default_tap(config: ModelConfig) -> str:

@@ -1,6 +1,7 @@
 """Vision transformers and their decoders against NumPy, published sizes, refusals."""
 
 import dataclasses
+import functools
 
 import chex
 import jax
@@ -213,6 +214,28 @@ def test_branches_are_dropped_only_with_keys():
     assert np.ptp(plain.taps["block3"], axis=0).max() < 1e-4
     noisy, _ = network.replace(train=True).encode(images, dropout_keys=keys)
     assert np.ptp(noisy.taps["block3"], axis=0).max() > 0.1
+
+
+def test_the_mask_transformer_drops_elements_by_key_in_train_mode():
+    assert registry.element_dropout(SEGMENTER)
+    assert not registry.element_dropout(LINEAR)
+    network = Network(build_segmenter(SEGMENTER), **random_variables(SEGMENTER))
+    image = jax.random.normal(jax.random.key(1), (1, 40, 40, 3))
+    images = jnp.broadcast_to(image, (3, 40, 40, 3))
+
+    @functools.partial(jax.jit, static_argnames="train")
+    def logits(keys, train):
+        features, passed = network.replace(train=train).encode(
+            images, dropout_keys=keys
+        )
+        return passed.decode(features)[0].logits
+
+    keys = jax.random.split(jax.random.key(2), 3)
+    noisy, turned = logits(keys, True), logits(keys[::-1], True)
+    assert np.ptp(noisy, axis=0).max() > 0.01
+    np.testing.assert_allclose(turned, noisy[::-1], rtol=1e-4, atol=1e-5)
+    assert np.ptp(logits(keys, False), axis=0).max() < 1e-4
+    assert np.ptp(logits(None, True), axis=0).max() < 1e-4
 
 
 def test_predictions_of_any_size_pass_through_the_nearest_multiples():

@@ -60,14 +60,17 @@ def compare_taps(backbone: str, name: str, side: int) -> list[dict[str, Any]]:
             norm=True,
         )
     module = build_segmenter(config)
-    encode = jax.jit(lambda v, x: module.apply(v, x, method="encode").taps)
-    taps = encode({"params": params}, images)
+    features: Any = jax.jit(lambda v, x: module.apply(v, x, method="encode"))(
+        {"params": params}, images
+    )
     return [
         {
             "network": backbone,
             "what": vit.tap_name(level),
             "size": [side, side],
-            **difference(taps[vit.tap_name(level)][0], each[0].permute(1, 2, 0)),
+            **difference(
+                features.taps[vit.tap_name(level)][0], each[0].permute(1, 2, 0)
+            ),
         }
         for level, each in zip(spec.levels, wanted, strict=True)
     ]

@@ -1,8 +1,6 @@
 """Segmenter's decoders on the tokens of a vision transformer (Strudel et al. 2021).
 
-Source: segm/model/decoder.py. The published mask transformer also drops a tenth of its
-elements in training, which this one does not. The embedding and auxiliary heads are
-this project's own.
+Source: segm/model/decoder.py. The embedding and auxiliary heads are this project's own.
 """
 
 from collections.abc import Mapping
@@ -24,6 +22,10 @@ Array = jax.Array
 
 _EPSILON = 1e-5
 _DEPTH = 2
+# Share of the elements that the mask transformer drops in train mode, as published. A
+# pass that decodes other features than `encode` returned (UniMatch's, of weak views)
+# has no keys and drops none.
+_DROPOUT = 0.1
 
 
 def build(config: ModelConfig, encoder: Encoder, axis_name: str | None) -> Decoder:
@@ -72,6 +74,7 @@ def _build(
         dropout_channels=dropout_channels(
             tap.channels, embedding=config.embedding, auxiliary=config.auxiliary
         ),
+        element_dropout=mask,
         half_pixel=True,
     )
 
@@ -90,8 +93,13 @@ class MaskTransformer(nn.Module):
     attention: str = "xla"
 
     @nn.compact
-    def __call__(self, x_bnd: Array) -> tuple[Array, Array]:
-        """Maps tokens (b,n,d) to logits (b,n,C) and to the last tokens (b,n,d)."""
+    def __call__(
+        self, x_bnd: Array, dropout_keys: Array | None = None
+    ) -> tuple[Array, Array]:
+        """Maps tokens (b,n,d) to logits (b,n,C) and to the last tokens (b,n,d).
+
+        `dropout_keys` are (b,) keys or None.
+        """
         batch, count, features = x_bnd.shape
         x_bnd = dense(features, x_bnd, "project")
         shape = (1, self.num_classes, features)
@@ -100,9 +108,18 @@ class MaskTransformer(nn.Module):
         x_bnd = jnp.concatenate([x_bnd, classes_bcd], axis=1)
         for i in range(_DEPTH):
             block = Block(
-                self.heads, _EPSILON, attention=self.attention, name=f"block{i}"
+                self.heads,
+                _EPSILON,
+                attention=self.attention,
+                dropout=0.0 if dropout_keys is None else _DROPOUT,
+                name=f"block{i}",
             )
-            x_bnd = block(x_bnd)
+            keys = None
+            if dropout_keys is not None:
+                # 0 is the encoder's.
+                fold = jax.vmap(lambda key, i=i: jax.random.fold_in(key, 1 + i))
+                keys = fold(dropout_keys)
+            x_bnd = block(x_bnd, dropout_keys=keys)
         x_bnd = LayerNorm(_EPSILON, name="norm")(x_bnd)
         patches_bnd = self._direction("patch_projection", x_bnd[:, :count])
         classes_bcd = self._direction("class_projection", x_bnd[:, count:])
@@ -146,8 +163,12 @@ class TokenDecoder(nn.Module):
         *,
         train: bool,
         dropout: Mapping[str, Array] | None = None,
+        dropout_keys: Array | None = None,
     ) -> Prediction:
-        """Decodes the last level; `dropout` multiplies maps of the further heads."""
+        """Decodes the last level; `dropout` multiplies maps of the further heads.
+
+        `dropout_keys` are (b,) keys of the mask transformer, or None.
+        """
         del train
         middle, last = self.inputs
         batch, rows, columns, features = taps[last].shape
@@ -156,7 +177,7 @@ class TokenDecoder(nn.Module):
             transformer = MaskTransformer(
                 self.heads, self.num_classes, self.attention, name="masks"
             )
-            logits_bnc, x_bnd = transformer(x_bnd)
+            logits_bnc, x_bnd = transformer(x_bnd, dropout_keys)
         else:
             wide_bnd = at_least_float32(x_bnd)
             logits_bnc = dense(self.num_classes, wide_bnd, "classifier")

@@ -4,7 +4,6 @@ Source: UniMatch, more-scenarios/medical/model/unet.py.
 """
 
 import jax
-import jax.numpy as jnp
 from flax import linen as nn
 
 from mpmc_jax.models import layers
@@ -78,18 +77,8 @@ class Block(nn.Module):
             conv = layers.ConvNorm(spec, self.axis_name, True, SLOPE, name=f"conv{i}")
             x_bhwc = conv(x_bhwc, train=train)
             if i == 0 and dropout_keys is not None:
-                x_bhwc = element_dropout(dropout_keys, x_bhwc, self.rate)
+                x_bhwc = layers.element_dropout(dropout_keys, x_bhwc, self.rate)
         return x_bhwc
-
-
-def element_dropout(keys_b: Array, x_bhwc: Array, rate: float) -> Array:
-    """Drops single elements and scales the others by 1 / (1 - rate).
-
-    An example's mask depends on its key alone, not on its place in the batch.
-    """
-    shape = x_bhwc.shape[1:]
-    keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate, shape))(keys_b)
-    return jnp.where(keep, x_bhwc / (1 - rate), 0)
 
 
 class UNetEncoder(nn.Module):

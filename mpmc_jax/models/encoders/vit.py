@@ -7,6 +7,7 @@ the class token. There is no batch norm.
 """
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -171,6 +172,10 @@ class LayerNorm(nn.Module):
         return out_bnd.astype(x_bnd.dtype)
 
 
+# (array, place in the block) -> the array with elements dropped.
+_Drop = Callable[[Array, int], Array]
+
+
 class Block(nn.Module):
     """A pre-norm block: x += attention(norm(x)), then x += mlp(norm(x)).
 
@@ -179,22 +184,32 @@ class Block(nn.Module):
       epsilon: epsilon of layer norm.
       layer_scale: whether a learned vector multiplies each branch.
       attention: implementation of the attention, see `ModelConfig.attention`.
+      dropout: share of the elements that are dropped, given keys: of the attention's
+        weights, of both branches and of the inner layer.
     """
 
     heads: int
     epsilon: float
     layer_scale: bool = False
     attention: str = "xla"
+    dropout: float = 0.0
 
     @nn.compact
-    def __call__(self, x_bnd: Array, branch_scale_b2: Array | None = None) -> Array:
+    def __call__(
+        self,
+        x_bnd: Array,
+        branch_scale_b2: Array | None = None,
+        dropout_keys: Array | None = None,
+    ) -> Array:
         """Maps tokens (b,n,d) to (b,n,d).
 
-        `branch_scale_b2` multiplies the two branches of each example (drop path).
+        `branch_scale_b2` multiplies the two branches of each example (drop path), and
+        `dropout_keys` are (b,) keys or None.
         """
+        drop = self._drop(dropout_keys)
         for i, branch in enumerate((self._attend, self._perceive)):
             norm = LayerNorm(self.epsilon, name=f"norm{i + 1}")
-            out_bnd = branch(norm(x_bnd))
+            out_bnd = drop(branch(norm(x_bnd), drop), i)
             if self.layer_scale:
                 shape = x_bnd.shape[-1:]
                 scale_d = self.param(
@@ -207,18 +222,33 @@ class Block(nn.Module):
             x_bnd = x_bnd + out_bnd
         return x_bnd
 
-    def _attend(self, x_bnd: Array) -> Array:
+    def _drop(self, keys_b: Array | None) -> _Drop:
+        """Makes the function that drops elements at one of four places."""
+
+        def drop(x: Array, place: int) -> Array:
+            if keys_b is None:
+                return x
+            fold = jax.vmap(lambda key: jax.random.fold_in(key, place))
+            return layers.element_dropout(fold(keys_b), x, self.dropout)
+
+        return drop
+
+    def _attend(self, x_bnd: Array, drop: _Drop) -> Array:
         batch, count, features = x_bnd.shape
         split = (batch, count, 3, self.heads, features // self.heads)
         qkv_bn3hd = dense(3 * features, x_bnd, "qkv").reshape(split)
         q_bnhd, k_bnhd, v_bnhd = (qkv_bn3hd[:, :, i] for i in range(3))
-        out_bnhd = attend(q_bnhd, k_bnhd, v_bnhd, self.attention)
+        # The fused attention cannot drop weights.
+        implementation = "xla" if self.dropout else self.attention
+        out_bnhd = attend(
+            q_bnhd, k_bnhd, v_bnhd, implementation, lambda weights: drop(weights, 2)
+        )
         return dense(features, out_bnhd.reshape(x_bnd.shape), "proj")
 
-    def _perceive(self, x_bnd: Array) -> Array:
+    def _perceive(self, x_bnd: Array, drop: _Drop) -> Array:
         features = x_bnd.shape[-1]
         inner = nn.gelu(dense(4 * features, x_bnd, "fc1"), approximate=False)
-        return dense(features, inner, "fc2")
+        return dense(features, drop(inner, 3), "fc2")
 
 
 def dense(features: int, x_bnd: Array, name: str) -> Array:
@@ -228,8 +258,16 @@ def dense(features: int, x_bnd: Array, name: str) -> Array:
     )
 
 
-def attend(q_bnhd: Array, k_bnhd: Array, v_bnhd: Array, implementation: str) -> Array:
+def attend(
+    q_bnhd: Array,
+    k_bnhd: Array,
+    v_bnhd: Array,
+    implementation: str,
+    drop: Callable[[Array], Array],
+) -> Array:
     """Scaled dot-product attention, its softmax in at least float32.
+
+    `drop` acts on the weights, and only in XLA's implementation.
 
     cuDNN's is used only where there is a GPU, because runs are predicted elsewhere too.
     JAX's own function rounds a float64 softmax to float32, so XLA's is written here.
@@ -242,7 +280,7 @@ def attend(q_bnhd: Array, k_bnhd: Array, v_bnhd: Array, implementation: str) -> 
     logits_bhnm = jnp.einsum(
         "bnhd,bmhd->bhnm", q_bnhd, k_bnhd, preferred_element_type=wide
     )
-    weights_bhnm = jax.nn.softmax(logits_bhnm * q_bnhd.shape[-1] ** -0.5)
+    weights_bhnm = drop(jax.nn.softmax(logits_bhnm * q_bnhd.shape[-1] ** -0.5))
     return jnp.einsum("bhnm,bmhd->bnhd", weights_bhnm.astype(v_bnhd.dtype), v_bnhd)
 
 
@@ -349,9 +387,13 @@ class ViT(nn.Module):
         if keys_b is None or not self.drop_path:
             return None
         depth = self.spec.depth
-        draw = jax.vmap(lambda key: jax.random.uniform(key, (depth, 2)))
+
+        def draw(key: Array) -> Array:
+            # The keys themselves are the decoder's.
+            return jax.random.uniform(jax.random.fold_in(key, 0), (depth, 2))
+
         keep = 1 - jnp.linspace(0, self.drop_path, depth)[None, :, None]
-        return (draw(keys_b) < keep) / keep
+        return (jax.vmap(draw)(keys_b) < keep) / keep
 
 
 def resize_position(
