@@ -36,9 +36,13 @@ OF_A_PROCESS = ("data.data_dir", "data.threads", "data.prefetch")
 # Settings that older runs of this format version lack, and what those runs did.
 _LATER = {
     "model.freeze": "",
+    "model.drop_path": 0.0,
+    "model.attention": "xla",
     "optimizer.name": "sgd",
     "optimizer.betas": [0.9, 0.999],
     "optimizer.eps": 1e-8,
+    "fixmatch.teacher": "student",
+    "cps.weight": 1.0,
 }
 
 
@@ -62,8 +66,8 @@ def complete(config: dict[str, Any]) -> dict[str, Any]:
     whole = dict(config)
     for name, value in _LATER.items():
         section, _, key = name.partition(".")
-        if isinstance(whole.get(section), dict):
-            whole[section] = {key: value, **whole[section]}
+        if isinstance(given := whole.get(section, {}), dict):
+            whole[section] = {key: value, **given}
     return whole
 
 

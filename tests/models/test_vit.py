@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from mpmc_jax.experiments.evaluation import make_probe_builder
+from mpmc_jax.methods.registry import METHODS
 from mpmc_jax.models import (
     ModelConfig,
     ReceptiveField,
@@ -308,9 +309,7 @@ def test_whole_patches_of_any_image_are_classified():
 
 @pytest.mark.full
 @pytest.mark.parametrize("name", ["dpt", "segmenter"])
-@pytest.mark.parametrize(
-    "method", ["supervised", "mean_teacher", "unimatch", "augseg", "u2pl", "ael"]
-)
+@pytest.mark.parametrize("method", list(METHODS))
 def test_every_method_takes_a_step(name, method):
     cfg = tiny.config(
         f"method={method},mpmc=recommended",

@@ -153,6 +153,8 @@ def test_a_run_from_before_a_setting_came_goes_on_with_what_it_did(tmp_path):
         for name in workdir._LATER:
             section, _, key = name.partition(".")
             del found[section][key]
+            if not found[section]:
+                del found[section]
     path.write_text(json.dumps(written))
     loaded = workdir.load(tmp_path, tiny.config("method=supervised"), run)
     assert loaded.to_dict() == cfg.to_dict()
