@@ -103,8 +103,9 @@ def _model() -> dict:
         # implementation of attention: "xla", or "cudnn" on GPUs in bfloat16.
         "drop_path": 0.0,
         "attention": "xla",
-        # Initial weights of networks and averages, from launch.convert_weights (or a
-        # PyTorch file); "": random.
+        # Initial weights of networks and averages: a file of launch.convert_weights or
+        # of PyTorch; a name of mpmc_jax/models/weights/hub.py, such as dinov2_s14, or
+        # hub:OWNER/NAME[/FILE][@REVISION], which are fetched; "": random.
         "pretrained": "",
     }
 

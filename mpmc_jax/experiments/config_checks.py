@@ -7,6 +7,7 @@ from typing import Any
 import ml_collections
 
 from mpmc_jax.experiments import base_config
+from mpmc_jax.models.weights import hub
 from mpmc_jax.paths import as_path
 from mpmc_jax.training import workdir
 
@@ -60,7 +61,8 @@ def expand_paths(config: ml_collections.ConfigDict) -> None:
     for key in _PATHS:
         if text := config.data[key]:
             config.data[key] = str(as_path(f"--config.data.{key}", text))
-    if text := config.model.pretrained:
+    text = config.model.pretrained
+    if text and hub.parse(text) is None:
         path = as_path("--config.model.pretrained", text)
         config.model.pretrained = str(path)
 

@@ -12,6 +12,7 @@ from mpmc_jax.experiments.run import Run
 from mpmc_jax.models.config import ModelConfig
 from mpmc_jax.models.registry import build_segmenter, choices
 from mpmc_jax.models.weights import convert as weights_lib
+from mpmc_jax.models.weights import hub
 from mpmc_jax.plugins.base import Identity
 from mpmc_jax.text import quantity
 from mpmc_jax.types import PyTree
@@ -30,18 +31,20 @@ def initial_weights(
     Both are empty without `model.pretrained`.
 
     Raises:
-      WeightsError, FileNotFoundError: the file is missing or does not fit.
+      WeightsError, FileNotFoundError: the file is missing, cannot be fetched or does
+        not fit.
     """
     name = config.model.pretrained
     if not name:
         if config.data.name in _FROM_IMAGENET:
             _LOG.warning(
                 "the network begins with random weights; published results on %s begin "
-                "with ImageNet's: set --config.model.pretrained=FILE",
+                "with ImageNet's: set --config.model.pretrained, see docs/weights.md",
                 config.data.name,
             )
         return {}, {}
-    weights = weights_lib.load(pathlib.Path(name))
+    path, where = hub.locate(name)
+    weights = weights_lib.load(path)
     start = weights_lib.fit(weights, model)
     part = "network" if weights.whole else "encoder"
     _LOG.info("the %s begins with %s", part, name)
@@ -59,6 +62,7 @@ def initial_weights(
             _LOG.warning("%s: %s", ", ".join(units), text)
     origin = {
         **weights.origin,
+        **where,
         "part": part,
         "adapted": start.adapted,
         "fresh": list(start.fresh),
