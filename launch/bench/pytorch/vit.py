@@ -8,16 +8,13 @@ embeddings, which Meta's code does not, so those are compared with PyTorch's
 interpolation alone. One JSON object per comparison, with the largest difference.
 """
 
-# pyright: reportMissingImports=false, reportUntypedBaseClass=false
-
+import importlib
 import json
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import timm
-import torch
 
 from mpmc_jax.models import ModelConfig, build_segmenter, init_variables
 from mpmc_jax.models.encoders import vit
@@ -36,6 +33,7 @@ _GRIDS = ((57, 57), (36, 27))
 
 def compare_taps(backbone: str, name: str, side: int) -> list[dict[str, Any]]:
     """Compares the four levels of one network."""
+    timm, torch = _peers()
     config = ModelConfig(name="dpt", backbone=backbone, image_size=side)
     spec = vit.BACKBONES[backbone]
     params = init_variables(jax.random.key(0), config)["params"]
@@ -59,10 +57,9 @@ def compare_taps(backbone: str, name: str, side: int) -> list[dict[str, Any]]:
             reshape=True,
             norm=True,
         )
-    module = build_segmenter(config)
-    features: Any = jax.jit(lambda v, x: module.apply(v, x, method="encode"))(
-        {"params": params}, images
-    )
+    apply: Any = build_segmenter(config).apply
+    encode = jax.jit(lambda v, x: apply(v, x, method="encode"))
+    features = encode({"params": params}, images)
     return [
         {
             "network": backbone,
@@ -78,6 +75,7 @@ def compare_taps(backbone: str, name: str, side: int) -> list[dict[str, Any]]:
 
 def compare_positions(grid: tuple[int, int]) -> dict[str, Any]:
     """Compares DINOv2's resized position embeddings with PyTorch's interpolation."""
+    _, torch = _peers()
     family = vit.DINOV2
     side, offset = family.grid or 0, family.offset or 0.0
     rng = np.random.default_rng(0)
@@ -96,6 +94,11 @@ def compare_positions(grid: tuple[int, int]) -> dict[str, Any]:
     }
 
 
+def _peers() -> tuple[Any, Any]:
+    """Imports timm and torch, which the project does not require."""
+    return importlib.import_module("timm"), importlib.import_module("torch")
+
+
 def difference(ours: Any, theirs: Any) -> dict[str, float]:
     """Returns the largest absolute difference, and the largest value."""
     ours, theirs = np.asarray(ours), np.asarray(theirs)
@@ -109,6 +112,7 @@ def main() -> None:
     """Prints one line per comparison."""
     lines = [line for network in _NETWORKS for line in compare_taps(*network)]
     lines += [compare_positions(grid) for grid in _GRIDS]
+    timm, torch = _peers()
     versions = {"torch": torch.__version__, "timm": timm.__version__}
     for line in lines:
         print(json.dumps({**line, "jax": jax.__version__, **versions}))
