@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from launch import cli
 from mpmc_jax.models import ModelConfig, build_segmenter, init_variables
 from mpmc_jax.models.encoders import vit
 from mpmc_jax.models.weights.torch_names import torch_state_dict
@@ -108,8 +109,9 @@ def difference(ours: Any, theirs: Any) -> dict[str, float]:
     }
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Prints one line per comparison."""
+    cli.parser("bench.pytorch.vit", __doc__).parse_args(arguments)
     lines = [line for network in _NETWORKS for line in compare_taps(*network)]
     lines += [compare_positions(grid) for grid in _GRIDS]
     timm, torch = _peers()
