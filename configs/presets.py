@@ -178,6 +178,8 @@ def _baseline(unimatch: dict) -> dict:
 # optimizer for DINOv2; Segmenter's decoder and rate for augreg's transformers.
 _DINOV2 = {
     "model.name": "dpt",
+    # As many pixels as the paper's windows on layer1 (D27).
+    "mpmc.windows": (1, 3, 7),
     "optimizer.name": "adamw",
     "optimizer.lr": 5e-6,
     "optimizer.head_multiplier": 40.0,
@@ -186,6 +188,7 @@ _DINOV2 = {
 }
 _AUGREG = {
     "model.name": "segmenter",
+    "mpmc.windows": (1, 3, 7),
     "model.drop_path": 0.1,
     "optimizer.lr": 1e-3,
     "optimizer.head_multiplier": 1.0,

@@ -198,7 +198,11 @@ class UniMatch(base.Method):
         doubled = {
             tap: jnp.concatenate([clean_taps[tap], dropped[tap]]) for tap in dropped
         }
-        prediction, student = student.decode(Features(doubled, features.size))
+        keys = features.dropout_keys
+        if keys is not None:
+            others = jax.vmap(lambda key: jax.random.fold_in(key, 1))(keys)
+            keys = jnp.concatenate([keys, others])
+        prediction, student = student.decode(Features(doubled, features.size, keys))
         n, b = images.shape[0], inputs.image.shape[0]
 
         def part(taps: Mapping[str, Array], start: int, stop: int) -> base.Pass:
