@@ -142,6 +142,15 @@ def steps_on(
     return values, compiles, kept
 
 
+def supervised_losses(values: Sequence[dict[str, float]]) -> list[float]:
+    """The supervised loss of every step, the mean of all networks'."""
+    found = []
+    for value in values:
+        terms = [v for name, v in value.items() if name.startswith("loss_supervised")]
+        found.append(float(np.mean(terms)))
+    return found
+
+
 def combination(method: str, mpmc: str, data_dir: str) -> dict[str, Any]:
     """Runs one method with one plug-in; the figures of `COLUMNS`."""
     begin = time.monotonic()
@@ -150,7 +159,7 @@ def combination(method: str, mpmc: str, data_dir: str) -> dict[str, Any]:
     batch = first_batch(config, setup)
     state = init_state(setup, config.seed)
     values, compiles, kept = steps_on(config, setup, batch, state, STEPS)
-    supervised = [value["loss_supervised"] for value in values]
+    supervised = supervised_losses(values)
 
     half = configuration(method, mpmc, data_dir, model__dtype="bfloat16")
     low, *_ = steps_on(half, setup_of(half), batch, kept[FROM], CHECKED)

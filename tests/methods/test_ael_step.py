@@ -177,7 +177,7 @@ def test_copy_paste_takes_queried_real_pixels_only():
             image=jnp.asarray(rng.integers(0, 256, (*label.shape, 3), np.uint8)),
             extent=jnp.tile(jnp.asarray([extent]), (EXAMPLES, 1)),
             index=jnp.arange(EXAMPLES),
-            example=jnp.arange(EXAMPLES),
+            batch_index=jnp.arange(EXAMPLES),
             label=jnp.asarray(label, jnp.uint8),
         )
 
