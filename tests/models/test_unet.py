@@ -102,7 +102,7 @@ def test_sides_that_do_not_halve_are_refused():
         build_segmenter(CONFIG).init(jax.random.key(0), jnp.zeros((1, 33, 48, 1)))
 
 
-# UniMatch's steps on it are in test_parity.py, supervision's in test_data_sets.py.
+# UniMatch's steps on it are in test_parity.py.
 @pytest.mark.full
 @pytest.mark.parametrize("method", ["mean_teacher", "augseg", "u2pl", "ael"])
 def test_every_method_takes_a_step(method, monkeypatch):
