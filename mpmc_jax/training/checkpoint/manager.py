@@ -361,8 +361,9 @@ class Checkpointer:
 
     def _check_run(self, folder: Path) -> None:
         run = _read_meta(folder)["run"]
-        found = flatten(run | {"config": complete(run.get("config", {}))})
-        if lines := differences(found, flatten(self._run)):
+        if "config" in run:
+            run = run | {"config": complete(run["config"])}
+        if lines := differences(flatten(run), flatten(self._run)):
             raise CheckpointError(
                 f"{folder} is of a run with other settings or data:\n"
                 + "\n".join(lines)
