@@ -361,9 +361,11 @@ class Checkpointer:
 
     def _check_run(self, folder: Path) -> None:
         run = _read_meta(folder)["run"]
-        if "config" in run:
-            run = run | {"config": complete(run["config"])}
-        if lines := differences(flatten(run), flatten(self._run)):
+        there, now = (
+            flatten(each | {"config": complete(each.get("config", {}))})
+            for each in (run, self._run)
+        )
+        if lines := differences(there, now):
             raise CheckpointError(
                 f"{folder} is of a run with other settings or data:\n"
                 + "\n".join(lines)
