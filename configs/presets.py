@@ -234,18 +234,15 @@ _ACDC = {
     "optimizer.weight_decay": 1e-4,
     "optimizer.lag": 1,
 }
+_UNIMATCH_ACDC = {
+    **_ACDC,
+    "data.partner": "other",
+    "method.unlabeled_loss": "dice",
+}
 PUBLISHED["acdc"] = dict.fromkeys(METHODS, _ACDC) | {
     "supervised": _baseline(_ACDC),
-    "unimatch": {
-        **_ACDC,
-        "data.partner": "other",
-        "method.unlabeled_loss": "dice",
-    },
-    "fixmatch": {
-        **_ACDC,
-        "data.partner": "other",
-        "method.unlabeled_loss": "dice",
-    },
+    "unimatch": _UNIMATCH_ACDC,
+    "fixmatch": _UNIMATCH_ACDC,
     # Cross-entropy of one batch with labeled images unlearns the small foreground, see
     # results/mean_teacher_acdc.
     "mean_teacher": {

@@ -3,6 +3,8 @@
 A rectangle is four int32 numbers: top, left, bottom, right, the last two exclusive.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
@@ -217,27 +219,29 @@ def roll_in_groups(tree_b: PyTree, group_size: int) -> PyTree:
     Raises:
       ValueError: the examples do not make whole groups.
     """
+    return _reorder(lambda x: jnp.roll(x, -1, axis=1), tree_b, group_size)
 
-    def roll(x: Array) -> Array:
+
+def reverse_in_groups(tree_b: PyTree, group_size: int) -> PyTree:
+    """Reverses the order of each group's examples; see `roll_in_groups`."""
+    return _reorder(lambda x: jnp.flip(x, axis=1), tree_b, group_size)
+
+
+def _reorder(
+    change: Callable[[Array], Array], tree_b: PyTree, group_size: int
+) -> PyTree:
+    """Applies `change` to (g,group_size,...) of every (b,...) array."""
+
+    def reorder(x: Array) -> Array:
         if x.shape[0] % group_size:
             raise ValueError(
                 f"{x.shape[0]} examples on a device do not make whole groups of "
                 f"{group_size}; change the batch size or group_size"
             )
         grouped = x.reshape((-1, group_size) + x.shape[1:])
-        return jnp.roll(grouped, -1, axis=1).reshape(x.shape)
+        return change(grouped).reshape(x.shape)
 
-    return jax.tree.map(roll, tree_b)
-
-
-def reverse_in_groups(tree_b: PyTree, group_size: int) -> PyTree:
-    """Reverses the order of each group's examples; see `roll_in_groups`."""
-
-    def reverse(x: Array) -> Array:
-        grouped = x.reshape((-1, group_size) + x.shape[1:])
-        return jnp.flip(grouped, axis=1).reshape(x.shape)
-
-    return jax.tree.map(reverse, tree_b)
+    return jax.tree.map(reorder, tree_b)
 
 
 def paste_next(mask_bhw: Array, value: Array, group_size: int) -> Array:

@@ -194,12 +194,15 @@ def warmed_decay(step: Array, decay: float) -> Array:
     return jnp.minimum(1 - 1 / (step.astype(float) + 1), decay)
 
 
-def optional_average(step: Array, decay: float) -> tuple[Array, Array] | None:
-    """`Method.average` if the average is only evaluated; None for a decay of 0."""
-    if not decay:
-        return None
+def warmed_average(step: Array, decay: float) -> tuple[Array, Array]:
+    """`Method.average` with the decay `warmed_decay` of parameters and statistics."""
     warmed = warmed_decay(step, decay)
     return warmed, warmed
+
+
+def optional_average(step: Array, decay: float) -> tuple[Array, Array] | None:
+    """`Method.average` if the average is only evaluated; None for a decay of 0."""
+    return warmed_average(step, decay) if decay else None
 
 
 def labels(batch: Batch) -> Array:

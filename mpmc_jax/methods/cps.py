@@ -10,7 +10,9 @@ unlabeled loaders have the same seed, so that both crops are of one image.
 """
 
 import dataclasses
+from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from flax import struct
 
@@ -75,6 +77,20 @@ class Inputs(struct.PyTreeNode):
         """The partner, with CutMix."""
         assert self.mixed_in is not None
         return self.mixed_in
+
+
+class Passes(NamedTuple):
+    """One network's passes.
+
+    Attributes:
+      labeled: over the labeled images.
+      taught: over the images on which the networks teach each other.
+      label: (b,h,w) the classes that it gives those images.
+    """
+
+    labeled: base.Pass
+    taught: base.Pass
+    label: Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,23 +173,32 @@ class CPS(base.Method):
         state: PyTree,
     ) -> Outputs:
         del targets
-        labels, after = {}, {}
-        for name in _NETWORKS:
-            labels[name], after[name] = self._label(students[name], inputs, name)
-        image = inputs.partner.paste(inputs.partner.image, inputs.weak)
+        image, passes, after = self._passes(students, inputs)
         supervised, views = [], []
         for name in _NETWORKS:
+            labeled, taught, _ = passes[name]
+            supervised.append(self._supervised(name, labeled, inputs))
+            label = passes[_OTHER[name]].label
+            views.append(self._view(name, taught, image, label, inputs, teachers))
+        return Outputs(tuple(supervised), tuple(views), after, state)
+
+    def _passes(
+        self, students: dict[str, Network], inputs: Inputs
+    ) -> tuple[Array, dict[str, Passes], dict[str, Network]]:
+        """Returns the taught images, and passes and updated network of each student."""
+        image = inputs.partner.paste(inputs.partner.image, inputs.weak)
+        passes, after = {}, {}
+        for name in _NETWORKS:
             keys = inputs.dropout_keys
+            label, network = self._label(students[name], inputs, name)
             mixed, network = base.full_pass(
-                after[name], image, dropout_keys=keys[f"{name}/mixed"]
+                network, image, dropout_keys=keys[f"{name}/mixed"]
             )
             labeled, after[name] = base.full_pass(
                 network, inputs.image, dropout_keys=keys[f"{name}/labeled"]
             )
-            supervised.append(self._supervised(name, labeled, inputs))
-            label = labels[_OTHER[name]]
-            views.append(self._view(name, mixed, image, label, inputs, teachers))
-        return Outputs(tuple(supervised), tuple(views), after, state)
+            passes[name] = Passes(labeled, mixed, label)
+        return image, passes, after
 
     def _label(
         self, student: Network, inputs: Inputs, name: str
@@ -237,16 +262,10 @@ class PlainCPS(CPS):
         real = jnp.concatenate([inputs.labeled_real, inputs.real])
         return Region(valid=jnp.ones_like(real), real=real)
 
-    def views(
-        self,
-        students: dict[str, Network],
-        teachers: dict[str, Network],
-        inputs: Inputs,
-        targets: None,
-        state: PyTree,
-    ) -> Outputs:
-        del targets
-        passes, after, labels = {}, {}, {}
+    def _passes(
+        self, students: dict[str, Network], inputs: Inputs
+    ) -> tuple[Array, dict[str, Passes], dict[str, Network]]:
+        passes, after = {}, {}
         for name in _NETWORKS:
             keys = inputs.dropout_keys
             labeled, network = base.full_pass(
@@ -255,21 +274,9 @@ class PlainCPS(CPS):
             unlabeled, after[name] = base.full_pass(
                 network, inputs.weak, dropout_keys=keys[f"{name}/unlabeled"]
             )
-            both = base.Pass(
-                logits=jnp.concatenate([labeled.logits, unlabeled.logits]),
-                taps={
-                    tap: jnp.concatenate([labeled.taps[tap], unlabeled.taps[tap]])
-                    for tap in labeled.taps
-                },
-                coarse=jnp.concatenate([labeled.coarse, unlabeled.coarse]),
+            both = jax.tree.map(
+                lambda *parts: jnp.concatenate(parts), labeled, unlabeled
             )
-            passes[name] = labeled, both
-            _, labels[name] = pseudo_labels.confidence_and_label(both.logits)
-        image = jnp.concatenate([inputs.image, inputs.weak])
-        supervised, views = [], []
-        for name in _NETWORKS:
-            labeled, both = passes[name]
-            supervised.append(self._supervised(name, labeled, inputs))
-            label = labels[_OTHER[name]]
-            views.append(self._view(name, both, image, label, inputs, teachers))
-        return Outputs(tuple(supervised), tuple(views), after, state)
+            _, label = pseudo_labels.confidence_and_label(both.logits)
+            passes[name] = Passes(labeled, both, label)
+        return jnp.concatenate([inputs.image, inputs.weak]), passes, after

@@ -180,5 +180,4 @@ class UniMatchV2(base.Method):
 
     def average(self, step: Array, steps_per_epoch: int) -> tuple[Array, Array]:
         del steps_per_epoch
-        decay = base.warmed_decay(step, self.ema_decay)
-        return decay, decay
+        return base.warmed_average(step, self.ema_decay)

@@ -188,7 +188,9 @@ def _arrays(text: str) -> Iterator[Array]:
 
 
 def _called(instruction: Instruction, attribute: str) -> list[str]:
-    found = re.search(rf"\b{attribute}=\{{?([^}},]*(?:, ?%[^}},]*)*)", instruction[4])
+    found = re.search(
+        rf"\b{attribute}=\{{?([^}},]*(?:, ?%[^}},]*)*)", instruction.attributes
+    )
     return _OPERAND.findall(found.group(1)) if found else []
 
 
@@ -201,7 +203,9 @@ def _walk(
         if opcode in _FREE or opcode.endswith(("-done", "-update")):
             continue
         if opcode == "while":
-            count = re.search(r'"known_trip_count":\{"n":"(\d+)"', instruction[4])
+            count = re.search(
+                r'"known_trip_count":\{"n":"(\d+)"', instruction.attributes
+            )
             times = runs * int(count.group(1)) if count else runs
             for part in ("condition", "body"):
                 for called in _called(instruction, part):
