@@ -4,19 +4,16 @@ import importlib
 import pathlib
 import types
 
-import chex
-import jax
 import numpy as np
 import pytest
 
 from configs import base, presets
 from mpmc_jax.data import build as data_build
 from mpmc_jax.data.splits import Split
-from mpmc_jax.experiments.build import build_base, build_schedule, state_shape
+from mpmc_jax.experiments.build import build_base, build_schedule
 from mpmc_jax.methods.supervised import SupervisedOnly
 from mpmc_jax.pixels import RGB
 from mpmc_jax.training.parallel import Layout, Parallel
-from mpmc_jax.training.train_step import make_step, make_step_info
 from tests.support import tiny
 
 FILES = sorted(
@@ -63,13 +60,7 @@ def _small(file, variant):
 @pytest.mark.parametrize(("file", "variant"), pairs())
 def test_a_configuration_traces_to_a_step(file, variant):
     """Steps are taken in test_data_sets.py, by each method in test_smoke_matrix.py."""
-    cfg = _small(file, variant)
-    parts = tiny.setup(cfg, axis_name=None)
-    state, batch = state_shape(parts), tiny.batch(0, cfg, parts.step.method)
-    step = make_step(parts.step)
-    after, metrics = jax.eval_shape(step, state, batch, make_step_info(0))
-    chex.assert_trees_all_equal_shapes_and_dtypes(after, state)
-    assert metrics.values["loss"].shape == ()
+    tiny.check_trace(_small(file, variant))
 
 
 @pytest.mark.full

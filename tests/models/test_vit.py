@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mpmc_jax.experiments.build import state_shape
 from mpmc_jax.experiments.evaluation import make_probe_builder
 from mpmc_jax.methods.registry import METHODS
 from mpmc_jax.models import (
@@ -22,7 +21,6 @@ from mpmc_jax.models import (
     registry,
 )
 from mpmc_jax.models.encoders import vit
-from mpmc_jax.training.train_step import make_step, make_step_info
 from mpmc_jax.types import Network
 from tests.support import tiny, vit_oracle
 from tests.support.variables import random_variables
@@ -328,14 +326,7 @@ def _method_config(name, method):
 def test_every_method_traces_to_a_step(number):
     """On one of the decoders; what a step computes does not depend on the network."""
     method, name = list(METHODS)[number], ("dpt", "segmenter")[number % 2]
-    cfg = _method_config(name, method)
-    parts = tiny.setup(cfg, axis_name=None)
-    state, batch = state_shape(parts), tiny.batch(0, cfg, parts.step.method)
-    after, metrics = jax.eval_shape(
-        make_step(parts.step), state, batch, make_step_info(0)
-    )
-    chex.assert_trees_all_equal_shapes_and_dtypes(after, state)
-    assert metrics.values["loss"].shape == ()
+    tiny.check_trace(_method_config(name, method))
 
 
 @pytest.mark.full

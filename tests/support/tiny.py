@@ -8,7 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from configs import synthetic
-from mpmc_jax.experiments.build import Setup, build_base, build_setup, init_state
+from mpmc_jax.experiments.build import (
+    Setup,
+    build_base,
+    build_setup,
+    init_state,
+    state_shape,
+)
 from mpmc_jax.models import registry
 from mpmc_jax.models.encoders import resnet, vit
 from mpmc_jax.pixels import RGB
@@ -130,6 +136,16 @@ def difference(a, b) -> float:
 
     parts = jax.tree.map(largest, a, b)
     return float(np.max([0.0, *jax.tree.leaves(parts)]))  # NaN if any is
+
+
+def check_trace(cfg) -> None:
+    """Traces a step without compiling it: a state comes out as one went in."""
+    parts = setup(cfg, axis_name=None)
+    state, rows = state_shape(parts), batch(0, cfg, parts.step.method)
+    step = make_step(parts.step)
+    after, metrics = jax.eval_shape(step, state, rows, make_step_info(0))
+    chex.assert_trees_all_equal_shapes_and_dtypes(after, state)
+    assert metrics.values["loss"].shape == ()
 
 
 def run(
