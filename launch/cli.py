@@ -28,12 +28,15 @@ STOPPED = 75
 
 _MEMORY_ADVICE = (
     "The device's memory is too small for this step. Tuning order, until it fits: "
-    "model.dtype=bfloat16 (GPU, TPU), model.remat=True, train.accumulation=2 or more, "
-    "a smaller data.crop or train.batch_size; launch.bench --what=fits measures it."
+    "model.dtype=bfloat16 (GPU, TPU), model.remat=cheap or all, train.accumulation=2 "
+    "or more, a smaller data.crop or train.batch_size; launch.bench --what=fits "
+    "measures it."
 )
 
 # glibc's malloc.h: no trimming, no mapping of single blocks, one arena.
 _MALLOC_OPTIONS = {-1: -1, -4: 0, -8: 1}
+# There where the driver is loaded.
+_NVIDIA_DRIVER = Path("/dev/nvidiactl")
 
 
 def parser(verb: str, description: str | None) -> argparse.ArgumentParser:
@@ -143,10 +146,12 @@ def keep_memory() -> None:
     XLA on a CPU allocates all of a step's temporaries at every step. Returned to the
     system in between, they cost a fifth of the step in page faults; kept, they may take
     twice their size. Call it before JAX starts its threads. Does nothing without glibc,
-    or where MALLOC_ARENA_MAX is set.
+    where MALLOC_ARENA_MAX is set, or where JAX may take an NVIDIA GPU: its temporaries
+    are on the device, and compilation is slower in a single arena.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None and "MALLOC_ARENA_MAX" not in os.environ:
+    on_cpu = os.environ.get("JAX_PLATFORMS") == "cpu" or not _NVIDIA_DRIVER.exists()
+    if mallopt is not None and "MALLOC_ARENA_MAX" not in os.environ and on_cpu:
         for parameter, value in _MALLOC_OPTIONS.items():
             mallopt(parameter, value)
 

@@ -10,6 +10,7 @@ python -m launch.bench --what=fits ...    memory at growing batches, compiled on
 python -m launch.bench --what=compile [--topology=v5e:4x4] ...  not run; for a TPU
 python -m launch.bench --what=compile --topology=h100:1 [--top=20] [--fits] \
     [--against=FILE] [--peer=torch] ...   counted kernel by kernel, for NVIDIA GPUs
+python -m launch.bench --what=gpu [--shrink]   what to run and send back from a GPU
 python -m launch.bench --what=data [--images=200 --largest=500]    or 2048
 python -m launch.bench --what=data --images=0 --dataset=camvid --data_dir=data
 python -m launch.bench --what=eval [--images=200 --sizes=40 --largest=500] \
@@ -22,6 +23,7 @@ runs may not.
 """
 
 import argparse
+import functools
 import sys
 from collections.abc import Collection
 from typing import Any
@@ -33,6 +35,7 @@ from launch import cli
 from launch.bench.compile import bench_compile
 from launch.bench.data import bench_made_up, bench_prepared
 from launch.bench.eval import MadeUp, bench_eval
+from launch.bench.gpu.check import bench_gpu
 from launch.bench.gpu.devices import RATES, parse_topology
 from launch.bench.gpu.program import bench_gpu_program, ratios, read_program
 from launch.bench.gpu.roofline import figures, table
@@ -44,13 +47,13 @@ from launch.bench.scaling import bench_scaling
 from launch.bench.step import bench_step
 from mpmc_jax.atomic_write import to_json
 from mpmc_jax.evaluation.protocols import PROTOCOLS
+from mpmc_jax.models.rematerialization import REMATS
 from mpmc_jax.paths import as_path
 from mpmc_jax.training.manifest import make_manifest
 
 # A step's program, and its run.
-_PROGRAM = frozenset(
-    ("method", "mpmc", "backbone", "crop", "group_size", "dtype", "remat", "dataset")
-)
+_NETWORK = frozenset(("backbone", "crop", "group_size", "dtype", "remat"))
+_PROGRAM = _NETWORK | {"method", "mpmc", "model", "dataset"}
 _STEP = _PROGRAM | {"batch_size", "parallel", "devices", "steps"}
 _PREPARED = frozenset(("images", "dataset", "data_dir", "method", "crop", "steps"))
 _EVAL = frozenset(
@@ -68,11 +71,14 @@ ARGUMENTS = {
     "compile": _PROGRAM | {"batch_size", "devices", "topology"},
     "compile --topology": _PROGRAM | {"batch_size", "topology"},
     "compile --topology=GPU:N": _PROGRAM | {"batch_size", "topology"} | _COUNTED,
+    "gpu": _NETWORK | {"batch_size", "steps", "peer", "shrink"},
     "data": frozenset(("images", "largest", "crop", "batch_size", "steps")),
     "data --images=0": _PREPARED | {"batch_size", "group_size"},
     "eval": _EVAL | {"sizes", "largest"},
     "eval --images=0": _EVAL | _PREPARED,
 }
+# By what is measured: defaults that are not those of the parser.
+DEFAULTS = {"gpu": {"batch_size": 8, "dtype": "bfloat16", "steps": 20}}
 
 
 def check_arguments(args: argparse.Namespace, given: Collection[str]) -> None:
@@ -99,11 +105,22 @@ def check_arguments(args: argparse.Namespace, given: Collection[str]) -> None:
         raise ValueError(f"--{name} is not for --what={kind}; it is for {fitting}")
 
 
-def configuration(args: argparse.Namespace, method: str) -> ml_collections.ConfigDict:
-    """The default configuration with the command line's settings."""
+def configuration(
+    args: argparse.Namespace, method: str, mpmc: str = ""
+) -> ml_collections.ConfigDict:
+    """The default configuration with the command line's settings.
+
+    Args:
+      args: the command line.
+      method: its method, instead of that of the command line.
+      mpmc: the same, if not empty.
+    """
     config = base.get_base()
     config.data.name = args.dataset
-    argument = f"method={method},mpmc={args.mpmc},backbone={args.backbone}"
+    mpmc = mpmc or args.mpmc
+    argument = f"method={method},mpmc={mpmc},backbone={args.backbone}"
+    if args.model:
+        argument += f",model={args.model}"
     presets.apply(config, argument)
     config.data.data_dir = str(as_path("--data_dir", args.data_dir))
     config.data.crop = args.crop
@@ -137,6 +154,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--method", default="unimatch")
     parser.add_argument("--mpmc", default="recommended")
     parser.add_argument("--backbone", default="resnet50")
+    parser.add_argument("--model", default="", help="decoder; empty: the backbone's")
     parser.add_argument("--crop", type=int, default=321)
     parser.add_argument("--batch_size", type=int, default=2)
     parser.add_argument("--group_size", type=int, default=2)
@@ -161,7 +179,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="line of an earlier one, to compare with",
     )
-    parser.add_argument("--remat", action="store_true", help="model.remat")
+    parser.add_argument("--remat", choices=REMATS, default="off", help="model.remat")
     parser.add_argument("--dataset", default="synthetic")
     parser.add_argument("--data_dir", default="data")
     parser.add_argument(
@@ -179,7 +197,10 @@ def _parser() -> argparse.ArgumentParser:
         "--peer",
         default="",
         metavar="NAMES",
-        help="torch, of step also torch_best: PyTorch in turns with us",
+        help="torch; of step and gpu also torch_amp, torch_best: PyTorch in turns",
+    )
+    parser.add_argument(
+        "--shrink", action="store_true", help="gpu at toy size, on any device"
     )
     return parser
 
@@ -191,6 +212,11 @@ def _measure(
     if args.what == "methods":
         configs = {name: configuration(args, name) for name in presets.METHODS}
         return bench_methods(configs, args.steps)
+    peers = args.peer.split(",") if args.peer else []
+    if args.what == "gpu":
+        make = functools.partial(configuration, args)
+        found = bench_gpu(make, presets.METHODS, args.steps, peers, shrink=args.shrink)
+        return {args.method: found}
     config = configuration(args, args.method)
     whole = PROTOCOLS[config.eval.protocol].pads
     if args.what == "eval" and "crop" in given and whole:
@@ -198,7 +224,6 @@ def _measure(
             "--crop is for data sets that are evaluated in windows; "
             f"{args.dataset} is evaluated whole"
         )
-    peers = args.peer.split(",") if args.peer else []
     check_peers(config, args.what, peers)
     if args.what == "eval":
         made_up = MadeUp(args.images, args.sizes, args.largest)
@@ -250,6 +275,8 @@ def main(arguments: list[str] | None = None) -> None:
     cli.keep_memory()
     with cli.user_errors():
         given = _given(parser, arguments) - {"what"}
+        for name, value in DEFAULTS.get(args.what, {}).items():
+            setattr(args, name, getattr(args, name) if name in given else value)
         check_arguments(args, given)
         found = _measure(args, given)
         made_up = args.what in ("data", "eval") and args.images

@@ -19,29 +19,32 @@ from mpmc_jax.experiments.build import (
     build_setup,
     init_state,
 )
-from mpmc_jax.pixels import RGB
+from mpmc_jax.pixels import GRAY, RGB
 from mpmc_jax.training.config import AXIS
 from mpmc_jax.training.train_step import StepInfo, make_step, make_step_info
 from mpmc_jax.types import Array, Batch, Crops
 
+# Classes and format of the noise, with those of the data set that has others.
 CLASSES = 21
+_OTHERS = {"acdc": (4, GRAY)}
 
 
 def random_batch(config: ml_collections.ConfigDict, setup: Setup) -> Batch:
     """Noise of the shapes that the method asks for."""
     rng = np.random.default_rng(0)
     train, crop = config.train, config.data.crop
+    classes, channels = setup.model.num_classes, setup.model.in_channels
 
     def crops(name: str, size: int) -> Crops:
         shape = (size, crop, crop)
         arrays = {
-            "image": rng.integers(0, 256, (*shape, 3), np.uint8),
+            "image": rng.integers(0, 256, (*shape, channels), np.uint8),
             "extent": np.tile(np.array([0, 0, crop, crop], np.int32), (size, 1)),
             "index": np.arange(size, dtype=np.int32),
             "batch_index": np.arange(size, dtype=np.int32),
         }
         if name in ("labeled", "source"):
-            arrays["label"] = rng.integers(0, CLASSES, shape, np.uint8)
+            arrays["label"] = rng.integers(0, classes, shape, np.uint8)
         return Crops(**arrays)
 
     sizes = setup.step.method.streams.sizes(train.batch_size, train.group_size)
@@ -63,10 +66,11 @@ def noise_setup(
     config: ml_collections.ConfigDict, axis_name: str | None = AXIS
 ) -> Setup:
     """The parts of a run that needs no data set."""
+    classes, pixels = _OTHERS.get(config.data.name, (CLASSES, RGB))
     model, method = build_base(
         config,
-        num_classes=CLASSES,
-        pixels=RGB,
+        num_classes=classes,
+        pixels=pixels,
         num_unlabeled=1000,
         axis_name=axis_name,
     )
@@ -99,6 +103,11 @@ class TimedStep:
             "compile_seconds": compiled - traced,
         }
 
+    @property
+    def text(self) -> str:
+        """The compiled program as text."""
+        return self._compiled.as_text()
+
     def _step_info(self) -> StepInfo:
         return self._parallel.replicate(make_step_info(self._number))
 
@@ -117,7 +126,7 @@ class TimedStep:
 
     def profile(self, folder: pathlib.Path) -> list[dict[str, Any]]:
         """Traces the next step; its most expensive operations."""
-        return profiling.trace(folder, self.step, self._compiled.as_text())
+        return profiling.trace(folder, self.step, self.text)
 
 
 def bench_step(

@@ -30,7 +30,7 @@ class Program(NamedTuple):
     # Images of a chip, labeled and as many unlabeled ones; of a group, as many.
     each: int
     group_size: int
-    remat: bool = False
+    remat: str = "off"
 
     def settings(self) -> dict[str, Any]:
         """The bench's arguments."""
@@ -59,10 +59,10 @@ METHODS = [
 ]
 # Where the search for UniMatch's largest batch begins: topology, remat, images a chip.
 SEARCHES = [
-    ("v5e:2x4", False, 2),
-    ("v5e:2x4", True, 4),
-    ("v6e:4x4", False, 5),
-    ("v6e:4x4", True, 8),
+    ("v5e:2x4", "off", 2),
+    ("v5e:2x4", "all", 4),
+    ("v6e:4x4", "off", 5),
+    ("v6e:4x4", "all", 8),
 ]
 MOST_PROGRAMS = 3
 
@@ -90,11 +90,10 @@ def compile_once(results: Path, program: Program) -> dict[str, Any]:
     line = _known(results, program)
     if line is None:
         settings = program.settings()
-        remat = ["--remat"] if settings.pop("remat") else []
         arguments = [f"--{name}={value}" for name, value in settings.items()]
         # A process of its own: what a compilation took is given back.
         run = subprocess.run(
-            [sys.executable, "-m", "launch.bench", *arguments, *remat],
+            [sys.executable, "-m", "launch.bench", *arguments],
             env=_ENVIRONMENT | os.environ,
             stdout=subprocess.PIPE,
             text=True,
@@ -108,7 +107,7 @@ def compile_once(results: Path, program: Program) -> dict[str, Any]:
     return line
 
 
-def search(results: Path, topology: str, remat: bool, begin: int) -> None:
+def search(results: Path, topology: str, remat: str, begin: int) -> None:
     """Compiles UniMatch at batches from `begin` on until the largest is known."""
     tried: dict[int, bool] = {}
     each = begin

@@ -94,8 +94,10 @@ def _model() -> dict:
         "dtype": "float32",
         # dtype of the teacher's passes; "": the same. Parameters, averages: float32.
         "teacher_dtype": "",
-        # Recompute activations in the backward pass: less memory, more time.
-        "remat": False,
+        # What the encoder recomputes in the backward pass, for less memory and more
+        # time: "off", nothing; "cheap", norms, activations and attention weights;
+        # "all", convolutions and dense layers too.
+        "remat": "off",
         # "encoder": it never changes, nor do its batch-norm statistics; "": nothing.
         "freeze": "",
         # Vision transformers: share of the examples that skip a branch of the last

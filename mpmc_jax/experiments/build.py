@@ -257,7 +257,7 @@ def check_memory(
             f"a step needs more than {least / 1e9:.3g} GB of memory for the network on "
             f"{images} images of {crop} x {crop} pixels, and a device has "
             f"{available / 1e9:.3g} GB free; lower data.crop, train.batch_size or "
-            "model.width, raise train.accumulation, or set model.remat=True or "
+            "model.width, raise train.accumulation, or set model.remat=all or "
             "model.dtype=bfloat16"
         )
     rows, columns = tap_size(setup.model, "decoder", crop)

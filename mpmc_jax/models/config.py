@@ -3,6 +3,8 @@
 import dataclasses
 from collections.abc import Collection
 
+from mpmc_jax.models.rematerialization import REMATS
+
 # Versions of a network, by the method whose authors published them.
 VARIANTS = ("unimatch", "augseg", "u2pl", "ael")
 DTYPES = ("float32", "bfloat16")
@@ -25,8 +27,9 @@ class ModelConfig:
       auxiliary: add an auxiliary classifier on layer3 (U-Net: stage4).
       dtype: compute dtype; parameters and statistics are float32 always.
       width: every channel count is multiplied by width/64; a multiple of 4.
-      remat: recompute the encoder's blocks in the backward pass: less memory, more
-        time.
+      remat: what the encoder's blocks recompute in the backward pass, for less memory
+        and more time: "off", nothing; "cheap", all but the outputs of convolutions and
+        dense layers; "all".
       image_size: side of the training crops, for encoders with parameters that depend
         on it (position embeddings).
       drop_path: share of the examples that skip a branch of a transformer's last block
@@ -50,7 +53,7 @@ class ModelConfig:
     auxiliary: bool = False
     dtype: str = "float32"
     width: int = 64
-    remat: bool = False
+    remat: str = "off"
     image_size: int = 224
     drop_path: float = 0.0
     attention: str = "xla"
@@ -60,6 +63,7 @@ class ModelConfig:
         _require("variant", self.variant, VARIANTS)
         _require("dtype", self.dtype, DTYPES)
         _require("attention", self.attention, ATTENTION)
+        _require("remat", self.remat, REMATS)
         if self.attention == "cudnn" and self.dtype != "bfloat16":
             raise ValueError(
                 f"model.attention='cudnn' computes in bfloat16, and the dtype is "

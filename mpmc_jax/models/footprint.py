@@ -23,11 +23,11 @@ def training_bytes(
       images: number of images that pass through it at once.
       crop: side of the images in pixels.
       recomputes: whether the compiler may drop outputs of convolutions and recompute
-        them, as with `config.remat`; then only the largest one counts.
+        them, as where `config.remat` is "all"; then only the largest one counts.
     """
     maps = feature_maps(config)
     itemsize = jnp.dtype(config.dtype).itemsize
     sizes = [each.channels * (crop // each.stride) ** 2 * itemsize for each in maps]
     sizes.append(config.num_classes * crop**2 * 4)
-    held = max(sizes) if recomputes or config.remat else sum(sizes)
+    held = max(sizes) if recomputes or config.remat == "all" else sum(sizes)
     return images * held + 3 * 4 * sum(each.weights for each in maps)

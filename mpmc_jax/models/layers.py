@@ -22,6 +22,7 @@ from mpmc_jax.models.normalization import (
     normalize_by_batch,
     per_channel,
 )
+from mpmc_jax.models.rematerialization import keep
 
 Array = jax.Array
 
@@ -85,7 +86,7 @@ class Conv(nn.Module):
             bias_init = symmetric_uniform(bound)
             bias = self.param("bias", bias_init, (spec.features,), jnp.float32)
             out_bhwc = out_bhwc + per_channel(bias.astype(x_bhwc.dtype))
-        return out_bhwc
+        return keep(out_bhwc)
 
 
 class BatchNorm(nn.Module):

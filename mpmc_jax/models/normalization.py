@@ -20,6 +20,7 @@ from jax import lax
 
 from mpmc_jax import distributed
 from mpmc_jax.models.platform import target_platform
+from mpmc_jax.models.rematerialization import keep
 from mpmc_jax.models.tracing import traced_once
 from mpmc_jax.precision import at_least_float32
 
@@ -97,6 +98,7 @@ def _by_batch(axis_name, x_bhwc, scale_c, bias_c):
     mean_c = distributed.mean(jnp.mean(wide_bhwc, axis=(0, 1, 2)), axis_name)
     squares_bhwc = jnp.square(wide_bhwc - per_channel(mean_c))
     var_c = distributed.mean(jnp.mean(squares_bhwc, axis=(0, 1, 2)), axis_name)
+    mean_c, var_c = keep(mean_c), keep(var_c)
     return normalize(x_bhwc, mean_c, var_c, scale_c, bias_c), mean_c, var_c
 
 
@@ -161,6 +163,7 @@ def _fused(form, x_bhwc, shortcut_bhwc, scale_c, bias_c, center_c):
     first_c, second_c = distributed.mean(sums_2c / _positions(x_bhwc), form.axis_name)
     mean_c = center_c + first_c
     var_c = jnp.maximum(second_c - jnp.square(first_c), 0)
+    mean_c, var_c = keep(mean_c), keep(var_c)
     out_bhwc = normalize(x_bhwc, mean_c, var_c, scale_c, bias_c)
     return finish(out_bhwc, shortcut_bhwc, form.slope), mean_c, var_c
 

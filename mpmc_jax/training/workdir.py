@@ -44,6 +44,8 @@ _LATER = {
     "fixmatch.teacher": "student",
     "cps.weight": 1.0,
 }
+# Values that older runs of this format version have, and what they are called now.
+_RENAMED = {"model.remat": {False: "off", True: "all"}}
 
 
 class WorkdirError(RuntimeError):
@@ -62,12 +64,20 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def complete(config: dict[str, Any]) -> dict[str, Any]:
-    """Adds settings that a saved configuration lacks, with what its run did."""
+    """Adds settings that a saved configuration lacks, with what its run did.
+
+    Values that have other names now are renamed.
+    """
     whole = dict(config)
     for name, value in _LATER.items():
         section, _, key = name.partition(".")
         if isinstance(given := whole.get(section, {}), dict):
             whole[section] = {key: value, **given}
+    for name, names in _RENAMED.items():
+        section, _, key = name.partition(".")
+        given = whole.get(section)
+        if isinstance(given, dict) and isinstance(given.get(key), bool):
+            whole[section] = {**given, key: names[given[key]]}
     return whole
 
 

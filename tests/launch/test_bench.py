@@ -93,7 +93,7 @@ def test_what_a_refused_program_needs(text, said):
         ),
         ("--what=data --backbone=resnet18", "--backbone is not for --what=data; "),
         ("--what=data --images=0 --largest=500", "it is for data, eval$"),
-        ("--what=eval --remat", "--remat is not for --what=eval; "),
+        ("--what=eval --remat=all", "--remat is not for --what=eval; "),
         ("--what=eval --images=0 --sizes=40", "it is for eval$"),
         ("--what=eval --images=0 --crop=49", "synthetic is evaluated whole$"),
     ],
@@ -155,7 +155,7 @@ def test_compiled_for_this_machine():
     found = _bench(*compiled)
     assert found["chips"] == 1 and found["images_a_chip"] == 2
     assert found["flops"] > 1e9 and found["peak_bytes"] > found["temporary_bytes"] > 1e6
-    assert _bench(*compiled, "--remat")["flops"] > found["flops"]
+    assert _bench(*compiled, "--remat=all")["flops"] > found["flops"]
 
 
 @pytest.mark.full

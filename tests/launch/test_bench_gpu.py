@@ -8,7 +8,7 @@ import jax
 import pytest
 
 from launch.bench import __main__ as bench
-from launch.bench.gpu import devices, hlo, program, roofline
+from launch.bench.gpu import check, devices, hlo, program, roofline
 
 TEXT = (pathlib.Path(__file__).parent.parent / "support/gpu_program.hlo").read_text()
 H100 = devices.RATES["h100"]
@@ -167,3 +167,85 @@ def test_pytorchs_step_is_counted_by_the_same_model():
         2 * small["kinds"]["convolutions"]["flops"]
     )
     assert small["bytes"] < large["bytes"] < 2 * small["bytes"]
+
+
+FEW = {name: bench.presets.METHODS[name] for name in ("supervised", "unimatch")}
+
+
+def _check(capsys, *arguments):
+    bench.main(["--what=gpu", "--steps=1", "--backbone=resnet18", *arguments])
+    found = json.loads(capsys.readouterr().out)
+    assert found["manifest"]["versions"]["jax"] and found["total_seconds"] > 0
+    return found
+
+
+def test_without_a_gpu_one_line_says_what_to_do():
+    with pytest.raises(SystemExit) as stopped:
+        bench.main(["--what=gpu"])
+    (line,) = str(stopped.value.code).splitlines()
+    assert line.startswith("error: --what=gpu: JAX finds no GPU") and "--shrink" in line
+
+
+class _Step:
+    """A step that fails at batches of four images, and has no finite loss in bf16."""
+
+    figures = {"compile_seconds": 1.0}
+    text = TEXT
+
+    def __init__(self, config):
+        if config.train.batch_size == 4:
+            raise RuntimeError("out of memory\nand more")
+        self._loss = 2.0 if config.model.dtype == "float32" else float("nan")
+
+    def step(self):
+        return self._loss
+
+    def seconds(self):
+        return 0.5
+
+    def profile(self, folder):
+        return [{"operation": "convolution"}]
+
+
+def test_a_part_that_fails_stops_no_other(monkeypatch, capsys):
+    monkeypatch.setattr(check, "TimedStep", _Step)
+    monkeypatch.setattr(bench.presets, "METHODS", FEW)
+    found = _check(capsys, "--shrink", "--dtype=float32", "--group_size=2")
+    figures = found["timed"]["UniMatch, MPMC off"]
+    assert figures["step_seconds"] == [0.5] * 3 and figures["loss"] == 2
+    assert figures["modeled"] == {"unknown": "cpu"}
+    assert found["small_steps"]["supervised in float32"]["losses"] == [2, 2]
+    assert found["failed"] == {
+        f"{name} in bfloat16": "ValueError: losses [nan, nan] are not finite"
+        for name in FEW
+    }
+    found = _check(capsys, "--shrink", "--group_size=4")
+    assert found["timed"] == {} and len(found["failed"]) == 2 + 2 * len(FEW)
+    assert set(found["failed"].values()) == {"RuntimeError: out of memory"}
+
+
+def test_the_model_is_that_of_the_device(monkeypatch):
+    class Device:
+        device_kind = "NVIDIA H100 80GB HBM3"
+
+    monkeypatch.setattr(jax, "devices", lambda: [Device()])
+    found = check.modeled(TEXT)
+    assert found["kernels"] == len(KERNELS) + 2 and found["seconds"] > 0
+
+
+@pytest.mark.full
+def test_the_check_of_a_gpu_rehearsed(monkeypatch, capsys):
+    monkeypatch.setattr(bench.presets, "METHODS", FEW)
+    found = _check(capsys, "--shrink", "--peer=torch")
+    with_torch = {
+        "UniMatch, MPMC off, beside PyTorch",
+        "UniMatch, MPMC recommended, beside PyTorch",
+    }
+    assert set(found["failed"]) == with_torch  # which knows larger networks only
+    for figures in (
+        found["timed"][name] for name in found["timed"].keys() - with_torch
+    ):
+        assert figures["peak_bytes"] > 1e5 and figures["step_seconds"][1] > 0
+        assert len(figures["operations"]) == 10
+    for dtype in ("float32", "bfloat16"):
+        assert len(found["small_steps"][f"supervised in {dtype}"]["losses"]) == 2

@@ -62,6 +62,9 @@ def test_memory_is_kept():
         return int(done.stdout)
 
     assert faults("cli.keep_memory()") < 100 < 10_000 < faults("")
+    with_driver = "cli._NVIDIA_DRIVER = cli.Path('/dev/null'); cli.keep_memory()"
+    assert faults(with_driver, JAX_PLATFORMS="cpu") < 100
+    assert faults(with_driver, JAX_PLATFORMS="") > 10_000
     # Who chose for themselves is left alone.
     assert faults("cli.keep_memory()", MALLOC_ARENA_MAX="8") > 10_000
 

@@ -17,12 +17,10 @@ from mpmc_jax.models import (
     perturbed_taps,
     tap_channels,
 )
-from mpmc_jax.models.encoders.resnet import Backbone, ResNet, resnet_spec
 from mpmc_jax.models.preprocess import normalize, to_unit
 from mpmc_jax.pixels import GRAY, RGB, PixelFormat
 from mpmc_jax.types import Network
-from tests.support.variables import random_like, random_variables
-from tests.support.x64 import run_x64
+from tests.support.variables import random_variables
 
 KEY = jax.random.key(0)
 TINY = ModelConfig(backbone="resnet18", width=8, num_classes=5)
@@ -180,51 +178,6 @@ def test_bfloat16_computes_narrow_and_keeps_wide():
         assert np.isfinite(leaf).all()
     error = np.abs(prediction.logits - exact.logits).mean() / np.std(exact.logits)
     assert 0 < error < 0.05
-
-
-def rematerialisation_errors() -> dict[str, float]:
-    """Worst difference with and without remat of a small encoder, in float64."""
-    spec = resnet_spec(
-        Backbone((1, 1, 1, 1), bottleneck=False, deep_stem=False),
-        width=4,
-        output_stride=16,
-        layer4_dilations=(1, 2, 2),
-        ceil_pool=False,
-        zero_init_residual=False,
-    )
-    images = jax.random.normal(KEY, (2, 33, 33, 3), jnp.float64)
-    arguments = {"until": None, "train": True}
-    init = partial(ResNet(spec).init, **arguments)
-    variables = random_like(jax.eval_shape(init, KEY, images))
-    variables = jax.tree.map(jnp.float64, variables)
-
-    def run(remat):
-        def loss(params):
-            taps, moved = ResNet(spec, remat=remat).apply(
-                variables | {"params": params},
-                images,
-                mutable=["batch_stats"],
-                **arguments,
-            )
-            return jnp.mean(taps["layer4"] ** 2), moved
-
-        return jax.jit(jax.grad(loss, has_aux=True))(variables["params"])
-
-    plain, recomputed = run(False), run(True)
-    differences = jax.tree.map(
-        lambda a, b: float(jnp.abs(a - b).max()), plain, recomputed
-    )
-    gradients, statistics = (np.max(jax.tree.leaves(part)) for part in differences)
-    return {"gradients": gradients, "statistics": statistics}
-
-
-@pytest.mark.full
-def test_rematerialisation_changes_nothing():
-    errors = run_x64(
-        "import json\nfrom tests.models.test_network import rematerialisation_errors\n"
-        "print(json.dumps(rematerialisation_errors()))"
-    )
-    assert np.max(list(errors.values())) < 1e-10, errors
 
 
 # Derived from the published implementations; their logs print 40.5M and 59.5M.

@@ -81,7 +81,7 @@ def vit_difference() -> dict[str, float]:
         "model__name": "dpt",
         "model__backbone": "tiny_dinov2",
         "model__drop_path": 0.3,
-        "model__remat": True,
+        "model__remat": "all",
         "data__crop": 32,
         "mpmc__tap": "auto",
         "optimizer__name": "adamw",

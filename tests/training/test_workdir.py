@@ -155,6 +155,7 @@ def test_a_run_from_before_a_setting_came_goes_on_with_what_it_did(tmp_path):
             del found[section][key]
             if not found[section]:
                 del found[section]
+        found["model"]["remat"] = False
     path.write_text(json.dumps(written))
     loaded = workdir.load(tmp_path, tiny.config("method=supervised"), run)
     assert loaded.to_dict() == cfg.to_dict()
@@ -167,6 +168,11 @@ def test_a_run_from_before_a_setting_came_goes_on_with_what_it_did(tmp_path):
     del run["config"]["optimizer"]["lr"]
     with pytest.raises(workdir.WorkdirError, match=r"missing keys \['optimizer.lr'\]"):
         workdir.load(tmp_path, tiny.config("method=supervised"), run)
+
+
+def test_rematerialization_was_a_switch():
+    for before, now in ((False, "off"), (True, "all"), ("cheap", "cheap"), (0, 0)):
+        assert workdir.complete({"model": {"remat": before}})["model"]["remat"] == now
 
 
 def test_a_run_keeps_its_data_and_lists_its_parts(tmp_path):

@@ -80,6 +80,14 @@ def absent_gpus(name: str, count: int) -> Sequence[Any]:
     return described.devices
 
 
+def name_of(device_kind: str) -> str | None:
+    """Finds the key of `RATES` for JAX's name of a device; None if it is not there."""
+    for name in RATES:
+        if f'"{device_kind}"' in _description(name):
+            return name
+    return None
+
+
 def memory_bytes(name: str) -> int:
     """Returns the bytes of a GPU's memory."""
     found = re.search(r"device_memory_size: (\d+)", _description(name))

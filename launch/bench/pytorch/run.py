@@ -24,9 +24,9 @@ from mpmc_jax.training.state import TrainState
 from mpmc_jax.training.train_step import make_keys
 from mpmc_jax.types import Batch, PyTree
 
-# How the peer runs, by what is measured: as commonly done, and at its best.
+# How the peer runs, by what is measured; see `TorchPeer`.
 PEERS = {
-    "step": ("torch", "torch_best"),
+    "step": ("torch", "torch_amp", "torch_best"),
     "eval": ("torch",),
     "compile": ("torch",),
 }
@@ -148,7 +148,7 @@ def _make_peer(kind: str, settings: dict[str, Any], device: str = "") -> Any:
     from launch.bench.pytorch import step as peer_step
 
     config = restored(settings)
-    if kind == "torch_best":
+    if kind != "torch":
         cli.keep_memory()
     setup = noise_setup(config, axis_name=None)
     state = init_state(setup, config.seed)
@@ -177,7 +177,10 @@ def _make_peer(kind: str, settings: dict[str, Any], device: str = "") -> Any:
 
 
 def bench_peers(
-    config: ml_collections.ConfigDict, repeats: int, kinds: list[str]
+    config: ml_collections.ConfigDict,
+    repeats: int,
+    kinds: list[str],
+    ours: TimedStep | None = None,
 ) -> dict[str, Any]:
     """Times of both in turns (A B A B), and the ratios of neighbors.
 
@@ -185,6 +188,7 @@ def bench_peers(
       config: of a UniMatch run on one device.
       repeats: timed steps of each; one before them warms up.
       kinds: of PEERS, checked.
+      ours: our step; None to make it.
 
     Returns:
       Our figures; for every kind the spread (least, median, most) of its times and of
@@ -195,7 +199,7 @@ def bench_peers(
             kind: stack.enter_context(Peer(_make_step, kind, config.to_dict()))
             for kind in kinds
         }
-        ours = TimedStep(config)
+        ours = ours or TimedStep(config)
         found: dict[str, Any] = {"loss": ours.step()}
         found |= {f"{kind}_loss": peer.ask()[0] for kind, peer in peers.items()}
         times: dict[str, list[float]] = {"": [], **{kind: [] for kind in peers}}

@@ -29,8 +29,8 @@ class TorchPeer:
     """A step of UniMatch, with MPMC if the run has it.
 
     Args:
-      kind: "torch" or "torch_best". The first is float32, convolutions in TF32 on a
-        GPU; the other bfloat16 under autocast where `bfloat16`, channels last, and
+      kind: "torch" is float32, convolutions in TF32 on a GPU; "torch_amp" bfloat16
+        under autocast where `bfloat16`, and channels last; "torch_best" the same,
         compiled on a GPU.
       setup, state, inputs: the run's parts, its first state and the method's inputs.
       bfloat16: whether autocast may be used.
@@ -55,8 +55,9 @@ class TorchPeer:
         torch.backends.cudnn.benchmark = True
         torch.backends.cudnn.allow_tf32 = True
         model = setup.model
-        self._best = kind == "torch_best"
-        self._amp = self._best and bfloat16
+        plain = kind == "torch"
+        self._form = torch.contiguous_format if plain else torch.channels_last
+        self._amp = bfloat16 and not plain
         shapes_only = self._device == "meta"
         self._dtype = torch.bfloat16 if shapes_only and bfloat16 else torch.float32
         self._plugin = (
@@ -69,7 +70,7 @@ class TorchPeer:
         peer_network.load(network, _network_weights(setup, state))
         self._network, self._head = self._ready(network), None
         # Compiled where that pays: a CPU's compiler would have to be there.
-        compiles = self._best and self._device == "cuda"
+        compiles = kind == "torch_best" and self._device == "cuda"
         self._pass = torch.compile(self._network) if compiles else self._network
         if self._plugin is not None:
             head = peer_network.PatchHead(
@@ -82,7 +83,7 @@ class TorchPeer:
 
     def _ready(self, module: Any) -> Any:
         module = module.to(self._device, self._dtype).train()
-        return module.to(memory_format=torch.channels_last) if self._best else module
+        return module.to(memory_format=self._form)
 
     def _sgd(self, *, lr: float, momentum: float, decay: float, heads: float) -> Any:
         slow = list(self._network.backbone.parameters())
@@ -101,8 +102,8 @@ class TorchPeer:
 
         def image(x: Any) -> Any:
             tensor = torch.from_numpy(np.array(np.moveaxis(np.asarray(x), -1, 1)))
-            form = torch.channels_last if self._best else torch.contiguous_format
-            return tensor.to(self._device, self._dtype).contiguous(memory_format=form)
+            tensor = tensor.to(self._device, self._dtype)
+            return tensor.contiguous(memory_format=self._form)
 
         def plain(x: Any) -> Any:
             return torch.from_numpy(np.array(x)).to(self._device)

@@ -18,6 +18,7 @@ from mpmc_jax.models import layers, pooling
 from mpmc_jax.models.config import ModelConfig
 from mpmc_jax.models.interface import Encoder, Tap, feature_maps
 from mpmc_jax.models.layers import ConvSpec
+from mpmc_jax.models.rematerialization import rematerialized
 
 Array = jax.Array
 
@@ -217,7 +218,7 @@ class ResidualBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x_bhwd: Array, train: bool) -> Array:
-        """Maps (b,h,w,d) to (b,h',w',d'); `train` is positional for `nn.remat`."""
+        """Maps (b,h,w,d) to (b,h',w',d'); `train` is static for `rematerialized`."""
 
         def conv_norm(spec: ConvSpec, slope: float | None, scale_init, name: str):
             return layers.ConvNorm(
@@ -248,12 +249,12 @@ class ResNet(nn.Module):
     Attributes:
       spec: the convolutions, from `resnet_spec`.
       axis_name: devices over which batch norm is synchronized.
-      remat: recompute each block's activations in the backward pass.
+      remat: what blocks recompute in the backward pass, see `ModelConfig.remat`.
     """
 
     spec: ResNetSpec
     axis_name: str | None = None
-    remat: bool = False
+    remat: str = "off"
 
     @nn.compact
     def __call__(
@@ -275,8 +276,7 @@ class ResNet(nn.Module):
         block_cls = ResidualBlock
         if not self.is_initializing():
             block_cls = nn.jit(block_cls, static_argnums=(2,))
-        if self.remat:
-            block_cls = nn.remat(block_cls, static_argnums=(2,))
+        block_cls = rematerialized(block_cls, self.remat, static_argnums=(2,))
         taps = {}
         for layer, blocks in zip(LAYERS, self.spec.blocks, strict=True):
             for i, block in enumerate(blocks):

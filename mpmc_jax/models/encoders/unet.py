@@ -11,6 +11,7 @@ from mpmc_jax.models.config import ModelConfig
 from mpmc_jax.models.interface import Encoder, Tap, feature_maps
 from mpmc_jax.models.layers import ConvSpec
 from mpmc_jax.models.receptive_field import Window
+from mpmc_jax.models.rematerialization import rematerialized
 
 Array = jax.Array
 
@@ -86,7 +87,7 @@ class UNetEncoder(nn.Module):
 
     width: int
     axis_name: str | None = None
-    remat: bool = False
+    remat: str = "off"
 
     @nn.compact
     def __call__(
@@ -98,7 +99,7 @@ class UNetEncoder(nn.Module):
         dropout_keys: Array | None = None,
     ) -> dict[str, Array]:
         """Computes all stages up to `until`; `dropout_keys` are (b,) keys or None."""
-        block = nn.remat(Block, static_argnums=(3,)) if self.remat else Block
+        block = rematerialized(Block, self.remat, static_argnums=(3,))
         taps = {}
         channels = stage_channels(self.width)
         for i, (stage, features) in enumerate(zip(STAGES, channels, strict=True)):

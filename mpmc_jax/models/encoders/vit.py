@@ -20,6 +20,7 @@ from mpmc_jax.models.config import ModelConfig
 from mpmc_jax.models.interface import Encoder, FeatureMap, Tap
 from mpmc_jax.models.layers import ConvSpec
 from mpmc_jax.models.platform import target_platform
+from mpmc_jax.models.rematerialization import keep, rematerialized
 from mpmc_jax.models.resize import half_pixel_matrix, resize_by
 from mpmc_jax.precision import at_least_float32
 
@@ -253,9 +254,8 @@ class Block(nn.Module):
 
 def dense(features: int, x_bnd: Array, name: str) -> Array:
     """Applies a dense layer in the dtype of its input, within a compact call."""
-    return nn.Dense(features, dtype=x_bnd.dtype, kernel_init=small_normal, name=name)(
-        x_bnd
-    )
+    layer = nn.Dense(features, dtype=x_bnd.dtype, kernel_init=small_normal, name=name)
+    return keep(layer(x_bnd))
 
 
 def attend(
@@ -317,7 +317,7 @@ class ViT(nn.Module):
       drop_path: share of the examples that skip a branch of the last block in train
         mode; earlier blocks drop in proportion to their depth.
       attention: implementation of the attention.
-      remat: recompute each block's activations in the backward pass.
+      remat: what blocks recompute in the backward pass, see `ModelConfig.remat`.
     """
 
     spec: Backbone
@@ -325,7 +325,7 @@ class ViT(nn.Module):
     grid: int
     drop_path: float = 0.0
     attention: str = "xla"
-    remat: bool = False
+    remat: str = "off"
 
     @nn.compact
     def __call__(
@@ -342,8 +342,7 @@ class ViT(nn.Module):
         block_cls = Block
         if not self.is_initializing():
             block_cls = nn.jit(block_cls)  # Equal blocks are traced once.
-        if self.remat:
-            block_cls = nn.remat(block_cls)
+        block_cls = rematerialized(block_cls, self.remat)
         norm = LayerNorm(family.epsilon, name="norm")
         x_bnd, size = self._embed(images_bhwc)
         scales = self._branch_scales(dropout_keys)
