@@ -148,36 +148,46 @@ def check_trace(cfg) -> None:
     assert metrics.values["loss"].shape == ()
 
 
-def run(
+def stepper(
     cfg,
-    steps: int,
     *,
     kind: str | None = None,
     devices: int = 1,
-    state: TrainState | None = None,
     change=lambda parts: parts,
+    trace=lambda step: step,
 ):
-    """`steps` steps on the batches 0, 1, ...; returns the last state and metrics.
+    """Returns (state, steps) -> the last state and the metrics, of one program.
 
-    `change` may alter the `Setup` before the step is built.
+    The steps are on the batches state.step, state.step + 1, ... `change` may alter the
+    `Setup`, and `trace` the function that is compiled.
     """
     parts = change(setup(cfg))
-    if state is None:
-        state = wide(init_state(parts, cfg.seed))
     layout = Layout(cfg.train.batch_size, cfg.train.group_size, cfg.train.accumulation)
     parallel = Parallel(kind or cfg.train.parallel, layout, devices)
-    step = parallel.compile(make_step(parts.step))
-    start = int(state.step)
-    on_device = parallel.replicate(state)
-    metrics = []
-    for number in range(start, start + steps):
-        # Process p of P receives the records p, p + P, ...
-        mine = slice(jax.process_index(), None, jax.process_count())
-        rows = jax.tree.map(
-            lambda x, mine=mine: x[mine], batch(number, cfg, parts.step.method)
-        )
-        placed = parallel.place(rows)
-        order = parallel.replicate(make_step_info(number))
-        on_device, out = step(on_device, placed, order)
-        metrics.append(jax.device_get(parallel.fetch(out)))
-    return parallel.fetch(on_device), metrics
+    step = parallel.compile(trace(make_step(parts.step)))
+
+    def advance(state: TrainState, steps: int):
+        start = int(state.step)
+        on_device = parallel.replicate(state)
+        metrics = []
+        for number in range(start, start + steps):
+            # Process p of P receives the records p, p + P, ...
+            mine = slice(jax.process_index(), None, jax.process_count())
+            rows = jax.tree.map(
+                lambda x, mine=mine: x[mine], batch(number, cfg, parts.step.method)
+            )
+            placed = parallel.place(rows)
+            order = parallel.replicate(make_step_info(number))
+            on_device, out = step(on_device, placed, order)
+            metrics.append(jax.device_get(parallel.fetch(out)))
+        return parallel.fetch(on_device), metrics
+
+    return advance
+
+
+def run(cfg, steps: int, *, state: TrainState | None = None, **how):
+    """`steps` steps from the initial state or `state`; `how` is for `stepper`."""
+    if state is None:
+        change = how.get("change", lambda parts: parts)
+        state = wide(init_state(change(setup(cfg)), cfg.seed))
+    return stepper(cfg, **how)(state, steps)
