@@ -8,6 +8,7 @@ and does not count: a token's field is that of its patch.
 """
 
 import dataclasses
+import math
 from collections.abc import Iterable
 from fractions import Fraction
 
@@ -37,7 +38,9 @@ class ReceptiveField:
     """The part of the image that one position of a map depends on.
 
     Position i covers the rows i*stride - padding to i*stride - padding + size - 1;
-    rows outside the image are zero padding.
+    rows outside the image are zero padding. A stride that is no whole number, as on
+    DPT's maps of DINOv2's patches of 14 pixels, is rounded down after the product, and
+    the square is large enough for that.
 
     Attributes:
       size: side of the square, in pixels.
@@ -46,29 +49,27 @@ class ReceptiveField:
     """
 
     size: int
-    stride: int
+    stride: int | Fraction
     padding: int
+
+    def starts(self, count: int) -> list[int]:
+        """Lists the first row of positions 0..count-1, from the first one's."""
+        return [math.floor(i * self.stride) for i in range(count)]
 
 
 def compose(windows: Iterable[Window]) -> ReceptiveField:
-    """Computes the field of a chain of windows, from the image on.
-
-    Raises:
-      ValueError: neighboring positions are no whole number of pixels apart.
-    """
+    """Computes the field of a chain of windows, from the image on."""
     size, jump, padding = Fraction(1), Fraction(1), Fraction(0)
     for window in windows:
         size += window.dilation * (window.kernel - 1) * jump
         padding += window.padding * jump
         jump *= window.stride
-    if jump.denominator > 1:
-        raise ValueError(
-            f"neighboring positions of this map are {jump} pixels apart, and receptive "
-            "fields need a whole number; choose a tap of the encoder as mpmc.tap"
-        )
-    return ReceptiveField(int(size), int(jump), int(padding))
+    if jump.denominator == 1:
+        return ReceptiveField(int(size), int(jump), int(padding))
+    # Rounded outwards: the first row by less than two pixels, so the last by one.
+    return ReceptiveField(math.ceil(size) + 1, jump, math.ceil(padding))
 
 
-def stride_of(windows: Iterable[Window]) -> int:
+def stride_of(windows: Iterable[Window]) -> int | Fraction:
     """Returns the pixels between neighboring positions at the end of a chain."""
     return compose(windows).stride

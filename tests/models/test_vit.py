@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from fractions import Fraction
 
 import chex
 import jax
@@ -144,8 +145,12 @@ def test_a_token_sees_its_patch_and_the_first_level_is_the_tap():
         ValueError, match="tap 'block12' .* are block0, block1, .*11, d"
     ):
         receptive_field(config, "block12")
-    with pytest.raises(ValueError, match="7/4 pixels apart.*mpmc.tap"):
-        receptive_field(ModelConfig(name="dpt", backbone="dinov2_s14"), "decoder")
+    # Four positions of the fused map in every seven pixels; the first one is centered
+    # on the first patch.
+    config = ModelConfig(name="dpt", backbone="dinov2_s14")
+    field = receptive_field(config, "decoder")
+    assert field == ReceptiveField(418, Fraction(7, 4), 202)
+    assert (field.size - 1) / 2 - field.padding == 6.5
 
 
 def _gradient(config, keys=None):
@@ -270,6 +275,47 @@ def test_halves_that_do_not_fit_are_refused():
         ModelConfig(drop_path=1.0)
 
 
+@pytest.mark.parametrize(
+    ("argument", "changes", "message"),
+    [
+        ("method=supervised", {"data__crop": 33}, "data.crop=33: .* are 32 and 40$"),
+        (
+            "method=supervised",
+            {"model__backbone": "tiny"},
+            "four levels of tokens, .* set --config.model.backbone to a vision",
+        ),
+        (
+            "method=supervised",
+            {"model__name": "deeplabv3plus"},
+            "'layer1', and the encoder has block0, .* set another --config.model.back",
+        ),
+        (
+            "method=supervised,mpmc=paper",
+            {"mpmc__tap": "layer1"},
+            "tap 'layer1' of dpt/tiny_dinov2: valid are block0, .*, decoder$",
+        ),
+        ("method=supervised", {"model__freeze": "head"}, "freeze='head': valid are"),
+        ("method=cps", {"method__ema_decay": 0.9}, "=0.9: cps keeps no average"),
+        (
+            "method=unimatch_v2",
+            {"train__group_size": 3, "train__batch_size": 6},
+            "train.group_size=3 leaves the middle one by itself; use an even group$",
+        ),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused_in_one_line(argument, changes, message):
+    """Before anything is trained; weights that do not fit: test_vit_weights.py."""
+    given = {
+        "model__name": "dpt",
+        "model__backbone": "tiny_dinov2",
+        "data__crop": 32,
+        "mpmc__tap": "auto",
+    }
+    with pytest.raises(ValueError, match=message) as error:
+        tiny.setup(tiny.config(argument, **given | changes))
+    assert "\n" not in str(error.value)
+
+
 @pytest.mark.parametrize("name", list(DECODERS))
 def test_further_heads_are_added_and_dropped(name):
     config = dataclasses.replace(DPT, name=name, embedding=True, auxiliary=True)
@@ -307,33 +353,26 @@ def test_whole_patches_of_any_image_are_classified():
     assert [each.shape[:3] for each in shapes] == [(1, 3, 5)] * 3
 
 
-def _method_config(name, method):
-    return tiny.config(
+@pytest.mark.full
+@pytest.mark.parametrize("method", list(METHODS))
+def test_every_method_takes_a_step_on_the_mask_transformer(method):
+    """With its dropout, and drop path in the encoder; the DPT head: test_parity.py."""
+    cfg = tiny.config(
         f"method={method},mpmc=recommended",
-        model__name=name,
-        model__backbone="tiny_dinov2" if name == "dpt" else "tiny_vit",
+        model__name="segmenter",
+        model__backbone="tiny_vit",
         model__drop_path=0.1,
         data__crop=32,
         mpmc__tap="auto",
-        mpmc__windows=(1, 3, 7),
+        mpmc__windows=(1, 3),
+        method__threshold=0.0,
         train__batch_size=4,
         u2pl__warmup_epochs=0,
     )
-
-
-@pytest.mark.full
-@pytest.mark.parametrize("number", range(len(METHODS)))
-def test_every_method_traces_to_a_step(number):
-    """On one of the decoders; what a step computes does not depend on the network."""
-    method, name = list(METHODS)[number], ("dpt", "segmenter")[number % 2]
-    tiny.check_trace(_method_config(name, method))
-
-
-@pytest.mark.full
-@pytest.mark.parametrize(
-    ("method", "name"), [("unimatch_v2", "dpt"), ("u2pl", "segmenter")]
-)
-def test_a_step_is_finite(method, name):
-    _, (metrics,) = tiny.run(_method_config(name, method), 1)
-    assert np.isfinite(metrics.values["loss"])
-    assert not metrics.refused
+    start = tiny.init_state(tiny.setup(cfg), cfg.seed)
+    state, (metrics,) = tiny.run(cfg, 1, state=start)
+    assert np.isfinite(metrics.values["loss"]) and not metrics.refused
+    for path, moved in jax.tree.leaves_with_path(
+        jax.tree.map(lambda a, b: not np.array_equal(a, b), state.params, start.params)
+    ):
+        assert moved, jax.tree_util.keystr(path)

@@ -1,3 +1,6 @@
+import math
+from fractions import Fraction
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,11 +16,13 @@ from tests.support.golden import golden_files
 LAYER1 = ReceptiveField(39, 4, 19)
 UNET = ReceptiveField(32, 4, 14)
 TOKEN = ReceptiveField(16, 16, 0)
+# As DPT's fused maps on patches of 14 pixels: eight positions per patch.
+FUSED = ReceptiveField(9, Fraction(7, 4), 3)
 
 
 def window(index, side, field):
     """The pixels of one axis that patch `index` covers."""
-    start = index * field.stride - field.padding
+    start = math.floor(index * field.stride) - field.padding
     return slice(max(start, 0), max(min(start + field.size, side), 0))
 
 
@@ -57,7 +62,8 @@ def test_targets_over_any_number_of_words(num_classes):
 
 # ViT tokens over a side that is no multiple of 16 leave the last pixels unseen.
 @pytest.mark.parametrize(
-    "field", [LAYER1, UNET, TOKEN, ReceptiveField(3, 5, 1), ReceptiveField(99, 8, 45)]
+    "field",
+    [LAYER1, UNET, TOKEN, FUSED, ReceptiveField(3, 5, 1), ReceptiveField(99, 8, 45)],
 )
 def test_targets_of_any_receptive_field(field):
     labels = draw((1, 52, 71), 5)
@@ -119,6 +125,13 @@ def test_nearest_patch_is_nearest(count, size, stride, trim, data):
         distance = [abs(pixel - c) for c in center]
         assert distance[patch] == min(distance)
         assert min(distance) not in distance[:patch]
+
+
+def test_nearest_patch_of_a_stride_that_is_no_whole_number():
+    chosen = patches.nearest_patch(14, 8, FUSED)
+    centers = [1 + 1.75 * i for i in range(8)]
+    expected = [int(np.argmin([abs(x - c) for c in centers])) for x in range(14)]
+    np.testing.assert_array_equal(chosen, expected)
 
 
 @pytest.mark.parametrize("side, count", [(321, 81), (320, 80), (801, 201), (97, 25)])

@@ -18,7 +18,7 @@ _WORD = 32  # classes in one uint32
 def tap_size(image_size: tuple[int, int], field: ReceptiveField) -> tuple[int, int]:
     """Computes rows and columns of a tap if all layers round down: 801 -> 201."""
     rows, columns = (
-        (side + 2 * field.padding - field.size) // field.stride + 1
+        int((side + 2 * field.padding - field.size) // field.stride + 1)
         for side in image_size
     )
     return rows, columns
@@ -84,7 +84,8 @@ def _any_in_window(
         _, height, width = word_bhw.shape
         size = tap_size((height, width), field)
     for axis, count in zip((1, 2), size, strict=True):
-        reach = (count - 1) * field.stride + field.size
+        starts = field.starts(count)
+        reach = starts[-1] + field.size
         # Negative where a stride leaves the last pixels unseen.
         after = reach - field.padding - word_bhw.shape[axis]
         padding = [(0, 0, 0)] * 3
@@ -96,9 +97,12 @@ def _any_in_window(
             near = jax.lax.slice_in_dim(word_bhw, 0, -step, axis=axis)
             word_bhw = near | jax.lax.slice_in_dim(word_bhw, step, None, axis=axis)
             held += step
-        word_bhw = jax.lax.slice_in_dim(
-            word_bhw, 0, None, stride=field.stride, axis=axis
-        )
+        if isinstance(field.stride, int):
+            word_bhw = jax.lax.slice_in_dim(
+                word_bhw, 0, None, stride=field.stride, axis=axis
+            )
+        else:
+            word_bhw = jnp.take(word_bhw, np.array(starts), axis=axis)
     return word_bhw
 
 
@@ -111,9 +115,9 @@ def nearest_patch(
     and the first center lies on pixel 0: exact at any size for the layers of a ResNet
     (layer1: size 39, stride 4, padding 19), whose fields are centered on the grid.
     """
-    stride, first = -(-side // count), 0.0
+    stride, first = float(-(-side // count)), 0.0
     if field is not None:
-        stride, first = field.stride, (field.size - 1) / 2 - field.padding
+        stride, first = float(field.stride), (field.size - 1) / 2 - field.padding
     center = first + stride * np.arange(count)
     distance = np.abs(np.arange(side)[:, None] - center[None, :])
     return distance.argmin(axis=1).astype(np.int32)
