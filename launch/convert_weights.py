@@ -2,21 +2,24 @@ r"""Converts weights between PyTorch's layout and this package's.
 
 python -m launch.convert_weights --input=resnet50.pth --output=resnet50.safetensors
 python -m launch.convert_weights --input=runs/voc --output=voc.safetensors \
-    [--checkpoint=best] [--layout=torch]
+    [--checkpoint=best] [--layout=torch] [--card]
 
 INPUT is a file (.safetensors, .npz, or .pth with PyTorch 2.6 or later) or the directory
 of a run. Network, stem, depth and heads are detected from the keys, and a key that does
 not belong to them is an error. --config.model.pretrained=OUTPUT begins a run with the
 result. Only the network is written: predictions do not need the patch classifier.
+mpmc_jax.load_run(OUTPUT) predicts with the weights of a run; --card also writes their
+model card, README.md, beside them.
 """
 
 import argparse
 import pathlib
 
 import jax
-import numpy as np
 
 from launch import cli
+from mpmc_jax.atomic_write import write_text
+from mpmc_jax.experiments import exported
 from mpmc_jax.experiments import run as runs
 from mpmc_jax.models.registry import title
 from mpmc_jax.models.weights import convert as weights_lib
@@ -25,25 +28,6 @@ from mpmc_jax.models.weights.convert import Weights
 from mpmc_jax.models.weights.torch_names import torch_state_dict
 from mpmc_jax.paths import as_path
 from mpmc_jax.text import printable, quantity
-
-
-def read_run(workdir: pathlib.Path, checkpoint: str) -> Weights:
-    """Reads the network that a run is evaluated with.
-
-    Raises:
-      WorkdirError, CheckpointError, FileNotFoundError: see `runs.load_run`.
-    """
-    run = runs.load_run(workdir, checkpoint)
-    variables = jax.tree.map(np.asarray, run.variables)
-    origin = {
-        "file": workdir.name,
-        "network": run.network_name,
-        "step": str(run.step),
-        "checkpoint": checkpoint,
-        "dataset": run.facts.dataset,
-        "partial": str(run.facts.partial),
-    }
-    return Weights(run.model, whole=True, variables=variables, origin=origin)
 
 
 def read(args: argparse.Namespace) -> Weights:
@@ -56,7 +40,9 @@ def read(args: argparse.Namespace) -> Weights:
     if path.is_dir():
         if args.state:
             raise ValueError(f"--state={args.state} is for a .pth; {path} is a run")
-        found = read_run(path, args.checkpoint or "best")
+        checkpoint = args.checkpoint or "best"
+        run = runs.load_run(path, checkpoint)
+        found = exported.export(run, path.name, checkpoint)
     else:
         if args.checkpoint:
             raise ValueError(
@@ -77,6 +63,18 @@ def write(path: pathlib.Path, weights: Weights, layout: str) -> None:
         return
     arrays = torch_state_dict(weights.variables, weights.model)
     weight_files.write(path, arrays, weights.origin)
+
+
+def write_card(output: pathlib.Path, weights: Weights) -> None:
+    """Writes the model card, README.md, beside the weights.
+
+    Raises:
+      ValueError: there is a README.md that is no model card, or see `model_card`.
+    """
+    path = output.with_name("README.md")
+    if path.exists() and not path.read_text().startswith(exported.CARD_BEGINS):
+        raise ValueError(f"--card: {path} is no model card of weights; move it")
+    write_text(path, exported.model_card(weights, output.name))
 
 
 def summary(weights: Weights) -> str:
@@ -111,6 +109,9 @@ def main(arguments: list[str] | None = None) -> None:
         default="",
         help="of a run: best (the default), last or a step",
     )
+    parser.add_argument(
+        "--card", action="store_true", help="of a run: also write its model card"
+    )
     args = parser.parse_args(arguments)
     with cli.user_errors():
         output = as_path("--output", args.output)
@@ -119,7 +120,11 @@ def main(arguments: list[str] | None = None) -> None:
         if output.exists() and output.samefile(as_path("--input", args.input)):
             raise ValueError(f"--output={output} is the input; name another file")
         found = read(args)
+        if args.card and args.layout != "mpmc":
+            raise ValueError(f"--card is for --layout=mpmc, not {args.layout}")
         write(output, found, args.layout)
+        if args.card:
+            write_card(output, found)
         print(printable(summary(found), keep="\n"))
         print(printable(f"written to {output}, sha256 {weight_files.checksum(output)}"))
 

@@ -1,6 +1,6 @@
 """A trained run: restored from its directory, it predicts and is evaluated.
 
-run = load_run("runs/camvid")
+run = load_run("runs/camvid")  # or a file of launch.convert_weights, hub:OWNER/NAME
 classes = run.predict("image.jpg")
 result = run.evaluate("val")
 """
@@ -25,7 +25,12 @@ from mpmc_jax.evaluation.evaluator import EvalResult, PatchProbe
 from mpmc_jax.evaluation.predict import Predictor
 from mpmc_jax.evaluation.volumes import VolumeScores
 from mpmc_jax.experiments import base_config
-from mpmc_jax.experiments.build import build_base, build_setup, state_shape
+from mpmc_jax.experiments.build import (
+    build_base,
+    build_setup,
+    model_config,
+    state_shape,
+)
 from mpmc_jax.experiments.evaluation import (
     check_network,
     evaluated_network,
@@ -35,8 +40,11 @@ from mpmc_jax.experiments.evaluation import (
 )
 from mpmc_jax.methods.base import Method
 from mpmc_jax.models.config import ModelConfig
+from mpmc_jax.models.registry import build_segmenter
+from mpmc_jax.models.weights import convert as weights_lib
+from mpmc_jax.models.weights import hub
 from mpmc_jax.paths import as_path
-from mpmc_jax.plugins.base import Plugin
+from mpmc_jax.plugins.base import Identity, Plugin
 from mpmc_jax.training import agreement
 from mpmc_jax.training import workdir as workdir_lib
 from mpmc_jax.training.checkpoint import manager as checkpoint_lib
@@ -171,20 +179,24 @@ def open_model_and_method(
 
 
 def load_run(workdir: str | os.PathLike[str], checkpoint: str | int = "best") -> Run:
-    """Restores a run from its directory; the run may still be training.
+    """Restores a run from its directory, or from the weights exported of it.
 
-    The checkpoint has the settings that determine the result, config.json all others.
-    Sets JAX's default matmul precision to the run's.
+    The run may still be training. The checkpoint has the settings that determine the
+    result, config.json all others. Sets JAX's default matmul precision to the run's.
 
     Args:
-      workdir: the directory that the run was trained in.
-      checkpoint: "best", "last" or a step.
+      workdir: the directory that the run was trained in, a .safetensors file that
+        `launch.convert_weights` wrote of it, or hub:OWNER/NAME[/FILE][@REVISION].
+      checkpoint: "best", "last" or a step; weights hold a single one.
 
     Raises:
-      WorkdirError, CheckpointError, FileNotFoundError: something is missing; the
-        message says how to fix it.
+      WorkdirError, CheckpointError, WeightsError, FileNotFoundError: something is
+        missing; the message says how to fix it.
     """
-    workdir = as_path("workdir", os.fspath(workdir))
+    name = os.fspath(workdir)
+    if name.startswith(hub.PREFIX) or name.endswith(".safetensors"):
+        return _open_exported(name)
+    workdir = as_path("workdir", name)
     directory = workdir / workdir_lib.CHECKPOINTS
     if not directory.is_dir():
         raise workdir_lib.WorkdirError(
@@ -199,6 +211,36 @@ def load_run(workdir: str | os.PathLike[str], checkpoint: str | int = "best") ->
         # Then all processes look again: they must read the same one.
         if distributed.all_agree(run is not None) and run is not None:
             return run
+
+
+def _open_exported(name: str) -> Run:
+    """Opens the weights exported of a run, see `load_run`; they have no plug-in."""
+    path, where = hub.locate(name)
+    if not where:
+        path = as_path("workdir", name)
+    weights = weights_lib.load(path)
+    if not weights.run:
+        raise weights_lib.WeightsError(
+            f"{path} has weights, but not the data set and settings of a run, without "
+            "which it does not predict; `python -m launch.convert_weights --input=RUN` "
+            "writes both"
+        )
+    config = workdir_lib.load_exported(path, base_config.get_base(), weights.run)
+    jax.config.update("jax_default_matmul_precision", config.matmul_precision)
+    facts = DatasetFacts.read(weights.run["data"])
+    model = model_config(config, facts.num_classes, facts.pixels.channels)
+    return Run(
+        config=config,
+        facts=facts,
+        model=model,
+        module=build_segmenter(model),
+        variables=weights.variables,
+        step=weights.run["step"],
+        network_name=weights.run["network"],
+        plugin=Identity(),
+        probe=None,
+        manifest={"pretrained": {**weights.origin, **where}},
+    )
 
 
 def _read_run(workdir: Path, directory: Path, checkpoint: str) -> Run:

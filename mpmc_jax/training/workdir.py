@@ -245,18 +245,14 @@ def load(
       WorkdirError: another format version, unknown keys, or a config.json that is not
         of the checkpoint's run.
     """
-    path = workdir / CONFIG
-    _check_version(workdir / CHECKPOINTS, run["config"], base.format_version)
-    known, trained = flatten(base.to_dict()), complete(run["config"])
-    unknown = sorted(flatten(trained).keys() ^ (known.keys() - _MAY_CHANGE))
-    if unknown:
-        raise WorkdirError(f"{workdir}: unknown or missing keys {unknown}")
-    base.update(trained)
+    path, known = workdir / CONFIG, flatten(base.to_dict())
+    load_exported(workdir / CHECKPOINTS, base, run)
     if (found := _read_beside(path)) is None:
         return base
     flat = flatten(complete(found))
     changeable = {name: flat.pop(name) for name in _MAY_CHANGE if name in flat}
-    _check_same(path, flat, flatten(trained), "remove that file")
+    trained = flatten(complete(run["config"]))
+    _check_same(path, flat, trained, "remove that file")
     for name, value in changeable.items():
         if type(value) is not type(known[name]):
             raise WorkdirError(
@@ -264,6 +260,27 @@ def load(
                 f"{known[name]!r}; fix it, or remove that file"
             )
     base.update_from_flattened_dict(changeable)
+    return base
+
+
+def load_exported(
+    path: Path, base: ml_collections.ConfigDict, run: dict[str, Any]
+) -> ml_collections.ConfigDict:
+    """Reads the configuration of a run from what it was trained on alone.
+
+    Args:
+      path: of the file or folder that has it, for messages.
+      base, run: see `load`; settings that may change keep their defaults.
+
+    Raises:
+      WorkdirError: another format version, or unknown keys.
+    """
+    _check_version(path, run["config"], base.format_version)
+    known, trained = flatten(base.to_dict()), complete(run["config"])
+    unknown = sorted(flatten(trained).keys() ^ (known.keys() - _MAY_CHANGE))
+    if unknown:
+        raise WorkdirError(f"{path}: unknown or missing keys {unknown}")
+    base.update(trained)
     return base
 
 

@@ -53,12 +53,15 @@ class Weights:
       whole: whether the decoder is included.
       variables: {"params", "batch_stats"}, as NumPy.
       origin: names and checksums of the files they come from, for manifests.
+      run: what `experiments.exported` writes of a run, so that the weights predict
+        without it; {} if they are of no run.
     """
 
     model: ModelConfig
     whole: bool
     variables: PyTree
     origin: dict[str, str]
+    run: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def encoder(self) -> "Weights":
         """Returns the same weights without the decoder."""
@@ -66,7 +69,7 @@ class Weights:
             kind: {"backbone": tree["backbone"]} if tree else {}
             for kind, tree in self.variables.items()
         }
-        return dataclasses.replace(self, whole=False, variables=variables)
+        return dataclasses.replace(self, whole=False, variables=variables, run={})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,6 +128,7 @@ def save(path: pathlib.Path, weights: Weights) -> None:
         "whole": json.dumps(weights.whole),
         "model": json.dumps(described),
         "origin": json.dumps(weights.origin),
+        **({"run": json.dumps(weights.run)} if weights.run else {}),
     }
     weight_files.write(path, arrays, metadata)
 
@@ -263,4 +267,5 @@ def _own(file: weight_files.WeightFile, origin: dict[str, str]) -> Weights:
     flat = {tuple(key.split("/")): value for key, value in file.arrays.items()}
     source = weight_files.parse(file.metadata, "origin")
     origin = {**origin, **{f"source_{key}": str(v) for key, v in source.items()}}
-    return Weights(model, whole, as_variables(flat), origin)
+    run = weight_files.parse(file.metadata, "run") if "run" in file.metadata else {}
+    return Weights(model, whole, as_variables(flat), origin, run)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from mpmc_jax.models.weights.formats import WeightsError
 
-_PREFIX = "hub:"
+PREFIX = "hub:"
 _FILE = "model.safetensors"
 _OFFLINE = (
     "without a connection set HF_HUB_OFFLINE=1 (what was fetched before is used), "
@@ -36,7 +36,7 @@ class HubFile(NamedTuple):
     license: str = ""
 
     def __str__(self) -> str:
-        return f"{_PREFIX}{self.repository}/{self.file}@{self.revision}"
+        return f"{PREFIX}{self.repository}/{self.file}@{self.revision}"
 
 
 def _dinov2(size: str) -> HubFile:
@@ -76,10 +76,10 @@ def parse(name: str) -> HubFile | None:
     """
     if name in PRETRAINED:
         return PRETRAINED[name]
-    if not name.startswith(_PREFIX):
+    if not name.startswith(PREFIX):
         return None
     pattern = r"([\w.-]+/[\w.-]+)(?:/([^@]+))?(?:@([^@\s]+))?"
-    match = re.fullmatch(pattern, name.removeprefix(_PREFIX))
+    match = re.fullmatch(pattern, name.removeprefix(PREFIX))
     if match is None:
         raise WeightsError(f"{name}: expected hub:OWNER/NAME[/FILE][@REVISION]")
     return HubFile(match[1], match[2] or _FILE, match[3] or "main")
