@@ -52,7 +52,7 @@ from mpmc_jax.paths import as_path
 from mpmc_jax.training.manifest import make_manifest
 
 # A step's program, and its run.
-_NETWORK = frozenset(("backbone", "crop", "group_size", "dtype", "remat"))
+_NETWORK = frozenset(("backbone", "crop", "group_size", "dtype", "remat", "attention"))
 _PROGRAM = _NETWORK | {"method", "mpmc", "model", "dataset"}
 _STEP = _PROGRAM | {"batch_size", "parallel", "devices", "steps"}
 _PREPARED = frozenset(("images", "dataset", "data_dir", "method", "crop", "steps"))
@@ -128,6 +128,7 @@ def configuration(
     config.train.batch_size = args.batch_size
     config.train.group_size = args.group_size
     config.model.remat = args.remat
+    config.model.attention = args.attention
     config.train.parallel = args.parallel
     config.train.devices = args.devices
     config.eval.batch_size = args.eval_batch_size
@@ -180,6 +181,7 @@ def _parser() -> argparse.ArgumentParser:
         help="line of an earlier one, to compare with",
     )
     parser.add_argument("--remat", choices=REMATS, default="off", help="model.remat")
+    parser.add_argument("--attention", default="xla", help="model.attention")
     parser.add_argument("--dataset", default="synthetic")
     parser.add_argument("--data_dir", default="data")
     parser.add_argument(

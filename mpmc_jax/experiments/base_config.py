@@ -84,7 +84,8 @@ def _model() -> dict:
         "name": "deeplabv3plus",
         # A ResNet with a deep stem, or torchvision's: resnet50_plain, resnet101_plain,
         # resnet18; augreg's vit_s16, vit_b16, vit_l16 (crops of 16 n pixels), or
-        # dinov2_s14, dinov2_b14, dinov2_l14 (crops of 14 n pixels).
+        # dinov2_s14, dinov2_b14, dinov2_l14 (crops of 14 n pixels). vit_xs16 and
+        # dinov2_xs14 have four narrow blocks, for trials: no weights were published.
         "backbone": "resnet50",
         # "auto": the variant that the method's authors used.
         "variant": "auto",

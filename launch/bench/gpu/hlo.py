@@ -287,6 +287,8 @@ def _work(
         return CONVOLUTIONS, flops, exact, window
     if opcode == "dot" or "gemm" in called or "matmul" in called:
         return PRODUCTS, _product(attributes, inputs, outputs[0]), exact, 0
+    if "fmha" in called:
+        return PRODUCTS, _attention(called, inputs), exact, 0
     for inner in fused.values():
         if inner.opcode == "dot":
             given = [fused[name].results[0] for name in inner.operands]
@@ -327,6 +329,15 @@ def _product(attributes: str, inputs: list[Array], result: Array) -> float:
     )
     axes = [int(axis) for axis in re.findall(r"\d+", found.group(1))] if found else []
     return 2 * result.size * math.prod(inputs[0].sides[axis] for axis in axes)
+
+
+def _attention(target: str, inputs: list[Array]) -> float:
+    """Returns the FLOPs of cuDNN's fused attention on (b,n,h,d) queries and keys.
+
+    Two products of all pairs forward; five backward, one of which is computed anew.
+    """
+    queries, keys = inputs[:2]
+    return (10 if "Backward" in target else 4) * queries.size * keys.sides[1]
 
 
 def _fused_bytes(fused: Computation) -> tuple[float, float]:

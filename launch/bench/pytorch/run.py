@@ -30,6 +30,11 @@ PEERS = {
     "eval": ("torch",),
     "compile": ("torch",),
 }
+# By method: the encoders that the peer has.
+_NETWORKS = {
+    "unimatch": ("resnet50", "resnet101"),
+    "unimatch_v2": ("dinov2_s14", "dinov2_b14", "dinov2_l14"),
+}
 
 
 class Peer:
@@ -100,11 +105,24 @@ def check_peers(config: ml_collections.ConfigDict, what: str, kinds: list[str]) 
         raise ValueError(f"--peer={sorted(unknown)}: of {what} valid are {known}")
     if importlib.util.find_spec("torch") is None:
         raise ValueError("--peer=torch needs torch: pip install torch")
-    published = config.model.backbone in ("resnet50", "resnet101")
-    if config.method.name != "unimatch" or not published:
+    backbones = _NETWORKS.get(config.method.name, ())
+    if config.model.backbone not in backbones or (what == "eval" and _is_v2(config)):
         raise ValueError(
-            "--peer=torch knows --method=unimatch with --backbone=resnet50 or resnet101"
+            "--peer=torch knows --method=unimatch with --backbone=resnet50 or "
+            "resnet101 and, except for --what=eval, --method=unimatch_v2 with "
+            f"{', '.join(_NETWORKS['unimatch_v2'])}"
         )
+    if _is_v2(config) and (
+        config.mpmc.enabled or config.train.batch_size != config.train.group_size
+    ):
+        raise ValueError(
+            "--peer=torch knows --method=unimatch_v2 without MPMC on a single group: "
+            f"set --mpmc=off --group_size={config.train.batch_size}"
+        )
+
+
+def _is_v2(config: ml_collections.ConfigDict) -> bool:
+    return config.method.name == "unimatch_v2"
 
 
 def _serve(
@@ -139,13 +157,14 @@ def _make_count(settings: dict[str, Any]) -> Callable[[], list[hlo.Kernel]]:
 
 
 def count_peer(config: ml_collections.ConfigDict) -> list[hlo.Kernel]:
-    """Lists the operations of PyTorch's step of a UniMatch run on one device."""
+    """Lists the operations of PyTorch's step on one device."""
     with Peer(_make_count, config.to_dict()) as peer:
         return peer.ask()[0]
 
 
 def _make_peer(kind: str, settings: dict[str, Any], device: str = "") -> Any:
-    from launch.bench.pytorch import step as peer_step
+    from launch.bench.pytorch.step import TorchPeer
+    from launch.bench.pytorch.step_v2 import TorchPeerV2
 
     config = restored(settings)
     if kind != "torch":
@@ -158,20 +177,14 @@ def _make_peer(kind: str, settings: dict[str, Any], device: str = "") -> Any:
         keys = make_keys(setup.step, state, batch)
         return setup.step.method.augment(batch, state.method_state, keys)
 
-    rates = config.optimizer
-    optimizer = {
-        "lr": rates.lr,
-        "momentum": rates.momentum,
-        "decay": rates.weight_decay,
-        "heads": rates.head_multiplier,
-    }
-    return peer_step.TorchPeer(
+    make = TorchPeerV2 if _is_v2(config) else TorchPeer
+    return make(
         kind,
         setup,
         state,
         jax.jit(augment)(state, batch),
         bfloat16=config.model.dtype == "bfloat16",
-        optimizer=optimizer,
+        optimizer=settings["optimizer"],
         device=device,
     )
 

@@ -34,7 +34,7 @@ class TorchPeer:
         compiled on a GPU.
       setup, state, inputs: the run's parts, its first state and the method's inputs.
       bfloat16: whether autocast may be used.
-      optimizer: learning rate, momentum, decay and the multiplier of heads.
+      optimizer: the configuration's section.
       device: "meta" computes shapes and no values, all in bfloat16 where `bfloat16`;
         "" is a GPU if there is one, else the CPU.
     """
@@ -47,7 +47,7 @@ class TorchPeer:
         inputs: Any,
         *,
         bfloat16: bool,
-        optimizer: Mapping[str, float],
+        optimizer: Mapping[str, Any],
         device: str = "",
     ) -> None:
         available = "cuda" if torch.cuda.is_available() else "cpu"
@@ -64,9 +64,7 @@ class TorchPeer:
             setup.step.plugin if isinstance(setup.step.plugin, MPMC) else None
         )
         self._alpha = setup.step.alpha
-        assert isinstance(setup.step.method, UniMatch)
-        self._threshold = setup.step.method.threshold
-        network = peer_network.Segmenter(model.backbone, model.num_classes, model.width)
+        network = self._build(setup)
         peer_network.load(network, _network_weights(setup, state))
         self._network, self._head = self._ready(network), None
         # Compiled where that pays: a CPU's compiler would have to be there.
@@ -78,14 +76,31 @@ class TorchPeer:
             )
             _load_head(head, state)
             self._head = self._ready(head)
-        self._optimizer = self._sgd(**optimizer)
+        self._optimizer = self._build_optimizer(optimizer)
         self._inputs = self._moved(inputs)
+
+    def _build(self, setup: Setup) -> Any:
+        """Makes the network."""
+        assert isinstance(setup.step.method, UniMatch)
+        self._threshold = setup.step.method.threshold
+        model = setup.model
+        return peer_network.Segmenter(model.backbone, model.num_classes, model.width)
 
     def _ready(self, module: Any) -> Any:
         module = module.to(self._device, self._dtype).train()
         return module.to(memory_format=self._form)
 
-    def _sgd(self, *, lr: float, momentum: float, decay: float, heads: float) -> Any:
+    def _build_optimizer(self, rates: Mapping[str, Any]) -> Any:
+        groups = self._groups(rates["lr"], rates["head_multiplier"])
+        return torch.optim.SGD(
+            groups,
+            lr=rates["lr"],
+            momentum=rates["momentum"],
+            weight_decay=rates["weight_decay"],
+        )
+
+    def _groups(self, lr: float, heads: float) -> list[dict[str, Any]]:
+        """The parameters of the backbone, and all others, with their rates."""
         slow = list(self._network.backbone.parameters())
         fast = [
             p
@@ -94,20 +109,20 @@ class TorchPeer:
         ]
         if self._head is not None:
             fast += list(self._head.parameters())
-        groups = [{"params": slow, "lr": lr}, {"params": fast, "lr": heads * lr}]
-        return torch.optim.SGD(groups, lr=lr, momentum=momentum, weight_decay=decay)
+        return [{"params": slow, "lr": lr}, {"params": fast, "lr": heads * lr}]
+
+    def _image(self, x: Any) -> Any:
+        """Images as a loader gives them: channels first, on the device."""
+        tensor = torch.from_numpy(np.array(np.moveaxis(np.asarray(x), -1, 1)))
+        tensor = tensor.to(self._device, self._dtype)
+        return tensor.contiguous(memory_format=self._form)
+
+    def _plain(self, x: Any) -> Any:
+        return torch.from_numpy(np.array(x)).to(self._device)
 
     def _moved(self, inputs: Any) -> dict[str, Any]:
-        """The views as a loader gives them: channels first, on the device."""
-
-        def image(x: Any) -> Any:
-            tensor = torch.from_numpy(np.array(np.moveaxis(np.asarray(x), -1, 1)))
-            tensor = tensor.to(self._device, self._dtype)
-            return tensor.contiguous(memory_format=self._form)
-
-        def plain(x: Any) -> Any:
-            return torch.from_numpy(np.array(x)).to(self._device)
-
+        """The views, on the device."""
+        image, plain = self._image, self._plain
         return {
             "image": image(inputs.image),
             "label": plain(inputs.label).long(),
@@ -136,17 +151,17 @@ class TorchPeer:
 
     def _loss(self) -> Any:
         x, b = self._inputs, len(self._inputs["image"])
-        mixed_weak = [_paste(box, x["partner"], x["weak"]) for box in x["boxes"]]
+        mixed_weak = [paste(box, x["partner"], x["weak"]) for box in x["boxes"]]
         taught = self._taught([x["weak"], *mixed_weak])
         with torch.no_grad():
             self._network.eval()
-            partner = _decided(self._pass(x["partner"])[0])
+            partner = decided(self._pass(x["partner"])[0])
             self._network.train()
         images = torch.cat([x["image"], x["weak"]])
         logits, perturbed, low = self._pass(images, x["masks"])
-        weak = _decided(logits[b:].detach())
+        weak = decided(logits[b:].detach())
         strong = [
-            _paste(box, theirs, ours)
+            paste(box, theirs, ours)
             for box, theirs, ours in zip(
                 x["boxes"], x["partner_strong"], x["strong"], strict=True
             )
@@ -155,8 +170,8 @@ class TorchPeer:
         views = [(perturbed[b:], weak, low[b:] * x["masks"][0][b:], 2.0)]
         for i, box in enumerate(x["boxes"]):
             target = (
-                _paste(box, partner[0], weak[0]),
-                _paste(box, partner[1], weak[1]),
+                paste(box, partner[0], weak[0]),
+                paste(box, partner[1], weak[1]),
             )
             part = slice(i * b, (i + 1) * b)
             views.append((both[part], target, low_strong[part], 1.0))
@@ -216,12 +231,14 @@ class TorchPeer:
         return loss
 
 
-def _decided(logits: Any) -> tuple[Any, Any]:
+def decided(logits: Any) -> tuple[Any, Any]:
+    """Confidence and class of every pixel."""
     confidence, label = logits.float().softmax(1).max(1)
     return confidence, label
 
 
-def _paste(box: Any, inside: Any, outside: Any) -> Any:
+def paste(box: Any, inside: Any, outside: Any) -> Any:
+    """Takes `inside` where the box is, `outside` elsewhere."""
     return torch.where(box[:, None] if inside.ndim == 4 else box, inside, outside)
 
 

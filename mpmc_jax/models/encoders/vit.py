@@ -89,6 +89,8 @@ class Backbone:
 
 
 _SIZES = {
+    # For trials on small machines; no weights were published.
+    "xs": (3, 4, (0, 1, 2, 3)),
     "s": (6, 12, (2, 5, 8, 11)),
     "b": (12, 12, (2, 5, 8, 11)),
     "l": (16, 24, (4, 11, 17, 23)),
