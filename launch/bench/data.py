@@ -129,7 +129,7 @@ def _busy(make: Callable[[int], Any], number: int) -> float:
 def _reader(records: Sequence[dict]) -> RecordReader:
     return RecordReader(
         records=records,
-        positions=np.arange(len(records)),
+        record_numbers=np.arange(len(records)),
         ids=tuple(map(str, range(len(records)))),
         image_format="picture",
         pixels=RGB,

@@ -13,7 +13,7 @@ from mpmc_jax.types import Array, PyTree
 _AREA_RANGE = (0.02, 0.4)
 _RATIO_RANGE = (0.3, 1 / 0.3)
 _CANDIDATES = 512
-_FLIPPING_BOXES = 3
+_XOR_BOXES = 3
 
 
 def draw_box(key: Array, size: int, *, probability: float = 0.5) -> Array:
@@ -103,9 +103,9 @@ def draw_half_boxes(keys_b: Array, size: int) -> Array:
         width_key, corner_key = jax.random.split(key)
         width = jax.random.randint(width_key, (), size // 2 + 1, size)
         height = jnp.round(size**2 / 2 / width).astype(jnp.int32)
-        extent = jnp.stack([height, width])
-        corner = jax.random.randint(corner_key, (2,), 0, size - extent + 1)
-        return jnp.concatenate([corner, corner + extent])
+        sides = jnp.stack([height, width])
+        corner = jax.random.randint(corner_key, (2,), 0, size - sides + 1)
+        return jnp.concatenate([corner, corner + sides])
 
     return jax.vmap(draw)(keys_b)
 
@@ -118,13 +118,13 @@ def half_box(uniform: Array, size: int) -> Array:
         the relative row and column.
       size: side of the crop in pixels.
     """
-    extent = jnp.round(size * 0.5 ** jnp.stack([uniform[0], 1 - uniform[0]]))
-    corner = jnp.round((size - extent) * uniform[1:])
-    return jnp.concatenate([corner, corner + extent]).astype(jnp.int32)
+    sides = jnp.round(size * 0.5 ** jnp.stack([uniform[0], 1 - uniform[0]]))
+    corner = jnp.round((size - sides) * uniform[1:])
+    return jnp.concatenate([corner, corner + sides]).astype(jnp.int32)
 
 
-def draw_flipping_boxes(keys_b: Array, size: int) -> Array:
-    """Draws CPS's masks of three boxes, each of which flips its pixels.
+def draw_xor_masks(keys_b: Array, size: int) -> Array:
+    """Draws CPS's masks of three boxes, each of which inverts the mask inside it.
 
     A box's share q of the crop is uniform in 0.25..0.5; its relative height is q^u with
     u uniform in 0..1, its relative width q over that, and both times sqrt(1/3). The
@@ -140,13 +140,13 @@ def draw_flipping_boxes(keys_b: Array, size: int) -> Array:
     """
 
     def draw(key: Array) -> Array:
-        uniform = jax.random.uniform(key, (4, _FLIPPING_BOXES), jnp.float32)
+        uniform = jax.random.uniform(key, (4, _XOR_BOXES), jnp.float32)
         share = _between(uniform[0], 0.25, 0.5)
         height = share ** uniform[1]
-        sides = jnp.stack([height, share / height]) * (1 / _FLIPPING_BOXES) ** 0.5
-        extent = jnp.round(sides * size)
-        corner = jnp.round((size - extent) * uniform[2:])
-        boxes = jnp.concatenate([corner, corner + extent]).T
+        relative = jnp.stack([height, share / height]) * (1 / _XOR_BOXES) ** 0.5
+        sides = jnp.round(relative * size)
+        corner = jnp.round((size - sides) * uniform[2:])
+        boxes = jnp.concatenate([corner, corner + sides]).T
         inside = box_mask(boxes.astype(jnp.int32), size, size)
         return inside.sum(0) % 2 == 1
 

@@ -275,10 +275,10 @@ class EvalSource:
         record = self._records[self._positions[index]]
         info = self.info
         try:
-            picture = decode.record_image(
+            decoded = decode.record_image(
                 record["image"], info.image_format, info.facts.pixels
             )
             label = decode.record_label(record["mask"])
         except UnreadableImage as error:
             raise ValueError(f"record {self.ids[index]!r}: {error}") from error
-        return EvalExample(self.ids[index], decode.as_array(picture), label)
+        return EvalExample(self.ids[index], decode.as_array(decoded), label)

@@ -19,7 +19,7 @@ from mpmc_jax.text import quantity
 
 Color = tuple[int, int, int]
 # 8-bit gray or RGB as Pillow holds it, anything else as (h,w,c).
-Picture = Image.Image | np.ndarray
+Decoded = Image.Image | np.ndarray
 
 _GRAY = ("1", "L", "LA")
 _EIGHT_BITS = (*_GRAY, "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
@@ -263,7 +263,7 @@ def image_format(pixels: PixelFormat) -> str:
     return "picture" if is_picture(pixels) else "npy"
 
 
-def record_image(content: bytes, form: str, pixels: PixelFormat) -> Picture:
+def record_image(content: bytes, form: str, pixels: PixelFormat) -> Decoded:
     """Decodes a record's image.
 
     Args:
@@ -310,9 +310,9 @@ def record_label(content: bytes) -> np.ndarray:
     return np.asarray(image)
 
 
-def as_array(picture: Picture) -> np.ndarray:
-    """Returns the values (h,w,c) of a picture."""
-    array = np.asarray(picture)
+def as_array(decoded: Decoded) -> np.ndarray:
+    """Returns the values (h,w,c) of a decoded image."""
+    array = np.asarray(decoded)
     return array[..., None] if array.ndim == 2 else array
 
 

@@ -109,7 +109,7 @@ class RecordReader:
 
     Attributes:
       records: the training images.
-      positions: position in the list -> record.
+      record_numbers: position in the list -> number of its record.
       ids: position in the list -> id, for error messages.
       image_format: how records hold images, see `decode.image_format`.
       pixels: the pixel format of the images.
@@ -119,7 +119,7 @@ class RecordReader:
     """
 
     records: Sequence[dict]
-    positions: np.ndarray
+    record_numbers: np.ndarray
     ids: tuple[str, ...]
     image_format: str
     pixels: PixelFormat
@@ -134,9 +134,9 @@ class RecordReader:
         Raises:
           ValueError: the image cannot be read; the message names its record.
         """
-        record = self.records[int(self.positions[position])]
+        record = self.records[int(self.record_numbers[position])]
         try:
-            picture = decode.record_image(
+            decoded = decode.record_image(
                 record["image"], self.image_format, self.pixels
             )
             label_hw = decode.record_label(record["mask"]) if self.with_label else None
@@ -144,8 +144,8 @@ class RecordReader:
             raise ValueError(f"record {self.ids[position]!r}: {error}") from error
         crops = []
         for setting in settings:
-            cut = self.draw(rng, size_of(picture), setting)
-            image = cut.image(picture, setting, self.pixels)
+            cut = self.draw(rng, size_of(decoded), setting)
+            image = cut.image(decoded, setting, self.pixels)
             crop = {"extent": cut.extent(), "index": np.array(position, np.int32)}
             if label_hw is None:
                 crop |= {"image": to_bytes(image, self.pixels)}
@@ -355,10 +355,10 @@ class TrainPipeline:
         if self.device_cache is not None:
             return self.device_cache.reader(name)
         ids = getattr(self.split, name)
-        position = {key: i for i, key in enumerate(self._info.ids["train"])}
+        numbers = {key: i for i, key in enumerate(self._info.ids["train"])}
         return RecordReader(
             records=self._records,
-            positions=np.array([position[key] for key in ids]),
+            record_numbers=np.array([numbers[key] for key in ids]),
             ids=ids,
             image_format=self._info.image_format,
             pixels=self._info.facts.pixels,

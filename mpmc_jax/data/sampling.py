@@ -9,9 +9,10 @@ with it in three ways:
     restarted   permutation after permutation, restarted in each epoch (AEL)
 
 The first two are then shuffled anew in each epoch, with the same permutation for both
-streams, so that a labeled image keeps its unlabeled ones. Partners that are other
-images have their own shuffle (UniMatch on ACDC). A tiled labeled list that is longer
-than the unlabeled one is not cut: each epoch uses another part of it.
+streams, so that a labeled image meets the same unlabeled images in every epoch.
+Partners that are other images have their own shuffle (UniMatch on ACDC). A tiled
+labeled list that is longer than the unlabeled one is not cut: each epoch uses another
+part of it.
 
 An epoch has as many steps as the published data loaders make of the unlabeled list:
 each of W processes takes every W-th image, after the list is padded from its beginning,
@@ -54,23 +55,24 @@ class EpochOrder:
     seed: int
 
     @property
-    def epoch(self) -> int:
+    def images_per_epoch(self) -> int:
         """Number of images per epoch before the last batch is dropped."""
         return self.unlabeled or self.labeled
 
     @property
     def steps_per_epoch(self) -> int:
         """Number of steps per epoch of the published data loaders, at least 1."""
-        of_process = -(-self.epoch // self.published_processes)
+        of_process = -(-self.images_per_epoch // self.published_processes)
         return max(of_process // (self.batch_size // self.published_processes), 1)
 
     @property
     def unused(self) -> int:
         """Number of labeled images that no epoch uses, as in the published loaders."""
         if self.kind == "drawn":
-            return max(self.labeled - self.epoch, 0)
+            return max(self.labeled - self.images_per_epoch, 0)
         if self.kind == "restarted":
-            # A permutation goes on in the next epoch until it is used up.
+            # Each epoch begins with the permutation that the last one interrupted, so
+            # the rest of a permutation longer than an epoch is never reached.
             return max(self.labeled - self.steps_per_epoch * self.batch_size, 0)
         return 0
 
@@ -96,36 +98,36 @@ class EpochOrder:
         dataset = grain.MapDataset.source(list(positions)).seed(self.stream_seed(name))
         shuffled_with = "partner" if name == "partner" else "unlabeled"
         dataset = dataset.shuffle(seed=self.stream_seed(shuffled_with))
-        whole = self.steps_per_epoch * self.per_step
-        if whole <= len(positions):
-            return dataset[:whole].repeat(None)
-        padded = grain.MapDataset.source(_Padded(dataset, len(positions), whole))
+        per_epoch = self.steps_per_epoch * self.per_step
+        if per_epoch <= len(positions):
+            return dataset[:per_epoch].repeat(None)
+        padded = grain.MapDataset.source(_Padded(dataset, len(positions), per_epoch))
         return padded.seed(self.stream_seed(name))
 
     def _tiled(self) -> list[int]:
-        tiles = -(-self.epoch // self.labeled)
+        tiles = -(-self.images_per_epoch // self.labeled)
         tiled = np.tile(np.arange(self.labeled), tiles)
-        return tiled[: max(self.epoch, self.labeled)].tolist()
+        return tiled[: max(self.images_per_epoch, self.labeled)].tolist()
 
     def _drawn(self, name: str) -> list[int]:
         rng = np.random.default_rng(self.stream_seed(name))
         length = getattr(self, name)
-        tiled = np.tile(np.arange(length), -(-self.epoch // length))
-        return rng.permutation(tiled)[: self.epoch].tolist()
+        tiled = np.tile(np.arange(length), -(-self.images_per_epoch // length))
+        return rng.permutation(tiled)[: self.images_per_epoch].tolist()
 
 
 class _Padded:
-    """Endless epochs of `whole` positions, each padded from its own beginning."""
+    """Endless epochs of `per_epoch` positions, each padded from its own beginning."""
 
-    def __init__(self, shuffled: grain.MapDataset, length: int, whole: int):
+    def __init__(self, shuffled: grain.MapDataset, length: int, per_epoch: int):
         self._positions = shuffled.repeat(None)
-        self._length, self._whole = length, whole
+        self._length, self._per_epoch = length, per_epoch
 
     def __len__(self) -> int:
         return sys.maxsize
 
     def __getitem__(self, index: int) -> int:
-        epoch, within = divmod(int(index), self._whole)
+        epoch, within = divmod(int(index), self._per_epoch)
         position: Any = self._positions[epoch * self._length + within % self._length]
         return position
 
@@ -142,7 +144,8 @@ class _Restarted:
         self._length, self._batch = length, batch
         self._steps_per_epoch = steps_per_epoch
         self._batches = -(-length // batch)
-        self._exhausted = (steps_per_epoch - 1) // self._batches
+        # A permutation that ends with its epoch counts as interrupted.
+        self._used_up_per_epoch = (steps_per_epoch - 1) // self._batches
         # Several of grain's threads read at once, each within its own permutation.
         self._permutation = functools.lru_cache(maxsize=4)(
             lambda number: np.random.default_rng((seed, 2, number)).permutation(length)
@@ -155,5 +158,5 @@ class _Restarted:
         step, row = divmod(int(index), self._batch)
         epoch, within = divmod(step, self._steps_per_epoch)
         ended, batch = divmod(within, self._batches)
-        permutation = self._permutation(epoch * self._exhausted + ended)
+        permutation = self._permutation(epoch * self._used_up_per_epoch + ended)
         return int(permutation[(batch * self._batch + row) % self._length])

@@ -97,8 +97,8 @@ def _check_record(
     if key != info.ids[split][position]:
         problems.append(f"{name}: holds {key!r}")
     try:
-        picture = decode.record_image(parts[1], info.image_format, info.facts.pixels)
-        size = decode.as_array(picture).shape[:2]
+        decoded = decode.record_image(parts[1], info.image_format, info.facts.pixels)
+        size = decode.as_array(decoded).shape[:2]
         label_hw = decode.record_label(parts[2])
     except UnreadableImage as error:
         return [*problems, f"{name}: {error}"], None, parts

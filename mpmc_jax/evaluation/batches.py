@@ -12,7 +12,7 @@ import numpy as np
 from mpmc_jax.types import IGNORE_LABEL
 
 Canvas = Callable[[tuple[int, int]], tuple[int, int]]
-Place = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
+OnCanvas = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 # Number of batches decoded while the device computes, and of the threads for it.
 _AHEAD = 2
@@ -101,7 +101,9 @@ def plan(
 
 
 def load(
-    source: Source, batch: Batch, place: Place = lambda image, label: (image, label)
+    source: Source,
+    batch: Batch,
+    on_canvas: OnCanvas = lambda image, label: (image, label),
 ) -> tuple[np.ndarray, np.ndarray]:
     """Reads a batch: images (b,h,w,c) as stored, and labels (b,h,w) uint8.
 
@@ -109,7 +111,7 @@ def load(
 
     Args:
       source, batch: what to read.
-      place: (image, label) -> the image and label to put onto the canvas.
+      on_canvas: (image, label) -> the image and label to put onto the canvas.
 
     Raises:
       ValueError: an image, its label and its size in the data set differ.
@@ -126,7 +128,7 @@ def load(
                 f"label {example.label.shape}, and the data set states "
                 f"{size}; prepare the data set again"
             )
-        image, label = place(example.image, example.label)
+        image, label = on_canvas(example.image, example.label)
         height, width = label.shape
         images[row, :height, :width] = image
         labels[row, :height, :width] = label
@@ -134,13 +136,13 @@ def load(
 
 
 def load_all(
-    source: Source, batches: Sequence[Batch], place: Place
+    source: Source, batches: Sequence[Batch], on_canvas: OnCanvas
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yields all batches in order while threads read the next ones."""
     queue: collections.deque[concurrent.futures.Future] = collections.deque()
     with concurrent.futures.ThreadPoolExecutor(_AHEAD) as pool:
         for batch in batches:
-            queue.append(pool.submit(load, source, batch, place))
+            queue.append(pool.submit(load, source, batch, on_canvas))
             if len(queue) > _AHEAD:
                 yield queue.popleft().result()
         while queue:

@@ -137,6 +137,7 @@ class Evaluator:
             raise ValueError(f"eval.batch_size={batch_size} must be at least 1")
         if pad_to < 0:
             raise ValueError(f"eval.pad_to={pad_to} must be 0 (exact) or positive")
+        # Whole images have no use for the size.
         self.protocol = protocol or EvalProtocol(size=1)
         self._devices = jax.local_devices() if devices is None else list(devices)
         self._free = memory.of_devices(self._devices)
@@ -192,11 +193,11 @@ class Evaluator:
             programs.add(images.shape)
             return self._forward(variables, images)
 
-        def place(image: np.ndarray, label: np.ndarray):
-            return self.protocol.place(image, label, self._pixels)
+        def on_canvas(image: np.ndarray, label: np.ndarray):
+            return self.protocol.on_canvas(image, label, self._pixels)
 
         pending = None
-        loaded = batches.load_all(source, plan, place)
+        loaded = batches.load_all(source, plan, on_canvas)
         for batch, (host_images, host_labels) in zip(plan, loaded, strict=True):
             images, labels = jax.device_put((host_images, host_labels), self._split)
             found = self._evaluate(network, images, labels, probe)

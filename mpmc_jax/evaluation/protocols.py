@@ -81,7 +81,7 @@ class EvalProtocol:
         rows, columns = (-(-side // pad_to) * pad_to for side in size)
         return rows, columns
 
-    def place(
+    def on_canvas(
         self, image: np.ndarray, label: np.ndarray, pixels: PixelFormat
     ) -> tuple[np.ndarray, np.ndarray]:
         """The image and label to put into the upper left corner of the canvas."""
@@ -179,7 +179,7 @@ class CenterCrop(EvalProtocol):
     def canvas(self, size: tuple[int, int], pad_to: int) -> tuple[int, int]:
         return self.size, self.size
 
-    def place(
+    def on_canvas(
         self, image: np.ndarray, label: np.ndarray, pixels: PixelFormat
     ) -> tuple[np.ndarray, np.ndarray]:
         """Crops the center; pads with the mean, which is 0 in normalized images."""

@@ -128,7 +128,7 @@ class CPS(base.Method):
             mixed_in = Partner(
                 image=self.normalize(self.unit(batch.partner.image)),
                 real=mixing.extent_mask(batch.partner.extent, *size),
-                mask=mixing.draw_flipping_boxes(keys.examples("boxes"), size[0]),
+                mask=mixing.draw_xor_masks(keys.examples("boxes"), size[0]),
             )
             passes += ["partner", "mixed"]
         return Inputs(

@@ -75,7 +75,7 @@ def test_the_center_is_cut_and_padded_with_the_mean(shape, dtype):
     label = rng.integers(1, 5, shape, dtype=np.uint8)
     size = 12
     protocol = build_protocol("center_crop", size)
-    found, labels = protocol.place(image, label, pixels)
+    found, labels = protocol.on_canvas(image, label, pixels)
     assert protocol.canvas(shape, 0) == (size, size) == labels.shape
     assert found.dtype == dtype
     expected = np.empty((size, size, 2), dtype)

@@ -218,9 +218,9 @@ def test_cps(method):
         )
 
 
-def test_flipping_boxes():
+def test_xor_masks():
     size, keys = 64, jax.random.split(jax.random.key(0), 200)
-    masks = np.asarray(mixing.draw_flipping_boxes(keys, size))
+    masks = np.asarray(mixing.draw_xor_masks(keys, size))
     for key, mask in zip(keys[:20], masks, strict=False):
         q, u, y, x = np.asarray(jax.random.uniform(key, (4, 3), jnp.float32))
         expected = np.zeros((size, size), bool)

@@ -8,7 +8,7 @@ import dataclasses
 import numpy as np
 from scipy import ndimage
 
-from mpmc_jax.data.decode import Picture
+from mpmc_jax.data.decode import Decoded
 from mpmc_jax.data.geometry.cropping import CropConfig
 from mpmc_jax.pixels import PixelFormat
 
@@ -39,11 +39,11 @@ class Rotation:
         return np.array([0, 0, self.size, self.size], np.int32)
 
     def image(
-        self, picture: Picture, crop: CropConfig, pixels: PixelFormat
+        self, decoded: Decoded, crop: CropConfig, pixels: PixelFormat
     ) -> np.ndarray:
         """Cuts the crop (size,size,c) out of an image."""
         del crop
-        values = np.asarray(picture)
+        values = np.asarray(decoded)
         return self.apply(values.reshape(*values.shape[:2], pixels.channels))
 
     def label(self, label_hw: np.ndarray, crop: CropConfig) -> np.ndarray:

@@ -14,7 +14,7 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 
-from mpmc_jax.data.decode import Picture
+from mpmc_jax.data.decode import Decoded
 from mpmc_jax.pixels import PixelFormat
 from mpmc_jax.types import IGNORE_LABEL
 
@@ -67,7 +67,7 @@ class Cut(Protocol):
         ...
 
     def image(
-        self, picture: Picture, crop: CropConfig, pixels: PixelFormat
+        self, decoded: Decoded, crop: CropConfig, pixels: PixelFormat
     ) -> np.ndarray:
         """Cuts the crop (size,size,c) out of an image; the type stays."""
         ...
@@ -107,11 +107,11 @@ class Placement:
         )
 
     def image(
-        self, picture: Picture, crop: CropConfig, pixels: PixelFormat
+        self, decoded: Decoded, crop: CropConfig, pixels: PixelFormat
     ) -> np.ndarray:
         """Cuts the crop (size,size,c) out of an image, by bilinear interpolation."""
         resample = _resize_window if self.antialias else _interpolate_window
-        window = resample(picture, self)
+        window = resample(decoded, self)
         if window.ndim == 2:
             window = window[..., None]
         canvas = np.empty((crop.size, crop.size, pixels.channels), window.dtype)
@@ -137,11 +137,11 @@ class Placement:
         return canvas
 
 
-def size_of(picture: Picture) -> tuple[int, int]:
-    """Returns rows and columns of a picture."""
-    if isinstance(picture, Image.Image):
-        return picture.height, picture.width
-    rows, columns, _ = picture.shape
+def size_of(decoded: Decoded) -> tuple[int, int]:
+    """Returns rows and columns of a decoded image."""
+    if isinstance(decoded, Image.Image):
+        return decoded.height, decoded.width
+    rows, columns, _ = decoded.shape
     return rows, columns
 
 
@@ -186,49 +186,53 @@ def window_box(
 ) -> tuple[tuple[float, float], tuple[float, float]]:
     """Returns the rows, and the columns, of the window in an image of `size`."""
     top, left, bottom, right = placement.window
-    down, across = size[0] / placement.resized[0], size[1] / placement.resized[1]
+    row_scale = size[0] / placement.resized[0]
+    column_scale = size[1] / placement.resized[1]
     # Rounding must not move the box beyond the border.
     return (
-        (top * down, min(bottom * down, size[0])),
-        (left * across, min(right * across, size[1])),
+        (top * row_scale, min(bottom * row_scale, size[0])),
+        (left * column_scale, min(right * column_scale, size[1])),
     )
 
 
-def _interpolate_window(picture: Picture, placement: Placement) -> np.ndarray:
+def _interpolate_window(decoded: Decoded, placement: Placement) -> np.ndarray:
     """Interpolates two pixels per axis, without antialias, as PyTorch does."""
     top, left, bottom, right = placement.window
-
-    pixels = np.asarray(picture)
+    pixels = np.asarray(decoded)
     dtype = pixels.dtype
     pixels = pixels.reshape(*pixels.shape[:2], -1)
     width, resized = pixels.shape[1], placement.resized[1]
-    across_low, across_high, across = interpolation_taps(width, resized, left, right)
+    first_column, second_column, column_weight = interpolation_taps(
+        width, resized, left, right
+    )
     # Columns that the window does not need are left out first, to save time.
-    begin = across_low[0]
-    pixels = pixels[:, begin : across_high[-1] + 1]
-    low, high, down = interpolation_taps(len(pixels), placement.resized[0], top, bottom)
-    down, across = down[:, None, None], across[None, :, None]
-    lines = pixels[low] * (1 - down) + pixels[high] * down
-    window = lines[:, across_low - begin] * (1 - across)
-    window += lines[:, across_high - begin] * across
+    begin = first_column[0]
+    pixels = pixels[:, begin : second_column[-1] + 1]
+    first_row, second_row, row_weight = interpolation_taps(
+        len(pixels), placement.resized[0], top, bottom
+    )
+    row_weight, column_weight = row_weight[:, None, None], column_weight[None, :, None]
+    lines = pixels[first_row] * (1 - row_weight) + pixels[second_row] * row_weight
+    window = lines[:, first_column - begin] * (1 - column_weight)
+    window += lines[:, second_column - begin] * column_weight
     return _as_type(window, dtype)
 
 
-def _resize_window(picture: Picture, placement: Placement) -> np.ndarray:
-    if isinstance(picture, np.ndarray):
+def _resize_window(decoded: Decoded, placement: Placement) -> np.ndarray:
+    if isinstance(decoded, np.ndarray):
         # Pillow resizes one channel of floats at a time.
         planes = [
             _resize_window(Image.fromarray(plane.astype(np.float32)), placement)
-            for plane in np.moveaxis(picture, -1, 0)
+            for plane in np.moveaxis(decoded, -1, 0)
         ]
-        return _as_type(np.stack(planes, axis=-1), picture.dtype)
+        return _as_type(np.stack(planes, axis=-1), decoded.dtype)
     top, left, bottom, right = placement.window
     (low_row, high_row), (low_column, high_column) = window_box(
-        placement, (picture.height, picture.width)
+        placement, size_of(decoded)
     )
     box = (low_column, low_row, high_column, high_row)
     size = (right - left, bottom - top)
-    return np.asarray(picture.resize(size, Image.Resampling.BILINEAR, box=box))
+    return np.asarray(decoded.resize(size, Image.Resampling.BILINEAR, box=box))
 
 
 def _as_type(window: np.ndarray, dtype: np.dtype) -> np.ndarray:
