@@ -3,7 +3,7 @@
 Array names end in the letters of their axes:
 
     b     examples on one device
-    g     groups of examples (`train.group_size`)
+    g     groups of examples, as on one GPU of the published run (`train.group_size`)
     h, w  rows and columns of the array in question
     c     image channels or classes; i, o input and output channels of a kernel
     d     feature channels
@@ -38,7 +38,8 @@ class Crops(struct.PyTreeNode):
     """The crops of one stream in a batch, with random geometry but no color changes.
 
     Attributes:
-      image: (b,h,w,c) uint8 (crop plans instead, with `data.resident`, until placed).
+      image: (b,h,w,c) uint8. With `data.resident` the host's batches hold crop plans
+        here (`data.crop_plan`), which the device turns into pixels.
       extent: (b,4) int32, the rectangle of real pixels (top, left, bottom, right);
         everything outside is padding.
       index: (b,) int32, the example's position in its id list.
@@ -191,7 +192,7 @@ class Supervised(struct.PyTreeNode):
       region: the pixels that count.
       auxiliary: (b,h,w,c) logits of the auxiliary head, or None.
       name: the term's name in the metrics; begins with "supervised".
-      network: the student that predicted it.
+      student_name: the student that predicted it.
     """
 
     logits: Array
@@ -200,7 +201,7 @@ class Supervised(struct.PyTreeNode):
     region: Region
     auxiliary: Array | None = None
     name: str = struct.field(pytree_node=False, default="supervised")
-    network: str = struct.field(pytree_node=False, default="student")
+    student_name: str = struct.field(pytree_node=False, default="student")
 
 
 class View(struct.PyTreeNode):
@@ -209,13 +210,12 @@ class View(struct.PyTreeNode):
     Attributes:
       logits: (b,h,w,c) student logits at full size.
       taps: tap name -> (b,h,w,d) of the same pass.
-      image: (b,h,w,c) normalized weak image, mixed like the view; a plug-in passes it
-        to its teacher.
+      image: (b,h,w,c) normalized weak image, mixed like the view.
       target: (b,h,w) integer pseudo-labels.
       weight: (b,h,w) weight of each pixel's loss; 0 where its confidence is too low.
       region: the pixels that count. The term is divided by the number of
         `region.valid` pixels in the whole batch unless `normalizer` is given.
-      teacher: the network that predicted the target, frozen.
+      teacher: the frozen network on which a plug-in evaluates `image`.
       truth: (b,h,w) bool, pixels whose target is ground truth, or None.
       normalizer: this device's part of another divisor, such as the number of groups
         or one that depends on predictions.
@@ -223,8 +223,8 @@ class View(struct.PyTreeNode):
       loss: one of `VIEW_LOSSES`.
       coefficient: the method's own weight of the term, to be multiplied by alpha.
       unlabeled: whether the images are unlabeled.
-      network: the student that predicted the view.
-      teacher_network: the student that `teacher` is, or is the average of.
+      student_name: the student that predicted the view.
+      teacher_name: the student that `teacher` is, or is the average of.
     """
 
     logits: Array
@@ -240,8 +240,8 @@ class View(struct.PyTreeNode):
     loss: ViewLoss = struct.field(pytree_node=False, default="ce")
     coefficient: float = struct.field(pytree_node=False, default=1.0)
     unlabeled: bool = struct.field(pytree_node=False, default=True)
-    network: str = struct.field(pytree_node=False, default="student")
-    teacher_network: str = struct.field(pytree_node=False, default="student")
+    student_name: str = struct.field(pytree_node=False, default="student")
+    teacher_name: str = struct.field(pytree_node=False, default="student")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -283,11 +283,14 @@ class Streams:
         return sizes
 
     def images(self, batch_size: int, group_size: int) -> int:
-        """Returns how many images are read per step."""
+        """Returns how many images a step counts for images/s.
+
+        A second crop of the same image and copy-paste sources do not count.
+        """
         sizes = self.sizes(batch_size, group_size)
-        read = ["labeled", "unlabeled"]
-        read += ["partner"] if self.partner in ("other", "requested") else []
-        return sum(sizes.get(name, 0) for name in read)
+        counted = ["labeled", "unlabeled"]
+        counted += ["partner"] if self.partner in ("other", "requested") else []
+        return sum(sizes.get(name, 0) for name in counted)
 
 
 class Term(struct.PyTreeNode):

@@ -30,7 +30,7 @@ from mpmc_jax.plugins.per_network import per_network
 from mpmc_jax.plugins.registry import build_plugin
 from mpmc_jax.random_keys import stream_key
 from mpmc_jax.training import objective
-from mpmc_jax.training.config import AXIS, LAG, StepConfig
+from mpmc_jax.training.config import AXIS, METRICS_LAG, StepConfig
 from mpmc_jax.training.optimizer import Schedule, build_optimizer
 from mpmc_jax.training.parallel import Layout, Parallel
 from mpmc_jax.training.state import PLUGIN, TrainState
@@ -211,10 +211,10 @@ def _check(config: ml_collections.ConfigDict, method: Method, plugin: Plugin) ->
             f"mpmc.teacher_head='ema', but method.name={config.method.name!r} keeps no "
             "average; use 'student', or a method and method.ema_decay that make one"
         )
-    if method.streams.partner == "requested" and method.delay <= LAG:
+    if method.streams.partner == "requested" and method.delay <= METRICS_LAG:
         raise ValueError(
-            f"ael.delay={method.delay}: the loop reads a step's numbers {LAG} steps "
-            f"later, so at least {LAG + 1} is needed"
+            f"ael.delay={method.delay}: the loop reads a step's metrics {METRICS_LAG} "
+            f"steps later, so at least {METRICS_LAG + 1} is needed"
         )
 
 
@@ -278,7 +278,7 @@ def check_memory(
 
 def averages(method: Method) -> bool:
     """Whether the method keeps a moving average of its networks."""
-    return method.average(jnp.zeros((), jnp.int32), 1) is not None
+    return method.average_decays(jnp.zeros((), jnp.int32), 1) is not None
 
 
 def build_schedule(config: ml_collections.ConfigDict, steps_per_epoch: int) -> Schedule:

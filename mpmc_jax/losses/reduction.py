@@ -69,7 +69,7 @@ class Reduction:
         """
         return ratio(self.sum(x), self.counts[name])
 
-    def local_mean(self, x: Array, divisor: Array) -> Array:
+    def micro_batch_mean(self, x: Array, divisor: Array) -> Array:
         """A mean whose divisor depends on predictions, averaged over micro-batches.
 
         Args:

@@ -190,11 +190,11 @@ class AugSeg(base.Method):
             coefficient=4.0,
         )
         metrics = {
-            "injected": base.share(targets.truth),
+            "injected": base.sum_and_count(targets.truth),
         }
         return Outputs((supervised,), (view,), {"student": student}, state, metrics)
 
-    def average(self, step: Array, steps_per_epoch: int) -> tuple[Array, Array]:
+    def average_decays(self, step: Array, steps_per_epoch: int) -> tuple[Array, Array]:
         """Decay 0 in the first epoch, when the teacher is a copy of the student."""
         warmed = base.warmed_decay(step, self.ema_decay)
         decay = jnp.where(step >= steps_per_epoch, warmed, 0)

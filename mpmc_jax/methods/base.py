@@ -1,9 +1,9 @@
 """The interface of a base method: how unlabeled images supervise the student.
 
-A method draws random augmentations (`augment`), computes targets without gradient
-(`prepare`) and makes the predictions that the targets supervise (`views`). It is
-independent of optimizer, plug-in and device: the step calls it once per micro-batch on
-every device.
+A method draws random augmentations (`augment`), has its teachers predict targets
+(`prepare`, without gradient) and returns the students' predictions with the targets
+that supervise them (`views`). It is independent of optimizer, plug-in and device: the
+step calls it once per micro-batch on every device.
 """
 
 import abc
@@ -34,8 +34,9 @@ from mpmc_jax.types import (
 
 T = TypeVar("T")
 
-# alpha of eq. 7, by which the step multiplies every coefficient of a view. Methods that
-# publish the factor of a whole term divide by it.
+# alpha of eq. 7. The step multiplies the coefficient of every view by `mpmc.alpha`, of
+# which this is the default. A method whose paper gives the factor of a whole term sets
+# its coefficient to factor / ALPHA.
 ALPHA = 0.25
 
 
@@ -53,8 +54,8 @@ class Method(abc.ABC):
       streams: the crops that the data pipeline must emit.
       teacher: "student" if the students predict the targets themselves, "average" if
         their moving average (EMA) does.
-      evaluated: the network that is evaluated by default; "teacher" is the average, if
-        there is one.
+      evaluated: the network that is evaluated by default; "teacher" here is the moving
+        average, if one is kept, even where `teacher` is "student".
     """
 
     pixels: PixelFormat = RGB
@@ -75,18 +76,18 @@ class Method(abc.ABC):
         """Unit values -> normalized network input."""
         return preprocess.normalize(images, self.pixels)
 
-    def dropout_keys(self, draw: Callable[[str], Array], *streams: str) -> Array | None:
+    def dropout_keys(self, draw: Callable[[str], Array], *parts: str) -> Array | None:
         """The (n,) dropout keys of one train-mode pass, for `Network.encode`.
 
         They are None for a network without element dropout, so that nothing is drawn.
 
         Args:
           draw: `Keys.examples` or `Keys.groups`.
-          streams: names of the parts of the pass's images, in order.
+          parts: names of the parts of the pass's images, in order.
         """
         if not self.element_dropout:
             return None
-        return jnp.concatenate([draw(f"noise/{stream}") for stream in streams])
+        return jnp.concatenate([draw(f"noise/{part}") for part in parts])
 
     def phase(self, epoch: int) -> "Method":
         """The method used in this epoch, such as U2PL's warm-up.
@@ -138,6 +139,9 @@ class Method(abc.ABC):
     ) -> tuple[PyTree, dict[str, PyTree], PyTree]:
         """Returns targets, updated teacher statistics and state; without gradient.
 
+        Targets are what teachers predict before the students' passes. A method may
+        take others from those passes in `views` (UniMatch, CPS).
+
         Args:
           teachers: keyed by the student's name; the EMA or the student, see `teacher`.
           inputs: from `augment`.
@@ -154,7 +158,7 @@ class Method(abc.ABC):
         targets: PyTree,
         state: PyTree,
     ) -> Outputs:
-        """Returns the student's predictions with their targets.
+        """Returns the students' predictions with their targets.
 
         The step differentiates this function. `students` and `teachers` are keyed by
         the student's name, and `targets` come from `prepare`.
@@ -162,7 +166,7 @@ class Method(abc.ABC):
         ...
 
     @abc.abstractmethod
-    def average(
+    def average_decays(
         self, step: Array, steps_per_epoch: int
     ) -> tuple[Array, Array | None] | None:
         """The decays of the averaged parameters and batch-norm statistics.
@@ -194,15 +198,15 @@ def warmed_decay(step: Array, decay: float) -> Array:
     return jnp.minimum(1 - 1 / (step.astype(float) + 1), decay)
 
 
-def warmed_average(step: Array, decay: float) -> tuple[Array, Array]:
-    """`Method.average` with the decay `warmed_decay` of parameters and statistics."""
+def warmed_decays(step: Array, decay: float) -> tuple[Array, Array]:
+    """`Method.average_decays`: `warmed_decay` for parameters and statistics."""
     warmed = warmed_decay(step, decay)
     return warmed, warmed
 
 
-def optional_average(step: Array, decay: float) -> tuple[Array, Array] | None:
-    """`Method.average` if the average is only evaluated; None for a decay of 0."""
-    return warmed_average(step, decay) if decay else None
+def optional_decays(step: Array, decay: float) -> tuple[Array, Array] | None:
+    """`Method.average_decays` of an average only to evaluate; None for a decay of 0."""
+    return warmed_decays(step, decay) if decay else None
 
 
 def labels(batch: Batch) -> Array:
@@ -301,6 +305,6 @@ def supervised_part(
     )
 
 
-def share(mask: Array) -> tuple[Array, Array]:
+def sum_and_count(mask: Array) -> tuple[Array, Array]:
     """The sum and count of a mask: its mean, as a metric summed over devices."""
     return mask.sum(), jnp.asarray(mask.size)

@@ -218,7 +218,7 @@ class CPS(base.Method):
 
     def _supervised(self, name: str, labeled: base.Pass, inputs: Inputs) -> Supervised:
         part = base.supervised_part(labeled, inputs.label)
-        return part.replace(name=f"supervised_{name}", network=name)
+        return part.replace(name=f"supervised_{name}", student_name=name)
 
     def _view(
         self,
@@ -240,13 +240,13 @@ class CPS(base.Method):
             region=region,
             teacher=teachers[other],
             name=f"unlabeled_{name}",
-            network=name,
-            teacher_network=other,
+            student_name=name,
+            teacher_name=other,
             loss=self.loss,
             coefficient=self.weight / base.ALPHA,
         )
 
-    def average(self, step: Array, steps_per_epoch: int) -> None:
+    def average_decays(self, step: Array, steps_per_epoch: int) -> None:
         del step, steps_per_epoch
 
 

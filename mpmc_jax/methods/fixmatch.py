@@ -27,7 +27,7 @@ class FixMatch(UniMatch):
 
     perturbed: tuple[tuple[str, int], ...] = ()
 
-    strong = {"s1": 1 / base.ALPHA}
+    strong_coefficients = {"s1": 1 / base.ALPHA}
 
 
 @dataclasses.dataclass(frozen=True)

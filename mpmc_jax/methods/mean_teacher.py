@@ -172,6 +172,6 @@ class MeanTeacher(base.Method):
         unlabeled, student = base.full_pass(student, mixed, dropout_keys=keys[1])
         return labeled, unlabeled, student
 
-    def average(self, step: Array, steps_per_epoch: int) -> tuple[Array, Array]:
+    def average_decays(self, step: Array, steps_per_epoch: int) -> tuple[Array, Array]:
         del steps_per_epoch
-        return base.warmed_average(step, self.ema_decay)
+        return base.warmed_decays(step, self.ema_decay)

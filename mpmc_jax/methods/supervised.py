@@ -74,6 +74,8 @@ class SupervisedOnly(base.Method):
         supervised = base.supervised_part(labeled, inputs.label)
         return Outputs((supervised,), (), {"student": student}, state)
 
-    def average(self, step: Array, steps_per_epoch: int) -> tuple[Array, Array] | None:
+    def average_decays(
+        self, step: Array, steps_per_epoch: int
+    ) -> tuple[Array, Array] | None:
         del steps_per_epoch
-        return base.optional_average(step, self.ema_decay)
+        return base.optional_decays(step, self.ema_decay)

@@ -67,7 +67,7 @@ class UniMatch(base.Method):
 
     Attributes:
       perturbed: (tap, channels) of the encoder outputs whose channels are dropped.
-      strong: name of each strong view -> its coefficient.
+      strong_coefficients: name of each strong view -> its coefficient.
       threshold: pseudo-labels below this confidence do not count.
       ema_decay: if positive, an average is kept for evaluation only.
       loss: the loss of the three unlabeled terms, see `training.objective.view_loss`.
@@ -79,7 +79,7 @@ class UniMatch(base.Method):
     loss: ViewLoss = "ce"
     scale: float = dataclasses.field(default=0.5, kw_only=True)
 
-    strong: ClassVar[Mapping[str, float]] = {"s1": 1.0, "s2": 1.0}
+    strong_coefficients: ClassVar[Mapping[str, float]] = {"s1": 1.0, "s2": 1.0}
     streams = Streams(partner="same")
     teacher = "student"
 
@@ -97,7 +97,7 @@ class UniMatch(base.Method):
             return mixing.box_mask(drawn, *size)
 
         views = self._strong(keys, weak, partner)
-        count = len(self.strong)
+        count = len(self.strong_coefficients)
         return Inputs(
             image=self.normalize(self.unit(batch.labeled.image)),
             label=base.labels(batch),
@@ -111,22 +111,23 @@ class UniMatch(base.Method):
             dropout=self._dropout(keys, weak.dtype),
             dropout_keys=(
                 self.dropout_keys(keys.examples, "labeled", "unlabeled"),
-                self.dropout_keys(keys.examples, *self._streams()),
+                self.dropout_keys(keys.examples, *self._key_names()),
             ),
         )
 
-    def _streams(self) -> list[str]:
-        return [f"strong{i + 1}" for i in range(len(self.strong))]
+    def _key_names(self) -> list[str]:
+        """The names of the random keys of each strong view."""
+        return [f"strong{i + 1}" for i in range(len(self.strong_coefficients))]
 
     def _strong(self, keys: Keys, weak: Array, partner: Array) -> tuple[Array, ...]:
         """The strong views of both crops, in one call, so that it compiles once."""
-        own = self._streams()
-        streams = own + [f"partner_{stream}" for stream in own]
+        own = self._key_names()
+        names = own + [f"partner_{name}" for name in own]
         views = strong_views.strong_view(
-            jnp.concatenate([keys.examples(stream) for stream in streams]),
+            jnp.concatenate([keys.examples(name) for name in names]),
             jnp.concatenate([weak] * len(own) + [partner] * len(own)),
         )
-        return tuple(jnp.split(self.normalize(views), len(streams)))
+        return tuple(jnp.split(self.normalize(views), len(names)))
 
     def _dropout(self, keys: Keys, dtype: jnp.dtype) -> dict[str, Array]:
         """Multipliers of the features of [labeled, weak], keyed by tap."""
@@ -148,14 +149,17 @@ class UniMatch(base.Method):
             return Region(valid=real, real=real)
 
         regions = {"supervised": base.supervised_region(inputs.label)}
-        for name, box in zip(self.strong, inputs.boxes, strict=True):
+        for name, box in zip(self.strong_coefficients, inputs.boxes, strict=True):
             regions[name] = mixed(box)
         if inputs.dropout:
             regions["fp"] = Region(valid=inputs.real, real=inputs.real)
         return regions
 
     def prepare(self, teachers: dict[str, Network], inputs: Inputs, state: PyTree):
-        """Predicts confidence and label of the partner crops in evaluation mode."""
+        """Predicts confidence and label of the partner crops in evaluation mode.
+
+        Those of the weak view come from the student's train-mode pass, in `views`.
+        """
         partner, _ = base.full_pass(teachers["student"], inputs.partner_weak)
         return pseudo_labels.confidence_and_label(partner.logits), {}, state
 
@@ -178,7 +182,7 @@ class UniMatch(base.Method):
             inputs, (confidence, label), targets, perturbed, strong, teachers["student"]
         )
         # As published, over all pixels of the weak view, including padding.
-        metrics = {"confident_weak": base.share(confidence >= self.threshold)}
+        metrics = {"confident_weak": base.sum_and_count(confidence >= self.threshold)}
         return Outputs((supervised,), views, {"student": student}, state, metrics)
 
     def _weak_pass(
@@ -263,14 +267,17 @@ class UniMatch(base.Method):
         views = []
         if perturbed is not None:
             views.append(view("fp", perturbed, inputs.weak, *weak, 2.0))
-        for name, passed, box in zip(self.strong, strong, inputs.boxes, strict=True):
+        for (name, coefficient), passed, box in zip(
+            self.strong_coefficients.items(), strong, inputs.boxes, strict=True
+        ):
             image = mixing.paste(box, inputs.partner_weak, inputs.weak)
             confidence = mixing.paste(box, partner[0], weak[0])
             label = mixing.paste(box, partner[1], weak[1])
-            coefficient = self.strong[name]
             views.append(view(name, passed, image, confidence, label, coefficient))
         return tuple(views)
 
-    def average(self, step: Array, steps_per_epoch: int) -> tuple[Array, Array] | None:
+    def average_decays(
+        self, step: Array, steps_per_epoch: int
+    ) -> tuple[Array, Array] | None:
         del steps_per_epoch
-        return base.optional_average(step, self.ema_decay)
+        return base.optional_decays(step, self.ema_decay)

@@ -173,11 +173,11 @@ class UniMatchV2(base.Method):
             )
         ]
         supervised = base.supervised_part(labeled, inputs.label)
-        metrics = {"confident_weak": base.share(confident)}
+        metrics = {"confident_weak": base.sum_and_count(confident)}
         return Outputs(
             (supervised,), tuple(views), {"student": student}, state, metrics
         )
 
-    def average(self, step: Array, steps_per_epoch: int) -> tuple[Array, Array]:
+    def average_decays(self, step: Array, steps_per_epoch: int) -> tuple[Array, Array]:
         del steps_per_epoch
-        return base.warmed_average(step, self.ema_decay)
+        return base.warmed_decays(step, self.ema_decay)

@@ -25,7 +25,7 @@ class TapInfo:
       size: rows and columns at the training crop.
       crop: side of the training crop in pixels.
       num_classes: C.
-      width: width of the network's narrowest layer; 64 as published.
+      width: `model.width`; a network's channel counts are scaled by width / 64.
       axis_name: device axis over which batch norm is synchronized.
     """
 
@@ -57,7 +57,8 @@ class Plugin:
     """A plug-in that does nothing; others override what they need.
 
     Attributes:
-      teacher_head: which variables `refine` gets: the student's or their average.
+      teacher_head: which of its variables `refine` gets: the student's, or "ema",
+        their moving average, kept as that of the networks.
       warmup_epochs: epochs, from the first, in which `active` is False.
     """
 
@@ -106,7 +107,7 @@ class Plugin:
         """Reweights the views and makes targets (by view name); no gradient.
 
         Args:
-          variables: variables of the teacher's head, see `teacher_head`.
+          variables: the plug-in's, as `teacher_head` says.
           views: the method's views, in its order.
           reduction: sums and counts of the whole batch.
           active: () bool, False during the warm-up; None for always True.
@@ -125,7 +126,7 @@ class Plugin:
         """Computes the plug-in's terms, already weighted.
 
         Args:
-          variables: variables of the student's head.
+          variables: the plug-in's, the student's.
           supervised: the labeled part of every student.
           views: the views as `refine` returned them, with the student's gradient.
           targets: what `refine` made.

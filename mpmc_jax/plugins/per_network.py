@@ -59,9 +59,9 @@ class PerNetwork(Plugin):
         """Reweights each view with the variables of the network that labeled it."""
         refined, targets = {}, {}
         for name in self.networks:
-            labeled = [view for view in views if view.teacher_network == name]
+            own = [view for view in views if view.teacher_name == name]
             changed, made = self.plugin.refine(
-                _of(variables, name), labeled, reduction, active
+                _of(variables, name), own, reduction, active
             )
             refined |= {view.name: view for view in changed}
             targets |= made
@@ -82,8 +82,8 @@ class PerNetwork(Plugin):
         for name in self.networks:
             found = self.plugin.losses(
                 _of(variables, name),
-                [part for part in supervised if part.network == name],
-                [view for view in views if view.network == name],
+                [part for part in supervised if part.student_name == name],
+                [view for view in views if view.student_name == name],
                 targets,
                 reduction,
             )

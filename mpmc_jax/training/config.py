@@ -15,7 +15,7 @@ from mpmc_jax.types import Array
 AXIS = "devices"
 
 # How many further steps are started before the loop reads a step's metrics.
-LAG = 2
+METRICS_LAG = 2
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """The training loop: the only one, for every method, data set and device kind.
 
-It never waits for the step it has just started: metrics are read `LAG` steps later.
+It never waits for the step it has just started: metrics are read `METRICS_LAG` steps
+later.
 """
 
 import dataclasses
@@ -18,7 +19,7 @@ from mpmc_jax import distributed
 from mpmc_jax.methods.base import Method
 from mpmc_jax.training.checkpoint.manager import Checkpointer
 from mpmc_jax.training.compiled_steps import Programs
-from mpmc_jax.training.config import LAG, StepConfig
+from mpmc_jax.training.config import METRICS_LAG, StepConfig
 from mpmc_jax.training.metric_writer import MetricWriter, duration
 from mpmc_jax.training.metrics_queue import Pending, RefusedError
 from mpmc_jax.training.parallel import Parallel
@@ -109,7 +110,7 @@ def train(
         for step in range(start, config.steps):
             batch = run.next_batch(step, start)
             begin, is_first = time.monotonic(), programs.needs_compiling(step)
-            stop.has_progress = not is_first
+            stop.has_progress = not is_first  # else a signal ends the process
             step_info = parallel.replicate(make_step_info(step, bool(stop.requested)))
             run.state, metrics = programs.get(step)(run.state, place(batch), step_info)
             if is_first:
@@ -119,15 +120,15 @@ def train(
             done = step + 1
             # Several processes stop after the step whose metrics report the request.
             at_once = distributed.is_alone() and bool(stop.requested)
-            # A phase is saved and its lines are written before the next one compiles.
+            # All is saved before the next phase compiles: a signal ends a compilation.
             phase_ends = programs.begins_phase(done)
             is_save_step = at_once or phase_ends or _is_save_due(config, done)
-            stop_seen = run.read(done, 0 if is_save_step else LAG)
+            stop_seen = run.read(done, 0 if is_save_step else METRICS_LAG)
             leaving = (at_once or stop_seen) and done < config.steps
             if is_save_step or leaving:
                 # A stop request leaves no time for an evaluation.
                 evaluating = _is_eval_due(config, done) and not leaving
-                run.keep(done, evaluating=evaluating, wait=phase_ends or leaving)
+                run.save_and_evaluate(done, evaluating, wait=phase_ends or leaving)
             if leaving:
                 raise _interrupted(stop.requested or "another process", done)
     return parallel.fetch(run.state)
@@ -184,7 +185,7 @@ class _Run:
         except Exception:
             self.read(step, 0)
             if step > start and distributed.is_alone():
-                self.keep_state()
+                self.save_last_good_state()
             raise
 
     def read(self, done: int, left: int) -> bool:
@@ -229,8 +230,14 @@ class _Run:
         if self.stop.requested and distributed.is_alone():
             raise _interrupted(self.stop.requested, start)
 
-    def keep(self, done: int, *, evaluating: bool, wait: bool = False) -> None:
-        """Saves, then evaluates if asked to, which may fail or be interrupted."""
+    def save_and_evaluate(
+        self, done: int, evaluating: bool, *, wait: bool = False
+    ) -> None:
+        """Saves the state and then evaluates it, if asked to.
+
+        Saving comes first because an evaluation may fail or be interrupted. Before it,
+        batch-norm statistics are recomputed where an evaluation is due.
+        """
         self.read(done, 0)
         # When leaving too: a resumed run must equal one that was never stopped.
         if self.recompute_bn_stats is not None and _is_eval_due(self.config, done):
@@ -241,7 +248,7 @@ class _Run:
                 self.state = recomputed
             except Exception:
                 if distributed.is_alone():
-                    self.keep_state()
+                    self.save_last_good_state()
                 raise
         state = self.parallel.fetch(self.state)
         self.report.sync(done)
@@ -272,8 +279,8 @@ class _Run:
         _LOG.info("step %d  %s %.4f  (%s)", done, metric, score, took)
         self.checkpointer.rank(done, score if math.isfinite(score) else None)
 
-    def keep_state(self) -> int:
-        """Saves the last good state at any step; returns its step."""
+    def save_last_good_state(self) -> int:
+        """Saves the state of the devices, at any step; returns its step."""
         state = self.parallel.fetch(self.state)
         step = int(state.step)
         self.report.flush(step)
@@ -288,7 +295,7 @@ class _Run:
           NonFiniteError: a number of the step was not finite.
           RuntimeError: batch and state were out of order.
         """
-        saved, step = self.keep_state(), refused.step
+        saved, step = self.save_last_good_state(), refused.step
         check = refused.metrics.failed_check
         if check == IN_ORDER:
             raise RuntimeError(
@@ -309,9 +316,9 @@ def _check_statistics(statistics: PyTree, step: int) -> None:
         np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get(statistics))
     ):
         raise NonFiniteError(
-            f"step {step}: the statistics of batch norm that train.precise_bn counts "
-            f"are not finite. The state before they were counted is saved (step {step})"
-            ". Lower optimizer.lr, or set train.precise_bn=0, then start a new run"
+            f"step {step}: the batch-norm statistics that train.precise_bn recomputed "
+            f"are not finite. The state before that is saved (step {step}). Lower "
+            "optimizer.lr, or set train.precise_bn=0, then start a new run"
         )
 
 

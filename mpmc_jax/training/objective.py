@@ -16,9 +16,10 @@ from mpmc_jax.types import VIEW_LOSSES, Array, Outputs, View
 
 @dataclasses.dataclass(frozen=True)
 class SupervisedLoss:
-    """L_x: "ce", "ohem" with its threshold and kept pixels per group (D14), "ce_dice".
+    """L_x: "ce", "ohem" with its threshold and kept pixels per group, "ce_dice".
 
-    "ce_dice" is the mean of cross-entropy and Dice, UniMatch's loss on ACDC.
+    "ohem" ranks pixels within groups, see D14 in docs/deviations.md. "ce_dice" is the
+    mean of cross-entropy and Dice, UniMatch's loss on ACDC.
     An auxiliary classifier, where the network has one, uses the same loss, weighted by
     `auxiliary_weight`.
     """
@@ -37,7 +38,7 @@ class SupervisedLoss:
             )
 
     def __call__(
-        self, logits: Array, label: Array, reduction: Reduction, part: str
+        self, logits: Array, label: Array, reduction: Reduction, term: str
     ) -> Array:
         """Computes L_x of one classifier.
 
@@ -45,10 +46,10 @@ class SupervisedLoss:
           logits: (b,h,w,c) at the image's size.
           label: (b,h,w) integer.
           reduction: sums and counts of the whole batch.
-          part: `Supervised.name`, under which the labeled pixels are counted.
+          term: `Supervised.name`, under which the labeled pixels are counted.
         """
         if self.name in ("ce", "ce_dice"):
-            count = reduction.counts[part]
+            count = reduction.counts[term]
             mean = losses.cross_entropy(
                 logits, label, count=count, global_sum=reduction.sum
             )
@@ -99,7 +100,7 @@ def view_loss(view: View, reduction: Reduction) -> Array:
     summed = jnp.where(valid, view.weight.astype(pixel.dtype) * pixel, 0).sum()
     if view.normalizer is None:
         return reduction.mean(view.name, summed)
-    return reduction.local_mean(summed, view.normalizer)
+    return reduction.micro_batch_mean(summed, view.normalizer)
 
 
 def combine(
@@ -145,6 +146,6 @@ def combine(
     loss = sum(weighted[1:], start=weighted[0])
     loss = loss + sum(plugin_terms.values())
     for name, term in outputs.extra.items():
-        terms[name] = reduction.local_mean(term.total, term.count)
+        terms[name] = reduction.micro_batch_mean(term.total, term.count)
         loss = loss + term.weight * terms[name]
     return scale * loss, terms

@@ -16,7 +16,8 @@ class TrainState(struct.PyTreeNode):
     Attributes:
       step: () int32, optimizer updates so far; also the position in the data.
       params, batch_stats: variables of the students and the plug-in.
-      ema_params, ema_batch_stats: variables of the averaged teacher, or None.
+      ema_params, ema_batch_stats: moving averages of the students' and the plug-in's
+        variables, or None.
       opt_state: state of the optimizer.
       method_state: state of the base method (memory banks, confidences).
       key: (2,) uint32, the root of every random key of the run; never changes. Plain

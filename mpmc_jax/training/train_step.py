@@ -95,8 +95,8 @@ class Carry(struct.PyTreeNode):
     Attributes:
       grads: sum of the gradients so far, of this device.
       batch_stats: the students' and the plug-in's running statistics.
-      teacher_stats: the teacher's running statistics; its passes update them in some
-        methods.
+      teacher_stats: the moving average's running statistics; in some methods its
+        passes update them.
       method_state: the base method's own state.
     """
 
@@ -138,7 +138,7 @@ def train_step(
     augment: Callable[[PyTree], PyTree],
     info: StepInfo,
 ) -> tuple[TrainState, Metrics]:
-    """Makes one update of the optimizer, unless a number is not finite.
+    """Makes one update of the optimizer, unless a check fails (`Metrics.checks`).
 
     Args:
       config: the parts of the step.
@@ -155,7 +155,7 @@ def train_step(
     )
     updates, opt_state = config.optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    ema_params, ema_batch_stats = _update_teacher(config, state, carry, params)
+    ema_params, ema_batch_stats = _update_average(config, state, carry, params)
     updated = TrainState(
         step=state.step + 1,
         params=params,
@@ -238,7 +238,7 @@ def micro_step(
         batch_stats=carry.batch_stats,
         ema_batch_stats=carry.teacher_stats,
     )
-    teachers, teacher_head = select_teachers(config, now)
+    teachers, teacher_plugin = select_teachers(config, now)
     targets, updated_stats, method_state = jax.lax.stop_gradient(
         method.prepare(teachers, inputs, carry.method_state)
     )
@@ -249,13 +249,13 @@ def micro_step(
             for name, module in config.modules.items()
         }
         outputs = method.views(students, teachers, inputs, targets, method_state)
-        head = select(now.replace(params=params), PLUGIN, averaged=False)
-        loss, sums, head_stats = _objective(
-            config, state.step, head, teacher_head, outputs, reduction
+        student_plugin = select(now.replace(params=params), PLUGIN, averaged=False)
+        loss, sums, plugin_stats = _objective(
+            config, state.step, student_plugin, teacher_plugin, outputs, reduction
         )
         stats = {name: net.batch_stats for name, net in outputs.students.items()}
         if PLUGIN in params:
-            stats[PLUGIN] = head_stats
+            stats[PLUGIN] = plugin_stats
         return loss, (sums, stats, outputs.state)
 
     grads, (sums, stats, method_state) = jax.grad(loss_fn, has_aux=True)(now.params)
@@ -275,38 +275,41 @@ def make_keys(config: StepConfig, state: TrainState, batch: Batch) -> Keys:
     """Makes the random keys of a micro-batch, of its step, examples and groups."""
     example = batch.labeled.batch_index
     groups = config.batch_size // config.group_size
-    over = state.step // config.steps_per_epoch * config.steps_per_epoch
+    finished_steps = state.step // config.steps_per_epoch * config.steps_per_epoch
     return Keys(
         root=jax.random.wrap_key_data(state.key),
         step=state.step,
         example=example,
+        # Example i is of group i mod G, and a group's examples are adjacent here, see
+        # `parallel`.
         group=example[:: config.group_size] % groups,
-        progress=over / config.schedule.steps,
+        progress=finished_steps / config.schedule.steps,
     )
 
 
 def select_teachers(
     config: StepConfig, state: TrainState
 ) -> tuple[dict[str, Network], dict[str, PyTree]]:
-    """Returns the networks that make targets, frozen, and the plug-in's head.
+    """Returns the networks that make targets, frozen, and `refine`'s variables.
 
-    They are the average's or the student's, as method and plug-in say. Analysis calls
-    this too, so that its lambda is the one of training.
+    Both are the students' own or their moving averages, as `Method.teacher` and
+    `Plugin.teacher_head` say. Analysis calls this too, so that its lambda is the one of
+    training.
     """
     averaged = config.method.teacher == "average"
     teachers = {
         name: Network(module, **select(state, name, averaged=averaged)).frozen()
         for name, module in config.teachers.items()
     }
-    head = select(state, PLUGIN, averaged=config.plugin.teacher_head == "ema")
-    return teachers, jax.lax.stop_gradient(head)
+    of_plugin = select(state, PLUGIN, averaged=config.plugin.teacher_head == "ema")
+    return teachers, jax.lax.stop_gradient(of_plugin)
 
 
 def _objective(
     config: StepConfig,
     step: Array,
-    head: PyTree,
-    teacher_head: PyTree,
+    student_plugin: PyTree,
+    teacher_plugin: PyTree,
     outputs: Outputs,
     reduction: Reduction,
 ) -> tuple[Array, StepSums, PyTree]:
@@ -315,8 +318,12 @@ def _objective(
     active = None
     if plugin.warmup_epochs:
         active = step >= plugin.warmup_epochs * config.steps_per_epoch
-    views, targets = plugin.refine(teacher_head, outputs.views, reduction, active)
-    added = plugin.losses(head, outputs.supervised, views, targets, reduction)
+    views, plugin_targets = plugin.refine(
+        teacher_plugin, outputs.views, reduction, active
+    )
+    added = plugin.losses(
+        student_plugin, outputs.supervised, views, plugin_targets, reduction
+    )
     alpha = config.alpha_at(step)
     loss, terms = objective.combine(
         outputs,
@@ -359,15 +366,15 @@ def _make_reduction(config: StepConfig, counts: dict[str, Array]) -> Reduction:
     return Reduction(config.axis_name, everywhere, config.micro_batches)
 
 
-def _update_teacher(
+def _update_average(
     config: StepConfig, state: TrainState, carry: Carry, params: PyTree
 ) -> tuple[PyTree, PyTree]:
-    """The moving averages of parameters and of batch norm's statistics after a step.
+    """Returns the moving averages of parameters and batch-norm statistics after a step.
 
-    Statistics are left out where the teacher's own passes updated them, that is where
-    `average` returned (decay, None).
+    Where the teacher's own passes updated its networks' statistics, so that
+    `average_decays` returned (decay, None), these are kept as they are.
     """
-    decays = config.method.average(state.step, config.steps_per_epoch)
+    decays = config.method.average_decays(state.step, config.steps_per_epoch)
     if decays is None:
         return None, None
 
@@ -427,19 +434,18 @@ def _checked_trees(updated: TrainState) -> dict[str, PyTree]:
     momentum need not be checked: the rate multiplies it into the parameters. Nor need
     averaged parameters be checked, which lie between finite ones.
 
-    Checking the state costs 26 bytes per parameter by XLA's count on a CPU
-    (supervised; the updated values are read once more than written), and a pass over
-    the method's own state (U2PL's bank of keys). DeepLabV3+ on a ResNet-50 has 40
-    million parameters: 1.0 GB, where its UniMatch step at crop 321 with 2 + 2 images
-    moves 73 GB.
+    Checking the state moves 26 bytes per parameter (XLA's count of a supervised step on
+    a CPU), and reads the method's own state once (U2PL's bank of keys). DeepLabV3+ on a
+    ResNet-50 has 40 million parameters: 1.0 GB, where its UniMatch step at crop 321
+    with 2 + 2 images moves 73 GB.
     """
     return {
-        "a number of the updated parameters": updated.params,
-        "a number of batch norm's updated statistics": (
+        "an updated parameter": updated.params,
+        "an updated batch-norm statistic": (
             updated.batch_stats,
             updated.ema_batch_stats,
         ),
-        "a number of the method's updated state": updated.method_state,
+        "a value of the method's updated state": updated.method_state,
     }
 
 

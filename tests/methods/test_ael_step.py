@@ -274,6 +274,6 @@ def test_settings_out_of_range_are_refused(changes, message):
 
 
 def test_the_teacher_is_replaced_at_once_and_keeps_its_statistics():
-    decays = [METHOD.average(jnp.int32(step), 10) for step in (0, 1, 500)]
+    decays = [METHOD.average_decays(jnp.int32(step), 10) for step in (0, 1, 500)]
     np.testing.assert_allclose([d for d, _ in decays], [0, 0.5, 0.99], rtol=1e-6)
     assert all(stats is None for _, stats in decays)

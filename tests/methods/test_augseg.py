@@ -254,7 +254,7 @@ def test_padding_is_trained_on_but_is_no_patch():
 
 def test_the_teacher_is_a_copy_in_the_first_epoch():
     def decay(step, steps_per_epoch):
-        one, other = METHOD.average(jnp.int32(step), steps_per_epoch)
+        one, other = METHOD.average_decays(jnp.int32(step), steps_per_epoch)
         assert one == other
         return float(one)
 

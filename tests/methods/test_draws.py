@@ -54,10 +54,12 @@ def test_u2pls_percentiles_follow_the_epoch():
     draw, method = _drawing("u2pl")
     assert (method.kept_percent, method.contrast_percent) == (80, 20)
     for step in (0, EPOCH - 1, EPOCH, 2 * EPOCH + 3, RUN - 1):
-        over = step // EPOCH * EPOCH / RUN
+        progress = step // EPOCH * EPOCH / RUN
         inputs = draw(step)
-        np.testing.assert_allclose(inputs.kept_percent, 80 + 20 * over, rtol=1e-6)
-        np.testing.assert_allclose(inputs.contrast_percent, 20 - 20 * over, rtol=1e-6)
+        np.testing.assert_allclose(inputs.kept_percent, 80 + 20 * progress, rtol=1e-6)
+        np.testing.assert_allclose(
+            inputs.contrast_percent, 20 - 20 * progress, rtol=1e-6
+        )
 
 
 def test_u2pls_coin_is_of_the_step_and_its_boxes_of_a_place_in_the_group():

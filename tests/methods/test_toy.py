@@ -66,7 +66,7 @@ class Twins(base.Method):
         for name, other in zip(self.networks, self.networks[::-1], strict=True):
             labeled, unlabeled = passes[name]
             part = base.supervised_part(labeled, inputs.label)
-            part = part.replace(name=f"supervised_{name}", network=name)
+            part = part.replace(name=f"supervised_{name}", student_name=name)
             supervised.append(part)
             views.append(
                 View(
@@ -78,13 +78,13 @@ class Twins(base.Method):
                     region=regions[f"unlabeled_{name}"],
                     teacher=teachers[other],
                     name=f"unlabeled_{name}",
-                    network=name,
-                    teacher_network=other,
+                    student_name=name,
+                    teacher_name=other,
                 )
             )
         return Outputs(tuple(supervised), tuple(views), after, state)
 
-    def average(self, step, steps_per_epoch):
+    def average_decays(self, step, steps_per_epoch):
         del step, steps_per_epoch
 
 

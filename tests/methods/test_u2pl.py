@@ -191,7 +191,7 @@ def test_bytes_follow_the_banks():
 
 
 def test_the_teacher_waits_then_copies_then_averages():
-    decay = lambda step: METHOD.average(jnp.int32(step), 100)  # noqa: E731
+    decay = lambda step: METHOD.average_decays(jnp.int32(step), 100)  # noqa: E731
     assert [float(decay(step)[0]) for step in (0, 98, 99, 100, 199)] == [1, 1, 0, 0, 0]
     np.testing.assert_allclose(decay(200)[0], 0.99, rtol=1e-6)
     assert decay(200)[1] is None
@@ -199,12 +199,12 @@ def test_the_teacher_waits_then_copies_then_averages():
     assert isinstance(warmup, Warmup) and METHOD.phase(1) is METHOD
     assert warmup == METHOD.phase(0)  # one program
     for step in (5, 99):
-        assert warmup.average(jnp.int32(step), 100)[0] == decay(step)[0]
+        assert warmup.average_decays(jnp.int32(step), 100)[0] == decay(step)[0]
     at_once = dataclasses.replace(METHOD, warmup_epochs=0)
     assert at_once.phase(0) is at_once
     assert not at_once.independent_teacher_init() and METHOD.independent_teacher_init()
     # A short epoch: averaging begins as a plain mean.
-    np.testing.assert_allclose(at_once.average(jnp.int32(20), 20)[0], 1 - 1 / 21)
+    np.testing.assert_allclose(at_once.average_decays(jnp.int32(20), 20)[0], 1 - 1 / 21)
 
 
 def test_banks_in_half_precision_and_a_contrast_that_is_off():

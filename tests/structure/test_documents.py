@@ -93,6 +93,14 @@ def test_the_change_table_has_a_place_for_each_thing(what, where):
     assert what.count(";") in (0, where.count(";"))
 
 
+def test_the_modules_that_a_crop_passes_exist():
+    text = (ROOT / "docs" / "extending.md").read_text()
+    modules = re.findall(r"`((?!mpmc_jax|launch)\w+(?:/\w+)+)`", text)
+    assert len(modules) == 24
+    for module in modules:
+        assert (ROOT / "mpmc_jax" / f"{module}.py").exists(), module
+
+
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_settings_are_declared(page):
     for section, key in _SETTING.findall(page.read_text()):

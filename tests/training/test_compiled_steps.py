@@ -175,7 +175,7 @@ def test_going_on_equals_never_having_stopped(tmp_path, argument, changes, steps
 
 
 def test_a_delay_that_the_loop_cannot_keep_is_refused():
-    for delay in (0, loop.LAG):
+    for delay in (0, loop.METRICS_LAG):
         with pytest.raises(ValueError, match=f"ael.delay={delay}: .* at least 3"):
             tiny.setup(tiny.config("method=ael", ael__delay=delay))
 

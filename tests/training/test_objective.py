@@ -91,7 +91,7 @@ def test_sums_over_devices_have_global_values_and_local_gradients():
 def test_nothing_to_divide_by_gives_zero_and_finite_gradients():
     def loss(x):
         totals = Reduction(None, {"none": jnp.asarray(0)})
-        return totals.mean("none", (x * 0).sum()) + totals.local_mean(
+        return totals.mean("none", (x * 0).sum()) + totals.micro_batch_mean(
             (x * 0).sum(), jnp.asarray(0.0)
         )
 

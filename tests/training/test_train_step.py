@@ -20,7 +20,7 @@ from mpmc_jax.training.train_step import (
     IN_ORDER,
     _all_finite,
     _checked_trees,
-    _update_teacher,
+    _update_average,
     make_keys,
     make_step,
     make_step_info,
@@ -218,9 +218,9 @@ def test_a_step_that_is_not_finite_is_refused_and_so_are_those_after_it():
     ("factor", "scale", "name"),
     [
         # The heads' rate times the gradient exceeds float32's range.
-        (1e38, 1, "a number of the updated parameters"),
+        (1e38, 1, "an updated parameter"),
         # So does the variance, and batch norm divides what it is of by infinity.
-        (1.0, 1e25, "a number of batch norm's updated statistics"),
+        (1.0, 1e25, "an updated batch-norm statistic"),
     ],
 )
 def test_an_update_that_is_not_finite_is_refused_though_its_loss_is(
@@ -326,7 +326,7 @@ def test_a_step_asks_the_host_for_nothing(method):
 
 def test_a_teacher_with_statistics_of_its_own_keeps_them_and_averages_the_plugins():
     config = types.SimpleNamespace(
-        method=types.SimpleNamespace(average=lambda step, epoch: (0.75, None)),
+        method=types.SimpleNamespace(average_decays=lambda step, epoch: (0.75, None)),
         modules={"student": None},
         steps_per_epoch=1,
     )
@@ -334,7 +334,7 @@ def test_a_teacher_with_statistics_of_its_own_keeps_them_and_averages_the_plugin
     ones, twos = (jax.tree.map(lambda x, n=n: x + n, both) for n in (1, 2))
     state = types.SimpleNamespace(step=0, ema_params=both, ema_batch_stats=both)
     carry = types.SimpleNamespace(teacher_stats=twos, batch_stats=ones)
-    params, stats = _update_teacher(config, state, carry, ones)
+    params, stats = _update_average(config, state, carry, ones)
     chex.assert_trees_all_close(params, jax.tree.map(lambda x: x / 4, ones))
     np.testing.assert_allclose(stats["student"], 2)
     np.testing.assert_allclose(stats[PLUGIN], 0.25)

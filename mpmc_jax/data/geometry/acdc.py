@@ -39,16 +39,16 @@ class Rotation:
         return np.array([0, 0, self.size, self.size], np.int32)
 
     def image(
-        self, decoded: Decoded, crop: CropConfig, pixels: PixelFormat
+        self, decoded: Decoded, config: CropConfig, pixels: PixelFormat
     ) -> np.ndarray:
         """Cuts the crop (size,size,c) out of an image."""
-        del crop
+        del config
         values = np.asarray(decoded)
         return self.apply(values.reshape(*values.shape[:2], pixels.channels))
 
-    def label(self, label_hw: np.ndarray, crop: CropConfig) -> np.ndarray:
+    def label(self, label_hw: np.ndarray, config: CropConfig) -> np.ndarray:
         """Cuts the crop (size,size) out of a label."""
-        del crop
+        del config
         return self.apply(label_hw)
 
     def apply(self, values: np.ndarray) -> np.ndarray:

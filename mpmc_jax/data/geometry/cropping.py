@@ -67,12 +67,12 @@ class Cut(Protocol):
         ...
 
     def image(
-        self, decoded: Decoded, crop: CropConfig, pixels: PixelFormat
+        self, decoded: Decoded, config: CropConfig, pixels: PixelFormat
     ) -> np.ndarray:
         """Cuts the crop (size,size,c) out of an image; the type stays."""
         ...
 
-    def label(self, label_hw: np.ndarray, crop: CropConfig) -> np.ndarray:
+    def label(self, label_hw: np.ndarray, config: CropConfig) -> np.ndarray:
         """Cuts the crop (size,size) out of a label, by nearest neighbor."""
         ...
 
@@ -107,18 +107,18 @@ class Placement:
         )
 
     def image(
-        self, decoded: Decoded, crop: CropConfig, pixels: PixelFormat
+        self, decoded: Decoded, config: CropConfig, pixels: PixelFormat
     ) -> np.ndarray:
         """Cuts the crop (size,size,c) out of an image, by bilinear interpolation."""
         resample = _resize_window if self.antialias else _interpolate_window
         window = resample(decoded, self)
         if window.ndim == 2:
             window = window[..., None]
-        canvas = np.empty((crop.size, crop.size, pixels.channels), window.dtype)
-        canvas[:] = fill_color(crop.fill, pixels)
+        canvas = np.empty((config.size, config.size, pixels.channels), window.dtype)
+        canvas[:] = fill_color(config.fill, pixels)
         return self._on_canvas(window, canvas)
 
-    def label(self, label_hw: np.ndarray, crop: CropConfig) -> np.ndarray:
+    def label(self, label_hw: np.ndarray, config: CropConfig) -> np.ndarray:
         """Cuts the crop (size,size) out of a label and pads it with `label_fill`.
 
         Pixels are gathered by index. Pillow's `box` is in single precision, and would
@@ -128,7 +128,7 @@ class Placement:
         pick = nearest if self.antialias else floored
         rows = pick(label_hw.shape[0], self.resized[0])[top:bottom]
         columns = pick(label_hw.shape[1], self.resized[1])[left:right]
-        canvas = np.full((crop.size, crop.size), self.label_fill, np.uint8)
+        canvas = np.full((config.size, config.size), self.label_fill, np.uint8)
         return self._on_canvas(label_hw[rows[:, None], columns[None, :]], canvas)
 
     def _on_canvas(self, window: np.ndarray, canvas: np.ndarray) -> np.ndarray:

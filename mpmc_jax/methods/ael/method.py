@@ -259,7 +259,7 @@ class AEL(base.Method):
             )
 
         metrics = {
-            "object_found": base.share(targets.found),
+            "object_found": base.sum_and_count(targets.found),
             "class_confidence": (confidence.sum(), jnp.asarray(confidence.size)),
         }
         return Outputs(
@@ -287,7 +287,7 @@ class AEL(base.Method):
         confidence = state.confidence.at[groups].set(values)
         return updated, state.replace(confidence=confidence)
 
-    def average(self, step: Array, steps_per_epoch: int) -> tuple[Array, None]:
+    def average_decays(self, step: Array, steps_per_epoch: int) -> tuple[Array, None]:
         """Decay 0 at the first step; batch-norm statistics are the teacher's own."""
         del steps_per_epoch
         return base.warmed_decay(step, self.ema_decay), None

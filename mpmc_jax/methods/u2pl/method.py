@@ -17,7 +17,7 @@ from mpmc_jax.losses.contrastive import Bank, Draws
 from mpmc_jax.methods import base, checks, pseudo_labels
 from mpmc_jax.methods.u2pl import entropy
 from mpmc_jax.methods.u2pl.contrast import Anchoring, PixelContrast
-from mpmc_jax.methods.u2pl.warmup import Warmup, average
+from mpmc_jax.methods.u2pl.warmup import Warmup, teacher_decay
 from mpmc_jax.random_keys import Keys
 from mpmc_jax.types import (
     IGNORE_LABEL,
@@ -264,12 +264,12 @@ class U2PL(base.Method):
             {"contrast": contrast},
         )
 
-    def average(self, step: Array, steps_per_epoch: int) -> tuple[Array, None]:
+    def average_decays(self, step: Array, steps_per_epoch: int) -> tuple[Array, None]:
         """Decay 0 in the first epoch after the warm-up.
 
         Batch-norm statistics are not averaged: the teacher updates its own.
         """
-        decay = average(step, steps_per_epoch, self.warmup_epochs, self.ema_decay)
+        decay = teacher_decay(step, steps_per_epoch, self.warmup_epochs, self.ema_decay)
         return decay, None
 
 

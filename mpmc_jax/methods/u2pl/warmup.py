@@ -12,7 +12,7 @@ from mpmc_jax.random_keys import Keys
 from mpmc_jax.types import Array, Batch, Network, Outputs, PyTree, Region
 
 
-def average(
+def teacher_decay(
     step: Array, steps_per_epoch: int, warmup_epochs: int, decay: float
 ) -> Array:
     """The decay of U2PL's teacher: 1 in the warm-up, 0 in the epoch after it.
@@ -95,7 +95,7 @@ class Warmup(base.Method):
         supervised = base.supervised_part(labeled, inputs.label, inputs.real)
         return Outputs((supervised,), (), {"student": student}, state)
 
-    def average(self, step: Array, steps_per_epoch: int) -> tuple[Array, None]:
+    def average_decays(self, step: Array, steps_per_epoch: int) -> tuple[Array, None]:
         """Decay 1 during the warm-up; 0 at its last step copies the student."""
-        decay = average(step, steps_per_epoch, self.warmup_epochs, self.ema_decay)
+        decay = teacher_decay(step, steps_per_epoch, self.warmup_epochs, self.ema_decay)
         return decay, None

@@ -91,7 +91,7 @@ class MPMC(Plugin):
       lambda_s, lambda_m: whether to weight pixels and patches; booleans, for ablations
         (the weights themselves come from `adaptive_weights`).
       axis_name: device axis over which batch norm is synchronized.
-      width: width of the head; 64 as published, less for tests.
+      width: see `TapInfo`; the head is scaled by width / 64 too.
     """
 
     num_classes: int
@@ -141,7 +141,7 @@ class MPMC(Plugin):
         )
 
     def counts(self, regions: Mapping[str, Region]) -> dict[str, Array]:
-        """Counts valid patches per loss term: those with a real labeled pixel (D7)."""
+        """Counts valid patches per loss term: those with a `region.real` pixel (D7)."""
         return {
             _patches(name): jnp.sum(self._valid(region), dtype=jnp.int32)
             for name, region in regions.items()
@@ -302,19 +302,19 @@ class MPMC(Plugin):
                 self.field,
                 size=self.tap_size,
             )
-            loss = asymmetric_focal_loss(
+            summed = asymmetric_focal_loss(
                 logits_bhwc,
                 target_bhwc,
                 gamma_pos=self.gamma_pos,
                 gamma_neg=self.gamma_neg,
                 where=valid_bhw,
-                count=1,
+                count=1,  # the sum
             )
-            losses.append(loss)
+            losses.append(summed)
             counts.append(jnp.sum(valid_bhw, dtype=jnp.int32))
             right_bhwc = (logits_bhwc > 0) == target_bhwc
             rights.append(jnp.sum(right_bhwc & valid_bhw[..., None], dtype=jnp.int32))
-            means.append(reduction.mean(_patches(part.name), loss))
+            means.append(reduction.mean(_patches(part.name), summed))
         loss, right, count = map(_add, (losses, rights, counts))
         metrics = {
             "loss_patch_labeled": (loss, count),
@@ -415,7 +415,7 @@ def build(settings: dict[str, Any], tap: TapInfo) -> MPMC:
             tap.field.size,
             tap.crop,
         )
-    # alpha weights the base method's unlabeled loss.
+    # `mpmc.alpha` is the step's (`StepConfig.alpha`), with or without MPMC.
     own = {k: v for k, v in settings.items() if k not in ("enabled", "tap", "alpha")}
     plugin = MPMC(
         num_classes=tap.num_classes,
