@@ -222,6 +222,8 @@ def _mpmc() -> dict:
         "confidence": "softmax_prob",
         # Scale of lambda_s: none (paper), max, mean (D4).
         "lambda_scale": "none",
+        # Scale of lambda_m, which as written shrinks with the number of classes (D26).
+        "lambda_m_scale": "none",
         # Weights of L_u (without MPMC too) and L_u^M in eq. 7 (D3), and of L_l^M (1 in
         # the paper).
         "alpha": 0.25,
@@ -241,6 +243,11 @@ def _mpmc() -> dict:
         "unlabeled": True,
         "lambda_s": True,
         "lambda_m": True,
+        # Ablation: whose losses of the head do not train the network (D26): "none",
+        # "labeled" or "all".
+        "detach": "none",
+        # Ablation: lambda_s permuted among the pixels of a pseudo-class of an image.
+        "shuffle": False,
     }
 
 

@@ -43,6 +43,9 @@ _LATER = {
     "optimizer.eps": 1e-8,
     "fixmatch.teacher": "student",
     "cps.weight": 1.0,
+    "mpmc.lambda_m_scale": "none",
+    "mpmc.detach": "none",
+    "mpmc.shuffle": False,
 }
 # Values that older runs of this format version have, and what they are called now.
 _RENAMED = {"model.remat": {False: "off", True: "all"}}

@@ -192,6 +192,39 @@ def test_gradients_reach_the_head_and_the_taps(inputs):
     assert [np.any(taps["layer1"]) for taps in views] == [True, True, False]
 
 
+@pytest.mark.parametrize("detach, labeled_too", [("labeled", True), ("all", False)])
+def test_a_detached_head_learns_and_leaves_the_network_alone(
+    inputs, detach, labeled_too
+):
+    """D26: "labeled" trains the network by eq. 6 alone."""
+    whole = gradients(PLUGIN, *inputs)
+    plugin = dataclasses.replace(PLUGIN, detach=detach)
+    head, labeled, views = gradients(plugin, *inputs)
+    jax.tree.map(np.testing.assert_array_equal, head, whole[0])
+    assert not np.any(labeled["layer1"])
+    for found, before in zip(views, whole[2], strict=True):
+        expected = before["layer1"] if labeled_too else jnp.zeros_like(found["layer1"])
+        np.testing.assert_array_equal(found["layer1"], expected)
+
+
+def test_shuffled_weights_are_those_of_the_confident_pixels_of_a_class(inputs):
+    _, _, views = inputs
+    plain, _ = run(PLUGIN, inputs)[:2]
+    shuffled, targets = run(dataclasses.replace(PLUGIN, shuffle=True), inputs)[:2]
+    for before, found, given in zip(plain[:2], shuffled[:2], views[:2], strict=True):
+        confident = np.asarray((given.weight > 0) & given.region.valid)
+        assert np.any(np.asarray(before.weight) != np.asarray(found.weight))
+        # The view's own weight stays where it is, and lambda_s moves.
+        lambdas = [
+            np.divide(view.weight, given.weight, where=confident, out=None)
+            for view in (before, found)
+        ]
+        for image, label in np.ndindex(len(confident), CLASSES):
+            where = confident[image] & (np.asarray(given.target[image]) == label)
+            of_class = [np.sort(each[image][where]) for each in lambdas]
+            np.testing.assert_allclose(*of_class, rtol=1e-5)
+
+
 def test_zero_weights_leave_the_network_untouched(inputs):
     silent = dataclasses.replace(PLUGIN, beta=0.0, labeled_weight=0.0, lambda_s=False)
     for leaf in jax.tree.leaves(gradients(silent, *inputs)):

@@ -10,7 +10,11 @@ from hypothesis import given, settings
 from hypothesis.extra import numpy as hnp
 
 from mpmc_jax.models.receptive_field import ReceptiveField
-from mpmc_jax.plugins.mpmc.lambda_weights import CONFIDENCES, SCALES
+from mpmc_jax.plugins.mpmc.lambda_weights import (
+    CONFIDENCES,
+    SCALES,
+    shuffled_by_class,
+)
 from mpmc_jax.plugins.mpmc.patches import nearest_patch
 from mpmc_jax.plugins.mpmc.plugin import adaptive_weights
 
@@ -84,6 +88,51 @@ def test_the_papers_confidence_is_nearly_flat(classes):
     # One probability against the others', all within [0, 1] (D4).
     assert gamma.min() >= 1 / (1 + (classes - 1) * np.e)
     assert gamma.max() <= np.e / (np.e + classes - 1)
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_patch_weights_are_scaled_alike(scale):
+    """D26: over the valid patches and all classes."""
+    logits, labels = draw()
+    valid = np.random.default_rng(2).random(logits.shape[:3]) < 0.6
+    _, lambda_m = adaptive_weights(
+        jnp.asarray(logits),
+        jnp.asarray(labels),
+        confidence="softmax_prob",
+        scale="none",
+        patch_scale=scale,
+        field=FIELD,
+        valid=jnp.asarray(valid),
+    )
+    gamma = GAMMA["softmax_prob"](logits.astype(np.float64))
+    divisor = {
+        "none": 1,
+        "max": gamma.max(-1, keepdims=True),
+        "mean": gamma[valid].mean(),
+    }
+    np.testing.assert_allclose(lambda_m, gamma / divisor[scale], rtol=2e-6)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 2**32 - 1))
+def test_shuffling_permutes_the_weights_of_each_class_of_each_image(seed):
+    rng = np.random.default_rng(seed)
+    weights = rng.random((2, 6, 7)).astype(np.float32)
+    classes = rng.integers(-1, 3, weights.shape)
+    found = np.asarray(shuffled_by_class(jnp.asarray(weights), jnp.asarray(classes)))
+    for image, label in itertools.product(range(2), range(-1, 3)):
+        where = classes[image] == label
+        np.testing.assert_array_equal(
+            np.sort(found[image][where]), np.sort(weights[image][where])
+        )
+    alone = shuffled_by_class(jnp.asarray(weights[1:]), jnp.asarray(classes[1:]))
+    np.testing.assert_array_equal(alone[0], found[1])
+
+
+def test_shuffling_moves_nearly_all_pixels():
+    weights = jnp.arange(40 * 40.0).reshape(1, 40, 40)
+    found = shuffled_by_class(weights, jnp.zeros((1, 40, 40), jnp.int32))
+    assert (found != weights).mean() > 0.99
 
 
 def test_mean_scale_counts_the_named_pixels():

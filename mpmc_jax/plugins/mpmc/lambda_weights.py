@@ -23,7 +23,7 @@ CONFIDENCES: dict[str, Callable[[Array], Array]] = {
     "softmax_logit": jax.nn.softmax,
     "sigmoid": jax.nn.sigmoid,
 }
-# What lambda_s is divided by: nothing, the patch's largest gamma, the batch mean.
+# What a weight is divided by: nothing, the patch's largest gamma, the batch mean.
 SCALES = ("none", "max", "mean")
 
 
@@ -33,14 +33,17 @@ def adaptive_weights(
     *,
     confidence: str,
     scale: str,
+    patch_scale: str = "none",
     field: ReceptiveField | None = None,
     where: Array | None = None,
+    valid: Array | None = None,
     global_sum: GlobalSum = identity,
 ) -> tuple[Array, Array]:
     """Computes weights of pixels and patches from the teacher's patch predictions.
 
-    lambda_m[r,c] = gamma[r,c], and lambda_s[pixel] = gamma[its patch, its class],
-    divided as `scale` says. A pixel belongs to the patch of the nearest center (D5).
+    lambda_m[r,c] = gamma[r,c], divided as `patch_scale` says, and lambda_s[pixel] =
+    gamma[its patch, its class], divided as `scale` says. A pixel belongs to the patch
+    of the nearest center (D5).
 
     Args:
       patch_logits: (b,h,w,C) teacher logits.
@@ -49,10 +52,13 @@ def adaptive_weights(
       confidence: a key of `CONFIDENCES`.
       scale: one of `SCALES`; "mean" makes the mean of lambda_s over the pixels that
         `where` names equal 1.
+      patch_scale: one of `SCALES`; "mean" makes the mean of lambda_m over the patches
+        that `valid` names and all classes equal 1 (D26).
       field: the tap's receptive field; None for one centered on pixel 0 with the
         stride that the sizes suggest, see `nearest_patch`.
       where: (b,H,W) bool, the pixels over which "mean" is taken; None for all with a
         class. Other scales do not read it.
+      valid: (b,h,w) bool, the patches over which "mean" is taken; None for all.
       global_sum: sums an array over devices.
 
     Returns:
@@ -63,23 +69,63 @@ def adaptive_weights(
     """
     _check_known("confidence", confidence, tuple(CONFIDENCES))
     _check_known("scale", scale, SCALES)
+    _check_known("patch_scale", patch_scale, SCALES)
     logits_bhwc = jax.lax.stop_gradient(at_least_float32(patch_logits))
     gamma_bhwc = CONFIDENCES[confidence](logits_bhwc)
-    relative_bhwc = gamma_bhwc
-    if scale == "max":
-        largest_bhw1 = gamma_bhwc.max(axis=-1, keepdims=True)
-        # Sigmoids of a patch may all underflow.
-        tiny = jnp.finfo(gamma_bhwc.dtype).tiny
-        relative_bhwc = gamma_bhwc / jnp.maximum(largest_bhw1, tiny)
-    lambda_bhw, labeled_bhw = _at_pixels(relative_bhwc, pseudo_labels, field)
+    lambda_bhw, labeled_bhw = _at_pixels(
+        _relative(gamma_bhwc, scale), pseudo_labels, field
+    )
     if scale == "mean":
         counted_bhw = labeled_bhw if where is None else labeled_bhw & where
-        count = global_sum(jnp.sum(counted_bhw, dtype=jnp.int32))
-        mean = ratio(global_sum(jnp.sum(jnp.where(counted_bhw, lambda_bhw, 0))), count)
-        # If nothing is counted, or all of it underflows, nothing is divided.
-        tiny = jnp.finfo(mean.dtype).tiny
-        lambda_bhw = jnp.where(mean > tiny, lambda_bhw / mean, lambda_bhw)
-    return lambda_bhw, gamma_bhwc
+        lambda_bhw = _over_mean(lambda_bhw, counted_bhw, global_sum)
+    patch_bhwc = _relative(gamma_bhwc, patch_scale)
+    if patch_scale == "mean":
+        counted = True if valid is None else valid[..., None]
+        counted_bhwc = jnp.broadcast_to(counted, patch_bhwc.shape)
+        patch_bhwc = _over_mean(patch_bhwc, counted_bhwc, global_sum)
+    return lambda_bhw, patch_bhwc
+
+
+def _relative(gamma_bhwc: Array, scale: str) -> Array:
+    """Divides by the largest gamma of each patch where `scale` is "max"."""
+    if scale != "max":
+        return gamma_bhwc
+    largest_bhw1 = gamma_bhwc.max(axis=-1, keepdims=True)
+    # Sigmoids of a patch may all underflow.
+    return gamma_bhwc / jnp.maximum(largest_bhw1, jnp.finfo(gamma_bhwc.dtype).tiny)
+
+
+def _over_mean(values: Array, counted: Array, global_sum: GlobalSum) -> Array:
+    """Divides by the mean of the counted values over all devices."""
+    count = global_sum(jnp.sum(counted, dtype=jnp.int32))
+    mean = ratio(global_sum(jnp.sum(jnp.where(counted, values, 0))), count)
+    # If nothing is counted, or all of it underflows, nothing is divided.
+    return jnp.where(mean > jnp.finfo(mean.dtype).tiny, values / mean, values)
+
+
+def shuffled_by_class(weights: Array, classes: Array) -> Array:
+    """Permutes the weights among the pixels of one class of one image.
+
+    An ablation: every class keeps its weights, and which pixel has which says nothing
+    any more. Positions are drawn once and for all, so that nothing depends on how
+    images are divided over devices.
+
+    Args:
+      weights, classes: (b,H,W).
+
+    Returns:
+      (b,H,W).
+    """
+    pixels = weights.shape[1] * weights.shape[2]
+    drawn_n = jax.random.permutation(jax.random.key(0), pixels)
+
+    def shuffle(weight_n: Array, class_n: Array) -> Array:
+        in_order_n = jnp.argsort(class_n, stable=True)
+        at_random_n = drawn_n[jnp.argsort(class_n[drawn_n], stable=True)]
+        return jnp.zeros_like(weight_n).at[in_order_n].set(weight_n[at_random_n])
+
+    flat_bn = [array.reshape(-1, pixels) for array in (weights, classes)]
+    return jax.vmap(shuffle)(*flat_bn).reshape(weights.shape)
 
 
 def _at_pixels(

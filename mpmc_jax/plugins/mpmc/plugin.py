@@ -30,6 +30,7 @@ from mpmc_jax.plugins.mpmc.lambda_weights import (
     CONFIDENCES,
     SCALES,
     adaptive_weights,
+    shuffled_by_class,
 )
 from mpmc_jax.plugins.mpmc.patches import patch_targets, patch_valid
 from mpmc_jax.types import (
@@ -81,7 +82,7 @@ class MPMC(Plugin):
       tap: the layer whose output the head reads.
       tap_size: rows and columns of the tap at the training crop.
       windows, head: settings of the `PatchClassifier`.
-      confidence, lambda_scale: settings of `adaptive_weights`.
+      confidence, lambda_scale, lambda_m_scale: settings of `adaptive_weights`.
       beta, labeled_weight: weights of L_u^M and L_l^M.
       gamma_pos, gamma_neg: exponents of eq. 3.
       target: "soft" or "hard" (D6).
@@ -90,6 +91,10 @@ class MPMC(Plugin):
       labeled, unlabeled: whether to add L_l^M and L_u^M; booleans, for ablations.
       lambda_s, lambda_m: whether to weight pixels and patches; booleans, for ablations
         (the weights themselves come from `adaptive_weights`).
+      detach: whose losses of the head do not train the network: "none", "labeled" or
+        "all" (D26); for ablations.
+      shuffle: whether lambda_s is permuted among the confident pixels of one
+        pseudo-class of an image; for ablations.
       axis_name: device axis over which batch norm is synchronized.
       width: see `TapInfo`; the head is scaled by width / 64 too.
     """
@@ -102,6 +107,7 @@ class MPMC(Plugin):
     head: str = "paper"
     confidence: str = "softmax_prob"
     lambda_scale: str = "none"
+    lambda_m_scale: str = "none"
     beta: float = 0.15
     labeled_weight: float = 1.0
     gamma_pos: float = 0.0
@@ -111,6 +117,8 @@ class MPMC(Plugin):
     unlabeled: bool = True
     lambda_s: bool = True
     lambda_m: bool = True
+    detach: Literal["none", "labeled", "all"] = "none"
+    shuffle: bool = False
     axis_name: str | None = None
     width: int = 64
 
@@ -240,12 +248,17 @@ class MPMC(Plugin):
             view.target,
             confidence=self.confidence,
             scale=self.lambda_scale,
+            patch_scale=self.lambda_m_scale,
             field=self.field,
             where=confident_bhw,
+            valid=self._valid(view.region),
             global_sum=reduction.sum,
         )
         if not self.lambda_s:
             lambda_s_bhw = jnp.ones_like(lambda_s_bhw)
+        if self.shuffle:
+            classes_bhw = jnp.where(confident_bhw, view.target.astype(jnp.int32), -1)
+            lambda_s_bhw = shuffled_by_class(lambda_s_bhw, classes_bhw)
         if active is not None:
             lambda_s_bhw = jnp.where(active, lambda_s_bhw, 1)
         probability_bhwc = jax.nn.sigmoid(logits_bhwc)
@@ -272,7 +285,13 @@ class MPMC(Plugin):
         """Computes L_l^M, "patch_labeled", and L_u^M, "patch_unlabeled" (eq. 4, 6)."""
         unlabeled = [view for view in views if view.unlabeled]
         # One pass over all taps: one batch to batch norm, one update (D17).
-        taps = [part.taps[self.tap] for part in (*supervised, *unlabeled)]
+        labeled_taps = [part.taps[self.tap] for part in supervised]
+        if self.detach != "none":
+            labeled_taps = jax.lax.stop_gradient(labeled_taps)
+        view_taps = [view.taps[self.tap] for view in unlabeled]
+        if self.detach == "all":
+            view_taps = jax.lax.stop_gradient(view_taps)
+        taps = [*labeled_taps, *view_taps]
         joined = self._checked(jnp.concatenate(taps))
         logits, updated = self.classifier().apply(
             variables, joined, train=True, mutable=["batch_stats"]
@@ -391,8 +410,10 @@ def _split_like(joined: Array, arrays: Sequence[Array]) -> list[Array]:
 _CHOICES: dict[str, tuple[str, ...]] = {
     "confidence": tuple(CONFIDENCES),
     "lambda_scale": SCALES,
+    "lambda_m_scale": SCALES,
     "target": ("soft", "hard"),
     "teacher_head": ("student", "ema"),
+    "detach": ("none", "labeled", "all"),
 }
 
 

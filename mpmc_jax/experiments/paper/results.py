@@ -1,0 +1,141 @@
+"""What the directories of an experiment's runs say about them."""
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any, Literal
+
+from mpmc_jax.experiments.base_config import get_base
+from mpmc_jax.experiments.build import total_steps
+from mpmc_jax.experiments.evaluation import make_protocol
+from mpmc_jax.experiments.paper.base import PlannedRun
+from mpmc_jax.text import shorten
+from mpmc_jax.training import workdir as workdir_lib
+
+State = Literal["not run", "failed", "unfinished", "finished"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """The folder of an experiment's runs.
+
+    Attributes:
+      folder: holds runs/, with a directory for each run, and logs/.
+    """
+
+    folder: Path
+
+    def workdir(self, run: PlannedRun) -> Path:
+        """The directory of a run."""
+        return self.folder / "runs" / run.name
+
+    def log(self, run: PlannedRun) -> Path:
+        """What its program printed."""
+        return self.folder / "logs" / f"{run.name}.log"
+
+    def failure(self, run: PlannedRun) -> Path:
+        """Exists if its last try failed, and holds the reason."""
+        return self.log(run).with_suffix(".failed")
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What is known about a run.
+
+    Attributes:
+      state: how far it came.
+      reason: why it failed, in a line.
+      step, steps: the last evaluated step, and the run's length; 0 if unknown.
+      metric: name of the score that picks the best checkpoint.
+      evaluations: the lines of metrics.jsonl with that score, in order.
+      config, manifest: of its directory; empty if there is none.
+    """
+
+    state: State
+    reason: str = ""
+    step: int = 0
+    steps: int = 0
+    metric: str = ""
+    evaluations: tuple[dict[str, Any], ...] = ()
+    config: dict[str, Any] = dataclasses.field(default_factory=dict)
+    manifest: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def last(self, name: str = "") -> float:
+        """A score at the last evaluation; NaN if there is none."""
+        return _number(self.evaluations[-1:], name or self.metric)
+
+    def best(self, name: str = "") -> float:
+        """A score at the evaluation where `metric` is best; NaN if there is none."""
+        known = [line for line in self.evaluations if line[self.metric] is not None]
+        best = max(known, key=lambda line: line[self.metric], default=None)
+        return _number((best,) if best else (), name or self.metric)
+
+    def images_per_second(self, lines: list[dict[str, Any]]) -> float:
+        """The median speed of training; NaN if none is written."""
+        speeds = [x["train/images_per_second"] for x in lines]
+        return sorted(speeds)[len(speeds) // 2] if speeds else math.nan
+
+
+def _number(lines: tuple[dict[str, Any], ...], name: str) -> float:
+    value = lines[0].get(name) if lines else None
+    return math.nan if value is None else float(value)
+
+
+def read_outcome(run: PlannedRun, place: Place) -> Outcome:
+    """Reads what is known about a run; a damaged file counts as one that is missing."""
+    directory = place.workdir(run)
+    config = _read_json(directory / workdir_lib.CONFIG)
+    manifest = _read_json(directory / workdir_lib.MANIFEST)
+    failure = place.failure(run)
+    reason = failure.read_text().strip() if failure.exists() else ""
+    if not config or not manifest:
+        return Outcome("failed" if reason else "not run", reason)
+    base = get_base()
+    base.update(workdir_lib.complete(config))
+    steps = total_steps(base, manifest["steps_per_epoch"])
+    metric = f"val/{make_protocol(base).metric}"
+    lines = tuple(line for line in read_lines(directory) if metric in line)
+    step = lines[-1]["step"] if lines else 0
+    state: State = "finished" if step == steps else "failed" if reason else "unfinished"
+    return Outcome(
+        state,
+        "" if state == "finished" else reason,
+        step,
+        steps,
+        metric,
+        lines,
+        config,
+        manifest,
+    )
+
+
+def read_lines(directory: Path) -> list[dict[str, Any]]:
+    """Reads the whole lines of a run's metrics.jsonl."""
+    path = directory / "metrics.jsonl"
+    if not path.exists():
+        return []
+    found = []
+    for line in path.read_bytes().splitlines():
+        try:
+            parsed = json.loads(line)
+        except ValueError:  # a run that was killed as it wrote
+            continue
+        if isinstance(parsed, dict) and "step" in parsed:
+            found.append(parsed)
+    return found
+
+
+def last_line(log: Path) -> str:
+    """The last line that a program printed, shortened."""
+    lines = log.read_text(errors="replace").splitlines() if log.exists() else []
+    said = [line.strip() for line in lines if line.strip()]
+    return shorten([said[-1]]) if said else "it printed nothing"
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
