@@ -10,7 +10,7 @@ import pytest
 from matplotlib.figure import Figure as Canvas
 from PIL import Image
 
-from launch import experiments
+from launch.experiments import __main__ as experiments
 from mpmc_jax.analysis import registry
 from mpmc_jax.analysis.base import Drawing, Figure, by_name, drawing_of
 from mpmc_jax.analysis.curves import read_metrics
@@ -60,7 +60,9 @@ def test_one_file_and_one_line_add_a_figure(runs, tmp_path, monkeypatch, capsys)
     monkeypatch.setitem(registry.FIGURES, "toy", Longest)
     experiments.main(["--list"])
     listed = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in listed] == [*registry.FIGURES]
+    assert [x.split()[0] for x in listed[-len(registry.FIGURES) :]] == [
+        *registry.FIGURES
+    ]
     assert "Bars of the largest step" in listed[-1] and "factor=1.0" in listed[-1]
     output = tmp_path / "by_command"
     command = ["--name=toy", f"--output={output}", "--options=factor=2", *runs]

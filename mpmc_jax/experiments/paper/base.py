@@ -5,6 +5,7 @@ published values in `published/<name>.toml`.
 """
 
 import dataclasses
+import itertools
 import math
 import re
 import tomllib
@@ -182,46 +183,24 @@ def plan(
       ValueError: an unknown row, no seed, or seeds that repeat.
     """
     dataset = dataset or experiment.dataset
-    changes = dict(changes or {})
-    # A row that has no MPMC keeps having none.
-    mode = changes.pop("mpmc", "")
-    if unknown := [row for row in only if row not in experiment.rows]:
-        raise ValueError(
-            f"--only: {name} has no row {unknown[0]!r}; valid: "
-            f"{', '.join(experiment.rows)}"
-        )
-    if not seeds or len(set(seeds)) < len(seeds):
-        raise ValueError(f"--seeds={','.join(map(str, seeds))}: distinct numbers")
+    _check(name, experiment, seeds, only)
     ours = dataset == experiment.dataset
     columns = _columns(experiment, splits, same=ours)
-    rows, seen = {}, set()
-    for row, choice in experiment.rows.items():
-        argument = {**choice.argument, **changes}
-        if mode and argument.get("mpmc", "off") != "off":
-            argument["mpmc"] = mode
-        key = repr((sorted(argument.items()), sorted(choice.settings.items())))
-        if (not only or row in only) and key not in seen:
-            seen.add(key)
-            rows[row] = dataclasses.replace(choice, argument=argument)
+    rows = _rows(experiment, only, changes or {})
     published = read_published(name) if ours else {"rows": {}, "columns": []}
     cells = []
-    for row, choice in rows.items():
-        for column, of_column in columns.items():
-            value = math.nan
-            if row in published["rows"] and column in published["columns"]:
-                at = published["columns"].index(column)
-                value = published["rows"][row][at]
-            runs = tuple(
-                PlannedRun(
-                    dataset,
-                    {**choice.argument, **of_column.argument},
-                    choice.settings,
-                    seed,
-                )
-                for seed in seeds
-            )
-            baseline = choice.baseline if choice.baseline in rows else ""
-            cells.append(Cell(row, column, runs, baseline, value))
+    for (row, choice), (column, part) in itertools.product(
+        rows.items(), columns.items()
+    ):
+        argument = {**choice.argument, **part.argument}
+        runs = tuple(
+            PlannedRun(dataset, argument, choice.settings, seed) for seed in seeds
+        )
+        values = dict(
+            zip(published["columns"], published["rows"].get(row, ()), strict=False)
+        )
+        baseline = choice.baseline if choice.baseline in rows else ""
+        cells.append(Cell(row, column, runs, baseline, values.get(column, math.nan)))
     return Table(
         name,
         experiment,
@@ -232,6 +211,38 @@ def plan(
         published.get("classes", {}),
         published.get("source", ""),
     )
+
+
+def _check(
+    name: str, experiment: Experiment, seeds: Sequence[int], only: Sequence[str]
+) -> None:
+    """Raises ValueError unless the rows exist and the seeds are distinct."""
+    if unknown := [row for row in only if row not in experiment.rows]:
+        raise ValueError(
+            f"--only: {name} has no row {unknown[0]!r}; valid: "
+            f"{', '.join(experiment.rows)}"
+        )
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise ValueError(f"--seeds={','.join(map(str, seeds))}: distinct numbers")
+
+
+def _rows(
+    experiment: Experiment, only: Sequence[str], changes: Mapping[str, str]
+) -> dict[str, Choice]:
+    """Returns the rows with `changes` made, each configuration once."""
+    changed = dict(changes)
+    mode = changed.pop("mpmc", "")
+    rows, seen = {}, set()
+    for row, choice in experiment.rows.items():
+        argument = {**choice.argument, **changed}
+        # A row that has no MPMC keeps having none.
+        if mode and argument.get("mpmc", "off") != "off":
+            argument["mpmc"] = mode
+        key = repr((sorted(argument.items()), sorted(choice.settings.items())))
+        if (not only or row in only) and key not in seen:
+            seen.add(key)
+            rows[row] = dataclasses.replace(choice, argument=argument)
+    return rows
 
 
 def _columns(

@@ -71,11 +71,6 @@ class Outcome:
         best = max(known, key=lambda line: line[self.metric], default=None)
         return _number((best,) if best else (), name or self.metric)
 
-    def images_per_second(self, lines: list[dict[str, Any]]) -> float:
-        """The median speed of training; NaN if none is written."""
-        speeds = [x["train/images_per_second"] for x in lines]
-        return sorted(speeds)[len(speeds) // 2] if speeds else math.nan
-
 
 def _number(lines: tuple[dict[str, Any], ...], name: str) -> float:
     value = lines[0].get(name) if lines else None

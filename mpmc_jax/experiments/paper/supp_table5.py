@@ -14,10 +14,7 @@ _TAPS = {
 EXPERIMENT = Experiment(
     "The layer that the patch classifier reads",
     "voc",
-    {
-        tap: Choice(label, _ARGUMENT, {"mpmc.tap": tap})
-        for tap, label in _TAPS.items()
-    },
+    {tap: Choice(label, _ARGUMENT, {"mpmc.tap": tap}) for tap, label in _TAPS.items()},
     {"92": Choice("Classic 92", {"split": "92"})},
     note="The paper does not say which method and labels; its 77.3 at layer 1 is "
     "UniMatch + MPMC on ResNet-101 with 92 labels.",

@@ -11,10 +11,7 @@ EXPERIMENT = Experiment(
     "Four methods with and without MPMC on ACDC",
     "acdc",
     _ROWS,
-    {
-        count: Choice(f"{count} cases", {"split": count})
-        for count in ("3", "7")
-    },
+    {count: Choice(f"{count} cases", {"split": count}) for count in ("3", "7")},
     note="Dice. The paper names DeepLabV3+ on ResNet-101 at 224 pixels; its UniMatch "
     "row is UniMatch's U-Net at 256, which runs here (D12).",
 )

@@ -1,4 +1,4 @@
-"""Table 4: what the patch classifier's accuracy in a patch has to do with mIoU there."""
+"""Table 4: change of mIoU by how well the patch classifier knows a patch."""
 
 from mpmc_jax.experiments.paper.base import Experiment
 from mpmc_jax.experiments.paper.rows import fractions, with_and_without

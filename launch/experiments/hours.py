@@ -1,0 +1,103 @@
+"""How many hours runs will take: from a measured speed, or modeled from FLOPs."""
+
+import json
+from typing import NamedTuple
+
+import jax
+import ml_collections
+
+from launch.bench.memory import lower_step
+from launch.bench.step import noise_setup
+from mpmc_jax.data.build import dataset_info
+from mpmc_jax.data.builders import acdc, cityscapes, voc
+from mpmc_jax.data.splits import count_labeled
+from mpmc_jax.experiments.build import total_steps
+from mpmc_jax.experiments.paper.base import PlannedRun
+from mpmc_jax.experiments.paper.results import Place, read_lines, read_outcome
+from mpmc_jax.models.platform import compiled_for
+
+# What UniMatch's programs reach on an H100 in bfloat16 at the roofline, FLOPs per
+# second: 3.7e14 to 3.9e14 in results/gpu_compile.
+H100_FLOPS = 3.8e14
+# Training images where the data set is not prepared here.
+_PUBLISHED = {
+    "acdc": acdc.EXPECTED,
+    "cityscapes": cityscapes.EXPECTED,
+    "voc": voc.EXPECTED,
+}
+
+
+class Hours(NamedTuple):
+    """The hours of a run, and whether its speed was "measured" or is "modeled"."""
+
+    hours: float
+    kind: str
+
+
+class Estimator:
+    """Estimates hours; remembers the FLOPs of programs, which take seconds to count.
+
+    Args:
+      place: where measured speeds are found.
+    """
+
+    def __init__(self, place: Place) -> None:
+        self._place = place
+        self._counted: dict[str, float] = {}
+
+    def hours(self, run: PlannedRun, config: ml_collections.ConfigDict) -> Hours:
+        """Estimates a whole run.
+
+        Raises:
+          ValueError, FileNotFoundError: bad settings, or the data set is not prepared
+            and its size is not known.
+        """
+        steps, images = run_length(config)
+        if speed := self._measured(run):
+            return Hours(steps * images / speed / 3600, "measured")
+        return Hours(steps * self._flops(config) / H100_FLOPS / 3600, "modeled")
+
+    def _measured(self, run: PlannedRun) -> float:
+        """The median images per second that the run has reached so far; 0 if none."""
+        if not read_outcome(run, self._place).config:
+            return 0.0
+        name = "train/images_per_second"
+        lines = read_lines(self._place.workdir(run))
+        speeds = sorted(line[name] for line in lines if line.get(name))
+        return speeds[len(speeds) // 2] if speeds else 0.0
+
+    def _flops(self, config: ml_collections.ConfigDict) -> float:
+        """Counts the FLOPs of a step: those of one group times the number of groups."""
+        one = config.copy_and_resolve_references()
+        one.train.batch_size = one.train.group_size
+        settings = one.to_dict()
+        program = [one.method.name, one.train.group_size, one.data.crop]
+        program += [settings["model"], one.method.supervised_loss]
+        program += [settings["mpmc"][key] for key in ("enabled", "tap", "windows")]
+        key = json.dumps([*program, one.mpmc.head])
+        if key not in self._counted:
+            with compiled_for("gpu"):
+                lowered = lower_step(one, jax.devices()[:1])
+            self._counted[key] = lowered.cost_analysis()["flops"]
+        return self._counted[key] * config.train.batch_size / one.train.batch_size
+
+
+def run_length(config: ml_collections.ConfigDict) -> tuple[int, int]:
+    """Returns the number of steps of a run and the images per step.
+
+    The number of steps is exact where the split is drawn, and else close.
+    """
+    name, batch = config.data.name, config.train.batch_size
+    try:
+        info = dataset_info(config)
+        images, labeled_at_most = len(info.ids["train"]), len(info.present)
+    except FileNotFoundError:
+        if name not in _PUBLISHED:
+            raise
+        images = labeled_at_most = _PUBLISHED[name]["train"]
+    split = config.data.split.removeprefix("u2pl_")
+    labeled = count_labeled(split, min(labeled_at_most, images))
+    epoch = labeled if config.train.epoch_of == "labeled" else images - labeled
+    steps = total_steps(config, max(epoch // batch, 1))
+    streams = noise_setup(config).step.method.streams
+    return steps, streams.images(batch, config.train.group_size)

@@ -1,0 +1,208 @@
+import dataclasses
+import json
+import math
+
+import numpy as np
+import pytest
+
+from configs.base import get_base
+from launch.experiments import __main__ as experiments
+from mpmc_jax.analysis import summary
+from mpmc_jax.experiments.paper import base, registry
+from mpmc_jax.experiments.paper.base import Choice, Experiment, labeled_part
+from mpmc_jax.experiments.paper.results import Place, last_line, read_outcome
+
+TOY = Experiment(
+    "A comparison",
+    "synthetic",
+    {
+        "off": Choice("Off", {"method": "supervised", "mpmc": "off"}),
+        "on": Choice("On", {"method": "supervised", "mpmc": "paper"}, baseline="off"),
+    },
+    {"4": labeled_part("4")},
+)
+
+
+@pytest.fixture
+def toy(monkeypatch):
+    """An experiment is one file and one registry line."""
+    monkeypatch.setitem(registry.EXPERIMENTS, "toy", TOY)
+    published = {"source": "Table 0", "columns": ["4"], "rows": {"off": [40.0]}}
+    monkeypatch.setattr(base, "read_published", lambda name: published)
+    return TOY
+
+
+@pytest.mark.parametrize("name", registry.EXPERIMENTS)
+def test_published_values_stand_in_rows_and_columns_of_the_table(name):
+    experiment, published = registry.EXPERIMENTS[name], base.read_published(name)
+    assert published["source"]
+    assert set(published["columns"]) == set(experiment.columns)
+    assert set(published["rows"]) == set(experiment.rows) or name == "table4"
+    for values in published["rows"].values():
+        assert len(values) == len(published["columns"])
+        assert all(math.isnan(value) or 40 < value < 100 for value in values)
+    assert set(published.get("classes", {})) <= set(experiment.rows)
+
+
+def test_published_gains_are_those_of_the_paper():
+    def gain(name, row, column):
+        table = base.plan(name, registry.EXPERIMENTS[name])
+        value = {(cell.row, cell.column): cell for cell in table.cells}
+        cell = value[row, column]
+        return round(cell.published - value[cell.baseline, column].published, 1)
+
+    assert gain("table1", "unimatch_mpmc_resnet101", "classic_92") == 2.1
+    assert gain("table1", "ael_mpmc_resnet50", "blender_1_4") == 1.7
+    assert gain("table2", "u2pl_mpmc_resnet101", "1_16") == 2.3
+    assert gain("table3", "augseg_mpmc", "3") == 3.5
+    assert gain("table5", "supervised_mpmc", "1_4") == 1.3
+    assert gain("table6", "both", "1_8") == 3.2
+    assert gain("supp_table1", "windows_1_7_19", "1_16") == 1.6
+
+
+@pytest.mark.parametrize("name", registry.EXPERIMENTS)
+def test_every_run_is_a_configuration_with_a_name_of_its_own(name):
+    table = base.plan(name, registry.EXPERIMENTS[name], seeds=(0, 1))
+    found = {}
+    for run in table.runs:
+        config = experiments._configuration(run.flags()).to_dict()
+        assert config["seed"] == run.seed
+        for key, value in run.settings.items():
+            section, _, last = key.partition(".")
+            assert config[section][last] == value
+        found[run.name] = json.dumps(config)
+    assert len(set(found.values())) == len(found)
+    assert all("/" not in run and " " not in run for run in found)
+
+
+def test_rows_that_become_equal_are_kept_once():
+    experiment = registry.EXPERIMENTS["table2"]
+    changes = {"backbone": "resnet18", "mpmc": "recommended"}
+    table = base.plan("table2", experiment, dataset="camvid", changes=changes)
+    assert len(table.rows) == len(experiment.rows) // 2
+    assert [*table.columns] == ["1_8"]
+    modes = [cell.runs[0].argument["mpmc"] for cell in table.cells]
+    assert modes == ["off", "recommended"] * 4
+    assert all(math.isnan(cell.published) for cell in table.cells)
+
+
+def test_bad_arguments_name_the_valid_ones():
+    experiment = registry.EXPERIMENTS["table6"]
+    with pytest.raises(ValueError, match="valid: off, labeled, unlabeled, both"):
+        base.plan("table6", experiment, only=["all"])
+    with pytest.raises(ValueError, match="distinct"):
+        base.plan("table6", experiment, seeds=(1, 1))
+
+
+def write_run(place, run, scores, steps=20, **classes):
+    """The files of a run that was evaluated every five steps."""
+    config = get_base()
+    config.train.steps = steps
+    config.data.name = run.dataset
+    directory = place.workdir(run)
+    directory.mkdir(parents=True)
+    (directory / "config.json").write_text(json.dumps(config.to_dict()))
+    manifest = {"steps_per_epoch": 7, "data": {"labeled": 4}, "device_kind": "cpu"}
+    (directory / "manifest.json").write_text(json.dumps(manifest))
+    lines = [{"step": 5, "train/loss": 1.0}]
+    for count, score in enumerate(scores, 1):
+        line = {"step": 5 * count, "val/miou": score}
+        lines.append(line | {f"val/iou/{k}": v[count - 1] for k, v in classes.items()})
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (directory / "metrics.jsonl").write_text(text + '{"step": 25, "val/mi')
+
+
+def test_the_summary_is_the_scores_mean_and_deviation(toy, tmp_path):
+    place = Place(tmp_path)
+    table = base.plan("toy", toy, seeds=(0, 1, 2))
+    by_row = {cell.row: cell.runs for cell in table.cells}
+    off = [[0.1, 0.3, 0.2, 0.25], [0.2, 0.2, 0.4, 0.35], [0.1, 0.1, 0.1, 0.3]]
+    on = [[0.1, 0.5, 0.4, 0.45], [0.3, 0.3, 0.5, 0.45]]
+    for run, scores in zip(by_row["off"], off, strict=True):
+        write_run(place, run, scores)
+    for run, scores in zip(by_row["on"], on, strict=False):
+        write_run(place, run, scores)
+    paper = [get_base().to_dict()]
+    found = summary.summarize(table, place, paper)
+    first, second = found.lines
+    np.testing.assert_allclose(first.last, [25, 35, 30])
+    np.testing.assert_allclose(first.best, [30, 40, 30])
+    np.testing.assert_allclose(first.difference, 100 / 3 - 40)
+    assert first.state == "" and second.state == "1 run not run"
+    np.testing.assert_allclose(second.gains, [20, 10])
+    row = second.as_row()
+    np.testing.assert_allclose(row["gains_std"], np.std([20, 10], ddof=1))
+    assert row["published"] == "" and row["seeds"] == 2
+    text = found.markdown()
+    assert "| Off | 4 | 30.0 ± 5.0 | 33.3 ± 5.8 | 40.0 | -6.7 | - | - |  |" in text
+    assert "| length | 20 steps | 80 epochs |" in text and "| device | cpu |" in text
+    assert found.drawing().png[:4] == b"\x89PNG"
+
+
+def test_class_columns_are_read_at_the_same_evaluations(toy, tmp_path):
+    place = Place(tmp_path)
+    experiment = dataclasses.replace(toy, per_class=True)
+    table = base.plan("toy", experiment)
+    for run in table.runs:
+        write_run(place, run, [0.1, 0.3, 0.2, 0.2], sky=[0.1, 0.2, 0.8, 0.9])
+    found = summary.summarize(table, place, [])
+    of_sky = next(line for line in found.lines if line.column == "4, sky")
+    np.testing.assert_allclose((of_sky.last, of_sky.best), ([90], [20]))
+
+
+def test_what_is_known_about_a_run(toy, tmp_path):
+    place = Place(tmp_path)
+    first, second = base.plan("toy", toy).runs
+    assert read_outcome(first, place).state == "not run"
+    write_run(place, first, [0.1, None])
+    found = read_outcome(first, place)
+    assert (found.state, found.step, found.steps) == ("unfinished", 10, 20)
+    assert found.best() == 0.1 and math.isnan(found.last())
+    place.log(second).parent.mkdir()
+    place.failure(second).write_text("no data\n")
+    found = read_outcome(second, place)
+    assert (found.state, found.reason) == ("failed", "no data")
+    assert last_line(place.log(second)) == "it printed nothing"
+
+
+def test_the_command_line_lists_plans_and_refuses(capsys, tmp_path):
+    experiments.main(["--list"])
+    listed = capsys.readouterr().out
+    assert all(name in listed for name in registry.EXPERIMENTS)
+    arguments = ["--name=table6", "--print_commands", f"--output={tmp_path}"]
+    experiments.main([*arguments, "--config.model.pretrained={backbone}.safetensors"])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 12
+    assert all("--config.model.pretrained=resnet50.safetensors" in x for x in lines)
+    for wrong, message in (
+        (["--dataset=coco"], "valid: "),
+        (["--config.model.depth=3"], "unknown configuration key"),
+        (["--config.model.width=wide"], "width"),
+        (["--checkpoint=best"], "is for figures"),
+        (["--seeds=a"], "whole numbers"),
+        (["--summarize"], "at most"),
+        (["--lines"], "unexpected arguments"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            experiments.main([*arguments, *wrong])
+        assert message in str(ended.value) and str(ended.value).startswith("error: ")
+    with pytest.raises(SystemExit, match="is unknown; valid: table1"):
+        experiments.main(["--name=table7"])
+
+
+def test_hours_are_those_of_the_measured_speed(capsys, tmp_path):
+    arguments = ["--name=table6", "--only=off", "--splits=1_8", f"--output={tmp_path}"]
+    (run,) = base.plan(
+        "table6", registry.EXPERIMENTS["table6"], only=["off"], splits=["1_8"]
+    ).runs
+    write_run(Place(tmp_path), run, [0.1], steps=2000)
+    path = Place(tmp_path).workdir(run) / "metrics.jsonl"
+    speeds = (1.0, 4.0, 100.0)
+    text = [json.dumps({"step": 1, "train/images_per_second": x}) for x in speeds]
+    path.write_text("\n".join([*text, ""]))
+    experiments.main([*arguments, "--dry_run", "--steps=2000"])
+    line, total = capsys.readouterr().out.splitlines()
+    # 8 labeled and 8 unlabeled images a step.
+    assert float(line.split()[0]) == round(2000 * 16 / 4 / 3600, 2)
+    assert "measured, unfinished: python -m launch.train" in line
+    assert "1 run" in total

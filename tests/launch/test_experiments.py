@@ -1,0 +1,177 @@
+"""Experiments as a user runs them."""
+
+import os
+import signal
+import sys
+import time
+
+import pytest
+
+from launch.experiments import __main__ as experiments
+from launch.experiments import processes
+from mpmc_jax.experiments.paper import base, registry
+from mpmc_jax.experiments.paper.base import Choice, Experiment, labeled_part
+from mpmc_jax.experiments.paper.results import Place, read_outcome
+from mpmc_jax.training.loop import Interrupted
+from tests.support import programs
+from tests.support.data_sets import prepare_synthetic
+from tests.support.programs import run, start
+
+_ARGUMENT = {"method": "supervised", "mpmc": "off"}
+TOY = Experiment(
+    "One of three runs fails",
+    "synthetic",
+    {
+        "good": Choice("Good", _ARGUMENT),
+        "bad": Choice("Bad", _ARGUMENT, {"optimizer.lr": 1e38}, "good"),
+        "better": Choice("Better", _ARGUMENT, {"optimizer.lr": 0.1}, "good"),
+    },
+    {"4": labeled_part("4")},
+)
+# Two rows of each table; what they share is trained once.
+ROWS = {
+    "table1": "unimatch_resnet50,unimatch_mpmc_resnet50",
+    "table2": "unimatch_resnet50,unimatch_mpmc_resnet50",
+    "table3": "unimatch,unimatch_mpmc",
+    "table4": "mean_teacher,mean_teacher_mpmc",
+    "table5": "supervised,supervised_mpmc",
+    "table6": "labeled,unlabeled",
+    "supp_table1": "windows_1,windows_7_19",
+    "supp_table2": "alpha_0.0,alpha_0.3",
+    "supp_table3": "beta_0.0",
+    "supp_table4": "unimatch,unimatch_mpmc",
+    "supp_table5": "layer1,decoder",
+    "supp_table6": "augseg,augseg_mpmc",
+}
+SMALL = (
+    *("--dataset=synthetic", "--splits=4", "--backbone=resnet18", "--steps=2"),
+    *("--config.model.width=8", "--config.data.crop=33", "--config.train.batch_size=4"),
+    "--config.train.eval_every=2",
+)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    place = tmp_path_factory.mktemp("experiments")
+    prepare_synthetic(place / "data", train=13, val=4)
+    return place
+
+
+def arguments(place, name, *more):
+    return (
+        *("launch.experiments", f"--name={name}", f"--output={place / 'out'}"),
+        *(f"--data_dir={place / 'data'}", *SMALL, *more),
+    )
+
+
+def planned(count):
+    rows = {str(i): Choice(str(i), _ARGUMENT, {"data.crop": i}) for i in range(count)}
+    toy = Experiment("", "synthetic", rows, {"4": labeled_part("4")})
+    return base.plan("table6", toy, dataset="camvid").runs
+
+
+def python(code):
+    return [sys.executable, "-c", code]
+
+
+def test_a_run_that_fails_leaves_the_others(tmp_path, capsys):
+    runs, place = planned(3), Place(tmp_path)
+    codes = ["print('fine')", "import sys; sys.exit('error: no such thing')", ""]
+    commands = {r.name: python(c) for r, c in zip(runs, codes, strict=True)}
+    assert processes.train_all(runs, commands, place, jobs=2) == 1
+    assert [read_outcome(each, place).state for each in runs] == [
+        "not run",
+        "failed",
+        "not run",
+    ]
+    assert read_outcome(runs[1], place).reason == "no such thing"
+    assert place.log(runs[0]).read_text() == "fine\n"
+    said = capsys.readouterr().err
+    assert "FAILED" in said and said.count("finished, ") == 2
+    # The next try forgets the failure.
+    again = commands | {runs[1].name: python("")}
+    assert processes.train_all(runs, again, place, jobs=1) == 0
+    assert read_outcome(runs[1], place).state == "not run"
+
+
+def test_devices_are_shared_among_the_runs(tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3")
+    runs, place = planned(2), Place(tmp_path)
+    show = "import os, time; print(os.environ['CUDA_VISIBLE_DEVICES']); time.sleep(1)"
+    commands = {each.name: python(show) for each in runs}
+    processes.train_all(runs, commands, place, jobs=2)
+    shown = sorted(place.log(each).read_text() for each in runs)
+    assert shown == ["0,2\n", "1,3\n"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_runs_and_starts_no_more(tmp_path, number):
+    runs, place = planned(2), Place(tmp_path)
+    stop = f"import os, signal, time; os.kill(os.getppid(), {int(number)})"
+    code = f"{stop}\ntime.sleep(60)"
+    commands = {each.name: python(code) for each in runs}
+    begin = time.monotonic()
+    with pytest.raises(Interrupted, match="the same command resumes"):
+        processes.train_all(runs, commands, place, jobs=1)
+    assert time.monotonic() - begin < 30
+    assert not place.log(runs[1]).exists() and not place.failure(runs[0]).exists()
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", registry.EXPERIMENTS)
+def test_every_experiment_runs_and_prints_its_table(place, name):
+    output = run(*arguments(place, name, f"--only={ROWS[name]}", "--jobs=2"))
+    table = (place / "out" / f"{name}.md").read_text()
+    assert table in output
+    lines = [x for x in table.splitlines() if "| 4 |" in x]
+    assert len(lines) == len(ROWS[name].split(","))
+    for line in lines:
+        assert line.endswith("|  |") and float(line.split("|")[3]) >= 0
+    for suffix in ("csv", "png", "svg"):
+        assert (place / "out" / f"{name}.{suffix}").stat().st_size
+    again = run(*arguments(place, name, f"--only={ROWS[name]}"))
+    assert again.count("finished already") == len(lines)
+
+
+@pytest.mark.full
+def test_one_that_is_killed_goes_on_and_finishes(place):
+    command = arguments(place, "table6", "--only=off,both", "--seeds=3", "--steps=6")
+    process = start(*command)
+    runs = base.plan(
+        "table6",
+        registry.EXPERIMENTS["table6"],
+        dataset="synthetic",
+        splits=["4"],
+        seeds=[3],
+        only=["off", "both"],
+        changes={"backbone": "resnet18"},
+    ).runs
+    saved = Place(place / "out").workdir(runs[0]) / "checkpoints" / "2"
+    deadline = time.monotonic() + 600
+    while not saved.is_dir():
+        assert process.poll() is None, process.communicate()[0][-4000:]
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    output = run(*command)
+    log = Place(place / "out").log(runs[0]).read_text()
+    assert "resuming from step" in log and "FAILED" not in output
+    for each in runs:
+        assert read_outcome(each, Place(place / "out")).state == "finished"
+
+
+@pytest.mark.full
+def test_a_planted_nan_costs_its_own_row_alone(place, monkeypatch, capsys):
+    monkeypatch.setitem(registry.EXPERIMENTS, "toy", TOY)
+    empty = {"source": "", "columns": [], "rows": {}}
+    monkeypatch.setattr(base, "read_published", lambda name: empty)
+    for name, value in programs.ENVIRONMENT.items():
+        monkeypatch.setitem(os.environ, name, value)
+    with pytest.raises(SystemExit, match="error: 1 run failed"):
+        experiments.main([*arguments(place, "toy")[1:], "--steps=4"])
+    table = capsys.readouterr().out
+    rows = {x.split("|")[1].strip(): x for x in table.splitlines() if "| 4 |" in x}
+    assert rows["Good"].endswith("|  |") and rows["Better"].endswith("|  |")
+    assert "1 run failed" in rows["Bad"]
+    assert table.count("is not finite") == 1
