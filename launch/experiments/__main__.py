@@ -298,7 +298,7 @@ def _print_hours(
     total = 0.0
     for run in table.runs:
         found = estimator.hours(run, configs[run.name])
-        total += found.hours
+        total += 0.0 if math.isnan(found.hours) else found.hours
         command = shlex.join(["python", "-m", *commands[run.name]])
         done = read_outcome(run, place).state
         print(f"{found.hours:8.2f} h {found.kind}, {done}: {command}", flush=True)

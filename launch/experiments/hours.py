@@ -1,6 +1,7 @@
 """How many hours runs will take: from a measured speed, or modeled from FLOPs."""
 
 import json
+import math
 from typing import NamedTuple
 
 import jax
@@ -8,7 +9,7 @@ import ml_collections
 
 from launch.bench.memory import lower_step
 from launch.bench.step import noise_setup
-from mpmc_jax.data.build import dataset_info
+from mpmc_jax.data.build import build_split, dataset_info
 from mpmc_jax.data.builders import acdc, cityscapes, voc
 from mpmc_jax.data.splits import count_labeled
 from mpmc_jax.experiments.build import total_steps
@@ -28,7 +29,10 @@ _PUBLISHED = {
 
 
 class Hours(NamedTuple):
-    """The hours of a run, and whether its speed was "measured" or is "modeled"."""
+    """The hours of a run, and whether its speed was "measured" or is "modeled".
+
+    "not modeled", with NaN: its layers are too narrow to reach `H100_FLOPS` (U-Net).
+    """
 
     hours: float
     kind: str
@@ -55,6 +59,8 @@ class Estimator:
         steps, images = run_length(config)
         if speed := self._measured(run):
             return Hours(steps * images / speed / 3600, "measured")
+        if config.model.name == "unet":
+            return Hours(math.nan, "not modeled")
         return Hours(steps * self._flops(config) / H100_FLOPS / 3600, "modeled")
 
     def _measured(self, run: PlannedRun) -> float:
@@ -85,19 +91,20 @@ class Estimator:
 def run_length(config: ml_collections.ConfigDict) -> tuple[int, int]:
     """Returns the number of steps of a run and the images per step.
 
-    The number of steps is exact where the split is drawn, and else close.
+    Raises:
+      FileNotFoundError: the data set is not prepared, and its size is not known.
     """
     name, batch = config.data.name, config.train.batch_size
     try:
-        info = dataset_info(config)
-        images, labeled_at_most = len(info.ids["train"]), len(info.present)
+        split = build_split(config, dataset_info(config))
+        labeled, unlabeled = len(split.labeled), len(split.unlabeled)
     except FileNotFoundError:
         if name not in _PUBLISHED:
             raise
-        images = labeled_at_most = _PUBLISHED[name]["train"]
-    split = config.data.split.removeprefix("u2pl_")
-    labeled = count_labeled(split, min(labeled_at_most, images))
-    epoch = labeled if config.train.epoch_of == "labeled" else images - labeled
+        images = _PUBLISHED[name]["train"]
+        labeled = count_labeled(config.data.split.removeprefix("u2pl_"), images)
+        unlabeled = images - labeled
+    epoch = labeled if config.train.epoch_of == "labeled" else unlabeled
     steps = total_steps(config, max(epoch // batch, 1))
     streams = noise_setup(config).step.method.streams
     return steps, streams.images(batch, config.train.group_size)

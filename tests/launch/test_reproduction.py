@@ -1,114 +1,85 @@
-"""Every command of docs/reproduce.md for a cell of the paper's tables builds."""
+"""Every run of the paper's tables is the published configuration, and builds."""
 
-import itertools
 import re
 
-import ml_collections
 import pytest
 
+from launch.experiments import __main__ as experiments
 from mpmc_jax.experiments.build import build_base, build_setup
+from mpmc_jax.experiments.paper import base, registry
 from mpmc_jax.pixels import GRAY, RGB
 from tests.support import tiny
-from tests.support.documents import ROOT, config_of
+from tests.support.documents import ROOT
 
-METHODS = ("augseg", "ael", "u2pl", "unimatch")
-BACKBONES = ("resnet50", "resnet101")
 CLASSES = {"voc": 21, "cityscapes": 19, "acdc": 4}
+MAIN = ("table1", "table2", "table3")
 
 
-def _rows():
-    """(cells, command, splits) of the page's sections."""
-    text = (ROOT / "docs" / "reproduce.md").read_text()
-    sections = re.findall(
-        r"^### (Table [^\n]*)\n\n```sh\n(.*?)```\n\nSPLIT: ([^\n]*)$",
-        text,
-        re.MULTILINE | re.DOTALL,
-    )
-    return [
-        (cells, " ".join(command.replace("\\\n", " ").split()), splits)
-        for cells, command, values in sections
-        if (splits := re.findall(r"`([^`]*)`", values))
-    ]
+def _plan(name):
+    changes = {"lists": "splits"}
+    return base.plan(name, registry.EXPERIMENTS[name], changes=changes)
 
 
-def _commands():
-    """Every cell's command, capitals replaced."""
-    for _, line, splits in _rows():
-        backbones = BACKBONES if "BACKBONE" in line else BACKBONES[:1]
-        for method, mode, backbone, split in itertools.product(
-            METHODS, ("off", "paper"), backbones, splits
-        ):
-            command = line.replace("METHOD", method).replace("MPMC", mode)
-            yield command.replace("BACKBONE", backbone).replace("SPLIT", split)
+def _config(run):
+    return experiments._configuration(run.flags())
 
 
-def _config(command: str) -> ml_collections.ConfigDict:
-    """The configuration that `launch.train` would make of a command."""
-    program, *flags = command.removeprefix("python -m ").split()
-    assert program == "launch.train"
-    assert flags[-1].startswith("--workdir=runs/")
-    return config_of(flags)
-
-
-def test_the_table_has_every_cell_of_the_paper():
-    rows = {cells: splits for cells, _, splits in _rows()}
-    assert {cells: len(splits) for cells, splits in rows.items()} == {
-        "Table 1, Classic": 5,
-        "Table 1, Blender": 3,
-        "Table 2": 4,
-        "Table 3": 2,
-    }
-    # Four methods with and without MPMC; two backbones but for ACDC.
-    commands = list(_commands())
-    assert len(commands) == len(set(commands)) == 8 * (2 * (5 + 3 + 4) + 2)
+def test_the_tables_have_every_cell_of_the_paper():
+    sizes = {name: (len(_plan(name).rows), len(_plan(name).columns)) for name in MAIN}
+    # Four methods with and without MPMC; supervision; two backbones but for ACDC.
+    assert sizes == {"table1": (18, 8), "table2": (16, 4), "table3": (9, 2)}
 
 
 def test_every_cell_reads_its_own_lists_at_the_published_crop():
     crops = {"unimatch": 801, "augseg": 800, "u2pl": 769, "ael": 769}
-    for command in _commands():
-        config = _config(command)
+    for run in (run for name in MAIN for run in _plan(name).runs):
+        config = _config(run)
         name, method, split = config.data.name, config.method.name, config.data.split
         assert config.data.labeled_ids.endswith(f"/{split}/labeled.txt")
         assert config.data.unlabeled_ids.endswith(f"/{split}/unlabeled.txt")
         if name == "voc":
-            classic = method == "unimatch" and split.isdecimal()
-            assert config.data.crop == (321 if classic else 513)
+            small = method in ("unimatch", "supervised") and split.isdecimal()
+            assert config.data.crop == (321 if small else 513)
         elif name == "cityscapes":
             assert config.data.crop == crops[method]
         else:
             assert (config.data.crop, config.model.name) == (256, "unet")
-        assert config.mpmc.enabled == ("mpmc=paper" in command)
+        assert config.mpmc.enabled == (run.argument["mpmc"] == "paper")
+
+
+def test_the_page_names_every_table_and_its_command():
+    page = (ROOT / "docs" / "reproduce.md").read_text()
+    for name in registry.EXPERIMENTS:
+        assert re.search(rf"^\| `{name}` \|", page, re.MULTILINE)
 
 
 def _builds():
-    """One command for each row, method and mode: lists and depth change no more."""
+    """One run for each method, mode and crop: lists and depth change no more."""
     seen = {}
-    for command in _commands():
-        config = _config(command)
-        key = (
-            config.data.name,
-            config.method.name,
-            config.mpmc.enabled,
-            config.data.crop,
-        )
-        seen.setdefault("-".join(map(str, key)), command)
+    for name in registry.EXPERIMENTS:
+        for run in _plan(name).runs:
+            given = run.argument
+            parts = [run.dataset, given["method"], given["mpmc"]]
+            parts += [_config(run).data.crop, *run.settings.items()]
+            if "vit" not in given.get("backbone", ""):
+                seen.setdefault("-".join(map(str, parts)), run)
     return seen
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("cell", _builds())
-def test_a_cell_builds(cell):
-    config = _config(_builds()[cell])
-    # Only the size is a toy's: what fits what is checked as in earnest.
-    is_unet = config.model.name == "unet"
-    config.model.width = 16 if is_unet else 8
-    config.model.backbone = "tiny"
-    config.data.crop = 64 if is_unet else tiny.CROP
-    model, method = build_base(
-        config,
-        num_classes=CLASSES[config.data.name],
-        pixels=GRAY if is_unet else RGB,
-        num_unlabeled=1000,
-    )
-    setup = build_setup(config, model, method, steps_per_epoch=10)
-    assert setup.step.schedule.steps == 10 * config.train.epochs
+def test_every_row_builds():
+    for run in _builds().values():
+        config = _config(run)
+        # Only the size is a toy's: what fits what is checked as in earnest.
+        is_unet = config.model.name == "unet"
+        config.model.width = 16 if is_unet else 8
+        config.model.backbone = "tiny"
+        config.data.crop = 64 if is_unet else tiny.CROP
+        model, method = build_base(
+            config,
+            num_classes=CLASSES[config.data.name],
+            pixels=GRAY if is_unet else RGB,
+            num_unlabeled=1000,
+        )
+        setup = build_setup(config, model, method, steps_per_epoch=10)
+        assert setup.step.schedule.steps == 10 * config.train.epochs
