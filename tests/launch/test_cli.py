@@ -15,7 +15,6 @@ from launch import (
     cli,
     convert_weights,
     evaluate,
-    experiments,
     plot_runs,
     predict,
     prepare_data,
@@ -23,6 +22,7 @@ from launch import (
 )
 from launch.bench import __main__ as bench
 from launch.bench import smoke_matrix, topologies
+from launch.experiments import __main__ as experiments
 from mpmc_jax.experiments import config_checks
 from mpmc_jax.paths import as_path
 from tests.support.programs import ENVIRONMENT, ROOT

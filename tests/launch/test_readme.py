@@ -35,15 +35,20 @@ class _Parsed(Exception):
 
 def _parse(monkeypatch, program, arguments):
     """The parser of a program, and what it makes of its arguments."""
-    parse = argparse.ArgumentParser.parse_args
+    parse = argparse.ArgumentParser.parse_known_args
 
     def stop(parser, args=None, namespace=None):
-        raise _Parsed(parser, parse(parser, args, namespace) if arguments else None)
+        if not arguments:
+            raise _Parsed(parser, None)
+        found, more = parse(parser, args, namespace)
+        # Settings are checked by the program, as those of `launch.train` are.
+        assert all(each.startswith("--config.") for each in more), more
+        raise _Parsed(parser, found)
 
     if importlib.util.find_spec(program).submodule_search_locations:
         program += ".__main__"
     module = importlib.import_module(program)
-    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", stop)
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_known_args", stop)
     monkeypatch.setattr(sys, "argv", [program, *arguments])
     with pytest.raises(_Parsed) as parsed:
         module.main(arguments) if program.startswith("launch") else module.main()
