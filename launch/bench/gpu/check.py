@@ -216,7 +216,7 @@ def small_steps(config: ml_collections.ConfigDict) -> dict[str, Any]:
 
 
 def _shrink(config: ml_collections.ConfigDict) -> None:
-    """Leaves an eighth of the channels, crops of 33 pixels and a single group."""
+    """Leaves an eighth of the channels, crops of 65 pixels and a single group."""
     config.model.width = 8
-    config.data.crop = 33
+    config.data.crop = 65
     config.train.batch_size = config.train.group_size
