@@ -25,11 +25,11 @@ def keep(x: Array) -> Array:
 
 
 def rematerialized(block: Any, remat: str, static_argnums: tuple[int, ...] = ()) -> Any:
-    """Makes a module class that recomputes its activations in the backward pass.
+    """Makes a module that recomputes its activations in the backward pass.
 
     Args:
-      block: the class of a module.
-      remat: one of `REMATS`; "off" returns the class itself.
+      block: the class of a module, or a function whose first argument is a module.
+      remat: one of `REMATS`; "off" returns the block itself.
       static_argnums: positions of static arguments of its call, counted with self.
     """
     if remat == "off":

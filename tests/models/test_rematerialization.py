@@ -2,11 +2,12 @@
 
 import dataclasses
 
+import chex
 import jax
 import jax.numpy as jnp
 import pytest
 
-from mpmc_jax.models import ModelConfig, build_segmenter
+from mpmc_jax.models import ModelConfig, build_segmenter, init_variables
 from mpmc_jax.models.platform import compiled_for
 from mpmc_jax.types import Network
 from tests.support import tiny
@@ -15,7 +16,7 @@ from tests.support.x64 import call_x64
 
 SIDE = 32
 CONFIGS = {
-    "resnet": ModelConfig(backbone="tiny", width=8, num_classes=4),
+    "resnet": ModelConfig(backbone="resnet18", width=8, num_classes=4),
     # Elements are dropped in its blocks.
     "unet": ModelConfig(name="unet", width=8, num_classes=4),
     # As are branches in these.
@@ -79,6 +80,15 @@ def test_cheap_repeats_no_convolution_and_no_dense_layer(name):
 
     found = {remat: flops(remat) for remat in ("off", "cheap", "all")}
     assert found["off"] < found["cheap"] < found["all"]
+
+
+@pytest.mark.parametrize("remat", ["cheap", "all"])
+def test_initial_variables_are_the_same(remat):
+    config = ModelConfig(backbone="tiny", width=8, num_classes=4)
+    key = jax.random.key(0)
+    plain = init_variables(key, config)
+    again = init_variables(key, dataclasses.replace(config, remat=remat))
+    chex.assert_trees_all_equal(again, plain)
 
 
 def test_a_name_that_is_unknown():

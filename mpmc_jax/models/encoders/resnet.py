@@ -9,6 +9,7 @@ and, unlike torchvision, the same dilated layer4.
 """
 
 import dataclasses
+import functools
 
 import jax
 from flax import linen as nn
@@ -25,6 +26,10 @@ Array = jax.Array
 LAYERS = ("layer1", "layer2", "layer3", "layer4")
 STRIDES = {16: (1, 2, 2, 1), 8: (1, 2, 1, 1)}
 MAX_POOL = ConvSpec(features=0, kernel=3, stride=2)
+
+# By `ModelConfig.remat`: how many blocks are recomputed together. Between them, their
+# output is kept, which is a third of what a block keeps.
+_TOGETHER = {"off": 1, "cheap": 4, "all": 1}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -218,7 +223,7 @@ class ResidualBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x_bhwd: Array, train: bool) -> Array:
-        """Maps (b,h,w,d) to (b,h',w',d'); `train` is static for `rematerialized`."""
+        """Maps (b,h,w,d) to (b,h',w',d'); `train` is static for `nn.jit`."""
 
         def conv_norm(spec: ConvSpec, slope: float | None, scale_init, name: str):
             return layers.ConvNorm(
@@ -261,31 +266,46 @@ class ResNet(nn.Module):
         self, images_bhwc: Array, *, until: str | None, train: bool
     ) -> dict[str, Array]:
         """Runs the layers in order; None for `until` runs all of them."""
-        x_bhwd = images_bhwc
-        for i, conv in enumerate(self.spec.stem):
-            x_bhwd = layers.ConvNorm(
-                conv,
-                self.axis_name,
-                kernel_init=layers.kaiming_normal_fan_out,
-                name=f"stem{i}",
-            )(x_bhwd, train=train)
-        x_bhwd = max_pool(x_bhwd, ceil=self.spec.ceil_pool)
-
-        # Argument 2 is `train`, counted with self. Equal blocks are traced once, except
-        # when variables are made, because their keys differ.
+        # Equal blocks are traced once, except when variables are made, because their
+        # keys differ. Argument 2 is `train`, counted with self.
         block_cls = ResidualBlock
         if not self.is_initializing():
             block_cls = nn.jit(block_cls, static_argnums=(2,))
-        block_cls = rematerialized(block_cls, self.remat, static_argnums=(2,))
-        taps = {}
-        for layer, blocks in zip(LAYERS, self.spec.blocks, strict=True):
-            for i, block in enumerate(blocks):
+
+        def stem(module: nn.Module, x_bhwd: Array) -> Array:
+            for i, conv in enumerate(self.spec.stem):
+                x_bhwd = layers.ConvNorm(
+                    conv,
+                    self.axis_name,
+                    kernel_init=layers.kaiming_normal_fan_out,
+                    name=f"stem{i}",
+                    parent=module,
+                )(x_bhwd, train=train)
+            return x_bhwd
+
+        def run(
+            module: nn.Module, x_bhwd: Array, blocks: dict[str, BlockSpec]
+        ) -> Array:
+            for name, block in blocks.items():
                 x_bhwd = block_cls(
                     block,
                     self.axis_name,
                     self.spec.zero_init_residual,
-                    name=f"{layer}_{i}",
+                    name=name,
+                    parent=module,
                 )(x_bhwd, train)
+            return x_bhwd
+
+        x_bhwd = rematerialized(stem, self.remat)(self, images_bhwc)
+        x_bhwd = max_pool(x_bhwd, ceil=self.spec.ceil_pool)
+        taps = {}
+        for layer, blocks in zip(LAYERS, self.spec.blocks, strict=True):
+            named = [(f"{layer}_{i}", block) for i, block in enumerate(blocks)]
+            together = _TOGETHER[self.remat]
+            for begin in range(0, len(named), together):
+                group = dict(named[begin : begin + together])
+                part = functools.partial(run, blocks=group)
+                x_bhwd = rematerialized(part, self.remat)(self, x_bhwd)
             taps[layer] = x_bhwd
             if layer == until:
                 break
