@@ -72,7 +72,7 @@ def draw_kept(group_keys: Array, group_size: int) -> Array:
 def decoder_dropout(
     keys: Keys,
     network: str,
-    streams: Sequence[str],
+    parts: Sequence[str],
     channels: tuple[tuple[str, int], ...],
 ) -> dict[str, Array]:
     """Draws U2PL's masks for one pass: map of the decoder -> (n,1,1,channels).
@@ -80,10 +80,10 @@ def decoder_dropout(
     Args:
       keys: the random keys of the step.
       network: the network of the pass, "student" or "teacher".
-      streams: names of the parts of the pass's images, in order.
+      parts: names of the parts of the pass's images, in order.
       channels: (map of the decoder, channels).
     """
-    each = [keys.examples(f"dropout/{network}/{stream}") for stream in streams]
+    each = [keys.examples(f"dropout/{network}/{part}") for part in parts]
     return channel_dropout(jnp.concatenate(each), channels)
 
 

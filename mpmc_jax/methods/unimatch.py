@@ -42,8 +42,8 @@ class Inputs(struct.PyTreeNode):
       strong: the strong views of `weak`.
       partner_weak, partner_real, partner_strong: the same for the partner crops.
       boxes: for each strong view (b,h,w) bool, where the partner is pasted.
-      dropout: tap -> (2b,1,1,d) multiplier of the features of [image, weak]; empty
-        for no perturbed view.
+      perturbation: tap -> (2b,1,1,d) multiplier of the features of [image, weak];
+        empty for no perturbed view.
       dropout_keys: for the passes over [image, weak] and over the strong views, see
         `Method.dropout_keys`.
     """
@@ -57,7 +57,7 @@ class Inputs(struct.PyTreeNode):
     partner_real: Array
     partner_strong: tuple[Array, ...]
     boxes: tuple[Array, ...]
-    dropout: dict[str, Array]
+    perturbation: dict[str, Array]
     dropout_keys: tuple[Array | None, Array | None] = (None, None)
 
 
@@ -108,7 +108,7 @@ class UniMatch(base.Method):
             partner_real=mixing.extent_mask(batch.partner.extent, *size),
             partner_strong=views[count:],
             boxes=tuple(box(f"box{i + 1}") for i in range(count)),
-            dropout=self._dropout(keys, weak.dtype),
+            perturbation=self._perturbation(keys, weak.dtype),
             dropout_keys=(
                 self.dropout_keys(keys.examples, "labeled", "unlabeled"),
                 self.dropout_keys(keys.examples, *self._key_names()),
@@ -129,7 +129,7 @@ class UniMatch(base.Method):
         )
         return tuple(jnp.split(self.normalize(views), len(names)))
 
-    def _dropout(self, keys: Keys, dtype: jnp.dtype) -> dict[str, Array]:
+    def _perturbation(self, keys: Keys, dtype: jnp.dtype) -> dict[str, Array]:
         """Multipliers of the features of [labeled, weak], keyed by tap."""
 
         def masks(tap: str, channels: int) -> Array:
@@ -151,7 +151,7 @@ class UniMatch(base.Method):
         regions = {"supervised": base.supervised_region(inputs.label)}
         for name, box in zip(self.strong_coefficients, inputs.boxes, strict=True):
             regions[name] = mixed(box)
-        if inputs.dropout:
+        if inputs.perturbation:
             regions["fp"] = Region(valid=inputs.real, real=inputs.real)
         return regions
 
@@ -190,15 +190,15 @@ class UniMatch(base.Method):
     ) -> tuple[base.Pass, base.Pass | None, Network]:
         """Encodes [x, u] once; decodes clean and perturbed features in one batch."""
         images = jnp.concatenate([inputs.image, inputs.weak])
-        if not inputs.dropout:
+        if not inputs.perturbation:
             clean, student = base.full_pass(
                 student, images, dropout_keys=inputs.dropout_keys[0]
             )
             return clean, None, student
         features, student = student.encode(images, dropout_keys=inputs.dropout_keys[0])
         clean_taps = features.taps
-        perturbed_taps = base.perturb(features, inputs.dropout).taps
-        dropped = {tap: perturbed_taps[tap] for tap in inputs.dropout}
+        perturbed_taps = base.perturb(features, inputs.perturbation).taps
+        dropped = {tap: perturbed_taps[tap] for tap in inputs.perturbation}
         doubled = {
             tap: jnp.concatenate([clean_taps[tap], dropped[tap]]) for tap in dropped
         }

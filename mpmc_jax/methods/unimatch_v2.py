@@ -37,7 +37,7 @@ class Inputs(struct.PyTreeNode):
       real: (b,h,w) bool, real pixels of `weak`.
       strong: two strong views of `weak`.
       boxes: for each of them (b,h,w) bool, where the partner is pasted.
-      dropout: tap -> (2b,1,1,d) multiplier of the features of [s1, s2].
+      perturbation: tap -> (2b,1,1,d) multiplier of the features of [s1, s2].
       dropout_keys: for the passes over the labeled images and over [s1, s2], see
         `Method.dropout_keys`.
     """
@@ -48,7 +48,7 @@ class Inputs(struct.PyTreeNode):
     real: Array
     strong: tuple[Array, Array]
     boxes: tuple[Array, Array]
-    dropout: dict[str, Array]
+    perturbation: dict[str, Array]
     dropout_keys: tuple[Array | None, Array | None] = (None, None)
 
 
@@ -95,14 +95,14 @@ class UniMatchV2(base.Method):
             real=mixing.extent_mask(batch.unlabeled.extent, *size),
             strong=(first, second),
             boxes=(mixing.box_mask(boxes[0], *size), mixing.box_mask(boxes[1], *size)),
-            dropout=self._dropout(keys, weak.dtype),
+            perturbation=self._perturbation(keys, weak.dtype),
             dropout_keys=(
                 self.dropout_keys(keys.examples, "labeled"),
                 self.dropout_keys(keys.examples, "strong1", "strong2"),
             ),
         )
 
-    def _dropout(self, keys: Keys, dtype: jnp.dtype) -> dict[str, Array]:
+    def _perturbation(self, keys: Keys, dtype: jnp.dtype) -> dict[str, Array]:
         kept = dropout.draw_kept(keys.groups("dropout/kept"), self.group_size)
         by_width = {
             channels: jnp.concatenate(
@@ -151,7 +151,7 @@ class UniMatchV2(base.Method):
             student,
             jnp.concatenate(mixed),
             dropout_keys=inputs.dropout_keys[1],
-            perturbation=inputs.dropout,
+            perturbation=inputs.perturbation,
         )
         regions, (confidence, label) = self.regions(inputs), targets
         confident = confidence >= self.threshold

@@ -57,8 +57,8 @@ class Plugin:
     """A plug-in that does nothing; others override what they need.
 
     Attributes:
-      teacher_head: which of its variables `refine` gets: the student's, or "ema",
-        their moving average, kept as that of the networks.
+      teacher_head: which variables `refine` gets: "student", those being trained, or
+        "ema", their part of the moving average that a method keeps.
       warmup_epochs: epochs, from the first, in which `active` is False.
     """
 

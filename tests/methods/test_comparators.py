@@ -115,7 +115,7 @@ def _unimatch_inputs(x, views, perturbed):
         partner_real=x["partner_real"],
         partner_strong=tuple(x[f"partner_strong{i}"] for i in numbers),
         boxes=tuple(x[f"box{i}"] for i in numbers),
-        dropout=ones if perturbed else {},
+        perturbation=ones if perturbed else {},
     )
     return jax.tree.map(jnp.asarray, inputs)
 
@@ -123,7 +123,7 @@ def _unimatch_inputs(x, views, perturbed):
 class OneView(unimatch.UniMatch):
     """UniMatch with its second strong view at weight 0."""
 
-    strong = {"s1": 1 / ALPHA, "s2": 0.0}
+    strong_coefficients = {"s1": 1 / ALPHA, "s2": 0.0}
 
 
 @pytest.mark.parametrize("threshold", [0.0, 0.8])
@@ -268,7 +268,7 @@ def test_taps_of_one_width_share_a_mask(devices):
     for part in range(devices):
         rows = jax.tree.map(lambda x, part=part: np.split(x, devices)[part], whole)
         keys = make_keys(parts.step, state, rows)
-        found.append(method.augment(rows, {}, keys).dropout)
+        found.append(method.augment(rows, {}, keys).perturbation)
     masks = {
         tap: np.concatenate(
             [half for each in found for half in [np.split(each[tap], 2)[0]]]
@@ -277,7 +277,7 @@ def test_taps_of_one_width_share_a_mask(devices):
     }
     np.testing.assert_array_equal(masks["a"], masks["b"])
     assert masks["c"].shape[-1] == 16
-    once = method.augment(whole, {}, make_keys(parts.step, state, whole)).dropout
+    once = method.augment(whole, {}, make_keys(parts.step, state, whole)).perturbation
     np.testing.assert_array_equal(masks["a"], np.split(once["a"], 2)[0])
 
 

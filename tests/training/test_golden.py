@@ -40,7 +40,7 @@ def _inputs(arrays: dict) -> Inputs:
         partner_strong=(arrays["mix_u_s1"], arrays["mix_u_s2"]),
         boxes=(arrays["box1"], arrays["box2"]),
         # The identity, still decoded as a second half of the batch.
-        dropout={
+        perturbation={
             "layer1": jnp.ones((2 * real.shape[0], 1, 1, 256), real.dtype),
             "layer4": jnp.ones((2 * real.shape[0], 1, 1, 2048), real.dtype),
         },

@@ -131,7 +131,7 @@ class TorchPeer:
             "strong": [image(x) for x in inputs.strong],
             "partner_strong": [image(x) for x in inputs.partner_strong],
             "boxes": [plain(x) for x in inputs.boxes],
-            "masks": [image(inputs.dropout[tap]) for tap in ("layer1", "layer4")],
+            "masks": [image(inputs.perturbation[tap]) for tap in ("layer1", "layer4")],
         }
 
     def step(self) -> float:

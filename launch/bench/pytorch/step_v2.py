@@ -44,7 +44,7 @@ class TorchPeerV2(TorchPeer):
         )
 
     def _moved(self, inputs: Any) -> dict[str, Any]:
-        mask = next(iter(inputs.dropout.values()))
+        mask = next(iter(inputs.perturbation.values()))
         return {
             "image": self._image(inputs.image),
             "label": self._plain(inputs.label).long(),

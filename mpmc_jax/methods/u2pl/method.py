@@ -161,7 +161,7 @@ class U2PL(base.Method):
         box_keys = jax.random.split(keys.shared("box"), self.group_size)
         boxes = mixing.draw_half_boxes(box_keys, size[0])
         boxes = jnp.tile(boxes, (len(keys.group), 1))
-        streams = ("labeled", "unlabeled")
+        parts = ("labeled", "unlabeled")
         return Inputs(
             image=self.normalize(self.unit(batch.labeled.image)),
             label=base.labels(batch),
@@ -169,8 +169,8 @@ class U2PL(base.Method):
             weak=self.normalize(weak),
             real=mixing.extent_mask(batch.unlabeled.extent, *size),
             box=mixing.box_mask(boxes, *size) & coin,
-            dropout=decoder_dropout(keys, "student", streams, self.dropout),
-            teacher_dropout=decoder_dropout(keys, "teacher", streams, self.dropout),
+            dropout=decoder_dropout(keys, "student", parts, self.dropout),
+            teacher_dropout=decoder_dropout(keys, "teacher", parts, self.dropout),
             draws=jax.vmap(self.contrast.draws)(keys.groups("contrast")),
             group=keys.group,
             key_choice=keys.groups("key_choice"),
