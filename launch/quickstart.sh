@@ -16,7 +16,7 @@ source launch/venv.sh
 "$python" -m launch.train --workdir="$workdir" \
   --config=configs/synthetic.py:method=unimatch,mpmc=recommended,backbone=resnet18,split=1_16
 "$python" -m launch.evaluate --workdir="$workdir" --checkpoint=best
-"$python" -m launch.visualize --workdir="$workdir" --output="$workdir/figure.png"
+"$python" -m launch.experiments --name=panels --output="$workdir/figures" "$workdir"
 
 "$python" - "$workdir/eval_val_best.json" "$target" <<'PYTHON'
 import json

@@ -10,7 +10,7 @@ import csv
 import dataclasses
 import functools
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,8 +21,11 @@ from PIL import Image
 from mpmc_jax.atomic_write import write_bytes
 from mpmc_jax.evaluation.pictures import as_png
 from mpmc_jax.experiments.run import Run, load_run, use_data
+from mpmc_jax.training.checkpoint import files
+from mpmc_jax.training.workdir import CHECKPOINTS
 
 _DPI = 110
+_ALL = "all"
 # One picture gives one file: without them an SVG has a date and random identifiers.
 _SVG: Any = {"svg.hashsalt": "mpmc_jax"}
 _UNDATED: Any = {"Date": None}
@@ -34,7 +37,7 @@ class SavedRun:
 
     Attributes:
       workdir: the directory that the run was trained in.
-      checkpoint: "best", "last" or a step.
+      checkpoint: "best", "last" or a step; "all" for figures over training.
       data_dir: folder of prepared data sets; "" for the run's own.
     """
 
@@ -51,6 +54,31 @@ class SavedRun:
     def restored(self) -> Run:
         """The run, restored at the first use; see `load_run` for its errors."""
         return use_data(load_run(self.workdir, self.checkpoint), self.data_dir)
+
+    @property
+    def classifying(self) -> Run:
+        """The restored run, which has a patch classifier.
+
+        Raises:
+          ValueError: it has none.
+        """
+        if self.restored.probe is None:
+            raise ValueError(
+                f"{self.name} was trained without a patch classifier (mpmc=off), and "
+                "this figure reads one; give a run of mpmc=paper or mpmc=recommended"
+            )
+        return self.restored
+
+    def series(self) -> Iterator["SavedRun"]:
+        """Yields the run at each of its checkpoints if `checkpoint` is "all"."""
+        if self.checkpoint != _ALL:
+            yield self
+            return
+        directory = self.workdir / CHECKPOINTS
+        # Without checkpoints, "last" raises the error that says so.
+        steps = files.steps(directory) if directory.is_dir() else []
+        for step in steps or ["last"]:
+            yield dataclasses.replace(self, checkpoint=str(step))
 
 
 def by_name(runs: Sequence[SavedRun]) -> dict[str, SavedRun]:
@@ -74,36 +102,43 @@ class Drawing:
       svg: the picture as an SVG file.
       rows: the numbers that the picture shows, as rows of a table whose columns are the
         keys of the first row.
+      others: contents of further files, by their paths in the picture's folder.
     """
 
     png: bytes
     svg: bytes
     rows: list[dict[str, Any]]
+    others: Mapping[str, bytes] = dataclasses.field(default_factory=dict)
 
-    def files(self, stem: Path) -> dict[Path, bytes]:
-        """Returns the contents of STEM.png, STEM.svg and STEM.csv by path."""
+    def write(self, stem: Path) -> list[Path]:
+        """Writes STEM.png, STEM.svg, STEM.csv and `others`, and returns their paths.
+
+        Raises:
+          ValueError: a file would be written into the directory of a run.
+          OSError: a file cannot be written.
+        """
         table = io.StringIO(newline="")
         if self.rows:
             writer = csv.DictWriter(table, list(self.rows[0]), lineterminator="\n")
             writer.writeheader()
             writer.writerows(self.rows)
         contents = {
-            "png": self.png,
-            "svg": self.svg,
-            "csv": table.getvalue().encode(),
+            stem.with_name(f"{stem.name}.png"): self.png,
+            stem.with_name(f"{stem.name}.svg"): self.svg,
+            stem.with_name(f"{stem.name}.csv"): table.getvalue().encode(),
         }
-        return {
-            stem.with_name(f"{stem.name}.{suffix}"): content
-            for suffix, content in contents.items()
-        }
-
-    def write(self, stem: Path) -> list[Path]:
-        """Writes STEM.png, STEM.svg and STEM.csv, and returns their paths."""
-        stem.parent.mkdir(parents=True, exist_ok=True)
-        files = self.files(stem)
-        for path, content in files.items():
+        for name, content in self.others.items():
+            path = stem.parent / name
+            contents[path] = content
+            if (path.parent / CHECKPOINTS).exists():
+                raise ValueError(
+                    f"{path.parent} is a run, whose files would be written over; "
+                    "choose another --output"
+                )
+        for path, content in contents.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
             write_bytes(path, content)
-        return [*files]
+        return [*contents]
 
 
 class Figure(abc.ABC):

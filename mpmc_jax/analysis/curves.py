@@ -7,17 +7,12 @@ from pathlib import Path
 
 from matplotlib.figure import Figure as Canvas
 
+from mpmc_jax.analysis import style
 from mpmc_jax.analysis.base import Drawing, Figure, SavedRun, by_name, drawing_of
-from mpmc_jax.atomic_write import write_bytes
-from mpmc_jax.training.workdir import CHECKPOINTS, read_manifest
+from mpmc_jax.training.workdir import CONFIG, MANIFEST, read_manifest
 
-COPIES = (
-    "config.json",
-    "manifest.json",
-    "metrics.jsonl",
-    "eval_*.json",
-    "trust_*.json",
-)
+# What is copied of a run: its settings, versions, metrics and results.
+COPIES = (CONFIG, MANIFEST, "metrics.jsonl", "eval_*.json")
 
 # The metric by which runs are compared: Dice where volumes are scored.
 SCORES = ("val/dice", "val/miou")
@@ -58,16 +53,20 @@ class Curves(Figure):
     Attributes:
       score: the score in metrics.jsonl; "" for Dice where a run has it, else mIoU.
       loss: the loss in metrics.jsonl.
+      copy_runs: 1 to write a table of the scores as well, and copies of each run's
+        settings, metrics and results; 0 for the curves alone.
     """
 
     score: str = ""
     loss: str = LOSS
+    copy_runs: int = 0
 
     def draw(self, runs: Sequence[SavedRun]) -> Drawing:
-        """Draws one panel per number, one line per run; reads metrics.jsonl alone."""
+        """Draws one panel per number, one line per run; reads the runs' files alone."""
+        named = by_name(runs)
         lines = {
             name: read_metrics(run.workdir / "metrics.jsonl")
-            for name, run in by_name(runs).items()
+            for name, run in named.items()
         }
         names = (self.score or choose_score(lines), self.loss)
         rows = [
@@ -76,7 +75,15 @@ class Curves(Figure):
             for run, each in lines.items()
             for step, value in series(each, name)
         ]
-        return drawing_of(_panels(lines, names), rows)
+        drawing = drawing_of(_panels(lines, names), rows)
+        if not self.copy_runs:
+            return drawing
+        others = {"table.md": _summary(named, lines, names[0]).encode()}
+        for name, run in named.items():
+            for pattern in COPIES:
+                for path in run.workdir.glob(pattern):
+                    others[f"{name}/{path.name}"] = path.read_bytes()
+        return dataclasses.replace(drawing, others=others)
 
 
 def choose_score(runs: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
@@ -93,21 +100,17 @@ def _panels(
     Raises:
       ValueError: no run has one of the numbers.
     """
-    canvas = Canvas(figsize=(5 * len(names), 3.6))
-    for axis, name in zip(canvas.subplots(1, len(names)), names, strict=True):
+    canvas, axes = style.grid(len(names), 4.6, 3.6)
+    for axis, name in zip(axes, names, strict=True):
         for run, lines in runs.items():
             points = series(lines, name)
             if points:
-                axis.plot(
-                    *zip(*points, strict=True), label=run, marker=".", linewidth=1.2
-                )
+                axis.plot(*zip(*points, strict=True), label=run)
         if not axis.lines:
             raise ValueError(f"no run has written {name!r}")
-        axis.set_xlabel("step")
         axis.set_title(name)
-        axis.grid(alpha=0.3)
         axis.legend()
-    canvas.tight_layout()
+        style.over_steps(axis)
     return canvas
 
 
@@ -133,58 +136,16 @@ def table(
     return "\n".join(rows) + "\n"
 
 
-def compare(runs: Sequence[Path], output: Path) -> tuple[str, int]:
-    """Writes the comparison of `runs` to `output`.
-
-    Returns:
-      The table, and how many files of an earlier comparison were replaced.
-
-    Raises:
-      ValueError: two runs have one name, a run has no evaluation, or the output folder
-        holds a run, whose files would be overwritten.
-      OSError: a run does not exist, or the output cannot be written.
-    """
-    saved = by_name([SavedRun(run) for run in runs])
-    for name, run in saved.items():
-        _check_not_overwritten(run, output / name, output)
-    lines = {
-        name: read_metrics(run.workdir / "metrics.jsonl") for name, run in saved.items()
-    }
-    drawing = Curves().draw([*saved.values()])
-    summary = table(lines, choose_score(lines))
+def _summary(
+    runs: Mapping[str, SavedRun],
+    lines: Mapping[str, Sequence[Mapping[str, float]]],
+    score: str,
+) -> str:
+    """Makes the content of table.md, which names the runs on a partial data set."""
     partial = [
         name
-        for name, run in saved.items()
+        for name, run in runs.items()
         if read_manifest(run.workdir)["data"].get("partial")
     ]
-    if partial:
-        summary += f"\nOn a partial data set: {', '.join(partial)}\n"
-    contents = {output / "table.md": summary.encode()}
-    for name, run in saved.items():
-        for pattern in COPIES:
-            for path in run.workdir.glob(pattern):
-                contents[output / name / path.name] = path.read_bytes()
-    contents |= drawing.files(output / "curves")
-    replaced = sum(path.exists() for path in contents)
-    for path, content in contents.items():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_bytes(path, content)
-    return summary, replaced
-
-
-def _check_not_overwritten(run: SavedRun, copy: Path, output: Path) -> None:
-    """Checks that the copied files of a run replace no run's own.
-
-    Raises:
-      ValueError: `copy` is the run itself, or another run.
-    """
-    if copy.resolve() == run.workdir.resolve():
-        raise ValueError(
-            f"--output={output} holds the run {run.workdir} itself, and its files "
-            "would be written over; choose another --output"
-        )
-    if (copy / CHECKPOINTS).exists():
-        raise ValueError(
-            f"{copy} is a run of its own, whose files would be written over; choose "
-            "another --output"
-        )
+    note = f"\nOn a partial data set: {', '.join(partial)}\n" if partial else ""
+    return table(lines, score) + note

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mpmc_jax.analysis.base import Drawing, Figure, SavedRun, drawing_of_picture
-from mpmc_jax.analysis.lambda_accuracy import lambda_s_function
+from mpmc_jax.analysis.pseudo_label_maps import pseudo_label_function
 from mpmc_jax.evaluation.pictures import colorize, displayable, heat_map, panel
 from mpmc_jax.experiments.run import open_split
 from mpmc_jax.types import IGNORE_LABEL
@@ -35,8 +35,8 @@ class Panels(Figure):
             raise ValueError(f"images={self.images}: at least 1 is needed")
         if len(runs) != 1:
             raise ValueError(f"panels show one run; {len(runs)} are given")
-        run = runs[0].restored
-        weigh = lambda_s_function(run)
+        run = runs[0].classifying
+        predict = pseudo_label_function(run)
         source = open_split(run, "val")
         chosen = [i for i in range(len(source)) if source.size(i) == source.size(0)]
         pictures, rows = [], []
@@ -45,7 +45,8 @@ class Panels(Figure):
             image, label = (
                 jnp.asarray(x[None]) for x in (example.image, example.label)
             )
-            classes, weight = (np.asarray(x[0]) for x in weigh(image, label))
+            found = predict(image, label)
+            classes, weight = (np.asarray(x[0]) for x in (found.label, found.weight))
             pictures.append(
                 [
                     displayable(example.image, run.facts.pixels),

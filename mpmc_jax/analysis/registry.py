@@ -8,13 +8,35 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mpmc_jax.analysis import base, curves, lambda_accuracy, panels
+from mpmc_jax.analysis import (
+    base,
+    confusion,
+    curves,
+    figure1,
+    figure3,
+    figure4,
+    figure5,
+    panels,
+    pseudo_labels,
+    reliability,
+    style,
+    supp_figure1,
+    table4,
+)
 from mpmc_jax.paths import as_path
 
 FIGURES: dict[str, type[base.Figure]] = {
     "curves": curves.Curves,
     "panels": panels.Panels,
-    "lambda_accuracy": lambda_accuracy.LambdaAccuracy,
+    "figure1": figure1.Figure1,
+    "figure3": figure3.Figure3,
+    "figure4": figure4.Figure4,
+    "figure5": figure5.Figure5,
+    "supp_figure1": supp_figure1.SuppFigure1,
+    "table4": table4.Table4,
+    "pseudo_labels": pseudo_labels.PseudoLabelQuality,
+    "reliability": reliability.Reliability,
+    "confusion": confusion.Confusion,
 }
 
 
@@ -56,18 +78,19 @@ def make(
     data_dir: str = "",
     options: Mapping[str, Any] | None = None,
 ) -> list[Path]:
-    """Draws a figure of runs; writes OUTPUT/<name>.png, .svg and .csv.
+    """Draws a figure of runs; writes OUTPUT/<name>.png, .svg, .csv and what it adds.
 
     Args:
       name: a key of `FIGURES`.
       runs: directories of runs.
       output: the folder for the files.
-      checkpoint: "best", "last" or a step; "" for the figure's own choice.
+      checkpoint: "best", "last" or a step; "all" for figures over training; "" for
+        the figure's own choice.
       data_dir: folder of prepared data sets; "" for the runs' own.
       options: see `build_figure`; those of the figure are its fields.
 
     Returns:
-      The paths of the three files.
+      The paths of the files.
 
     Raises:
       ValueError, OSError, WorkdirError, CheckpointError: see `build_figure`,
@@ -81,4 +104,6 @@ def make(
         )
         for run in runs
     ]
-    return figure.draw(saved).write(stem)
+    with style.applied():
+        drawing = figure.draw(saved)
+    return drawing.write(stem)

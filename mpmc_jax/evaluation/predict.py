@@ -63,10 +63,23 @@ class Predictor:
         Raises:
           ValueError: the image is too large for the device's memory.
         """
+        scores = self._protocol.scores(self._network, self._input(image))
+        return np.asarray(self._choose(scores))
+
+    def probabilities(self, image: np.ndarray) -> np.ndarray:
+        """The probability of every class: (h,w,c) as stored -> (h,w,C).
+
+        Raises:
+          ValueError: the image is too large for the device's memory.
+        """
+        images = self._input(image)
+        return np.asarray(self._protocol.class_probabilities(self._network, images)[0])
+
+    def _input(self, image: np.ndarray) -> Array:
+        """Checks the size of an image and normalizes it: (1,h,w,c)."""
         depth = image.shape[2] + self._num_classes
         check_size(1, image.shape[:2], depth, free=self._free, devices=1)
-        scores = self._protocol.scores(
-            lambda images: self._forward(self._variables, images),
-            self._normalize(image),
-        )
-        return np.asarray(self._choose(scores))
+        return self._normalize(image)
+
+    def _network(self, images: Array) -> Array:
+        return self._forward(self._variables, images)

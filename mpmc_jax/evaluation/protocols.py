@@ -113,6 +113,12 @@ class EvalProtocol:
         assert total is not None  # There is a scale.
         return _divide(total, len(self.scales) * (1 + self.flip))
 
+    def class_probabilities(self, network: NetworkFn, images: Array) -> Array:
+        """The scores as probabilities of the classes: (b,h,w,c) -> (b,h,w,C)."""
+        scores = self.scores(network, images)
+        averaged = self.scales != (1.0,) or self.flip
+        return scores if averaged or self.probabilities else _softmax(scores)
+
     def probed(self, images: Array, labels: Array) -> tuple[Array, Array]:
         """The images and labels on which the patch classifier is evaluated."""
         return images, labels

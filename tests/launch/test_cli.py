@@ -10,15 +10,12 @@ import pytest
 
 from configs import synthetic
 from launch import (
-    analyze_lambda,
     check_data,
     cli,
     convert_weights,
     evaluate,
-    plot_runs,
     predict,
     prepare_data,
-    visualize,
 )
 from launch.bench import __main__ as bench
 from launch.bench import smoke_matrix, topologies
@@ -131,13 +128,8 @@ def test_settings_that_name_files_mean_the_home_too(monkeypatch):
         (predict, ["--workdir=URL", "--input=.", "--output=x"]),
         (predict, ["--workdir=x", "--input=URL", "--output=x"]),
         (predict, ["--workdir=x", "--input=.", "--output=URL"]),
-        (visualize, ["--workdir=URL", "--output=x.png"]),
-        (visualize, ["--workdir=x", "--output=URL"]),
-        (analyze_lambda, ["--workdir=URL"]),
         (experiments, ["--name=curves", "--output=URL", "x"]),
         (experiments, ["--name=curves", "--output=x", "URL"]),
-        (plot_runs, ["--output=URL", "x"]),
-        (plot_runs, ["--output=x", "URL"]),
         (convert_weights, ["--input=URL", "--output=x.safetensors"]),
         (convert_weights, ["--input=x", "--output=URL"]),
         (bench, ["--what=data", "--images=0", "--data_dir=URL"]),

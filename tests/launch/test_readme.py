@@ -136,17 +136,15 @@ def test_the_documents_have_commands():
     assert found >= {
         f"launch.{name}"
         for name in (
-            "analyze_lambda",
             "bench",
             "bench.smoke_matrix",
             "check_data",
             "convert_weights",
             "evaluate",
-            "plot_runs",
+            "experiments",
             "predict",
             "prepare_data",
             "train",
-            "visualize",
         )
     }
 
@@ -195,4 +193,4 @@ def test_the_quick_start_reaches_its_mark(tmp_path):
         check=False,
     )
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
-    assert (tmp_path / "run" / "figure.png").exists()
+    assert (tmp_path / "run" / "figures" / "panels.png").exists()

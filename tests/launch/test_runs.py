@@ -130,7 +130,7 @@ def test_a_damaged_checkpoint_is_one_line_and_no_traceback(place):
 
 
 @pytest.mark.full
-def test_predict_figure_trust_and_compare(place):
+def test_predict_and_draw_figures(place):
     images = place / "images"
     images.mkdir()
     rng = np.random.default_rng(0)
@@ -152,16 +152,12 @@ def test_predict_figure_trust_and_compare(place):
     with Image.open(place / "predictions" / "gray_index.png") as image:
         index = np.asarray(image)
     assert index.shape == (33, 41) and index.max() < 9
-    run(
-        "launch.visualize",
-        f"--workdir={place / 'run'}",
-        f"--output={place / 'figure.png'}",
-        "--images=2",
-    )
-    with Image.open(place / "figure.png") as figure:
+    draw = ("launch.experiments", f"--output={place / 'figures'}", place / "run")
+    run(*draw, "--name=panels", "--options=images=2")
+    with Image.open(place / "figures" / "panels.png") as figure:
         assert figure.width > 4 * 48
-    assert (place / "figure.svg").exists()
-    assert len((place / "figure.csv").read_text().splitlines()) == 3
+    assert (place / "figures" / "panels.svg").exists()
+    assert len((place / "figures" / "panels.csv").read_text().splitlines()) == 3
     # A run keeps what predicting needs: its data set may be elsewhere.
     (place / "data").rename(place / "gone")
     run(
@@ -173,21 +169,19 @@ def test_predict_figure_trust_and_compare(place):
     (place / "gone").rename(place / "data")
     again = (place / "again" / "gray_color.png").read_bytes()
     assert again == (place / "predictions" / "gray_color.png").read_bytes()
-    run("launch.analyze_lambda", f"--workdir={place / 'run'}")
-    trust = json.loads((place / "run" / "trust_last.json").read_text())
-    assert trust["right_pixels"] > 0 and trust["wrong_pixels"] > 0
-    share = trust["right_pixels"] / (trust["right_pixels"] + trust["wrong_pixels"])
-    mean = share * trust["lambda_right"] + (1 - share) * trust["lambda_wrong"]
+    run(*draw, "--name=pseudo_labels", "--checkpoint=last")
+    header, row = (place / "figures" / "pseudo_labels.csv").read_text().splitlines()
+    found = dict(zip(header.split(","), row.split(","), strict=True))
+    right, wrong = (float(found[f"{kind}_pixels"]) for kind in ("right", "wrong"))
+    assert right > 0 and wrong > 0
+    # Both are relative to the mean over all pixels.
+    lambdas = [float(found[f"lambda_{kind}"]) for kind in ("right", "wrong")]
+    mean = (right * lambdas[0] + wrong * lambdas[1]) / (right + wrong)
     assert abs(mean - 1) < 1e-4
-    figure = ("launch.experiments", "--name=lambda_accuracy")
-    run(*figure, f"--output={place / 'figures'}", place / "run")
-    header, row = (place / "figures" / "lambda_accuracy.csv").read_text().splitlines()
-    values = dict(zip(header.split(","), row.split(","), strict=True))
-    assert float(values["lambda_right"]) == trust["lambda_right"]
-    output = run("launch.plot_runs", f"--output={place / 'results'}", place / "run")
-    assert "| run |" in output
-    assert (place / "results" / "curves.png").stat().st_size > 1000
-    assert (place / "results" / "run" / "manifest.json").exists()
+    run(*draw, "--name=curves", "--options=copy_runs=1")
+    assert "| run |" in (place / "figures" / "table.md").read_text()
+    assert (place / "figures" / "curves.png").stat().st_size > 1000
+    assert (place / "figures" / "run" / "manifest.json").exists()
 
 
 @pytest.mark.full

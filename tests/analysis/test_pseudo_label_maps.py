@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mpmc_jax.analysis import lambda_accuracy
+from mpmc_jax.analysis import pseudo_label_maps
 from mpmc_jax.data.build import build_split
 from mpmc_jax.data.dataset import open_dataset
 from mpmc_jax.experiments.evaluation import make_probe_builder
@@ -109,15 +109,15 @@ def test_analysis_weighs_a_prediction_as_training_weighs_the_pseudo_label(name, 
         probe=make_probe_builder(parts)(state),
     )
     images = batch.unlabeled.image
-    pseudo, found = lambda_accuracy.lambda_s_function(run)(
+    found = pseudo_label_maps.pseudo_label_function(run)(
         images, jnp.zeros(images.shape[:3], int)
     )
-    np.testing.assert_array_equal(pseudo, target)
+    np.testing.assert_array_equal(found.label, target)
     assert np.std(weight) > 1e-3
-    np.testing.assert_allclose(found, weight, rtol=1e-5)
+    np.testing.assert_allclose(found.weight, weight, rtol=1e-5)
 
 
-def test_trust_reads_the_lists_that_the_run_wrote(tmp_path):
+def test_unlabeled_images_are_those_of_the_lists_that_the_run_wrote(tmp_path):
     """Those of its settings may have changed since, or be gone."""
     prepare_synthetic(tmp_path / "data")
     info = open_dataset(str(tmp_path / "data"), "synthetic")
@@ -135,10 +135,10 @@ def test_trust_reads_the_lists_that_the_run_wrote(tmp_path):
     split = build_split(config, info)
     split.save(tmp_path / "run" / "splits")
     (tmp_path / "un").write_text("\n".join(info.ids["train"][5:]))
-    found = lambda_accuracy.unlabeled_ids(run, tmp_path / "run", info)
+    found = pseudo_label_maps.unlabeled_ids(run, tmp_path / "run", info)
     assert found == set(info.ids["train"][4:])
     (tmp_path / "labeled").unlink()
-    assert lambda_accuracy.unlabeled_ids(run, tmp_path / "run", info) == found
+    assert pseudo_label_maps.unlabeled_ids(run, tmp_path / "run", info) == found
     (tmp_path / "run" / "splits" / "unlabeled.txt").unlink()
     with pytest.raises(FileNotFoundError, match="labeled: no such id list"):
-        lambda_accuracy.unlabeled_ids(run, tmp_path / "run", info)
+        pseudo_label_maps.unlabeled_ids(run, tmp_path / "run", info)
