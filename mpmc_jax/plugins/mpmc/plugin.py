@@ -242,6 +242,7 @@ class MPMC(Plugin):
         reduction: Reduction,
         active: Array | None,
     ) -> tuple[View, PatchTargets]:
+        """Weights a view by lambda_s, and makes its patch targets."""
         confident_bhw = confident_pixels(view)
         lambda_s_bhw, lambda_m_bhwc = adaptive_weights(
             logits_bhwc,
