@@ -10,12 +10,15 @@ On GPUs a product would write the whole result, which for logits at the image's 
 the largest array of a step, and transpose it. Crops of 4 k + 1 pixels are enlarged by a
 whole number, 4: each interval of the source becomes as many positions, whose values are
 sums of the interval's corners. The compiler computes them, forward and backward, inside
-what uses them, and never writes them.
+what uses them, and never writes them. At other ratios of at least 1 positions gather
+their corners, and backward each corner gathers the few positions that it gave to, so
+that nothing is scattered.
 """
 
 import functools
 import itertools
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -53,6 +56,9 @@ def resize_align_corners(x_bhwc: Array, size: tuple[int, int]) -> Array:
     ratio = _whole_ratio((height, width), size)
     if ratio and target_platform() == "gpu":
         return _enlarge(ratio, x_bhwc)
+    axes = _Enlargement(height, size[0]), _Enlargement(width, size[1])
+    if target_platform() == "gpu" and all(1 < n <= m for n, m in axes):
+        return _enlarge_by_gathers(axes, x_bhwc)
     rows = interpolation_matrix(height, size[0])
     return resize_by(rows, interpolation_matrix(width, size[1]), x_bhwc)
 
@@ -116,6 +122,84 @@ def _whole_ratio(source: tuple[int, int], target: tuple[int, int]) -> int:
     intervals = [(s - 1, t - 1) for s, t in zip(source, target, strict=True)]
     ratios = {t // s if s and t % s == 0 else 0 for s, t in intervals}
     return ratios.pop() if len(ratios) == 1 else 0
+
+
+class _Enlargement(NamedTuple):
+    """An axis that is enlarged.
+
+    Attributes:
+      source, target: positions before and after.
+    """
+
+    source: int
+    target: int
+
+    def corners(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Lists, for both neighbors, their indices and weights of all targets."""
+        position = np.arange(self.target) * ((self.source - 1) / (self.target - 1))
+        low = np.minimum(position.astype(int), self.source - 2)
+        return [(low, 1 - position + low), (low + 1, position - low)]
+
+    def users(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Lists the targets that each source is a neighbor of, and their weights.
+
+        There are as many entries as a source has targets at most; the rest weighs 0.
+        """
+        matrix = interpolation_matrix(self.source, self.target).T
+        most = int(np.count_nonzero(matrix, axis=1).max())
+        first = (matrix != 0).argmax(axis=1)
+        found = []
+        for offset in range(most):
+            index = np.minimum(first + offset, self.target - 1)
+            inside = first + offset < self.target
+            weight = matrix[np.arange(self.source), index] * inside
+            found.append((index, weight))
+        return found
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+@traced_once
+def _enlarge_by_gathers(
+    axes: tuple[_Enlargement, _Enlargement], x_bhwc: Array
+) -> Array:
+    """Enlarges (b,h,w,c) by ratios of at least 1."""
+    wide_bhwc = at_least_float32(x_bhwc)
+    rows, columns = (axis.corners() for axis in axes)
+    out = _gathered(_gathered(wide_bhwc, rows, 1), columns, 2)
+    return out.astype(x_bhwc.dtype)
+
+
+def _enlarge_by_gathers_forward(
+    axes: tuple[_Enlargement, _Enlargement], x_bhwc: Array
+) -> tuple[Array, None]:
+    return _enlarge_by_gathers(axes, x_bhwc), None
+
+
+@traced_once
+def _enlarge_by_gathers_backward(
+    axes: tuple[_Enlargement, _Enlargement], residuals: None, dy_bhwc: Array
+) -> tuple[Array]:
+    """Collects what each source gave; no two sources write to one place."""
+    del residuals
+    rows, columns = (axis.users() for axis in axes)
+    out = _gathered(_gathered(at_least_float32(dy_bhwc), columns, 2), rows, 1)
+    return (out.astype(dy_bhwc.dtype),)
+
+
+_enlarge_by_gathers.defvjp(_enlarge_by_gathers_forward, _enlarge_by_gathers_backward)
+
+
+def _gathered(
+    x_bhwc: Array, parts: list[tuple[np.ndarray, np.ndarray]], axis: int
+) -> Array:
+    """Sums rows or columns with weights: each part has an index and a weight of all."""
+    shape = [1, 1, 1, 1]
+    shape[axis] = -1
+    out = jnp.zeros((), x_bhwc.dtype)
+    for index, weight in parts:
+        taken_bhwc = jnp.take(x_bhwc, index, axis=axis, mode="clip")
+        out = out + taken_bhwc * jnp.asarray(weight.reshape(shape), x_bhwc.dtype)
+    return out
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

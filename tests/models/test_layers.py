@@ -200,7 +200,8 @@ def test_resize_keeps_corners_and_its_gradient_sums_to_the_output_size():
 def enlarging_errors() -> list[float]:
     """The form for GPUs against the products: results and gradients."""
     errors = []
-    for source, size in [((3, 4), (9, 13)), ((5, 2), (13, 4)), ((2, 2), (3, 3))]:
+    whole = [((3, 4), (9, 13)), ((5, 2), (13, 4)), ((2, 2), (3, 3))]
+    for source, size in [*whole, ((4, 3), (7, 8)), ((5, 5), (5, 6)), ((2, 9), (8, 10))]:
         x = jax.random.normal(KEY, (2, *source, 3), jnp.float64)
         weights = jax.random.normal(jax.random.key(1), (2, *size, 3), jnp.float64)
 
@@ -217,12 +218,12 @@ def enlarging_errors() -> list[float]:
     return errors
 
 
-def test_enlarging_by_a_whole_number_equals_the_products():
+def test_the_forms_of_enlarging_for_gpus_equal_the_products():
     errors = run_x64(
         "import json\nfrom tests.models.test_layers import enlarging_errors\n"
         "print(json.dumps(enlarging_errors()))"
     )
-    assert len(errors) == 6 and max(errors) < 1e-12, errors
+    assert len(errors) == 12 and max(errors) < 1e-12, errors
 
 
 def max_pool_errors() -> list[float]:
