@@ -7,6 +7,7 @@ the class token. There is no batch norm.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import jax
@@ -167,12 +168,70 @@ class LayerNorm(nn.Module):
         shape = x_bnd.shape[-1:]
         scale_d = self.param("scale", initializers.ones, shape, jnp.float32)
         bias_d = self.param("bias", initializers.zeros, shape, jnp.float32)
-        wide_bnd = at_least_float32(x_bnd)
-        centered_bnd = wide_bnd - jnp.mean(wide_bnd, axis=-1, keepdims=True)
-        var_bn1 = jnp.mean(jnp.square(centered_bnd), axis=-1, keepdims=True)
-        out_bnd = centered_bnd * jax.lax.rsqrt(var_bn1 + self.epsilon)
-        out_bnd = out_bnd * scale_d[None, None] + bias_d[None, None]
-        return out_bnd.astype(x_bnd.dtype)
+        return layer_norm(self.epsilon, x_bnd, scale_d, bias_d)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def layer_norm(epsilon: float, x_bnd: Array, scale_d: Array, bias_d: Array) -> Array:
+    """Normalizes channels, then multiplies by the scale and adds the bias.
+
+    Its gradient is computed from the input and two numbers per token, so that nothing
+    else of the input's size is kept.
+    """
+    return _layer_norm_forward(epsilon, x_bnd, scale_d, bias_d)[0]
+
+
+def _layer_norm_forward(epsilon, x_bnd, scale_d, bias_d):
+    wide_bnd = at_least_float32(x_bnd)
+    mean_bn1 = jnp.mean(wide_bnd, axis=-1, keepdims=True)
+    var_bn1 = jnp.mean(jnp.square(wide_bnd - mean_bn1), axis=-1, keepdims=True)
+    inverse_bn1 = jax.lax.rsqrt(var_bn1 + epsilon)
+    out_bnd = (wide_bnd - mean_bn1) * inverse_bn1 * scale_d[None, None]
+    out_bnd = (out_bnd + bias_d[None, None]).astype(x_bnd.dtype)
+    return out_bnd, (x_bnd, scale_d, bias_d, mean_bn1, inverse_bn1)
+
+
+def _layer_norm_backward(epsilon, residuals, dy_bnd):
+    del epsilon
+    x_bnd, scale_d, bias_d, mean_bn1, inverse_bn1 = residuals
+    wide_bnd = at_least_float32(dy_bnd)
+    normal_bnd = (at_least_float32(x_bnd) - mean_bn1) * inverse_bn1
+    scaled_bnd = wide_bnd * scale_d[None, None]
+    dx_bnd = inverse_bn1 * (
+        scaled_bnd
+        - jnp.mean(scaled_bnd, axis=-1, keepdims=True)
+        - normal_bnd * jnp.mean(scaled_bnd * normal_bnd, axis=-1, keepdims=True)
+    )
+    dscale_d = jnp.sum(wide_bnd * normal_bnd, axis=(0, 1)).astype(scale_d.dtype)
+    dbias_d = jnp.sum(wide_bnd, axis=(0, 1)).astype(bias_d.dtype)
+    return dx_bnd.astype(x_bnd.dtype), dscale_d, dbias_d
+
+
+layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
+
+
+@jax.custom_vjp
+def gelu(x: Array) -> Array:
+    """Multiplies by the normal distribution's function, exactly.
+
+    Its gradient is computed from the input, so that nothing else is kept.
+    """
+    wide = at_least_float32(x)
+    return (wide * _normal_distribution(wide)).astype(x.dtype)
+
+
+def _gelu_backward(x, dy):
+    wide = at_least_float32(x)
+    density = jnp.exp(-jnp.square(wide) / 2) * (2 * np.pi) ** -0.5
+    slope = _normal_distribution(wide) + wide * density
+    return ((at_least_float32(dy) * slope).astype(x.dtype),)
+
+
+def _normal_distribution(x: Array) -> Array:
+    return (1 + jax.lax.erf(x * 2**-0.5)) / 2
+
+
+gelu.defvjp(lambda x: (gelu(x), x), _gelu_backward)
 
 
 # (array, place in the block) -> the array with elements dropped.
@@ -250,7 +309,7 @@ class Block(nn.Module):
 
     def _perceive(self, x_bnd: Array, drop: _Drop) -> Array:
         features = x_bnd.shape[-1]
-        inner = nn.gelu(dense(4 * features, x_bnd, "fc1"), approximate=False)
+        inner = gelu(dense(4 * features, x_bnd, "fc1"))
         return dense(features, drop(inner, 3), "fc2")
 
 
