@@ -12,9 +12,9 @@ from jax.nn import initializers
 
 from mpmc_jax.models.config import ModelConfig
 from mpmc_jax.models.decoders.heads import FurtherHeads, dropout_channels
-from mpmc_jax.models.encoders.vit import Block, LayerNorm, dense, small_normal
 from mpmc_jax.models.interface import Decoder, Encoder, FeatureMap
 from mpmc_jax.models.receptive_field import stride_of
+from mpmc_jax.models.transformer import Block, LayerNorm, dense, small_normal
 from mpmc_jax.precision import at_least_float32
 from mpmc_jax.types import Prediction
 

@@ -7,28 +7,21 @@ the class token. There is no batch norm.
 """
 
 import dataclasses
-import functools
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from jax.nn import initializers
 
 from mpmc_jax.models import layers
 from mpmc_jax.models.config import ModelConfig
 from mpmc_jax.models.interface import Encoder, FeatureMap, Tap
 from mpmc_jax.models.layers import ConvSpec
-from mpmc_jax.models.platform import target_platform
-from mpmc_jax.models.rematerialization import keep, rematerialized
+from mpmc_jax.models.rematerialization import rematerialized
 from mpmc_jax.models.resize import half_pixel_matrix, resize_by
-from mpmc_jax.precision import at_least_float32
+from mpmc_jax.models.transformer import Block, LayerNorm, small_normal
 
 Array = jax.Array
-
-# The initialization of every dense layer, token and position.
-small_normal = initializers.normal(0.02)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,194 +148,6 @@ def _maps(spec: Backbone, features: int, in_channels: int) -> tuple[FeatureMap, 
     )
     embed = FeatureMap(features, stride, stride**2 * in_channels * features)
     return (embed, *block * spec.depth)
-
-
-class LayerNorm(nn.Module):
-    """Layer norm over the channels of tokens (b,n,d), in at least float32."""
-
-    epsilon: float
-
-    @nn.compact
-    def __call__(self, x_bnd: Array) -> Array:
-        """Normalizes; the result has the dtype of the input."""
-        shape = x_bnd.shape[-1:]
-        scale_d = self.param("scale", initializers.ones, shape, jnp.float32)
-        bias_d = self.param("bias", initializers.zeros, shape, jnp.float32)
-        return layer_norm(self.epsilon, x_bnd, scale_d, bias_d)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def layer_norm(epsilon: float, x_bnd: Array, scale_d: Array, bias_d: Array) -> Array:
-    """Normalizes channels, then multiplies by the scale and adds the bias.
-
-    Its gradient is computed from the input and two numbers per token, so that nothing
-    else of the input's size is kept.
-    """
-    return _layer_norm_forward(epsilon, x_bnd, scale_d, bias_d)[0]
-
-
-def _layer_norm_forward(epsilon, x_bnd, scale_d, bias_d):
-    wide_bnd = at_least_float32(x_bnd)
-    mean_bn1 = jnp.mean(wide_bnd, axis=-1, keepdims=True)
-    var_bn1 = jnp.mean(jnp.square(wide_bnd - mean_bn1), axis=-1, keepdims=True)
-    inverse_bn1 = jax.lax.rsqrt(var_bn1 + epsilon)
-    out_bnd = (wide_bnd - mean_bn1) * inverse_bn1 * scale_d[None, None]
-    out_bnd = (out_bnd + bias_d[None, None]).astype(x_bnd.dtype)
-    return out_bnd, (x_bnd, scale_d, bias_d, mean_bn1, inverse_bn1)
-
-
-def _layer_norm_backward(epsilon, residuals, dy_bnd):
-    del epsilon
-    x_bnd, scale_d, bias_d, mean_bn1, inverse_bn1 = residuals
-    wide_bnd = at_least_float32(dy_bnd)
-    normal_bnd = (at_least_float32(x_bnd) - mean_bn1) * inverse_bn1
-    scaled_bnd = wide_bnd * scale_d[None, None]
-    dx_bnd = inverse_bn1 * (
-        scaled_bnd
-        - jnp.mean(scaled_bnd, axis=-1, keepdims=True)
-        - normal_bnd * jnp.mean(scaled_bnd * normal_bnd, axis=-1, keepdims=True)
-    )
-    dscale_d = jnp.sum(wide_bnd * normal_bnd, axis=(0, 1)).astype(scale_d.dtype)
-    dbias_d = jnp.sum(wide_bnd, axis=(0, 1)).astype(bias_d.dtype)
-    return dx_bnd.astype(x_bnd.dtype), dscale_d, dbias_d
-
-
-layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
-
-
-@jax.custom_vjp
-def gelu(x: Array) -> Array:
-    """Multiplies by the normal distribution's function, exactly.
-
-    Its gradient is computed from the input, so that nothing else is kept.
-    """
-    wide = at_least_float32(x)
-    return (wide * _normal_distribution(wide)).astype(x.dtype)
-
-
-def _gelu_backward(x, dy):
-    wide = at_least_float32(x)
-    density = jnp.exp(-jnp.square(wide) / 2) * (2 * np.pi) ** -0.5
-    slope = _normal_distribution(wide) + wide * density
-    return ((at_least_float32(dy) * slope).astype(x.dtype),)
-
-
-def _normal_distribution(x: Array) -> Array:
-    return (1 + jax.lax.erf(x * 2**-0.5)) / 2
-
-
-gelu.defvjp(lambda x: (gelu(x), x), _gelu_backward)
-
-
-# (array, place in the block) -> the array with elements dropped.
-_Drop = Callable[[Array, int], Array]
-
-
-class Block(nn.Module):
-    """A pre-norm block: x += attention(norm(x)), then x += mlp(norm(x)).
-
-    Attributes:
-      heads: attention heads.
-      epsilon: epsilon of layer norm.
-      layer_scale: whether a learned vector multiplies each branch.
-      attention: implementation of the attention, see `ModelConfig.attention`.
-      dropout: share of the elements that are dropped, given keys: of the attention's
-        weights, of both branches and of the inner layer.
-    """
-
-    heads: int
-    epsilon: float
-    layer_scale: bool = False
-    attention: str = "xla"
-    dropout: float = 0.0
-
-    @nn.compact
-    def __call__(
-        self,
-        x_bnd: Array,
-        branch_scale_b2: Array | None = None,
-        dropout_keys: Array | None = None,
-    ) -> Array:
-        """Maps tokens (b,n,d) to (b,n,d).
-
-        `branch_scale_b2` multiplies the two branches of each example (drop path), and
-        `dropout_keys` are (b,) keys or None.
-        """
-        drop = self._drop(dropout_keys)
-        for i, branch in enumerate((self._attend, self._perceive)):
-            norm = LayerNorm(self.epsilon, name=f"norm{i + 1}")
-            out_bnd = drop(branch(norm(x_bnd), drop), i)
-            if self.layer_scale:
-                shape = x_bnd.shape[-1:]
-                scale_d = self.param(
-                    f"scale{i + 1}", initializers.ones, shape, jnp.float32
-                )
-                out_bnd = out_bnd * scale_d[None, None].astype(out_bnd.dtype)
-            if branch_scale_b2 is not None:
-                scale_b11 = branch_scale_b2[:, i, None, None]
-                out_bnd = out_bnd * scale_b11.astype(out_bnd.dtype)
-            x_bnd = x_bnd + out_bnd
-        return x_bnd
-
-    def _drop(self, keys_b: Array | None) -> _Drop:
-        """Makes the function that drops elements at one of four places."""
-
-        def drop(x: Array, place: int) -> Array:
-            if keys_b is None:
-                return x
-            fold = jax.vmap(lambda key: jax.random.fold_in(key, place))
-            return layers.element_dropout(fold(keys_b), x, self.dropout)
-
-        return drop
-
-    def _attend(self, x_bnd: Array, drop: _Drop) -> Array:
-        batch, count, features = x_bnd.shape
-        split = (batch, count, 3, self.heads, features // self.heads)
-        qkv_bn3hd = dense(3 * features, x_bnd, "qkv").reshape(split)
-        q_bnhd, k_bnhd, v_bnhd = (qkv_bn3hd[:, :, i] for i in range(3))
-        # The fused attention cannot drop weights.
-        implementation = "xla" if self.dropout else self.attention
-        out_bnhd = attend(
-            q_bnhd, k_bnhd, v_bnhd, implementation, lambda weights: drop(weights, 2)
-        )
-        return dense(features, out_bnhd.reshape(x_bnd.shape), "proj")
-
-    def _perceive(self, x_bnd: Array, drop: _Drop) -> Array:
-        features = x_bnd.shape[-1]
-        inner = gelu(dense(4 * features, x_bnd, "fc1"))
-        return dense(features, drop(inner, 3), "fc2")
-
-
-def dense(features: int, x_bnd: Array, name: str) -> Array:
-    """Applies a dense layer in the dtype of its input, within a compact call."""
-    layer = nn.Dense(features, dtype=x_bnd.dtype, kernel_init=small_normal, name=name)
-    return keep(layer(x_bnd))
-
-
-def attend(
-    q_bnhd: Array,
-    k_bnhd: Array,
-    v_bnhd: Array,
-    implementation: str,
-    drop: Callable[[Array], Array],
-) -> Array:
-    """Scaled dot-product attention, its softmax in at least float32.
-
-    `drop` acts on the weights, and only in XLA's implementation.
-
-    cuDNN's is used only where there is a GPU, because runs are predicted elsewhere too.
-    JAX's own function rounds a float64 softmax to float32, so XLA's is written here.
-    """
-    if implementation == "cudnn" and target_platform() == "gpu":
-        return jax.nn.dot_product_attention(
-            q_bnhd, k_bnhd, v_bnhd, implementation="cudnn"
-        )
-    wide = jnp.promote_types(q_bnhd.dtype, jnp.float32)
-    logits_bhnm = jnp.einsum(
-        "bnhd,bmhd->bhnm", q_bnhd, k_bnhd, preferred_element_type=wide
-    )
-    weights_bhnm = drop(jax.nn.softmax(logits_bhnm * q_bnhd.shape[-1] ** -0.5))
-    return jnp.einsum("bhnm,bmhd->bnhd", weights_bhnm.astype(v_bnhd.dtype), v_bnhd)
 
 
 class PatchEmbedding(nn.Module):
