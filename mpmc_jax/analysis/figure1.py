@@ -17,7 +17,7 @@ from mpmc_jax.evaluation.pictures import colorize, displayable
 from mpmc_jax.experiments.run import open_split
 
 CAPTIONS = ("image", "segmentation", "classes in the boxes")
-_CHARACTERS = 42  # in a line of text as wide as a picture
+_CHARACTERS = 46  # in a line of text as wide as a picture
 
 
 @dataclasses.dataclass(frozen=True)

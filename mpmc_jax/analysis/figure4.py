@@ -123,7 +123,7 @@ def _panels(rows: Sequence[dict[str, Any]]):
     """Draws a panel per class, a line per run."""
     classes = list(dict.fromkeys(row["class"] for row in rows))
     series = list(dict.fromkeys((row["run"], row["windows"]) for row in rows))
-    canvas, axes = style.grid(len(classes), 3.2, 2.8, columns=3)
+    canvas, axes = style.grid(len(classes), 3.7, 2.8, columns=3)
     for name, axis in zip(classes, axes, strict=True):
         own = [row for row in rows if row["class"] == name]
         for run, windows in series:
