@@ -63,8 +63,7 @@ class SuppFigure1(Figure):
     """Supplement's Figure 1: energy of true positives and false negatives by class.
 
     The energy log(1 + e^f) is that of the class's logit f of the patch classifier at
-    each pixel. One run is shown at all its checkpoints, several in the given order at
-    the checkpoints that they have.
+    each pixel, at all checkpoints that the runs keep. Several runs differ in length.
 
     Attributes:
       classes: class names joined by "+", one panel each; "" for all.
@@ -76,14 +75,16 @@ class SuppFigure1(Figure):
 
     def draw(self, runs: Sequence[SavedRun]) -> Drawing:
         """Draws a panel per class, a line per kind."""
+        # Whatever is wrong shows before the first measurement.
+        steps = [each.classifying.step for run in runs for each in run.series()]
+        _check_steps(", ".join(run.name for run in runs), steps)
         source = open_common(_at_last(runs))
         facts = source.info.facts
         chosen = choose_classes(facts, self.classes)
-        rows, steps = [], []
+        rows = []
         for run in runs:
             for saved in run.series():
                 restored = saved.classifying
-                steps.append(restored.step)
                 means = measure(restored, source, chosen)
                 rows += [
                     {
@@ -96,14 +97,22 @@ class SuppFigure1(Figure):
                     for number, values in zip(chosen, means, strict=True)
                     for kind, value in zip(KINDS, values, strict=True)
                 ]
-        if len(set(steps)) < 2:
-            raise ValueError(
-                f"{', '.join(run.name for run in runs)}: checkpoints of step "
-                f"{steps[0]} alone; the figure needs two steps or more: train with "
-                "--config.train.keep=N, which keeps the newest N checkpoints, or give "
-                "several runs"
-            )
         return drawing_of(_panels(rows), rows)
+
+
+def _check_steps(names: str, steps: Sequence[int]) -> None:
+    """Raises ValueError unless there are several steps, each of one checkpoint."""
+    if len(set(steps)) < 2:
+        raise ValueError(
+            f"{names}: checkpoints of step {steps[0]} alone; the figure needs two "
+            "steps or more: train with --config.train.keep=N, which keeps the newest N "
+            "checkpoints, or give several runs"
+        )
+    if twice := sorted({step for step in steps if steps.count(step) > 1}):
+        raise ValueError(
+            f"{names}: two checkpoints of step {twice[0]}; give runs of different "
+            "lengths, or draw each run by itself"
+        )
 
 
 def _at_last(runs: Sequence[SavedRun]) -> list[SavedRun]:

@@ -187,6 +187,16 @@ def test_energy_is_summed_over_right_and_missed_pixels(seed):
         np.testing.assert_allclose(found, direct, rtol=1e-9)
 
 
+@pytest.mark.parametrize(
+    ("steps", "message"),
+    [([4], "checkpoints of step 4 alone"), ([2, 4, 6, 2], "two checkpoints of step 2")],
+)
+def test_energies_need_several_steps_of_one_checkpoint_each(steps, message):
+    with pytest.raises(ValueError, match=f"a, b: {message}"):
+        supp_figure1._check_steps("a, b", steps)
+    supp_figure1._check_steps("a", [2, 4])
+
+
 def test_the_energy_of_large_logits_is_finite():
     found = supp_figure1.label_wise_energy(np.array([-1000, 0, 1000], np.float32))
     np.testing.assert_allclose(found, [0, np.log(2), 1000])
