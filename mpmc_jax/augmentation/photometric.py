@@ -127,13 +127,13 @@ def grayscale(levels_hwc: Array) -> Array:
     return jnp.broadcast_to(_luma(levels_hwc)[..., None], levels_hwc.shape)
 
 
-def gaussian_blur(levels_hwc: Array, sigma: Array) -> Array:
+def gaussian_blur(levels_hwc: Array, sigma: Array, *, unroll: bool = False) -> Array:
     """Blurs as Pillow does: three extended box filters per axis, edges repeated.
 
     A box of fractional radius `inner + fraction` has the variance sigma^2 / 3 (Gwosdek
-    et al., eq. 6). Every pass rounds to integer levels.
+    et al., eq. 6). Every pass rounds to integer levels, which may have any dtype.
     """
-    variance = sigma.astype(levels_hwc.dtype) ** 2 / _BLUR_PASSES
+    variance = sigma.astype(jnp.float32) ** 2 / _BLUR_PASSES
     inner = jnp.floor((jnp.sqrt(12 * variance + 1) - 1) / 2)
     outer = inner + 1
     fraction = (2 * inner + 1) * (inner * outer - 3 * variance)
@@ -142,11 +142,20 @@ def gaussian_blur(levels_hwc: Array, sigma: Array) -> Array:
     taps = jnp.where(distance <= inner, 1, jnp.where(distance == outer, fraction, 0))
     taps = taps / (2 * (inner + fraction) + 1)
     for axis in (1, 0):
-        levels_hwc = jax.lax.fori_loop(
-            0,
-            _BLUR_PASSES,
-            lambda _, levels, axis=axis: _box_filter(levels, taps, axis),
-            levels_hwc,
+
+        def one_pass(_: int, padded: Array, axis: int = axis) -> Array:
+            # XLA would fuse the passes and compute each once for every tap of the next,
+            # which is 8 to 30 times slower on CPU. There only the loop prevents that.
+            padded = jax.lax.optimization_barrier(padded)
+            return _repeat_edges(_box_filter(padded, taps, axis), axis)
+
+        padded_hwc = _repeat_edges(levels_hwc, axis)
+        padded_hwc = jax.lax.fori_loop(
+            0, _BLUR_PASSES, one_pass, padded_hwc, unroll=unroll
+        )
+        size = levels_hwc.shape[axis]
+        levels_hwc = jax.lax.slice_in_dim(
+            padded_hwc, _BOX_REACH, _BOX_REACH + size, axis=axis
         )
     return levels_hwc
 
@@ -219,19 +228,24 @@ def _rgb(hue_hw: Array, saturation_hw: Array, value_hw: Array) -> Array:
     return jnp.stack([channel(5), channel(3), channel(1)], axis=-1)
 
 
-def _box_filter(levels_hwc: Array, taps: Array, axis: int) -> Array:
-    """Filters along an axis with a symmetric kernel, taps[i] at distance i."""
-    size = levels_hwc.shape[axis]
+def _repeat_edges(levels_hwc: Array, axis: int) -> Array:
     padding = [(0, 0)] * levels_hwc.ndim
     padding[axis] = (_BOX_REACH, _BOX_REACH)
-    padded = jnp.pad(levels_hwc, padding, mode="edge")
-    # Without this barrier and the loop over passes, XLA fuses the passes and computes
-    # each once for every tap of the next, which is 8 to 30 times slower on CPU.
-    padded = jax.lax.optimization_barrier(padded)
+    return jnp.pad(levels_hwc, padding, mode="edge")
+
+
+def _box_filter(padded_hwc: Array, taps: Array, axis: int) -> Array:
+    """Filters along an axis with a symmetric kernel, taps[i] at distance i.
+
+    The result has the dtype of the levels, and no padding.
+    """
+    size = padded_hwc.shape[axis] - 2 * _BOX_REACH
 
     def at(offset: int) -> Array:
         start = _BOX_REACH + offset
-        return jax.lax.slice_in_dim(padded, start, start + size, axis=axis)
+        part = jax.lax.slice_in_dim(padded_hwc, start, start + size, axis=axis)
+        return part.astype(taps.dtype)
 
     sides = [taps[i] * (at(-i) + at(i)) for i in range(1, _BOX_REACH + 1)]
-    return jnp.floor(sum(sides, taps[0] * at(0)) + 0.5)
+    filtered_hwc = jnp.floor(sum(sides, taps[0] * at(0)) + 0.5)
+    return filtered_hwc.astype(padded_hwc.dtype)

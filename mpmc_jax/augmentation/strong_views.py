@@ -9,6 +9,9 @@ Source: UniMatch, dataset/semi.py and dataset/transform.py; torchvision's ColorJ
 and RandomGrayscale on PIL images. AugSeg, dataset/augs_TIBA.py.
 """
 
+import functools
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -71,34 +74,64 @@ def draw_strong(key: Array) -> StrongParams:
     )
 
 
-def apply_strong(image_hwc: Array, params: StrongParams) -> Array:
+def apply_strong(
+    image_hwc: Array, params: StrongParams, *, unroll: bool = False
+) -> Array:
     """Applies jitter, grayscale and blur to one image.
 
     Args:
       image_hwc: values in 0..1. Unless there are three channels, saturation, hue and
         grayscale change nothing; the other operations treat all channels the same.
       params: the parameters of the view.
+      unroll: whether loops over operations are unrolled; see `strong_view`.
 
     Returns:
       The view, (h,w,c), with the image's dtype and multiples of 1/255 as values.
     """
-    levels = jnp.round(image_hwc.astype(jnp.float32) * 255)
-    jittered = color_jitter(levels, params.factors, params.order)
-    levels = jnp.where(params.jitter, jittered, levels)
+    levels = _stored(jnp.round(image_hwc.astype(jnp.float32) * 255))
+    jittered = color_jitter(levels, params.factors, params.order, unroll=unroll)
+    levels = _computed(jnp.where(params.jitter, jittered, levels))
     levels = jnp.where(params.grayscale, photometric.grayscale(levels), levels)
-    levels = photometric.gaussian_blur(levels, params.sigma)
+    levels = photometric.gaussian_blur(_stored(levels), params.sigma, unroll=unroll)
     return levels.astype(image_hwc.dtype) / 255
 
 
 def strong_view(keys_b: Array, images_bhwc: Array) -> Array:
-    """Draws and applies a strong view per image: (b,h,w,c) in 0..1 -> (b,h,w,c)."""
-    return jax.vmap(lambda key, image: apply_strong(image, draw_strong(key)))(
-        keys_b, images_bhwc
+    """Draws and applies a strong view per image: (b,h,w,c) in 0..1 -> (b,h,w,c).
+
+    On accelerators loops are unrolled, since a loop copies what it passes on. On CPUs
+    XLA would join unrolled operations, and compute some of them many times.
+    """
+
+    def apply(unroll: bool) -> Callable[[Array, StrongParams], Array]:
+        return jax.vmap(functools.partial(apply_strong, unroll=unroll))
+
+    return jax.lax.platform_dependent(
+        images_bhwc,
+        jax.vmap(draw_strong)(keys_b),
+        cpu=apply(unroll=False),
+        default=apply(unroll=True),
     )
 
 
-def color_jitter(levels_hwc: Array, factors: Array, order: Array) -> Array:
-    """Adjusts brightness, contrast, saturation and hue in the given order.
+def _stored(levels: Array) -> Array:
+    """Converts levels to what they are between two operations.
+
+    They are integers, of which only these bytes are written and read again. Levels
+    outside of 0..255, of pixels beyond a data set's usual range, fit as well.
+    """
+    return levels.astype(jnp.int16)
+
+
+def _computed(levels: Array) -> Array:
+    """Converts stored levels to what the operations of `photometric` take."""
+    return levels.astype(jnp.float32)
+
+
+def color_jitter(
+    levels_hwc: Array, factors: Array, order: Array, *, unroll: bool = False
+) -> Array:
+    """Adjusts brightness, contrast, saturation and hue of stored levels, in this order.
 
     Under vmap, a switch computes every branch. The three blends are cheap, but the hue
     is not. So the hue runs once, and the blends run both before and after it, with the
@@ -109,14 +142,16 @@ def color_jitter(levels_hwc: Array, factors: Array, order: Array) -> Array:
     before = jnp.arange(3) < place
 
     def blend(levels, step):
-        return jax.lax.switch(step[0], _BLENDS, levels, step[1]), None
+        blended = jax.lax.switch(step[0], _BLENDS, _computed(levels), step[1])
+        return _stored(blended), None
 
     # A factor of 1 changes no level.
     first = jnp.where(before, factors[blends], 1)
     second = jnp.where(before, 1, factors[blends])
-    levels_hwc, _ = jax.lax.scan(blend, levels_hwc, (blends, first))
-    levels_hwc = photometric.adjust_hue(levels_hwc, factors[HUE])
-    return jax.lax.scan(blend, levels_hwc, (blends, second))[0]
+    levels_hwc, _ = jax.lax.scan(blend, levels_hwc, (blends, first), unroll=unroll)
+    shifted_hwc = photometric.adjust_hue(_computed(levels_hwc), factors[HUE])
+    steps = (blends, second)
+    return jax.lax.scan(blend, _stored(shifted_hwc), steps, unroll=unroll)[0]
 
 
 # AugSeg's operations, functions of levels and strength; see `draw_intensity`.
@@ -191,9 +226,10 @@ def apply_intensity(image_hwc: Array, params: IntensityParams) -> Array:
     branches = tuple(INTENSITY.values())
 
     def act(levels, step):
-        return jax.lax.switch(step[0], branches, levels, step[1]), None
+        acted = jax.lax.switch(step[0], branches, _computed(levels), step[1])
+        return _stored(acted), None
 
-    levels = jnp.round(image_hwc.astype(jnp.float32) * 255)
+    levels = _stored(jnp.round(image_hwc.astype(jnp.float32) * 255))
     levels, _ = jax.lax.scan(act, levels, (params.operation, params.strength))
     return levels.astype(image_hwc.dtype) / 255
 

@@ -1,5 +1,6 @@
 """The strong view against Pillow, its draws, and its independence of neighbors."""
 
+import functools
 import itertools
 
 import jax
@@ -32,7 +33,7 @@ def unit(images, dtype=jnp.float32):
 def test_jitter_follows_the_order_given(order):
     image = random_image()
     factors = (1.3, 0.7, 1.4, -0.21)
-    got = color_jitter(jnp.float32(image), jnp.float32(factors), jnp.int32(order))
+    got = color_jitter(jnp.int16(image), jnp.float32(factors), jnp.int32(order))
     expected = to_pil(image)
     for op in order:
         expected = PIL_JITTER[op](expected, factors[op])
@@ -69,6 +70,16 @@ def test_injected_parameters_switch_everything_off():
     gray = apply_strong(image, params.replace(grayscale=jnp.bool_(True)))
     np.testing.assert_array_equal(gray[..., 0], gray[..., 2])
     assert not np.array_equal(gray, image)
+
+
+def test_unrolled_loops_give_the_same_view():
+    unrolled = jax.jit(functools.partial(strong_views.apply_strong, unroll=True))
+    for seed in range(4):
+        image = unit(random_image(seed))
+        params = strong_views.draw_strong(jax.random.key(seed))
+        params = params.replace(jitter=jnp.bool_(True), sigma=jnp.float32(1.7))
+        expected = apply_strong(image, params)
+        np.testing.assert_array_equal(unrolled(image, params), expected)
 
 
 def test_one_channel_takes_brightness_and_contrast_only():
