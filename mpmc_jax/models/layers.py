@@ -18,6 +18,8 @@ from mpmc_jax.models.convolution import convolve
 from mpmc_jax.models.normalization import (
     Form,
     finish,
+    fold,
+    folds,
     normalize,
     normalize_by_batch,
     per_channel,
@@ -68,25 +70,36 @@ class Conv(nn.Module):
     use_bias: bool = False
     kernel_init: initializers.Initializer = torch_uniform
 
-    @nn.compact
     def __call__(self, x_bhwc: Array) -> Array:
         """Convolves in the dtype of the input."""
-        spec, channels = self.spec, x_bhwc.shape[-1]
+        return convolution(self.spec, x_bhwc, *self.parameters(x_bhwc.shape[-1]))
+
+    @nn.compact
+    def parameters(self, channels: int) -> tuple[Array, Array | None]:
+        """Returns the kernel for `channels` input channels, and the bias if any."""
+        spec = self.spec
         shape = (spec.kernel, spec.kernel, channels, spec.features)
         kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
-        out_bhwc = convolve(
-            x_bhwc,
-            kernel.astype(x_bhwc.dtype),
-            stride=spec.stride,
-            dilation=spec.dilation,
-            padding=spec.padding,
-        )
-        if self.use_bias:
-            bound = (spec.kernel**2 * channels) ** -0.5
-            bias_init = symmetric_uniform(bound)
-            bias = self.param("bias", bias_init, (spec.features,), jnp.float32)
-            out_bhwc = out_bhwc + per_channel(bias.astype(x_bhwc.dtype))
-        return keep(out_bhwc)
+        if not self.use_bias:
+            return kernel, None
+        bias_init = symmetric_uniform((spec.kernel**2 * channels) ** -0.5)
+        return kernel, self.param("bias", bias_init, (spec.features,), jnp.float32)
+
+
+def convolution(
+    spec: ConvSpec, x_bhwc: Array, kernel_kkio: Array, bias_o: Array | None = None
+) -> Array:
+    """Applies a convolution with these parameters, in the dtype of the input."""
+    out_bhwc = convolve(
+        x_bhwc,
+        kernel_kkio.astype(x_bhwc.dtype),
+        stride=spec.stride,
+        dilation=spec.dilation,
+        padding=spec.padding,
+    )
+    if bias_o is not None:
+        out_bhwc = out_bhwc + per_channel(bias_o.astype(x_bhwc.dtype))
+    return keep(out_bhwc)
 
 
 class BatchNorm(nn.Module):
@@ -106,7 +119,6 @@ class BatchNorm(nn.Module):
     slope: float | None = None
     scale_init: initializers.Initializer = initializers.ones
 
-    @nn.compact
     def __call__(
         self, x_bhwc: Array, shortcut_bhwc: Array | None = None, *, train: bool
     ) -> Array:
@@ -117,12 +129,8 @@ class BatchNorm(nn.Module):
         Raises:
           ValueError: the batch holds one value per channel.
         """
-        shape = x_bhwc.shape[-1:]
-        scale = self.param("scale", self.scale_init, shape, jnp.float32)
-        bias = self.param("bias", initializers.zeros, shape, jnp.float32)
-        mean = self.variable("batch_stats", "mean", jnp.zeros, shape, jnp.float32)
-        var = self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32)
-
+        features = x_bhwc.shape[-1]
+        scale, bias, mean, var = self._variables(features)
         if not train:
             out_bhwc = normalize(x_bhwc, mean.value, var.value, scale, bias)
             return finish(out_bhwc, shortcut_bhwc, self.slope)
@@ -132,7 +140,7 @@ class BatchNorm(nn.Module):
             Form(axis_name, self.slope), x_bhwc, shortcut_bhwc, scale, bias, mean.value
         )
         if not self.is_initializing():
-            count = distributed.count(axis_name) * (x_bhwc.size // shape[0])
+            count = distributed.count(axis_name) * (x_bhwc.size // features)
             if count == 1:
                 raise ValueError(
                     "batch norm has one value per channel, which it would make 0: a "
@@ -144,6 +152,27 @@ class BatchNorm(nn.Module):
             mean.value = _towards(mean.value, batch_mean)
             var.value = _towards(var.value, unbiased)
         return out_bhwc
+
+    def folded(self, kernel_kkio: Array, bias_o: Array | None) -> tuple[Array, Array]:
+        """Returns kernel and bias of the convolution before, with this norm in them.
+
+        The norm is that of evaluation mode.
+        """
+        scale, bias, mean, var = self._variables(kernel_kkio.shape[-1])
+        return fold(kernel_kkio, bias_o, mean.value, var.value, scale, bias)
+
+    @nn.compact
+    def _variables(
+        self, features: int
+    ) -> tuple[Array, Array, nn.Variable, nn.Variable]:
+        """Returns scale, bias, running mean and running variance."""
+        shape = (features,)
+        return (
+            self.param("scale", self.scale_init, shape, jnp.float32),
+            self.param("bias", initializers.zeros, shape, jnp.float32),
+            self.variable("batch_stats", "mean", jnp.zeros, shape, jnp.float32),
+            self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32),
+        )
 
 
 class ConvNorm(nn.Module):
@@ -163,7 +192,11 @@ class ConvNorm(nn.Module):
         """Maps (b,h,w,i) to (b,h',w',o); adds a shortcut before the activation."""
         conv = Conv(self.spec, self.use_bias, self.kernel_init, name="conv")
         norm = BatchNorm(self.axis_name, self.slope, self.scale_init, name="norm")
-        return norm(conv(x_bhwc), shortcut_bhwc, train=train)
+        if train or not folds():
+            return norm(conv(x_bhwc), shortcut_bhwc, train=train)
+        kernel_kkio, bias_o = norm.folded(*conv.parameters(x_bhwc.shape[-1]))
+        out_bhwc = convolution(self.spec, x_bhwc, kernel_kkio, bias_o)
+        return finish(out_bhwc, shortcut_bhwc, self.slope)
 
 
 def element_dropout(keys_b: Array, x: Array, rate: float) -> Array:

@@ -40,6 +40,30 @@ def normalize(
     return (out_bhwc + per_channel(bias_c)).astype(x_bhwc.dtype)
 
 
+def folds() -> bool:
+    """Whether a norm in evaluation mode belongs into the convolution before it.
+
+    On GPUs, cuDNN adds bias and shortcut and applies ReLU before it writes the map,
+    which no kernel of the norm's own then reads and writes. Elsewhere XLA joins the
+    norm to the convolution, or the convolution dwarfs it.
+    """
+    return target_platform() == "gpu"
+
+
+def fold(
+    kernel_kkio: Array,
+    bias_o: Array | None,
+    mean_o: Array,
+    var_o: Array,
+    scale_o: Array,
+    shift_o: Array,
+) -> tuple[Array, Array]:
+    """Makes kernel and bias of a convolution whose result `normalize` would be."""
+    gain_o = scale_o * lax.rsqrt(var_o + EPSILON)
+    from_mean_o = mean_o if bias_o is None else mean_o - bias_o
+    return kernel_kkio * per_channel(gain_o), shift_o - from_mean_o * gain_o
+
+
 class Form(NamedTuple):
     """What is computed with a norm.
 

@@ -152,6 +152,30 @@ def test_batch_norm_has_the_gradient_of_its_formula(platform):
     assert max(single.values()) < 1e-5, single
 
 
+@pytest.mark.parametrize("use_bias", [False, True])
+@pytest.mark.parametrize(("slope", "has_shortcut"), ENDINGS)
+def test_a_folded_norm_equals_one_of_its_own(use_bias, slope, has_shortcut):
+    keys = iter(jax.random.split(KEY, 20))
+    module = layers.ConvNorm(ConvSpec(6, 3), use_bias=use_bias, slope=slope)
+    x = 3 + jax.random.normal(next(keys), (2, 5, 4, 3))
+    shortcut = jax.random.normal(next(keys), (2, 5, 4, 6)) if has_shortcut else None
+    variables = module.init(KEY, x, train=False)
+    # Variances and scales must be positive.
+    variables = jax.tree.map(
+        lambda leaf: leaf + 2 * jax.random.uniform(next(keys), leaf.shape), variables
+    )
+
+    def evaluated():
+        return module.apply(variables, x, shortcut, train=False)
+
+    expected = evaluated()
+    with platforms.compiled_for("gpu"):
+        found = evaluated()
+        made = module.init(KEY, x, train=False)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    assert jax.tree.structure(made) == jax.tree.structure(variables)
+
+
 def test_bfloat16_input_keeps_float32_parameters_and_statistics():
     x = (100 + jax.random.normal(KEY, (4, 8, 8, 3))).astype(jnp.bfloat16)
     module = layers.ConvNorm(ConvSpec(6, 3))
