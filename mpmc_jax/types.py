@@ -147,10 +147,6 @@ class Network(struct.PyTreeNode):
         """
         return self._apply("decode", features, dropout=dropout)
 
-    def upsample(self, logits: Array, size: tuple[int, int]) -> Array:
-        """Upsamples logits at the decoder's stride to (b,*size,c)."""
-        return self.module.upsample(logits, size)
-
     def taps(self, images: Array, tap: str) -> Array:
         """The map of one tap, without updating any statistics: (b,h,w,d)."""
         if tap != "decoder":

@@ -9,7 +9,7 @@ step calls it once per micro-batch on every device.
 import abc
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -225,19 +225,37 @@ def all_taps(features: Features, prediction: Prediction) -> dict[str, Array]:
 class Pass(struct.PyTreeNode):
     """The result of one pass through a network.
 
+    Logits are enlarged where they are asked for, so that those of a part and their
+    gradient are no slices of larger arrays.
+
     Attributes:
-      logits: (b,h,w,c) at full size.
+      network: the module that enlarges them.
+      size: rows and columns of the images.
       taps: tap name -> (b,h,w,d).
       coarse: (b,h,w,c) the logits at the decoder's stride.
       embedding: (b,h,w,d) at the decoder's stride, or None.
-      auxiliary: (b,h,w,c) full-size logits of the auxiliary classifier, or None.
+      coarse_auxiliary: (b,h,w,c) logits of the auxiliary classifier at their own
+        stride, or None.
     """
 
-    logits: Array
+    network: Any = struct.field(pytree_node=False)
+    size: tuple[int, int] = struct.field(pytree_node=False)
     taps: dict[str, Array]
     coarse: Array
     embedding: Array | None = None
-    auxiliary: Array | None = None
+    coarse_auxiliary: Array | None = None
+
+    @property
+    def logits(self) -> Array:
+        """(b,h,w,c) logits at full size."""
+        return self.network.upsample(self.coarse, self.size)
+
+    @property
+    def auxiliary(self) -> Array | None:
+        """(b,h,w,c) full-size logits of the auxiliary classifier, or None."""
+        if self.coarse_auxiliary is None:
+            return None
+        return self.network.upsample(self.coarse_auxiliary, self.size)
 
     def part(self, start: int, stop: int) -> "Pass":
         """The examples start..stop-1."""
@@ -245,7 +263,7 @@ class Pass(struct.PyTreeNode):
 
     def halves(self) -> tuple["Pass", "Pass"]:
         """Splits a pass over [labeled, unlabeled] images into those two parts."""
-        total = len(self.logits)
+        total = len(self.coarse)
         return self.part(0, total // 2), self.part(total // 2, total)
 
 
@@ -268,15 +286,13 @@ def full_pass(
     """
     features, network = network.encode(images, dropout_keys=dropout_keys)
     prediction, network = network.decode(perturb(features, perturbation), dropout)
-    auxiliary = prediction.auxiliary
-    if auxiliary is not None:
-        auxiliary = network.upsample(auxiliary, features.size)
     passed = Pass(
-        logits=network.upsample(prediction.logits, features.size),
+        network=network.module,
+        size=features.size,
         taps=all_taps(features, prediction),
         coarse=prediction.logits,
         embedding=prediction.embedding,
-        auxiliary=auxiliary,
+        coarse_auxiliary=prediction.auxiliary,
     )
     return passed, network
 

@@ -173,11 +173,9 @@ class UniMatch(base.Method):
     ) -> Outputs:
         clean, perturbed, student = self._weak_pass(students["student"], inputs)
         strong, student = self._strong_pass(student, inputs)
-        b = inputs.image.shape[0]
-        labeled = clean.part(0, b)
+        labeled, weak = clean.halves()
         supervised = base.supervised_part(labeled, inputs.label)
-        weak_logits = jax.lax.stop_gradient(clean.logits[b:])
-        confidence, label = pseudo_labels.confidence_and_label(weak_logits)
+        confidence, label = pseudo_labels.confidence_and_label(weak.logits)
         views = self._views(
             inputs, (confidence, label), targets, perturbed, strong, teachers["student"]
         )
@@ -210,10 +208,13 @@ class UniMatch(base.Method):
         n, b = images.shape[0], inputs.image.shape[0]
 
         def part(taps: Mapping[str, Array], start: int, stop: int) -> base.Pass:
-            coarse = prediction.logits[start:stop]
-            logits = student.upsample(coarse, features.size)
             decoder = {"decoder": prediction.decoder[start:stop]}
-            return base.Pass(logits, {**taps, **decoder}, coarse)
+            return base.Pass(
+                network=student.module,
+                size=features.size,
+                taps={**taps, **decoder},
+                coarse=prediction.logits[start:stop],
+            )
 
         clean = part(clean_taps, 0, n)
         # The perturbed labeled half is decoded only so that it contributes to

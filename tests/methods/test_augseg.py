@@ -22,6 +22,14 @@ EXAMPLES = GROUPS * MEMBERS
 METHOD = AugSeg(group_size=MEMBERS, threshold=0.6)
 
 
+class FullSize:
+    """The module of a network whose scores have the size of its images."""
+
+    def upsample(self, logits, size):
+        assert logits.shape[1:3] == size
+        return logits
+
+
 @functools.partial(
     jax.tree_util.register_dataclass, data_fields=("matrix", "bias"), meta_fields=()
 )
@@ -32,6 +40,8 @@ class Linear:
     matrix: jax.Array
     bias: jax.Array
 
+    module = FullSize()
+
     def encode(self, images, dropout_keys=None):
         del dropout_keys
         return Features({"layer1": images}, images.shape[1:3]), self
@@ -40,10 +50,6 @@ class Linear:
         assert dropout is None
         logits = features.taps["layer1"] @ self.matrix + self.bias
         return Prediction(logits=logits), self
-
-    def upsample(self, logits, size):
-        assert logits.shape[1:3] == size
-        return logits
 
 
 def _inputs(seed):

@@ -16,6 +16,14 @@ from mpmc_jax.training import objective
 from mpmc_jax.types import Features, Prediction
 
 
+class Doubling:
+    """The module of a network at half resolution."""
+
+    def upsample(self, logits, size):
+        assert tuple(2 * side for side in logits.shape[1:3]) == tuple(size)
+        return logits.repeat(2, axis=1).repeat(2, axis=2)
+
+
 class Linear(struct.PyTreeNode):
     """(b,h,w,3) -> scores (b,h/2,w/2,c) and embeddings (b,h/2,w/2,d)."""
 
@@ -24,6 +32,8 @@ class Linear(struct.PyTreeNode):
     bias: jax.Array
     batch_stats: jax.Array
     train: bool = struct.field(pytree_node=False, default=False)
+
+    module = Doubling()
 
     def encode(self, images, dropout_keys=None):
         del dropout_keys
@@ -39,10 +49,6 @@ class Linear(struct.PyTreeNode):
 
     def frozen(self):
         return jax.lax.stop_gradient(self).replace(train=False)
-
-    def upsample(self, logits, size):
-        assert tuple(2 * side for side in logits.shape[1:3]) == tuple(size)
-        return logits.repeat(2, axis=1).repeat(2, axis=2)
 
 
 def network(seed: int, classes: int, channels: int = 5, *, train: bool) -> Linear:

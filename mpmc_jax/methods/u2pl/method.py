@@ -206,7 +206,8 @@ class U2PL(base.Method):
             inputs.teacher_dropout,
             inputs.teacher_dropout_keys,
         )
-        uncertain = pseudo_labels.entropy(both.logits[len(inputs.image) :])
+        _, mixed = both.halves()
+        uncertain = pseudo_labels.entropy(mixed.logits)
         percent = inputs.contrast_percent
         percents = jnp.stack([percent, 100 - percent, inputs.kept_percent])
         weight, low, high = jax.vmap(_reliable, in_axes=(0, 0, None))(
