@@ -1,6 +1,7 @@
 """MPMC's patch classifier: predicts the classes in each receptive field (eq. 2)."""
 
 import jax
+import jax.numpy as jnp
 from flax import linen as nn
 
 from mpmc_jax.models import layers
@@ -21,7 +22,10 @@ PROJECTION = 64
 
 
 class ScaleProjection(nn.Module):
-    """Projects the concatenated scales by 1x1, each of them before it is pooled."""
+    """Projects the concatenated scales by 1x1, each of them before it is pooled.
+
+    The kernels of all scales are one convolution, which reads the tap once.
+    """
 
     features: int
     windows: tuple[int, ...]
@@ -29,11 +33,16 @@ class ScaleProjection(nn.Module):
     @nn.compact
     def __call__(self, z_bhwd: Array) -> Array:
         """Maps (b,h,w,d) to (b,h,w,features)."""
-        spec = ConvSpec(self.features)
-        scales = [
-            average_pool(layers.Conv(spec, name=f"window{w}")(z_bhwd), w)
+        spec, channels = ConvSpec(self.features), z_bhwd.shape[-1]
+        kernels = [
+            layers.Conv(spec, name=f"window{w}").parameters(channels)[0]
             for w in self.windows
         ]
+        together = ConvSpec(self.features * len(kernels))
+        kernel = jnp.concatenate(kernels, axis=-1)
+        joined_bhwd = layers.convolution(together, z_bhwd, kernel)
+        parts = jnp.split(joined_bhwd, len(kernels), axis=-1)
+        scales = list(map(average_pool, parts, self.windows))
         return sum(scales[1:], start=scales[0])
 
 

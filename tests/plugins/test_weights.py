@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis.extra import numpy as hnp
 
+from mpmc_jax.models.platform import compiled_for
 from mpmc_jax.models.receptive_field import ReceptiveField
 from mpmc_jax.plugins.mpmc.lambda_weights import (
     CONFIDENCES,
@@ -182,6 +183,19 @@ def test_any_logits_and_labels_give_finite_weights(confidence, scale):
             assert (np.asarray(weights) >= 0).all()
 
     check()
+
+
+def test_gpus_look_up_the_same_weights():
+    rng = np.random.default_rng(0)
+    logits = jnp.asarray(rng.normal(size=(2, 3, 4, 5)), jnp.float32)
+    labels = jnp.asarray(rng.choice([*range(5), 255], (2, 10, 13)), jnp.int32)
+
+    def weights():
+        return adaptive_weights(logits, labels, confidence="sigmoid", scale="none")[0]
+
+    expected = weights()
+    with compiled_for("gpu"):
+        np.testing.assert_array_equal(weights(), expected)
 
 
 def test_no_gradient_flows():
