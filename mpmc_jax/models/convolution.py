@@ -207,6 +207,8 @@ def _gradient_by_phases(
     rest of p is padded.
     """
     _, dilation, padding = geometry
+    # XLA might compute the input's phases in the forward pass, and hold them.
+    x_bhwi, dy_bhwo = lax.optimization_barrier((x_bhwi, dy_bhwo))
     whole, rest = divmod(padding, dilation)
     counts = [-(-length // dilation) for length in dy_bhwo.shape[1:3]]
     reached = [count + size - 1 - 2 * whole for count in counts]
