@@ -20,6 +20,7 @@ from mpmc_jax.random_keys import Keys
 from mpmc_jax.training import objective, step_metrics
 from mpmc_jax.training.config import StepConfig
 from mpmc_jax.training.state import PLUGIN, TrainState, select
+from mpmc_jax.training.trees import all_finite, choose, norm
 from mpmc_jax.types import Array, Batch, Network, Outputs, PyTree
 
 
@@ -166,11 +167,11 @@ def train_step(
         method_state=carry.method_state,
         key=state.key,
     )
-    grad_norm = _norm(grads)
+    grad_norm = norm(grads)
     refused, failed, checks = _check(
         sums.terms, means, grad_norm, updated, in_order=info.step == state.step
     )
-    kept = _choose(refused, state, updated)
+    kept = choose(refused, state, updated)
     delay, requests = config.method.delay, None
     if delay:
         requests = config.method.requested(kept.method_state, state.step + delay)
@@ -420,7 +421,7 @@ def _check(
     checked |= {"loss": terms["loss"], "grad_norm": grad_norm}
     numbers = jnp.stack([value.astype(jnp.float32) for value in checked.values()])
     trees = _checked_trees(updated)
-    passed = jnp.stack([*map(_all_finite, trees.values()), in_order])
+    passed = jnp.stack([*map(all_finite, trees.values()), in_order])
     failed = ~jnp.concatenate([jnp.isfinite(numbers), passed])
     first = jnp.argmax(failed).astype(jnp.int32)
     return failed.any(), first, (*checked, *trees, IN_ORDER)
@@ -447,58 +448,6 @@ def _checked_trees(updated: TrainState) -> dict[str, PyTree]:
         ),
         "a value of the method's updated state": updated.method_state,
     }
-
-
-def _choose(first: Array, one: PyTree, other: PyTree) -> PyTree:
-    """Returns one tree if `first`, else the other.
-
-    A GPU's program has a kernel per leaf, except that XLA joins those of equally long
-    vectors that read a common array. So vectors are chosen by a vector of `first`.
-    """
-    vectors = [leaf for leaf in jax.tree.leaves(one) if leaf.ndim == 1]
-    longest = max((len(leaf) for leaf in vectors), default=1)
-    repeated = jax.lax.optimization_barrier(jnp.full(longest, first))
-
-    def choose(a: Array, b: Array) -> Array:
-        return jnp.where(repeated[: len(a)] if a.ndim == 1 else first, a, b)
-
-    return jax.tree.map(choose, one, other)
-
-
-def _norm(tree: PyTree) -> Array:
-    """Computes the norm of all numbers of a tree."""
-    parts = _by_shape(tree, jnp.square, jnp.sum, jnp.add)
-    return jnp.sqrt(sum(jnp.sum(part) for part in parts))
-
-
-def _all_finite(tree: PyTree) -> Array:
-    """Whether every floating-point number of a tree is finite: () bool."""
-    parts = _by_shape(tree, jnp.isfinite, jnp.all, jnp.logical_and)
-    return jnp.stack([part.all() for part in parts]).all() if parts else jnp.array(True)
-
-
-def _by_shape(
-    tree: PyTree,
-    each: Callable[[Array], Array],
-    reduce: Callable[..., Array],
-    combine: Callable[[Array, Array], Array],
-) -> list[Array]:
-    """Reduces the floating-point leaves of a tree to few arrays, one per shape.
-
-    Leaves of more than one axis are reduced along the last one, and results of the same
-    shape are combined element by element. On a GPU a whole reduction per leaf would be
-    two kernels per leaf.
-    """
-    parts: dict[tuple[int, ...], Array] = {}
-    for leaf in jax.tree.leaves(tree):
-        if not jnp.issubdtype(leaf.dtype, jnp.floating):
-            continue
-        part = each(leaf)
-        if leaf.ndim > 1:
-            part = reduce(part, axis=-1)
-        known = parts.get(part.shape)
-        parts[part.shape] = part if known is None else combine(known, part)
-    return list(parts.values())
 
 
 def _mean(summed: Array, count: Array) -> Array:

@@ -18,15 +18,13 @@ from mpmc_jax.training.parallel import Layout, Parallel
 from mpmc_jax.training.state import PLUGIN
 from mpmc_jax.training.train_step import (
     IN_ORDER,
-    _all_finite,
     _checked_trees,
-    _choose,
-    _norm,
     _update_average,
     make_keys,
     make_step,
     make_step_info,
 )
+from mpmc_jax.training.trees import all_finite, choose, norm
 from tests.support import tiny
 
 
@@ -244,9 +242,9 @@ def test_an_update_that_is_not_finite_is_refused_though_its_loss_is(
 
 def test_everything_that_a_step_moves_is_looked_at():
     finite = {"bank": jnp.ones(3, jnp.bfloat16), "place": jnp.ones(2, jnp.int32)}
-    assert _all_finite(finite) and _all_finite({}) and _all_finite({"n": jnp.arange(2)})
+    assert all_finite(finite) and all_finite({}) and all_finite({"n": jnp.arange(2)})
     for value in (jnp.nan, jnp.inf, -jnp.inf):
-        assert not _all_finite(finite | {"bank": finite["bank"].at[1].set(value)})
+        assert not all_finite(finite | {"bank": finite["bank"].at[1].set(value)})
     state = state_shape(tiny.setup(tiny.config("method=u2pl")))
     looked_at = sum(
         len(jax.tree.leaves(tree)) for tree in _checked_trees(state).values()
@@ -260,7 +258,7 @@ def test_the_norm_is_that_of_all_numbers():
     keys = jax.random.split(jax.random.key(0), 4)
     shapes = [(3, 3, 4, 5), (3, 3, 2, 5), (5,), ()]
     tree = [jax.random.normal(*each) for each in zip(keys, shapes, strict=True)]
-    np.testing.assert_allclose(_norm(tree), optax.tree.norm(tree), rtol=1e-6)
+    np.testing.assert_allclose(norm(tree), optax.tree.norm(tree), rtol=1e-6)
 
 
 @pytest.mark.parametrize("first", [False, True])
@@ -273,7 +271,7 @@ def test_a_tree_is_chosen_as_a_whole(first):
         }
         for i in range(2)
     ]
-    chosen = _choose(jnp.bool_(first), *trees)
+    chosen = choose(jnp.bool_(first), *trees)
     chex.assert_trees_all_equal(chosen, trees[0 if first else 1])
 
 

@@ -1,0 +1,64 @@
+"""Operations on all arrays of a state at once, in few kernels.
+
+A state has hundreds of small arrays. On a GPU each would be a kernel of its own, or two
+for a reduction.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from mpmc_jax.types import Array, PyTree
+
+
+def choose(first: Array, one: PyTree, other: PyTree) -> PyTree:
+    """Returns one tree if `first`, else the other.
+
+    A GPU's program has a kernel per leaf, except that XLA joins those of equally long
+    vectors that read a common array. So vectors are chosen by a vector of `first`.
+    """
+    vectors = [leaf for leaf in jax.tree.leaves(one) if leaf.ndim == 1]
+    longest = max((len(leaf) for leaf in vectors), default=1)
+    repeated = jax.lax.optimization_barrier(jnp.full(longest, first))
+
+    def of_leaf(a: Array, b: Array) -> Array:
+        return jnp.where(repeated[: len(a)] if a.ndim == 1 else first, a, b)
+
+    return jax.tree.map(of_leaf, one, other)
+
+
+def norm(tree: PyTree) -> Array:
+    """Computes the norm of all numbers of a tree."""
+    parts = _by_shape(tree, jnp.square, jnp.sum, jnp.add)
+    return jnp.sqrt(sum(jnp.sum(part) for part in parts))
+
+
+def all_finite(tree: PyTree) -> Array:
+    """Whether every floating-point number of a tree is finite: () bool."""
+    parts = _by_shape(tree, jnp.isfinite, jnp.all, jnp.logical_and)
+    return jnp.stack([part.all() for part in parts]).all() if parts else jnp.array(True)
+
+
+def _by_shape(
+    tree: PyTree,
+    each: Callable[[Array], Array],
+    reduce: Callable[..., Array],
+    combine: Callable[[Array, Array], Array],
+) -> list[Array]:
+    """Reduces the floating-point leaves of a tree to few arrays, one per shape.
+
+    Leaves of more than one axis are reduced along the last one, and results of the same
+    shape are combined element by element. On a GPU a whole reduction per leaf would be
+    two kernels per leaf.
+    """
+    parts: dict[tuple[int, ...], Array] = {}
+    for leaf in jax.tree.leaves(tree):
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            continue
+        part = each(leaf)
+        if leaf.ndim > 1:
+            part = reduce(part, axis=-1)
+        known = parts.get(part.shape)
+        parts[part.shape] = part if known is None else combine(known, part)
+    return list(parts.values())
