@@ -24,7 +24,7 @@ from mpmc_jax.training.train_step import (
     make_step,
     make_step_info,
 )
-from mpmc_jax.training.trees import all_finite, choose, norm
+from mpmc_jax.training.trees import all_finite
 from tests.support import tiny
 
 
@@ -252,27 +252,6 @@ def test_everything_that_a_step_moves_is_looked_at():
     implied = jax.tree.leaves((state.opt_state, state.ema_params))
     rest = (state.step, state.key)
     assert looked_at == len(jax.tree.leaves(state)) - len(implied) - len(rest)
-
-
-def test_the_norm_is_that_of_all_numbers():
-    keys = jax.random.split(jax.random.key(0), 4)
-    shapes = [(3, 3, 4, 5), (3, 3, 2, 5), (5,), ()]
-    tree = [jax.random.normal(*each) for each in zip(keys, shapes, strict=True)]
-    np.testing.assert_allclose(norm(tree), optax.tree.norm(tree), rtol=1e-6)
-
-
-@pytest.mark.parametrize("first", [False, True])
-def test_a_tree_is_chosen_as_a_whole(first):
-    trees = [
-        {
-            "vector": i + jnp.arange(3),
-            "short": jnp.full(2, i),
-            "map": jnp.full((2, 2), i),
-        }
-        for i in range(2)
-    ]
-    chosen = choose(jnp.bool_(first), *trees)
-    chex.assert_trees_all_equal(chosen, trees[0 if first else 1])
 
 
 @pytest.mark.parametrize("devices", [1, 2, 4])
