@@ -27,16 +27,18 @@ from mpmc_jax.types import Batch, Crops
 # One block a stage: half of ResNet-18's operations to compile.
 resnet.BACKBONES["tiny"] = resnet.Backbone((1,) * 4, bottleneck=False, deep_stem=False)
 registry.ENCODERS["tiny"] = resnet.build
-# Transformers of four blocks: as DINOv2's, on a grid of 5 x 5 patches, and as augreg's.
-for _name, _family, _grid in (
-    ("tiny_dinov2", vit.DINOV2, 5),
-    ("tiny_vit", vit.AUGREG, None),
+# Transformers of four blocks: as DINOv2's, on a grid of 5 x 5 patches, and as augreg's;
+# and one of two blocks, which decoders read twice.
+for _name, _family, _grid, _levels in (
+    ("tiny_dinov2", vit.DINOV2, 5, (0, 1, 2, 3)),
+    ("tiny_vit", vit.AUGREG, None, (0, 1, 2, 3)),
+    ("shallow_dinov2", vit.DINOV2, 5, (0, 0, 1, 1)),
 ):
     vit.BACKBONES[_name] = vit.Backbone(
         dataclasses.replace(_family, patch=8, grid=_grid),
         heads=2,
-        depth=4,
-        levels=(0, 1, 2, 3),
+        depth=_levels[-1] + 1,
+        levels=_levels,
     )
     registry.ENCODERS[_name] = vit.build
 

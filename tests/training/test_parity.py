@@ -1,13 +1,19 @@
 """What must not depend on devices, mapping, micro-batches or the plug-in's presence."""
 
+import functools
 import json
 
+import chex
 import jax
 import numpy as np
 import pytest
 
+from launch.bench.timing import COMPILED, counted
+from mpmc_jax.experiments.build import state_shape
+from mpmc_jax.methods.registry import METHODS
 from mpmc_jax.models.platform import compiled_for
-from mpmc_jax.training.state import PLUGIN
+from mpmc_jax.training.checkpoint.manager import Checkpointer
+from mpmc_jax.training.state import PLUGIN, to_host
 from mpmc_jax.training.train_step import make_keys
 from tests.support import tiny
 from tests.support.x64 import call_x64
@@ -33,10 +39,10 @@ def silent_plugin_difference(method: str) -> float:
 
 
 def mapping_difference(
-    method: str, kinds=("pmap",), devices=4, **changes
+    method: str, kinds=("pmap",), devices=4, mpmc="recommended", **changes
 ) -> dict[str, float]:
     """Two steps on one device against several, by each mapping."""
-    cfg = tiny.config(f"method={method},mpmc=recommended", **changes)
+    cfg = tiny.config(f"method={method},mpmc={mpmc}", **changes)
     one, metrics = tiny.run(cfg, 2)
     found = {}
     for kind in kinds:
@@ -75,18 +81,38 @@ def platform_difference() -> dict[str, float]:
     }
 
 
-def vit_difference() -> dict[str, float]:
-    """Mean teacher with drop path and MPMC on a transformer: one device, then four."""
-    changes = {
+# What drops branches, recomputes and has another optimizer, beside the methods.
+DROPS = {"model__drop_path": 0.3, "model__remat": "all", "optimizer__name": "adamw"}
+# Banks are filled by the first step and drawn from by both.
+DRAWN = {**U2PL, "u2pl__contrast": "corrected", "u2pl__warmup_epochs": 0}
+# MPMC on DPT's last fused map, for one of the methods.
+FUSED = {"mpmc__tap": "decoder"}
+OF_METHOD = {"mean_teacher": DROPS, "u2pl": DRAWN, "fixmatch": FUSED}
+
+
+def _vit(method: str, **changes) -> dict:
+    """Settings of a run on a tiny transformer, where every pseudo-label counts."""
+    return {
         "model__name": "dpt",
-        "model__backbone": "tiny_dinov2",
-        "model__drop_path": 0.3,
-        "model__remat": "all",
+        "model__backbone": "shallow_dinov2",
         "data__crop": 32,
         "mpmc__tap": "auto",
-        "optimizer__name": "adamw",
+        "mpmc__windows": (1, 3),
+        "method__threshold": 0.0,
+        **OF_METHOD.get(method, {}),
+        **changes,
     }
-    return mapping_difference("mean_teacher", **changes)
+
+
+def vit_differences(methods: tuple[str, ...], mpmc: str) -> dict[str, float]:
+    """Methods on a transformer: one device, then four, with MPMC by each mapping."""
+    kinds = ("pmap",) if mpmc == "off" else ("pmap", "shard_map")
+    found = {}
+    for method in methods:
+        each = mapping_difference(method, kinds=kinds, mpmc=mpmc, **_vit(method))
+        found |= {f"{method} {name}": value for name, value in each.items()}
+        jax.clear_caches()
+    return found
 
 
 def _x64(call: str):
@@ -103,8 +129,6 @@ def test_a_silent_plugin_moves_nothing(method):
 
 # The mapping is no method's business: one sees both.
 BOTH = {"kinds": ("pmap", "shard_map")}
-# Banks are filled by the first step and drawn from by both.
-DRAWN = {**U2PL, "u2pl__contrast": "corrected", "u2pl__warmup_epochs": 0}
 # One image a group, requests, and a memory that every micro-batch moves.
 PARTS = {"devices": 2, "train__accumulation": 2}
 
@@ -131,10 +155,46 @@ def test_the_forms_for_gpus_make_the_same_steps():
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("network", ["unet", "vit"])
-def test_devices_agree_on_other_networks(network):
-    found = _x64(f"{network}_difference()")
+def test_devices_agree_on_the_unet():
+    found = _x64("unet_difference()")
     assert np.max(list(found.values())) < 1e-10, json.dumps(found)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("mpmc", ["off", "recommended"])
+@pytest.mark.parametrize("part", range(3))
+def test_devices_and_mappings_agree_on_a_transformer(part, mpmc):
+    methods = tuple(METHODS)[part::3]
+    found = _x64(f"vit_differences({methods!r}, {mpmc!r})")
+    assert len(found) == (2 if mpmc == "off" else 4) * len(methods)
+    assert np.max(list(found.values())) < 1e-10, json.dumps(found)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("method", list(METHODS))
+def test_half_precision_and_going_on_on_a_transformer(method, tmp_path):
+    """A program in bfloat16 is near float32, compiles once, and goes on bit by bit."""
+    losses = {}
+    for dtype in ("float32", "bfloat16"):
+        chex.clear_trace_counter()
+        cfg = tiny.config(
+            f"method={method},mpmc=recommended", **_vit(method, model__dtype=dtype)
+        )
+        parts = tiny.setup(cfg)
+        start = to_host(tiny.init_state(parts, cfg.seed))
+        once = functools.partial(chex.assert_max_traces, n=1)
+        advance = tiny.stepper(cfg, trace=once)
+        first, (metrics,) = advance(start, 1)
+        losses[dtype] = metrics.values["loss"]
+    np.testing.assert_allclose(losses["bfloat16"], losses["float32"], rtol=0.05)
+    with Checkpointer(tmp_path / "checkpoints") as checkpointer:
+        checkpointer.save(first, {}, wait=True)
+        restored = checkpointer.restore_latest(state_shape(parts))
+    with counted() as counts:
+        halves, _ = advance(restored.state, 1)
+    assert counts[COMPILED] == 0
+    whole, _ = advance(start, 2)
+    chex.assert_trees_all_equal(halves, whole)
 
 
 def _strong(inputs):
