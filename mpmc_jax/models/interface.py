@@ -129,7 +129,7 @@ class Decoder:
 
 
 def feature_maps(
-    paths: Iterable[tuple[int, int, ConvSpec]],
+    paths: Iterable[tuple[int, int | Fraction, ConvSpec]],
 ) -> tuple[FeatureMap, ...]:
     """Lists the outputs of (input channels, input stride, convolution) entries."""
     return tuple(

@@ -6,6 +6,7 @@ these differences, and nothing else depends on the variant.
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from fractions import Fraction
 
 import jax
 import jax.numpy as jnp
@@ -133,7 +134,9 @@ def _decoder_spec(variant: Variant, width: int) -> DecoderSpec:
     )
 
 
-def _paths(encoder: Encoder, spec: DecoderSpec) -> list[tuple[int, int, ConvSpec]]:
+def _paths(
+    encoder: Encoder, spec: DecoderSpec
+) -> list[tuple[int, int | Fraction, ConvSpec]]:
     """Lists (input channels, input stride, convolution), without the heads."""
     (low, near), (high, far) = (
         (tap.channels, stride_of(tap.windows))

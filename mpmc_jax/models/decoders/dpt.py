@@ -76,7 +76,9 @@ def _windows() -> list[Window]:
     return [ConvSpec(1, 3, 2), conv, *fusion * 4, conv]
 
 
-def _maps(sizes: Sizes, channels: int, stride: int) -> tuple[FeatureMap, ...]:
+def _maps(
+    sizes: Sizes, channels: int, stride: int | Fraction
+) -> tuple[FeatureMap, ...]:
     """Lists the outputs of the convolutions, without the heads."""
     fused, maps = sizes.fused, []
     for i, features in enumerate(sizes.levels):
