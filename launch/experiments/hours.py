@@ -64,7 +64,7 @@ class Estimator:
         return Hours(steps * self._flops(config) / H100_FLOPS / 3600, "modeled")
 
     def _measured(self, run: PlannedRun) -> float:
-        """The median images per second that the run has reached so far; 0 if none."""
+        """The median images per second that the run has reached so far; 0 if nfew."""
         if not read_outcome(run, self._place).config:
             return 0.0
         name = "train/images_per_second"
@@ -73,19 +73,22 @@ class Estimator:
         return speeds[len(speeds) // 2] if speeds else 0.0
 
     def _flops(self, config: ml_collections.ConfigDict) -> float:
-        """Counts the FLOPs of a step: those of one group times the number of groups."""
-        one = config.copy_and_resolve_references()
-        one.train.batch_size = one.train.group_size
-        settings = one.to_dict()
-        program = [one.method.name, one.train.group_size, one.data.crop]
-        program += [settings["model"], one.method.supervised_loss]
+        """Counts the FLOPs of a step: those of two groups, times what it has of them.
+
+        One group may be a single image per pass, which batch norm refuses.
+        """
+        few = config.copy_and_resolve_references()
+        few.train.batch_size = min(2 * few.train.group_size, few.train.batch_size)
+        settings = few.to_dict()
+        program = [few.method.name, few.train.group_size, few.data.crop]
+        program += [settings["model"], few.method.supervised_loss]
         program += [settings["mpmc"][key] for key in ("enabled", "tap", "windows")]
-        key = json.dumps([*program, one.mpmc.head])
+        key = json.dumps([*program, few.mpmc.head])
         if key not in self._counted:
             with compiled_for("gpu"):
-                lowered = lower_step(one, jax.devices()[:1])
+                lowered = lower_step(few, jax.devices()[:1])
             self._counted[key] = lowered.cost_analysis()["flops"]
-        return self._counted[key] * config.train.batch_size / one.train.batch_size
+        return self._counted[key] * config.train.batch_size / few.train.batch_size
 
 
 def run_length(config: ml_collections.ConfigDict) -> tuple[int, int]:
