@@ -109,7 +109,9 @@ def _parser() -> argparse.ArgumentParser:
     ):
         of_experiments.add_argument(f"--{name}", action="store_true", help=text)
     of_figures = parser.add_argument_group("figures")
-    of_figures.add_argument("--checkpoint", default="", help="best, last or a step")
+    of_figures.add_argument(
+        "--checkpoint", default="", help="best, last, a step or all"
+    )
     of_figures.add_argument("--options", default="", help="KEY=VALUE,... of the figure")
     of_figures.add_argument("runs", nargs="*", help="directories of runs")
     return parser
