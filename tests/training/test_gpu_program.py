@@ -35,6 +35,12 @@ def writers_of_scores(text: str) -> set[str]:
     return found
 
 
+def is_kernel(array: hlo.Array) -> bool:
+    """Whether an array is a convolution's kernel, in any order of its axes."""
+    sides = [side for side in array.sides if side > 1]
+    return len(sides) <= 2 or any(sides.count(side) > 1 for side in (3, WIDEST))
+
+
 def lowered_step() -> str:
     cfg = tiny.config("method=unimatch,mpmc=recommended", model__dtype="bfloat16")
     with compiled_for("gpu"):
@@ -59,21 +65,23 @@ def test_the_lowered_step_has_no_wide_window_and_writes_no_full_size_scores():
 @pytest.mark.full
 @pytest.mark.skipif(not PLUGIN, reason="needs the package jax[cuda12]")
 def test_the_compiled_step_transposes_and_copies_no_maps_of_the_backbone():
-    crop = 97
+    crop = 129
     settings = "--mpmc=recommended --dtype=bfloat16 --backbone=resnet18"
     args = bench._parser().parse_args([*settings.split(), f"--crop={crop}"])
     config = bench.configuration(args, "unimatch")
     text = program._compile(config, devices.absent_gpus("h100", 1)).as_text()
     kernels = hlo.kernels(text)
     assert 0 < max(kernel.window for kernel in kernels) <= WIDEST
-    # As 12 MB are to the maps of crop 801; a dilated kernel's phases have 11 MB there.
-    bound = 12e6 * (crop / 801) ** 2
+    # As 8 MB are to the maps of crop 801.
+    bound = 8e6 * (crop / 801) ** 2
     moved = [
         (kernel.source, kernel.result)
         for kernel in kernels
         if kernel.kind in (hlo.TRANSPOSES, hlo.COPIES)
         and "backbone" in kernel.source
-        and kernel.result.dtype == "bf16"
         and kernel.result.bytes > bound
+        and not is_kernel(kernel.result)
+        # The phases of a dilated kernel, in its gradient.
+        and not kernel.source.endswith("/conv2/conv/transpose")
     ]
     assert not moved
