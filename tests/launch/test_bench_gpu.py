@@ -17,12 +17,15 @@ PLUGIN = importlib.util.find_spec("jax_cuda12_plugin") is not None
 
 # name -> kind, bytes read and written, FLOPs
 MAP, KERNEL = 2 * 2 * 64 * 16, 2 * 32 * 9 * 16
+QUERIES = 2 * 2 * 10 * 6 * 64
 PASS = 2 * (2 * 64 * 32) * 9 * 16
 KERNELS = {
     "cudnn-conv.1": ("convolutions", 3 * MAP + KERNEL, PASS),
     "cudnn-conv-bw-input.1": ("convolutions", 3 * MAP + KERNEL, PASS),
     "cudnn-conv-bw-filter.1": ("convolutions", 3 * MAP + KERNEL, PASS),
     "custom-call.1": ("products", MAP + KERNEL + 2 * 128 * 288, 2 * 128 * 288 * 16),
+    # Two products of all pairs of ten positions, in six heads of 64 channels.
+    "attention.1": ("products", 4 * QUERIES + 4 * 120, 4 * 2 * 6 * 10 * 10 * 64),
     "dot.1": ("products", 2 * 25600 + 40000, 2 * 100 * 100 * 64),
     "input_transpose_fusion": ("transposes", 2 * MAP, 0),
     "input_reduce_fusion.1": ("reductions", MAP + 2 * 64, 0),
