@@ -38,7 +38,8 @@ class Crops(struct.PyTreeNode):
     """The crops of one stream in a batch, with random geometry but no color changes.
 
     Attributes:
-      image: (b,h,w,c) uint8. With `data.resident` the host's batches hold crop plans
+      image: (b,h,w,c), uint8, or where there are labels the stored type, which may be
+        uint16 or float32. With `data.resident` the host's batches hold crop plans
         here (`data.crop_plan`), which the device turns into pixels.
       extent: (b,4) int32, the rectangle of real pixels (top, left, bottom, right);
         everything outside is padding.

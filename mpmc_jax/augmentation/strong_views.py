@@ -131,7 +131,7 @@ def _computed(levels: Array) -> Array:
 def color_jitter(
     levels_hwc: Array, factors: Array, order: Array, *, unroll: bool = False
 ) -> Array:
-    """Adjusts brightness, contrast, saturation and hue of stored levels, in this order.
+    """Adjusts brightness, contrast, saturation and hue of levels, in the given order.
 
     Under vmap, a switch computes every branch. The three blends are cheap, but the hue
     is not. So the hue runs once, and the blends run both before and after it, with the

@@ -4,7 +4,7 @@ Pillow reads 8-bit gray and RGB, `raster_formats` everything else. A user's file
 recognized by its first bytes. A record's format is decided at preparation, see
 `image_format`: pictures are kept as they are (or uncompressed), others become .npy.
 Every image is turned as its EXIF orientation says, so that arrays are what a viewer
-shows. Users' masks are read by `masks`.
+shows. The masks of a source are read by `masks`.
 """
 
 import io

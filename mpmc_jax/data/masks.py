@@ -1,4 +1,4 @@
-"""Reads users' masks: files whose pixels are labels, in the common conventions.
+"""Reads the masks of a source: files whose pixels are labels, in common conventions.
 
     values   a gray value, palette index or number is the class; 255 and -1 are void
     colors   the color that a viewer shows is looked up in the data set's palette

@@ -1,4 +1,4 @@
-"""The training pipeline: from prepared records to batches of uint8 crops, by grain.
+"""The training pipeline: from prepared records to batches of crops, by grain.
 
     sampling -> read a record, decode it, crop it (random_map)
         -> take this process's rows -> batch -> zip the streams

@@ -187,7 +187,7 @@ class AugSeg(base.Method):
             teacher=teachers["student"],
             truth=targets.truth,
             name="unlabeled",
-            coefficient=4.0,
+            coefficient=1 / base.ALPHA,
         )
         metrics = {
             "injected": base.sum_and_count(targets.truth),

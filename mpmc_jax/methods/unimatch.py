@@ -242,8 +242,8 @@ class UniMatch(base.Method):
     def _views(
         self,
         inputs: Inputs,
-        weak: tuple[Array, Array],
-        partner: tuple[Array, Array],
+        weak_target: tuple[Array, Array],
+        partner_target: tuple[Array, Array],
         perturbed: base.Pass | None,
         strong: tuple[base.Pass, ...],
         teacher: Network,
@@ -267,13 +267,13 @@ class UniMatch(base.Method):
 
         views = []
         if perturbed is not None:
-            views.append(view("fp", perturbed, inputs.weak, *weak, 2.0))
+            views.append(view("fp", perturbed, inputs.weak, *weak_target, 2.0))
         for (name, coefficient), passed, box in zip(
             self.strong_coefficients.items(), strong, inputs.boxes, strict=True
         ):
             image = mixing.paste(box, inputs.partner_weak, inputs.weak)
-            confidence = mixing.paste(box, partner[0], weak[0])
-            label = mixing.paste(box, partner[1], weak[1])
+            confidence = mixing.paste(box, partner_target[0], weak_target[0])
+            label = mixing.paste(box, partner_target[1], weak_target[1])
             views.append(view(name, passed, image, confidence, label, coefficient))
         return tuple(views)
 

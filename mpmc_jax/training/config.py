@@ -6,7 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 import optax
 
-from mpmc_jax.methods.base import Method
+from mpmc_jax.methods.base import ALPHA, Method
 from mpmc_jax.plugins.base import Plugin
 from mpmc_jax.training import objective
 from mpmc_jax.training.optimizer import Schedule
@@ -26,7 +26,9 @@ class StepConfig:
       method, plugin: the base method, and the plug-in that refines its views.
       modules, teachers: segmenters by network name, for passes with and without a
         gradient; they differ at most in their dtype.
-      optimizer, schedule: update rule, and the rate it follows (for the metrics).
+      optimizer: update rule.
+      schedule: the rate that it follows, for the metrics; and the run's length, which
+        U2PL's percentiles follow (`Keys.progress`).
       supervised_loss: L_x.
       alpha: weight of L_u in eq. 7; 1/4 gives every method its published total (D11).
       rampup: steps over which that weight grows, see `alpha_at`.
@@ -49,7 +51,7 @@ class StepConfig:
     micro_batches: int
     steps_per_epoch: int
     axis_name: str | None = AXIS
-    alpha: float = 0.25
+    alpha: float = ALPHA
     rampup: int = 0
 
     def alpha_at(self, step: Array) -> Array | float:

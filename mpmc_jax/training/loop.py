@@ -57,7 +57,10 @@ class DataIterator(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class LoopConfig:
-    """Length and intervals of a run in steps, and the metric that ranks checkpoints."""
+    """Length and intervals of a run in steps, and the metric that ranks checkpoints.
+
+    The metric is the evaluation protocol's.
+    """
 
     steps: int
     log_every: int

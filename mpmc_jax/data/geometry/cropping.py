@@ -86,7 +86,8 @@ class Placement:
       window: (top, left, bottom, right) of the crop in the resized image.
       flip: whether the window is mirrored.
       column, row: where the window begins in the crop; padding surrounds it.
-      antialias: whether to resize like Pillow; else like PyTorch's interpolate.
+      antialias: whether to resize images and labels like Pillow; else like PyTorch's
+        interpolate, which also picks other labels.
       label_fill: label of the padding.
     """
 

@@ -126,9 +126,10 @@ class Geometry:
     Attributes:
       draw: draws one crop; takes a generator, rows and columns of the image, and the
         crop settings.
-      resampling: how pixels are computed: "pillow" (bilinear, antialiased), "torch"
-        (bilinear without antialias) or "nearest".
-      label_fill: label of the padding.
+      resampling: how the device computes pixels with `data.resident`, as the cuts of
+        `draw` do on the host: "pillow" (bilinear, antialiased), "torch" (bilinear
+        without antialias) or "nearest".
+      label_fill: label of the padding there, as in the cuts of `draw`.
     """
 
     draw: Draw

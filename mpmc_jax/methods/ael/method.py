@@ -254,7 +254,7 @@ class AEL(base.Method):
                 # The loss is the mean over groups of weighted means.
                 normalizer=jnp.asarray(len(confidence)),
                 name=name,
-                coefficient=4.0,
+                coefficient=1 / base.ALPHA,
                 unlabeled=name == "unlabeled",
             )
 

@@ -252,7 +252,7 @@ class U2PL(base.Method):
             # The loss is the mean over groups of weighted sums.
             normalizer=jnp.asarray(len(inputs.group)),
             name="unlabeled",
-            coefficient=4.0,
+            coefficient=1 / base.ALPHA,
         )
         contrast = self.contrast.term(both, inputs.draws, targets.anchoring, state)
         metrics = {"bank": (jnp.sum(state.size), jnp.asarray(len(state.keys)))}

@@ -3,7 +3,7 @@
 Section 3.3 of the paper. The head predicts which classes the receptive field of every
 tap position contains. It is trained on labeled patches (eq. 3-4) and on the
 teacher's patch predictions (eq. 6), and its confidence weights pseudo-labels (eq. 5).
-The decisions about MPMC in docs/deviations.md are D1 to D10, D13, D16 to D19 and D23.
+D numbers are rows of docs/deviations.md, which lists the decisions about MPMC.
 """
 
 import dataclasses
