@@ -117,20 +117,28 @@ def test_a_signal_ends_the_runs_and_starts_no_more(tmp_path, number):
     assert not place.log(runs[1]).exists() and not place.failure(runs[0]).exists()
 
 
+@pytest.fixture
+def environment(monkeypatch):
+    """The environment of programs, for those that this process starts."""
+    for name, value in programs.ENVIRONMENT.items():
+        monkeypatch.setitem(os.environ, name, value)
+
+
 @pytest.mark.full
 @pytest.mark.parametrize("name", registry.EXPERIMENTS)
-def test_every_experiment_runs_and_prints_its_table(place, name):
-    output = run(*arguments(place, name, f"--only={ROWS[name]}", "--jobs=2"))
+def test_every_experiment_runs_and_prints_its_table(place, environment, capsys, name):
+    command = arguments(place, name, f"--only={ROWS[name]}", "--jobs=2")[1:]
+    experiments.main([*command])
     table = (place / "out" / f"{name}.md").read_text()
-    assert table in output
+    assert table in capsys.readouterr().out
     lines = [x for x in table.splitlines() if "| 4 |" in x and x.count("|") == 10]
     assert len(lines) == len(ROWS[name].split(","))
     for line in lines:
         assert line.endswith("|  |") and float(line.split("|")[3]) >= 0
     for suffix in ("csv", "png", "svg"):
         assert (place / "out" / f"{name}.{suffix}").stat().st_size
-    again = run(*arguments(place, name, f"--only={ROWS[name]}"))
-    assert again.count("finished already") == len(lines)
+    experiments.main([*command])
+    assert capsys.readouterr().err.count("finished already") == len(lines)
 
 
 @pytest.mark.full
@@ -162,12 +170,10 @@ def test_one_that_is_killed_goes_on_and_finishes(place):
 
 
 @pytest.mark.full
-def test_a_planted_nan_costs_its_own_row_alone(place, monkeypatch, capsys):
+def test_a_planted_nan_costs_its_own_row_alone(place, environment, monkeypatch, capsys):
     monkeypatch.setitem(registry.EXPERIMENTS, "toy", TOY)
     empty = {"source": "", "columns": [], "rows": {}}
     monkeypatch.setattr(base, "read_published", lambda name: empty)
-    for name, value in programs.ENVIRONMENT.items():
-        monkeypatch.setitem(os.environ, name, value)
     with pytest.raises(SystemExit, match="error: 1 run failed"):
         experiments.main([*arguments(place, "toy")[1:], "--steps=4"])
     table = capsys.readouterr().out
