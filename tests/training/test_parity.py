@@ -10,7 +10,6 @@ import pytest
 
 from launch.bench.timing import COMPILED, counted
 from mpmc_jax.experiments.build import state_shape
-from mpmc_jax.methods.registry import METHODS
 from mpmc_jax.models.platform import compiled_for
 from mpmc_jax.training.checkpoint.manager import Checkpointer
 from mpmc_jax.training.state import PLUGIN, to_host
@@ -162,16 +161,16 @@ def test_devices_agree_on_the_unet():
 
 @pytest.mark.full
 @pytest.mark.parametrize("mpmc", ["off", "recommended"])
-@pytest.mark.parametrize("part", range(3))
-def test_devices_and_mappings_agree_on_a_transformer(part, mpmc):
-    methods = tuple(METHODS)[part::3]
+def test_devices_and_mappings_agree_on_a_transformer(mpmc):
+    """Three methods: each takes minutes."""
+    methods = ("supervised", "unimatch_v2", "augseg")
     found = _x64(f"vit_differences({methods!r}, {mpmc!r})")
     assert len(found) == (2 if mpmc == "off" else 4) * len(methods)
     assert np.max(list(found.values())) < 1e-10, json.dumps(found)
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("method", list(METHODS))
+@pytest.mark.parametrize("method", ["fixmatch", "u2pl"])
 def test_half_precision_and_going_on_on_a_transformer(method, tmp_path):
     """A program in bfloat16 is near float32, compiles once, and goes on bit by bit."""
     losses = {}
