@@ -322,8 +322,7 @@ def _write_summary(table: Table, place: Place) -> None:
     found.drawing().write(stem)
     print(printable(text, keep="\n"))
     name = table.experiment.figure
-    finished = [r for r in table.runs if read_outcome(r, place).state == "finished"]
-    if name and len(finished) == len(table.runs):
+    if name and not any(line.state for line in found.lines):
         first = {cell.row: cell.runs[0] for cell in reversed(table.cells)}
         runs = [str(place.workdir(first[row])) for row in table.rows]
         paths = registry.make(name, runs, str(place.folder / "figures"))

@@ -14,7 +14,7 @@ from mpmc_jax.data.builders import acdc, cityscapes, voc
 from mpmc_jax.data.splits import count_labeled
 from mpmc_jax.experiments.build import total_steps
 from mpmc_jax.experiments.paper.base import PlannedRun
-from mpmc_jax.experiments.paper.results import Place, read_lines, read_outcome
+from mpmc_jax.experiments.paper.results import Place, read_lines
 from mpmc_jax.models.platform import compiled_for
 
 # What UniMatch's programs reach on an H100 in bfloat16 at the roofline, FLOPs per
@@ -65,8 +65,6 @@ class Estimator:
 
     def _measured(self, run: PlannedRun) -> float:
         """The median images per second that the run has reached so far; 0 if nfew."""
-        if not read_outcome(run, self._place).config:
-            return 0.0
         name = "train/images_per_second"
         lines = read_lines(self._place.workdir(run))
         speeds = sorted(line[name] for line in lines if line.get(name))

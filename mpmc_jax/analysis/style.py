@@ -57,13 +57,16 @@ def applied() -> Iterator[None]:
         yield
 
 
-def grid(count: int, width: float, height: float, columns: int = 4):
+def grid(
+    count: int, width: float, height: float, columns: int = 4, *, sharey: bool = False
+):
     """Makes panels in a grid.
 
     Args:
       count: the number of panels.
       width, height: size of a panel in inches.
       columns: the largest number of panels side by side.
+      sharey: whether all panels have one vertical axis, labeled at the left alone.
 
     Returns:
       The canvas and its `count` axes, row by row.
@@ -71,7 +74,7 @@ def grid(count: int, width: float, height: float, columns: int = 4):
     columns = min(columns, count)
     rows = math.ceil(count / columns)
     canvas = Canvas(figsize=(columns * width, rows * height))
-    axes = canvas.subplots(rows, columns, squeeze=False).ravel()
+    axes = canvas.subplots(rows, columns, squeeze=False, sharey=sharey).ravel()
     for unused in axes[count:]:
         unused.remove()
     return canvas, list(axes[:count])

@@ -12,6 +12,7 @@ from typing import Any
 from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import MaxNLocator
 
+from mpmc_jax.analysis import style
 from mpmc_jax.analysis.base import Drawing, drawing_of
 from mpmc_jax.experiments.paper.base import Cell, Table
 from mpmc_jax.experiments.paper.results import Outcome, Place, read_outcome
@@ -125,7 +126,9 @@ class Summary:
 
     def drawing(self) -> Drawing:
         """The plot and the numbers of the table."""
-        return drawing_of(_plot(self.lines), [line.as_row() for line in self.lines])
+        rows = [line.as_row() for line in self.lines]
+        with style.applied():
+            return drawing_of(_plot(self.lines), rows)
 
 
 def summarize(
@@ -284,32 +287,31 @@ def _plot(lines: Sequence[Line]) -> Canvas:
     """Draws one panel per column: our best scores and the published ones by row."""
     columns = list(dict.fromkeys(line.column for line in lines))
     rows = list(dict.fromkeys(line.row for line in lines))
-    across = min(len(columns), 4)
-    down = math.ceil(len(columns) / across)
-    size = (2.6 + 2.6 * across, (1.1 + 0.26 * len(rows)) * down)
-    canvas = Canvas(figsize=size, layout="constrained")
-    axes = canvas.subplots(down, across, squeeze=False, sharey=True).ravel()
-    for axis in axes[len(columns) :]:
-        axis.set_axis_off()
-    for axis, column in zip(axes, columns, strict=False):
+    height = 1.1 + 0.26 * len(rows)
+    canvas, axes = style.grid(len(columns), 4.0, height, sharey=True)
+    for axis, column in zip(axes, columns, strict=True):
         for line in (each for each in lines if each.column == column):
             y = rows.index(line.row)
             if line.best:
                 spread = _std(line.best) if len(line.best) > 1 else 0.0
                 axis.errorbar(
-                    _mean(line.best), y, xerr=spread, fmt="o", color="#0072b2"
+                    _mean(line.best), y, xerr=spread, fmt="o", color=style.BLUE
                 )
             if not math.isnan(line.published):
                 axis.plot(
-                    line.published, y, "D", color="#d55e00", markerfacecolor="none"
+                    *(line.published, y, "D"),
+                    color=style.VERMILION,
+                    markerfacecolor="none",
                 )
         axis.set_title(column)
         axis.set_yticks(range(len(rows)), rows)
         axis.set_ylim(len(rows) - 0.5, -0.5)
         axis.set_xlabel("%")
         axis.xaxis.set_major_locator(MaxNLocator(4))
-        axis.grid(alpha=0.3)
-    marks = (("o", "ours, best evaluation", "#0072b2"), ("D", "published", "#d55e00"))
+    marks = (
+        ("o", "ours, best evaluation", style.BLUE),
+        ("D", "published", style.VERMILION),
+    )
     for mark, label, color in marks:
         face = {"markerfacecolor": "none"} if mark == "D" else {}
         axes[0].plot([], [], mark, color=color, label=label, **face)

@@ -10,7 +10,7 @@ from mpmc_jax.experiments.base_config import get_base
 from mpmc_jax.experiments.build import total_steps
 from mpmc_jax.experiments.evaluation import make_protocol
 from mpmc_jax.experiments.paper.base import PlannedRun
-from mpmc_jax.text import shorten
+from mpmc_jax.text import printable
 from mpmc_jax.training import workdir as workdir_lib
 
 State = Literal["not run", "failed", "unfinished", "finished"]
@@ -122,10 +122,10 @@ def read_lines(directory: Path) -> list[dict[str, Any]]:
 
 
 def last_line(log: Path) -> str:
-    """The last line that a program printed, shortened."""
+    """The last line that a program printed."""
     lines = log.read_text(errors="replace").splitlines() if log.exists() else []
     said = [line.strip() for line in lines if line.strip()]
-    return shorten([said[-1]]) if said else "it printed nothing"
+    return printable(said[-1]) if said else "it printed nothing"
 
 
 def _read_json(path: Path) -> dict[str, Any]:
