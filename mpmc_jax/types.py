@@ -38,8 +38,8 @@ class Crops(struct.PyTreeNode):
     """The crops of one stream in a batch, with random geometry but no color changes.
 
     Attributes:
-      image: (b,h,w,c), uint8, or where there are labels the stored type, which may be
-        uint16 or float32. With `data.resident` the host's batches hold crop plans
+      image: (b,h,w,c), uint8; labeled crops keep the stored type: uint8, uint16 or
+        float32. With `data.resident` the host's batches hold crop plans
         here (`data.crop_plan`), which the device turns into pixels.
       extent: (b,4) int32, the rectangle of real pixels (top, left, bottom, right);
         everything outside is padding.
@@ -221,7 +221,7 @@ class View(struct.PyTreeNode):
       coefficient: the method's own weight of the term, to be multiplied by alpha.
       unlabeled: whether the images are unlabeled.
       student_name: the student that predicted the view.
-      teacher_name: the student that `teacher` is, or is the average of.
+      teacher_name: the student whose weights, or averaged weights, `teacher` has.
     """
 
     logits: Array

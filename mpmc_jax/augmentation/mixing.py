@@ -22,10 +22,11 @@ def draw_box(key: Array, size: int, *, probability: float = 0.5) -> Array:
     There is a box with the given probability. Its area is uniform in 0.02..0.4 of the
     crop; then aspect ratio (uniform in 0.3..1/0.3) and corner (any pixel of the crop)
     are drawn until the box lies inside. Here, a fixed number of candidates is drawn,
-    and the first that fits is taken. A candidate fits with a probability of at least
-    the mean over r of max(0, 1 - sqrt(a/r)) max(0, 1 - sqrt(a r)), which decreases with
-    the area a: it is 0.0593 at a = 0.4, for any crop. So all 512 candidates fail in
-    less than one of 10^13 draws, and then there is no box.
+    and the first that fits is taken. Let a be the box's share of the crop's area and r
+    its aspect ratio: a candidate fits with a probability of at least the mean over r of
+    max(0, 1 - sqrt(a/r)) max(0, 1 - sqrt(a r)). This is smallest for the largest box:
+    0.0593 at a = 0.4, for any crop. So all 512 candidates fail in less than one of
+    10^13 draws, and then there is no box.
 
     Args:
       key: the key of one example.

@@ -180,7 +180,7 @@ _STRENGTHS = {
     "hue": (-0.5, 1),
 }
 _WHOLE = ("posterize", "solarize")
-# These change nothing in an image that does not have three channels (D22).
+# These change nothing in an image that does not have three channels.
 _COLOR_ONLY = ("saturation", "hue")
 _MAX_OPERATIONS = 3
 

@@ -1,11 +1,12 @@
 """Reads the masks of a source: files whose pixels are labels, in common conventions.
 
     values   a gray value, palette index or number is the class; 255 and -1 are void
-    colors   the color that a viewer shows is looked up in the data set's palette
+    colors   the color that a viewer shows is looked up in `MaskFormat.colors`
 
-If the data set declares colors, the colors of a palette PNG count and not its indices,
-which any program that optimizes PNG files may reorder. Gray masks are then read by
-color if the data set declares their gray colors, else by value. In the labels that are
+If `MaskFormat.colors` is set (a `classes.json` that lists colors), the colors of a
+palette PNG count and not its indices, which any program that optimizes PNG files may
+reorder. Gray masks are then read by color if their gray colors are listed, else by
+value. If it is not set, as in VOC, indices are the labels. In the labels that are
 returned, void is always 255. A prepared record's mask is read by `decode.record_label`.
 """
 
@@ -261,7 +262,7 @@ def _from_palette(image: Image.Image, form: MaskFormat) -> Mask:
     colors = [tuple(color) for color in shown[used].tolist()]
     by_color = [form.colors.get(color) for color in colors]
     by_index = form.labels(used).tolist()
-    # As in VOC: indices are the classes, and 255 is void with an undeclared color.
+    # Indices are the classes, and 255 is void with a color that is not listed.
     if all(
         color == index or (color is None and index == IGNORE_LABEL)
         for color, index in zip(by_color, by_index, strict=True)

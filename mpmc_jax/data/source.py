@@ -76,7 +76,8 @@ class Source:
     Attributes:
       name: name of the data set.
       class_names: index -> name.
-      palette: index -> color, for display and for decoding color masks.
+      palette: index -> color, for display. The colors by which masks are decoded are
+        `masks.colors`.
       pixels: how images are stored and normalized.
       splits: "train", "val" and perhaps "test" -> samples, in order.
       problems: what is already known to be wrong, one line each.

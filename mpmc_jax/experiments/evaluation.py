@@ -87,7 +87,7 @@ def evaluated_network(
     if choice == "auto":
         last = max(int(state.step) - 1, 0)
         phase = setup.step.method.phase(last // setup.step.steps_per_epoch)
-        averaged = state.ema_params is not None and phase.evaluated == "teacher"
+        averaged = state.ema_params is not None and phase.evaluated == "average"
         return EvaluatedNetwork(first, averaged)
     averaged = choice == "teacher"
     return EvaluatedNetwork(first if averaged else choice, averaged)

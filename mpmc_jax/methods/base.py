@@ -54,8 +54,8 @@ class Method(abc.ABC):
       streams: the crops that the data pipeline must emit.
       teacher: "student" if the students predict the targets themselves, "average" if
         their moving average (EMA) does.
-      evaluated: the network that is evaluated by default; "teacher" here is the moving
-        average, if one is kept, even where `teacher` is "student".
+      evaluated: the network that is evaluated by default: "average" for the moving
+        average, if one is kept, else "student".
     """
 
     pixels: PixelFormat = RGB
@@ -66,7 +66,7 @@ class Method(abc.ABC):
     networks: ClassVar[tuple[str, ...]] = ("student",)
     streams: ClassVar[Streams] = Streams()
     teacher: ClassVar[Literal["student", "average"]] = "average"
-    evaluated: ClassVar[Literal["student", "teacher"]] = "teacher"
+    evaluated: ClassVar[Literal["student", "average"]] = "average"
 
     def unit(self, images: Array) -> Array:
         """Stored images -> unit values in the default float type."""

@@ -79,8 +79,8 @@ class StepSums(struct.PyTreeNode):
     """Sums over a micro-batch; those of several micro-batches add up, field by field.
 
     Attributes:
-      terms: the loss and its terms: this micro-batch's contribution to the whole
-        batch's, the same on every device.
+      terms: the loss and its terms, already summed over devices: what this micro-batch
+        adds to those of the whole batch.
       means: name -> (sum, count) of this device.
       classes: "label" and "pseudo" -> (c,) pixels of this device by class.
     """

@@ -14,6 +14,7 @@ from mpmc_jax.methods.pseudo_labels import entropy
 from mpmc_jax.methods.u2pl import sets as u2pl_sets
 from mpmc_jax.methods.u2pl.entropy import entropy_percentile, kept_weights
 from tests.support import golden
+from tests.support.x64 import run_x64
 
 _PUSH = jax.jit(Rings.push, static_argnums=0)
 
@@ -72,6 +73,19 @@ def test_percentile_weights_are_the_oracles(seed, percent):
     if count:
         np.testing.assert_allclose(found.max(), label.size / count**2, rtol=1e-5)
     assert not found[label == 255].any()
+
+
+def test_percentiles_have_the_precision_of_the_entropies():
+    code = """
+import json
+import jax.numpy as jnp, numpy as np
+from mpmc_jax.methods.u2pl.entropy import entropy_percentile
+h = 1.38 + 1e-9 * np.random.default_rng(0).random((2, 16, 16))
+percents = jnp.asarray([20, 80, 83.25], jnp.float32)
+found = entropy_percentile(jnp.asarray(h), jnp.ones(h.shape, bool), percents)
+print(json.dumps(np.abs(found - np.percentile(h, [20, 80, 83.25])).max()))
+"""
+    assert run_x64(code) < 1e-15
 
 
 def test_no_pixel_and_equal_entropies_keep_none():

@@ -24,7 +24,8 @@ def entropy_percentile(entropy_bhw: Array, where_bhw: Array, percent: Array) -> 
       The percentiles, of the shape of `percent`; NaN if no pixel counts.
     """
     counted_bhw = jnp.where(where_bhw, entropy_bhw, jnp.nan)
-    return jnp.nanpercentile(counted_bhw, percent)
+    # Of two types, JAX would interpolate in the narrower one.
+    return jnp.nanpercentile(counted_bhw, jnp.asarray(percent, entropy_bhw.dtype))
 
 
 def kept_weights(entropy_bhw: Array, where_bhw: Array, limit: Array) -> Array:
