@@ -14,8 +14,9 @@ from mpmc_jax.data.builders import acdc, cityscapes, voc
 from mpmc_jax.data.splits import count_labeled
 from mpmc_jax.experiments.build import total_steps
 from mpmc_jax.experiments.paper.base import PlannedRun
-from mpmc_jax.experiments.paper.results import Place, read_lines
+from mpmc_jax.experiments.paper.results import Place
 from mpmc_jax.models.platform import compiled_for
+from mpmc_jax.training.metric_writer import read_metrics
 
 # What UniMatch's programs reach on an H100 in bfloat16 at the roofline, FLOPs per
 # second: 3.7e14 to 3.9e14 in results/gpu_compile.
@@ -64,9 +65,12 @@ class Estimator:
         return Hours(steps * self._flops(config) / H100_FLOPS / 3600, "modeled")
 
     def _measured(self, run: PlannedRun) -> float:
-        """The median images per second that the run has reached so far; 0 if nfew."""
+        """The median images per second that the run has reached; 0 if unknown."""
         name = "train/images_per_second"
-        lines = read_lines(self._place.workdir(run))
+        try:
+            lines = read_metrics(self._place.workdir(run) / "metrics.jsonl")
+        except (FileNotFoundError, ValueError):  # none yet, or damaged
+            return 0.0
         speeds = sorted(line[name] for line in lines if line.get(name))
         return speeds[len(speeds) // 2] if speeds else 0.0
 

@@ -1,14 +1,13 @@
 """Learning curves and a table of several runs, from their files alone."""
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from matplotlib.figure import Figure as Canvas
 
 from mpmc_jax.analysis import style
 from mpmc_jax.analysis.base import Drawing, Figure, SavedRun, by_name, drawing_of
+from mpmc_jax.training.metric_writer import read_metrics
 from mpmc_jax.training.workdir import CONFIG, MANIFEST, read_manifest
 
 # What is copied of a run: its settings, versions, metrics and results.
@@ -17,26 +16,6 @@ COPIES = (CONFIG, MANIFEST, "metrics.jsonl", "eval_*.json")
 # The metric by which runs are compared: Dice where volumes are scored.
 SCORES = ("val/dice", "val/miou")
 LOSS = "train/loss_supervised"
-
-
-def read_metrics(path: Path) -> list[dict[str, float]]:
-    """Reads the lines of a metrics.jsonl, except one that a run is writing.
-
-    Raises:
-      ValueError: a line cannot be read; the message names it and the fix.
-    """
-    lines = []
-    for number, line in enumerate(path.read_bytes().splitlines(keepends=True), 1):
-        try:
-            if line.endswith(b"\n"):
-                found = json.loads(line)
-                lines.append({**found, "step": int(found["step"])})
-        except (ValueError, TypeError, KeyError) as error:
-            raise ValueError(
-                f"{path}: line {number} cannot be read; `launch.train` on that run "
-                f"moves it to {path.name}.cut"
-            ) from error
-    return lines
 
 
 def series(lines: Sequence[Mapping[str, float]], name: str) -> list[tuple[int, float]]:

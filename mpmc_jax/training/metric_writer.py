@@ -283,6 +283,26 @@ def _step_of(line: bytes) -> int | None:
     return step if isinstance(step, int) and not isinstance(step, bool) else None
 
 
+def read_metrics(path: Path) -> list[dict[str, float]]:
+    """Reads the lines of a metrics.jsonl, except one that a run is writing.
+
+    Raises:
+      ValueError: a line cannot be read; the message names it and the fix.
+    """
+    lines = []
+    for number, line in enumerate(path.read_bytes().splitlines(keepends=True), 1):
+        try:
+            if line.endswith(b"\n"):
+                found = json.loads(line)
+                lines.append({**found, "step": int(found["step"])})
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(
+                f"{path}: line {number} cannot be read; `launch.train` on that run "
+                f"moves it to {path.name}.cut"
+            ) from error
+    return lines
+
+
 class _EventFile:
     """A file of TensorBoard events.
 

@@ -13,7 +13,7 @@ from PIL import Image
 from launch.experiments import __main__ as experiments
 from mpmc_jax.analysis import registry
 from mpmc_jax.analysis.base import Drawing, Figure, by_name, drawing_of
-from mpmc_jax.analysis.curves import read_metrics
+from mpmc_jax.training.metric_writer import read_metrics
 
 
 @dataclasses.dataclass(frozen=True)

@@ -158,6 +158,10 @@ def test_what_is_known_about_a_run(toy, tmp_path):
     found = read_outcome(first, place)
     assert (found.state, found.step, found.steps) == ("unfinished", 10, 20)
     assert found.best() == 0.1 and math.isnan(found.last())
+    metrics = place.workdir(first) / "metrics.jsonl"
+    metrics.write_text("no line\n" + metrics.read_text())
+    found = read_outcome(first, place)
+    assert found.state == "failed" and "line 1 cannot be read" in found.reason
     place.log(second).parent.mkdir()
     place.failure(second).write_text("no data\n")
     found = read_outcome(second, place)

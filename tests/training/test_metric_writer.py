@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
-from mpmc_jax.analysis import curves
 from mpmc_jax.evaluation.evaluator import EvalResult
 from mpmc_jax.training import metric_writer
 from tests.support.programs import read_metrics
@@ -114,14 +113,14 @@ def test_lines_that_are_cut_are_kept_beside_and_told(tmp_path, caplog):
     assert beside.read_bytes() == cut + b"".join(whole[:3])
 
 
-def test_curves_leave_out_the_line_that_a_run_is_writing(tmp_path):
+def test_readers_leave_out_the_line_that_a_run_is_writing(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1, "train/loss": 1.0}\n{"step": 2, "tr')
-    assert curves.read_metrics(path) == [{"step": 1, "train/loss": 1.0}]
+    assert metric_writer.read_metrics(path) == [{"step": 1, "train/loss": 1.0}]
     for damaged in ("{", "[]", '{"step": null}'):
         path.write_text(f'{{"step": 1}}\n{damaged}\n')
         with pytest.raises(ValueError, match="line 2 cannot be read; .*jsonl.cut"):
-            curves.read_metrics(path)
+            metric_writer.read_metrics(path)
 
 
 @pytest.mark.parametrize(("names", "limit"), [(1, 1500), (100, 9000)])

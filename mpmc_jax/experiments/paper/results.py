@@ -12,6 +12,7 @@ from mpmc_jax.experiments.evaluation import make_protocol
 from mpmc_jax.experiments.paper.base import PlannedRun
 from mpmc_jax.text import printable
 from mpmc_jax.training import workdir as workdir_lib
+from mpmc_jax.training.metric_writer import read_metrics
 
 State = Literal["not run", "failed", "unfinished", "finished"]
 
@@ -90,7 +91,14 @@ def read_outcome(run: PlannedRun, place: Place) -> Outcome:
     base.update(workdir_lib.complete(config))
     steps = total_steps(base, manifest["steps_per_epoch"])
     metric = f"val/{make_protocol(base).metric}"
-    lines = tuple(line for line in read_lines(directory) if metric in line)
+    lines = ()
+    try:
+        metrics = read_metrics(directory / "metrics.jsonl")
+        lines = tuple(line for line in metrics if metric in line)
+    except FileNotFoundError:
+        pass
+    except ValueError as error:
+        reason = str(error)
     step = lines[-1]["step"] if lines else 0
     state: State = "finished" if step == steps else "failed" if reason else "unfinished"
     return Outcome(
@@ -103,22 +111,6 @@ def read_outcome(run: PlannedRun, place: Place) -> Outcome:
         config,
         manifest,
     )
-
-
-def read_lines(directory: Path) -> list[dict[str, Any]]:
-    """Reads the whole lines of a run's metrics.jsonl."""
-    path = directory / "metrics.jsonl"
-    if not path.exists():
-        return []
-    found = []
-    for line in path.read_bytes().splitlines():
-        try:
-            parsed = json.loads(line)
-        except ValueError:  # a run that was killed as it wrote
-            continue
-        if isinstance(parsed, dict) and "step" in parsed:
-            found.append(parsed)
-    return found
 
 
 def last_line(log: Path) -> str:
