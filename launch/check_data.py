@@ -34,7 +34,7 @@ def main(arguments: list[str] | None = None) -> None:
             names = info.facts.class_names
             summary = verify.summary(info)
         else:
-            source = cli.read_source(args)
+            source = cli.read_source(args, cli.class_names(args))
             report = check.check_source(source)
             names = source.class_names
             summary = check.summary(source)

@@ -64,6 +64,13 @@ def add_source(arguments: argparse.ArgumentParser) -> None:
         metavar="A,B",
         help="class names, for `folder` without a classes.json",
     )
+    arguments.add_argument(
+        "--unlabeled",
+        default="",
+        metavar="PATH",
+        help="more images without masks, for `folder`: a folder (with subfolders), a "
+        "quoted pattern such as 'photos/**/*.jpg', or a text file of paths",
+    )
 
 
 def add_run(
@@ -88,19 +95,32 @@ def add_data_dir(arguments: argparse.ArgumentParser) -> None:
     )
 
 
-def read_source(args: argparse.Namespace) -> Source:
-    """Opens the source that the arguments name.
+def class_names(args: argparse.Namespace) -> tuple[str, ...]:
+    """Returns the class names of --classes; () if it is not given.
 
     Raises:
-      ValueError: class names for a data set that has its own; an empty name; or see
-        `as_path`.
-      FileNotFoundError: the source's folder is missing or empty.
+      ValueError: a name is empty.
     """
     names = tuple(args.classes.split(",")) if args.classes else ()
     if "" in names:
         raise ValueError(f"--classes={args.classes}: a name between commas is empty")
+    return names
+
+
+def read_source(args: argparse.Namespace, classes: tuple[str, ...]) -> Source:
+    """Opens the source that the arguments name.
+
+    Args:
+      args: the arguments of `add_source`.
+      classes: see `registry.read_source`.
+
+    Raises:
+      ValueError: see `registry.read_source` and `as_path`.
+      FileNotFoundError: the source's folder is missing or empty.
+    """
     source = str(as_path("--source", args.source)) if args.source else ""
-    return registry.read_source(args.dataset, source, names)
+    unlabeled = str(as_path("--unlabeled", args.unlabeled)) if args.unlabeled else ""
+    return registry.read_source(args.dataset, source, classes, unlabeled)
 
 
 @contextlib.contextmanager

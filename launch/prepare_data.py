@@ -3,21 +3,31 @@
     python -m launch.prepare_data --dataset=NAME --source=DIR --data_dir=DIR
 
 A second call does nothing if the source is unchanged, and fails otherwise. It can be
-interrupted at any time and called again.
+interrupted at any time and called again. For your own images (--dataset=folder), --init
+first writes the classes that it finds in the masks to DIR/classes.json, and at last a
+configuration for launch.train to DIR/config.py; it never overwrites a file.
 """
 
+import argparse
 import dataclasses
 from collections.abc import Mapping
 
 from launch import cli
 from mpmc_jax.data import check, registry
 from mpmc_jax.data.dataset import has_changed, is_prepared, open_dataset
+from mpmc_jax.data.own import start
 from mpmc_jax.data.source import Source
 from mpmc_jax.paths import as_path
+from mpmc_jax.text import printable
 
 
-def prepare(source: Source, data_dir: str) -> str:
+def prepare(source: Source, data_dir: str, report: check.Report | None = None) -> str:
     """Prepares a data set unless it exists already; returns a summary.
+
+    Args:
+      source: the data set.
+      data_dir: folder of all prepared data sets.
+      report: the result of checking the source; None to check it if necessary.
 
     Raises:
       ValueError: the source has problems, or the prepared data set was made from
@@ -25,8 +35,8 @@ def prepare(source: Source, data_dir: str) -> str:
       OSError: a file cannot be read or written.
     """
     if is_prepared(data_dir, source.name):
-        return _compare(source, data_dir)
-    report = check.check_source(source)
+        return _compare(source, data_dir, report.digests if report else None)
+    report = report or check.check_source(source)
     if report.problems:
         raise ValueError(check.failure(report))
     source = dataclasses.replace(source, pixels=report.measured)
@@ -38,6 +48,28 @@ def prepare(source: Source, data_dir: str) -> str:
         return _compare(source, data_dir, report.digests)
     lines = [check.summary(source), *report.remarks(), f"Prepared in {directory}"]
     return "\n".join(lines)
+
+
+def _init(args: argparse.Namespace, data_dir: str) -> None:
+    """Writes classes.json, prepares the data set and writes config.py.
+
+    Raises:
+      ValueError, OSError: see `prepare` and `start`.
+    """
+    if args.dataset != "folder":
+        raise ValueError(f"--init is for --dataset=folder, not {args.dataset}")
+    directory = as_path("--source", args.source)
+    if not directory.is_dir():
+        raise FileNotFoundError(f"--source={directory}: no such folder")
+    lines = start.write_classes(directory, cli.class_names(args))
+    print(*map(printable, lines), sep="\n")
+    source = cli.read_source(args, classes=())
+    report = check.check_source(source)
+    if report.problems:
+        raise ValueError(check.failure(report))
+    print(prepare(source, data_dir, report))
+    lines = start.write_config(source, report, directory, data_dir)
+    print(*map(printable, lines), sep="\n")
 
 
 def _compare(
@@ -62,12 +94,21 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--data_dir", default="data", help="where prepared data sets lie (data)"
     )
+    parser.add_argument(
+        "--init",
+        action="store_true",
+        help="write classes.json and config.py into the folder, if they are missing",
+    )
     args = parser.parse_args(arguments)
     with cli.user_errors():
         data_dir = as_path("--data_dir", args.data_dir)
         if data_dir.is_file():
             raise ValueError(f"--data_dir={data_dir} is a file; name a folder")
-        print(prepare(cli.read_source(args), str(data_dir)))
+        if args.init:
+            _init(args, str(data_dir))
+        else:
+            source = cli.read_source(args, cli.class_names(args))
+            print(prepare(source, str(data_dir)))
 
 
 if __name__ == "__main__":

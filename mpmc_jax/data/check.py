@@ -364,7 +364,7 @@ def summary(source: Source) -> str:
             f"{source.name}/{split}: {quantity(len(samples), 'image')}, "
             f"{labeled} with mask"
         )
-    kind = _describe(source.pixels)
+    kind = describe(source.pixels)
     names = ", ".join(map(printable, source.class_names))
     lines.append(f"{quantity(len(source.class_names), 'class')}, {kind}: {names}")
     lines += [f"note: {printable(note)}" for note in source.notes]
@@ -381,7 +381,8 @@ def summary(source: Source) -> str:
     return "\n".join(lines)
 
 
-def _describe(pixels: PixelFormat) -> str:
+def describe(pixels: PixelFormat) -> str:
+    """Describes the images of a pixel format: their channels and type."""
     if decode.is_picture(pixels):
         return {1: "gray", 3: "RGB"}[pixels.channels]
     return f"{quantity(pixels.channels, 'channel')} of {pixels.dtype}"

@@ -137,7 +137,7 @@ def read_mask(content: bytes, form: MaskFormat) -> Mask:
         (JPEG); transparency that tells pixels of one color apart.
     """
     try:
-        if _needs_tifffile(content):
+        if needs_tifffile(content):
             values_hwc = raster_formats.read_values(content)
             if values_hwc.shape[-1] != 1:
                 raise UnreadableImage(
@@ -146,11 +146,11 @@ def read_mask(content: bytes, form: MaskFormat) -> Mask:
                 )
             return _from_numbers(values_hwc[..., 0], form)
         image, opened = decode.open_oriented(content)
-        _refuse_lossy(content, opened)
+        refuse_lossy(content, opened)
         if image.mode == "P":
             mask = _from_palette(image, form)
         elif image.mode in ("1", "L"):
-            mask = _from_gray(image, _bits(content, opened), form)
+            mask = _from_gray(image, gray_bits(content, opened), form)
         elif image.mode[0] in "IF":
             mask = _from_numbers(np.asarray(image), form)
         else:
@@ -162,8 +162,8 @@ def read_mask(content: bytes, form: MaskFormat) -> Mask:
     return dataclasses.replace(mask, is_plain=plain)
 
 
-def _needs_tifffile(content: bytes) -> bool:
-    """Whether the file holds numbers that Pillow would not read unchanged."""
+def needs_tifffile(content: bytes) -> bool:
+    """Returns whether a file holds numbers that Pillow would not read unchanged."""
     if raster_formats.is_array(content):
         return True
     return (
@@ -172,7 +172,8 @@ def _needs_tifffile(content: bytes) -> bool:
     )
 
 
-def _refuse_lossy(content: bytes, image: Image.Image) -> None:
+def refuse_lossy(content: bytes, image: Image.Image) -> None:
+    """Raises UnreadableImage if a mask was compressed with loss."""
     lossy = image.format in ("JPEG", "MPO")
     lossy |= image.format == "WEBP" and b"VP8L" not in content
     lossy |= image.format == "TIFF" and image.info.get("compression") in _LOSSY
@@ -182,7 +183,7 @@ def _refuse_lossy(content: bytes, image: Image.Image) -> None:
         )
 
 
-def _bits(content: bytes, image: Image.Image) -> int:
+def gray_bits(content: bytes, image: Image.Image) -> int:
     """Returns the bits per gray value; Pillow scales fewer than 8 up to 0..255."""
     tags = getattr(image, "tag_v2", {})
     # This concerns 1 bit too: tifffile stores bool so, and Pillow inverts it.

@@ -25,21 +25,22 @@ class Dataset:
     """How a data set becomes a `Source`.
 
     Attributes:
-      read_source: describes the source folder. It takes the folder; with
-        `takes_class_names` also the class names that the user gave; nothing if the
-        data set is `generated`.
+      read_source: describes the source folder. It takes the folder; for the user's
+        `own` data also class names and unlabeled images that the user gave; nothing if
+        the data set is `generated`.
       generated: whether images are computed, so that there is no source folder.
-      takes_class_names: whether the user may give class names on the command line.
+      own: whether this is the user's own data, so that class names and unlabeled images
+        may be given on the command line.
     """
 
     read_source: Callable[..., Source]
     generated: bool = False
-    takes_class_names: bool = False
+    own: bool = False
 
 
 DATASETS: dict[str, Dataset] = {
     "synthetic": Dataset(synthetic.make_source, generated=True),
-    "folder": Dataset(folder.read_source, takes_class_names=True),
+    "folder": Dataset(folder.read_source, own=True),
     "camvid": Dataset(camvid.read_source),
     "voc": Dataset(voc.read_source),
     "cityscapes": Dataset(cityscapes.read_source),
@@ -58,25 +59,34 @@ def find(name: str) -> Dataset:
     return DATASETS[name]
 
 
-def read_source(name: str, directory: str, classes: tuple[str, ...] = ()) -> Source:
+def read_source(
+    name: str, directory: str, classes: tuple[str, ...] = (), unlabeled: str = ""
+) -> Source:
     """Describes the data set `name` whose source folder is `directory`.
 
     Args:
       name: a key of `DATASETS`.
       directory: the source folder; "" for a generated data set.
       classes: class names that the user gave; () for the data set's own.
+      unlabeled: more unlabeled images that the user gave, see `own.unlabeled`; "" for
+        none.
 
     Raises:
-      ValueError: an unknown name; a folder for a generated data set; class names for
-        a data set that has its own.
+      ValueError: an unknown name; a folder for a generated data set; class names or
+        unlabeled images for a data set that has its own.
       FileNotFoundError: the folder is missing or empty.
     """
     dataset = find(name)
-    if classes and not dataset.takes_class_names:
-        takes = [key for key, each in DATASETS.items() if each.takes_class_names]
+    takes = " or ".join(key for key, each in DATASETS.items() if each.own)
+    if classes and not dataset.own:
         raise ValueError(
             f"--classes={','.join(classes)}: {name} has classes of its own; the "
-            f"argument is for --dataset={' or '.join(takes)}"
+            f"argument is for --dataset={takes}"
+        )
+    if unlabeled and not dataset.own:
+        raise ValueError(
+            f"--unlabeled={unlabeled}: {name} has images of its own; the argument is "
+            f"for --dataset={takes}"
         )
     if dataset.generated:
         if directory:
@@ -96,8 +106,8 @@ def read_source(name: str, directory: str, classes: tuple[str, ...] = ()) -> Sou
         )
     if not any(path.iterdir()):
         raise FileNotFoundError(f"--source={directory}: the folder is empty")
-    if dataset.takes_class_names:
-        return dataset.read_source(path, classes)
+    if dataset.own:
+        return dataset.read_source(path, classes, unlabeled)
     return dataset.read_source(path)
 
 

@@ -102,7 +102,10 @@ def _check_names(
     names: tuple[str, ...], path: pathlib.Path, problems: list[str]
 ) -> None:
     if not names and not problems:
-        problems.append(f'{path}: no class names; write {{"classes": ["...", ...]}}')
+        problems.append(
+            f'{path}: no class names; write {{"classes": ["...", ...]}}, or let '
+            "`launch.prepare_data --init` write what the masks show"
+        )
     if len(names) == 1:
         problems.append(
             f"{path}: {names[0]!r} is the only class; name the other classes too, as "

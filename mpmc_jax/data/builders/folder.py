@@ -5,7 +5,9 @@
                              "binary": false, "nodata": [-9999, "nan"]}
                             only "classes" is required, unless given by --classes
     SOURCE/images/          labeled images; subfolders are part of the id
-    SOURCE/masks/           of images/a/b.jpg: masks/a/b.png (any image format)
+    SOURCE/masks/           of images/a/b.jpg: masks/a/b.png (any image format), or
+                            annotated shapes; `own.layout` and `own.annotations` list
+                            further layouts
     SOURCE/unlabeled/       optional: images without masks
     SOURCE/train.txt, val.txt, test.txt, labeled.txt, unlabeled.txt
                             optional id lists, in either format of `lists`; instead of
@@ -31,12 +33,19 @@ or 16 bits or float32: TIFF, .npy, 16-bit gray PNG.
 
 import collections
 import dataclasses
+import difflib
 import pathlib
+from collections.abc import Mapping
 
 from mpmc_jax.data import decode, files
 from mpmc_jax.data.builders import classes as classes_lib
 from mpmc_jax.data.builders import folder_splits
-from mpmc_jax.data.lists import IMAGE_SUFFIXES, composed
+from mpmc_jax.data.lists import IMAGE_SUFFIXES
+from mpmc_jax.data.masks import MaskFormat
+from mpmc_jax.data.own import annotations as annotations_lib
+from mpmc_jax.data.own import layout as layout_lib
+from mpmc_jax.data.own import unlabeled as unlabeled_lib
+from mpmc_jax.data.own.layout import UNLABELED_FOLDERS
 from mpmc_jax.data.raster_formats import UnreadableImage
 from mpmc_jax.data.source import (
     Blob,
@@ -46,18 +55,23 @@ from mpmc_jax.data.source import (
     read_original,
 )
 from mpmc_jax.pixels import GRAY, RGB, PixelFormat
-from mpmc_jax.text import shorten
+from mpmc_jax.text import quantity, shorten
 
 # What SOURCE may hold, besides the lists; a note names everything else.
-_PARTS = ("images", "masks", "unlabeled", "classes.json")
+_PARTS = ("images", "masks", "classes.json", "config.py")
+# How alike the names of an image and its mask are if one is misspelled, 0 to 1.
+_ALIKE = 0.8
 
 
-def read_source(directory: pathlib.Path, classes: tuple[str, ...] = ()) -> Source:
+def read_source(
+    directory: pathlib.Path, classes: tuple[str, ...] = (), unlabeled: str = ""
+) -> Source:
     """Describes the folder `directory`; `.problems` lists what is wrong.
 
     Args:
       directory: a folder with the layout above.
       classes: class names; () reads them from classes.json.
+      unlabeled: more images without masks, see `own.unlabeled`; "" for none.
     """
     problems: list[str] = []
     notes: list[str] = []
@@ -65,25 +79,32 @@ def read_source(directory: pathlib.Path, classes: tuple[str, ...] = ()) -> Sourc
     if problems:  # Without classes masks cannot be checked.
         no_samples = {"train": (), "val": ()}
         return Source("folder", named.names, (), RGB, no_samples, tuple(problems))
-    pictures = _find(directory / "images", problems, notes)
-    masks = _find(directory / "masks", problems, notes)
-    unlabeled_files: dict[str, pathlib.Path] = {}
-    if (directory / "unlabeled").is_dir():
-        unlabeled_files = _find(
-            directory / "unlabeled", problems, notes, may_be_empty=True
-        )
+    found = open_folder(directory, problems, notes)
+    unlabeled_files = _unlabeled(directory, unlabeled, found, problems, notes)
+    pictures, masks = found.layout.images, found.masks(named.names)
+    if found.annotations is not None:
+        without = {key: pictures[key] for key in pictures if key not in masks}
+        unlabeled_files |= without
+        pictures = {key: pictures[key] for key in pictures if key in masks}
+        if without:
+            notes.append(
+                f"{directory}: {quantity(len(without), 'image')} without annotations "
+                f"used as unlabeled: {shorten([*without])}"
+            )
     assigned = folder_splits.assign(
         directory, sorted(pictures), sorted(unlabeled_files), problems
     )
     need_no_mask = frozenset(assigned.unlabeled)
-    _compare(directory, pictures, masks, unlabeled_files, need_no_mask, problems)
+    _compare(directory, found, unlabeled_files, need_no_mask, problems)
     all_files = {**unlabeled_files, **pictures}
 
     def samples(keys: tuple[str, ...]) -> tuple[Sample, ...]:
         return tuple(Sample(key, pictures[key], masks.get(key)) for key in keys)
 
-    unlabeled = tuple(Sample(key, all_files[key], None) for key in assigned.unlabeled)
-    splits = {"train": samples(assigned.labeled) + unlabeled}
+    without_masks = tuple(
+        Sample(key, all_files[key], None) for key in assigned.unlabeled
+    )
+    splits = {"train": samples(assigned.labeled) + without_masks}
     splits |= {split: samples(keys) for split, keys in assigned.held_out.items()}
     pixels = _pixel_format([s.image for split in splits.values() for s in split])
     return Source(
@@ -95,77 +116,129 @@ def read_source(directory: pathlib.Path, classes: tuple[str, ...] = ()) -> Sourc
         measure=True,
         splits=splits,
         problems=tuple(problems),
-        notes=(*assigned.notes, *notes, *_note_others(directory)),
-        masks=named.masks,
+        notes=(*assigned.notes, *notes, *_note_others(directory, found)),
+        masks=named.masks if found.annotations is None else MaskFormat(),
     )
 
 
-def _find(
+@dataclasses.dataclass(frozen=True)
+class Folder:
+    """What a user's folder holds, before the classes are known.
+
+    Attributes:
+      layout: its images and mask files.
+      annotations: annotated shapes, if there are no mask files.
+    """
+
+    layout: layout_lib.Layout
+    annotations: annotations_lib.Annotations | None
+
+    def masks(self, class_names: tuple[str, ...]) -> Mapping[str, Blob]:
+        """Returns the masks by id."""
+        if self.annotations is None:
+            return self.layout.masks
+        return self.annotations.masks(class_names)
+
+
+def open_folder(
+    directory: pathlib.Path, problems: list[str], notes: list[str]
+) -> Folder:
+    """Finds images with masks or annotations; `read_source` has the arguments."""
+    layout = layout_lib.find(directory, problems)
+    notes += layout.notes
+    annotations = None
+    if not layout.masks_folder and not layout.masks:
+        annotations = annotations_lib.find(directory, layout.images, problems, notes)
+        if annotations is None:
+            layout_lib.report_absent(directory, layout, problems)
+        else:
+            count = quantity(len(annotations.drawings), "image")
+            notes.append(
+                f"{directory}: masks are drawn from {annotations.kind} annotations of "
+                f"{count}"
+            )
+    return Folder(layout, annotations)
+
+
+def _unlabeled(
     directory: pathlib.Path,
+    more: str,
+    found: Folder,
     problems: list[str],
     notes: list[str],
-    *,
-    may_be_empty: bool = False,
 ) -> dict[str, pathlib.Path]:
-    """Finds the image files at any depth, by id."""
-    if not directory.is_dir():
-        there = [path.name for path in files.visible(directory.parent.iterdir())]
-        problems.append(f"{directory}: no such folder; beside it are {shorten(there)}")
-        return {}
-    below = files.find(directory, IMAGE_SUFFIXES, problems)
-    notes += below.note(directory)
-    found: dict[str, pathlib.Path] = {}
-    for path in below.read:
-        key = composed(path.relative_to(directory).with_suffix("").as_posix())
-        if key in found:
-            problems.append(f"{path}: {found[key].name} has the same id {key!r}")
-        found[key] = path
-    if not found and (below.unread or not may_be_empty):
-        problems.append(f"{directory}: holds no image file {IMAGE_SUFFIXES}")
-    return found
+    """Finds the images without masks in unlabeled/ and elsewhere, by id."""
+    images: dict[str, pathlib.Path] = {}
+    for prefix, folder in layout_lib.named_folders(
+        directory, layout_lib.UNLABELED_FOLDERS
+    ):
+        below = layout_lib.collect(folder, problems, notes, prefix)
+        if not below and files.find(folder, IMAGE_SUFFIXES, []).unread:
+            problems.append(f"{folder}: holds no image file {IMAGE_SUFFIXES}")
+        images |= below
+    if more:
+        labeled = found.layout.images.values()
+        images |= unlabeled_lib.find(more, labeled, problems, notes)
+    return images
 
 
-def _note_others(directory: pathlib.Path) -> list[str]:
+def _note_others(directory: pathlib.Path, found: Folder) -> list[str]:
     """Returns a note on files and folders that have no meaning here, or []."""
-    known = {*_PARTS, *(f"{name}.txt" for name in folder_splits.LISTS)}
+    known = {*_PARTS, *found.layout.read}
+    known |= {f"{name}.txt" for name in folder_splits.LISTS}
+    if found.annotations is not None:
+        known |= found.annotations.read
     others = [
         path.name + "/" * path.is_dir()
         for path in files.visible(directory.iterdir())
-        if path.name not in known
+        if path.name not in known and path.name.lower() not in UNLABELED_FOLDERS
     ]
     return [f"{directory}: not read: {shorten(others)}"] if others else []
 
 
 def _compare(
     directory: pathlib.Path,
-    images: dict[str, pathlib.Path],
-    masks: dict[str, pathlib.Path],
-    unlabeled: dict[str, pathlib.Path],
+    found: Folder,
+    unlabeled: Mapping[str, pathlib.Path],
     need_no_mask: frozenset[str],
     problems: list[str],
 ) -> None:
     """Adds problems: images without masks, masks without images, ids used twice."""
+    images, masks = found.layout.images, found.layout.masks
     without_mask = [
         str(images[key])
         for key in sorted(images)
         if key not in masks and key not in need_no_mask
     ]
-    if without_mask and masks:
-        problems.append(
-            f"{directory / 'masks'}: no mask for {shorten(without_mask)}; "
-            "images without masks belong in unlabeled/ or unlabeled.txt"
-        )
     orphans = [str(masks[key]) for key in sorted(masks) if key not in images]
+    if without_mask and masks:
+        folder = directory / (found.layout.masks_folder or "masks")
+        alike = _alike(without_mask, orphans)
+        problems.append(
+            f"{folder}: no mask for {shorten(without_mask)}; "
+            f"images without masks belong in unlabeled/ or unlabeled.txt{alike}"
+        )
     if orphans and images:
         problems.append(
             f"{directory / 'images'}: no image for {shorten(orphans)}; a mask must "
             "have the name of its image, in folders of the same names"
         )
     both = sorted(set(images) & set(unlabeled))
-    if both:
+    if both and found.annotations is None:
         problems.append(
             f"{directory}: both in images/ and in unlabeled/: {shorten(both)}"
         )
+
+
+def _alike(images: list[str], masks: list[str]) -> str:
+    """Returns a guess which mask without an image belongs to an image, or ""."""
+    for image in images:
+        name = pathlib.PurePath(image).name
+        names = [pathlib.PurePath(mask).name for mask in masks]
+        close = difflib.get_close_matches(name, names, 1, _ALIKE)
+        if close:
+            return f"; is {close[0]} the mask of {name}? Give it that name"
+    return ""
 
 
 def _pixel_format(blobs: list[Blob]) -> PixelFormat:

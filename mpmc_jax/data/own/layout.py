@@ -1,0 +1,232 @@
+"""Finds the images and masks of a user's folder, and pairs them by name.
+
+Any of these, where the folders may also be called as in `IMAGE_FOLDERS` and
+`MASK_FOLDERS`, and have subfolders:
+
+    images/a/b.jpg, masks/a/b.png               the usual layout, id a/b
+    train/images/b.jpg, train/masks/b.png       id train/b
+    images/b.jpg, images/b_mask.png             side by side, also in SOURCE itself
+
+An id is the path of the image without the folder of images and without its ending, in
+composed Unicode (NFC). A mask has the id of its image. Otherwise it is paired by its
+name without a word such as "_mask" or "gt_", or, if that is unique, by its file name.
+"""
+
+import collections
+import dataclasses
+import pathlib
+import re
+from collections.abc import Iterable
+
+from mpmc_jax.data import files
+from mpmc_jax.data.lists import IMAGE_SUFFIXES, composed
+from mpmc_jax.text import shorten
+
+IMAGE_FOLDERS = ("images", "image", "imgs", "img", "jpegimages")
+MASK_FOLDERS = (
+    "masks",
+    "mask",
+    "labels",
+    "label",
+    "annotations",
+    "segmentationclass",
+    "masks_machine",
+)
+UNLABELED_FOLDERS = ("unlabeled", "unlabelled")
+
+_MASK_WORDS = (
+    "masks?|labels?|labelids|labeltrainids|seg|segmentation|gt|gtfine|l|annotations?|"
+    "ground_?truth|target"
+)
+_IMAGE_WORDS = "images?|img|im|leftimg8bit|rgb|sat|photo|input"
+
+
+def _affixes(words: str) -> re.Pattern[str]:
+    """Returns a pattern of one such word at the beginning or the end of a name."""
+    return re.compile(rf"^(?:{words})[-_. ]+|[-_. ]+(?:{words})$", re.IGNORECASE)
+
+
+_MASK_AFFIX, _IMAGE_AFFIX = _affixes(_MASK_WORDS), _affixes(_IMAGE_WORDS)
+
+
+@dataclasses.dataclass
+class Layout:
+    """The files of a user's folder.
+
+    Attributes:
+      images: id -> image.
+      masks: id of the image -> its mask; the mask's own id where it has no image.
+      read: names directly below the folder that are part of the layout.
+      notes: what is right but may surprise, one line each.
+      masks_folder: name of the folder of masks for messages; "" if there is none.
+    """
+
+    images: dict[str, pathlib.Path]
+    masks: dict[str, pathlib.Path]
+    read: set[str]
+    notes: list[str]
+    masks_folder: str = ""
+
+
+def find(directory: pathlib.Path, problems: list[str]) -> Layout:
+    """Finds images and masks; `problems` gets one line for each problem."""
+    notes: list[str] = []
+    image_roots = named_folders(directory, IMAGE_FOLDERS)
+    mask_roots = [
+        root
+        for root in named_folders(directory, MASK_FOLDERS)
+        if root[1].name.lower().startswith("mask") or _holds_images(root[1])
+    ]
+    roots = image_roots or [("", directory)]
+    unlabeled = {path for _, path in named_folders(directory, UNLABELED_FOLDERS)}
+    skipped = {path for _, path in mask_roots} | unlabeled
+    images = _collect(roots, skipped, problems, notes if image_roots else [])
+    masks = _collect(mask_roots, set(), problems, notes)
+    if not mask_roots:
+        images, masks = _side_by_side(images)
+    for kind, found in ((image_roots, images), (mask_roots, masks)):
+        if kind and not found:
+            problems.append(f"{kind[0][1]}: holds no image file {IMAGE_SUFFIXES}")
+    if mask_roots and not image_roots:
+        report_absent(directory, Layout({}, masks, set(), []), problems)
+    masks = _pair(images, masks, problems, notes)
+    tops = {path.relative_to(directory).parts[0] for _, path in image_roots}
+    tops |= {path.relative_to(directory).parts[0] for _, path in mask_roots}
+    if not image_roots:
+        tops |= {path.relative_to(directory).parts[0] for path in images.values()}
+        tops |= {path.relative_to(directory).parts[0] for path in masks.values()}
+    folder = mask_roots[0][1].name if mask_roots else ""
+    return Layout(images, masks, tops, notes, folder)
+
+
+def report_absent(directory: pathlib.Path, found: Layout, problems: list[str]) -> None:
+    """Adds a problem for a missing folder of images or masks."""
+    there = [path.name for path in files.visible(directory.iterdir())]
+    for name, present in (("images", found.images), ("masks", found.masks)):
+        if not present and not (directory / name).is_dir():
+            path = directory / name
+            problems.append(f"{path}: no such folder; beside it are {shorten(there)}")
+
+
+def named_folders(
+    directory: pathlib.Path, names: tuple[str, ...]
+) -> list[tuple[str, pathlib.Path]]:
+    """Returns the folders of these names with the prefix of their ids.
+
+    They are directly below `directory`, else one level deeper.
+    """
+    below = [path for path in files.visible(directory.iterdir()) if path.is_dir()]
+    direct = [path for path in below if path.name.lower() in names]
+    if direct:
+        return [("", min(direct, key=lambda path: names.index(path.name.lower())))]
+    return [
+        (f"{above.name}/", path)
+        for above in below
+        for path in files.visible(above.iterdir())
+        if path.is_dir() and path.name.lower() in names
+    ]
+
+
+def _holds_images(folder: pathlib.Path) -> bool:
+    """Returns whether a folder holds image files, and not annotations in text."""
+    return bool(files.find(folder, IMAGE_SUFFIXES, []).read)
+
+
+def collect(
+    folder: pathlib.Path, problems: list[str], notes: list[str], prefix: str = ""
+) -> dict[str, pathlib.Path]:
+    """Finds the image files of a folder at any depth, by `prefix` and id."""
+    below = files.find(folder, IMAGE_SUFFIXES, problems)
+    notes += below.note(folder)
+    found: dict[str, pathlib.Path] = {}
+    for path in below.read:
+        relative = path.relative_to(folder).with_suffix("").as_posix()
+        key = composed(prefix + relative)
+        if key in found:
+            problems.append(f"{path}: {found[key].name} has the same id {key!r}")
+        found[key] = path
+    return found
+
+
+def _collect(
+    roots: list[tuple[str, pathlib.Path]],
+    skipped: set[pathlib.Path],
+    problems: list[str],
+    notes: list[str],
+) -> dict[str, pathlib.Path]:
+    found: dict[str, pathlib.Path] = {}
+    for prefix, folder in roots:
+        found |= collect(folder, problems, notes, prefix)
+    return {
+        key: path
+        for key, path in found.items()
+        if not any(path.is_relative_to(folder) for folder in skipped)
+    }
+
+
+def _side_by_side(
+    found: dict[str, pathlib.Path],
+) -> tuple[dict[str, pathlib.Path], dict[str, pathlib.Path]]:
+    """Divides files of one folder into images and masks by their names."""
+    bare = {key: _bare(key, _MASK_AFFIX) for key in found}
+    images = {key for key in found if bare[key] == key}
+    known = images | {_bare(key, _IMAGE_AFFIX) for key in images}
+    masks = {key for key in found if bare[key] != key and bare[key] in known}
+    return (
+        {key: path for key, path in found.items() if key not in masks},
+        {key: path for key, path in found.items() if key in masks},
+    )
+
+
+def _bare(key: str, affix: re.Pattern[str]) -> str:
+    """Returns an id whose file name has no such words at its ends."""
+    folder, slash, name = key.rpartition("/")
+    while (shorter := affix.sub("", name)) != name and shorter:
+        name = shorter
+    return folder + slash + name
+
+
+def _pair(
+    images: dict[str, pathlib.Path],
+    masks: dict[str, pathlib.Path],
+    problems: list[str],
+    notes: list[str],
+) -> dict[str, pathlib.Path]:
+    """Returns the masks by the id of their image."""
+    paired = {key: path for key, path in masks.items() if key in images}
+    rest = {key: path for key, path in masks.items() if key not in images}
+    ways = (
+        (lambda key: _bare(key, _IMAGE_AFFIX), lambda key: _bare(key, _MASK_AFFIX)),
+        (
+            lambda key: _bare(key, _IMAGE_AFFIX).rpartition("/")[2],
+            lambda key: _bare(key, _MASK_AFFIX).rpartition("/")[2],
+        ),
+    )
+    examples = []
+    for image_name, mask_name in ways:
+        of_images = unique((image_name(k), k) for k in images if k not in paired)
+        of_masks = unique((mask_name(key), key) for key in rest)
+        for name in of_masks.keys() & of_images.keys():
+            key = of_images[name]
+            paired[key] = rest.pop(of_masks[name])
+            examples.append((key, paired[key].name))
+    if examples:
+        key, mask = min(examples)
+        notes.append(
+            f"{len(examples)} masks are paired by the rest of their names, such as "
+            f"{mask} with {images[key].name}"
+        )
+    taken = {_bare(key, _IMAGE_AFFIX): path for key, path in paired.items()}
+    for key, path in rest.items():
+        other = taken.get(_bare(key, _MASK_AFFIX))
+        if other is not None:
+            problems.append(f"{path}: {other.name} is a mask of the same image")
+    return paired | rest
+
+
+def unique(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Returns name -> id for the names that one id has."""
+    found = collections.defaultdict(list)
+    for name, key in pairs:
+        found[name].append(key)
+    return {name: keys[0] for name, keys in found.items() if len(keys) == 1}

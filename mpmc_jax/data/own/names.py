@@ -1,0 +1,155 @@
+"""Finds class names that a user's folder lists in a file of another program.
+
+Lines hold a name, and perhaps a value or a color, in any order and with any of the
+separators , ; : and tab; or a name alone, for the next value:
+
+    classes.txt, labels.txt          one name per line
+    class_dict.csv                   road,128,64,128
+    label_colors.txt                 128 64 128   road
+    labelmap.txt (CVAT)              road:128,64,128::
+    _classes.csv (Roboflow)          1, road
+"""
+
+import dataclasses
+import pathlib
+import re
+from collections.abc import Collection
+
+from mpmc_jax.data import files, lists
+from mpmc_jax.data.builders import camvid, cityscapes
+from mpmc_jax.data.decode import Color
+
+_FILES = re.compile(
+    r"_?(class(es)?|labels?|label_?map|class_?(dict|names)|(label_)?colors|colormap|"
+    r"codes)(_\w+)?\.(txt|csv)",
+    re.IGNORECASE,
+)
+_BLACK = (0, 0, 0)
+# So few colors may agree by chance.
+_FEW = 2
+_VOID = ("void", "ignore", "unlabeled", "unlabelled", "unknown", "undefined")
+
+
+@dataclasses.dataclass(frozen=True)
+class Known:
+    """Class names that a file lists.
+
+    Attributes:
+      path: the file; None if there is none.
+      values: value -> name; empty where colors are listed.
+      colors: color -> name.
+    """
+
+    path: pathlib.Path | None = None
+    values: dict[int, str] = dataclasses.field(default_factory=dict)
+    colors: dict[Color, str] = dataclasses.field(default_factory=dict)
+
+    @property
+    def count(self) -> int:
+        """The number of values from 0 that have names."""
+        return next(i for i in range(len(self.values) + 1) if i not in self.values)
+
+    def covers(self, last: int) -> bool:
+        """Returns whether all values from 0 to `last` have names."""
+        return last < self.count
+
+    def of_values(self, values: list[int]) -> list[str]:
+        """Returns the names of class values, made up where none is listed."""
+        return _distinct(
+            [
+                self.values.get(v, "background" if v == 0 else f"class_{v}")
+                for v in values
+            ]
+        )
+
+    def of_colors(self, colors: list[Color]) -> list[str]:
+        """Returns the names of class colors, made up where none is listed."""
+        made_up = [
+            "background" if color == (0, 0, 0) else f"class_{i}"
+            for i, color in enumerate(colors)
+        ]
+        if not self.colors and self.covers(len(colors) - 1):
+            return self.of_values(list(range(len(colors))))
+        return _distinct(
+            [
+                self.colors.get(color, name)
+                for color, name in zip(colors, made_up, strict=True)
+            ]
+        )
+
+    def two(self) -> list[str]:
+        """Returns the names of background and foreground."""
+        if len(self.values) == 2:
+            return [name for _, name in sorted(self.values.items())]
+        return ["background", "foreground"]
+
+    def is_void(self, color: Color) -> bool:
+        """Returns whether a color's name says that it is no class."""
+        return self.colors.get(color, "").lower() in _VOID
+
+
+def find(directory: pathlib.Path) -> Known:
+    """Reads the first such file of a folder."""
+    for path in files.visible(directory.iterdir()):
+        if _FILES.fullmatch(path.name) and path.is_file():
+            known = read(path)
+            if known.values or known.colors:
+                return known
+    return Known()
+
+
+def published(colors: Collection[Color]) -> Known:
+    """Returns the names of a published data set that has all these colors.
+
+    Black is void there.
+    """
+    shown = {*colors} - {_BLACK}
+    for classes in (camvid.CLASSES, cityscapes.CLASSES):
+        if len(shown) > _FEW and shown <= {*classes.values()}:
+            named = {color: name for name, color in classes.items()}
+            return Known(colors=named | {_BLACK: "void"})
+    return Known()
+
+
+def read(path: pathlib.Path) -> Known:
+    """Reads a list of class names; lines of another form are skipped."""
+    try:
+        lines = lists.read_lines(path)
+    except (ValueError, OSError):
+        return Known()
+    values: dict[int, str] = {}
+    colors: dict[Color, str] = {}
+    for line in lines:
+        if line.startswith("#"):
+            continue
+        parts = [each for part in re.split(r"[,;:\t]", line) for each in _split(part)]
+        numbers = [int(part) for part in parts if part.isdecimal()]
+        words = [part for part in parts if part and not part.isdecimal()]
+        if not words:
+            continue
+        if len(numbers) >= 3 and max(numbers[-3:]) < 256:
+            red, green, blue = numbers[-3:]
+            colors[red, green, blue] = words[0]
+        elif len(numbers) == 1:
+            values[numbers[0]] = words[0]
+        elif not numbers and (len(words) == 1 or "," not in line):
+            values[len(values)] = words[0]
+    if colors:
+        return Known(path, {}, colors)
+    return Known(path, values) if values else Known()
+
+
+def _split(part: str) -> list[str]:
+    """Splits the numbers at the ends of a text from its name, which may hold blanks."""
+    found = re.fullmatch(r"((?:\d+\s+)*)(.*?)((?:\s+\d+)*)", part.strip())
+    return [*found[1].split(), found[2].strip(), *found[3].split()] if found else []
+
+
+def _distinct(found: list[str]) -> list[str]:
+    """Returns names with a number added to those that occur before."""
+    taken: dict[str, int] = {}
+    distinct = []
+    for name in found:
+        taken[name] = taken.get(name, 0) + 1
+        distinct.append(name if taken[name] == 1 else f"{name}_{taken[name]}")
+    return distinct

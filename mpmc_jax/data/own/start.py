@@ -1,0 +1,223 @@
+"""Writes what a user's folder needs for training: classes.json and config.py."""
+
+import collections
+import json
+import pathlib
+import shlex
+import statistics
+
+from mpmc_jax.data import check, decode
+from mpmc_jax.data.builders import folder
+from mpmc_jax.data.own import survey
+from mpmc_jax.data.raster_formats import UnreadableImage
+from mpmc_jax.data.source import Source, read_original
+from mpmc_jax.text import printable, quantity, shorten
+
+_CROP = 321  # That of VOC and of configs/folder.py.
+# Larger images are evaluated in windows.
+_LONGEST_WHOLE = 2048
+# More sizes of images than this are padded to common ones.
+_FEW_SIZES = 8
+_SAMPLED = 200
+# A class with a smaller share of the pixels is rare.
+_RARE = 0.01
+
+_CONFIG = '''"""Trains on the images of {directory}; written once, yours to change.
+
+{command}
+
+{found}
+"""
+
+from configs import base, presets
+
+
+def get_config(argument=""):
+    """See `presets.apply` for the argument."""
+    config = base.get_base()
+    config.data.name = "folder"
+    config.data.data_dir = {data_dir}
+    # "full" uses every mask, "1_8" an eighth of them and "30" thirty of them; the
+    # other images are then unlabeled.
+    config.data.split = "full"
+    # Side of the square training crops; the images' short side is {short} pixels.
+    config.data.crop = {crop}
+    # Labeled images per step, and as many unlabeled ones. Less needs less memory.
+    config.train.batch_size = 8
+    # Passes over the unlabeled images, here about {steps} steps; config.train.steps
+    # sets their number directly.
+    config.train.epochs = 80
+{more}    # A vision transformer with pretrained weights is better (docs/weights.md):
+    # backbone=dinov2_s14 in the argument, and
+    # config.model.pretrained = "dinov2_s14"
+    config.model.backbone = "resnet50"
+    # For a first try without a GPU or TPU, remove the "# " of these lines:
+    # config.model.backbone, config.data.crop = "resnet18", {small_crop}
+    # config.train.batch_size, config.train.steps = 2, 200
+    # config.optimizer.lr, config.optimizer.head_multiplier = 0.02, 1.0
+    return presets.apply(config, f"method=unimatch,mpmc=recommended,{{argument}}")
+'''
+
+
+def write_classes(directory: pathlib.Path, names: tuple[str, ...] = ()) -> list[str]:
+    """Writes classes.json unless it exists; returns what was found, one line each.
+
+    Args:
+      directory: the user's folder.
+      names: class names instead of the proposed ones; () for these.
+
+    Raises:
+      ValueError: no masks are found, they do not agree, or `names` has another length.
+      OSError: the file cannot be written.
+    """
+    path = directory / "classes.json"
+    if path.exists():
+        if names:
+            raise ValueError(f"--classes: {path} exists; change the names there")
+        return [f"{path} exists and is used"]
+    problems: list[str] = []
+    remarks: tuple[str, ...] = ()
+    found = folder.open_folder(directory, problems, [])
+    if found.annotations is not None and found.annotations.drawings:
+        facts: dict = {"classes": list(found.annotations.class_names)}
+        if palette := found.annotations.palette():
+            facts["palette"] = [list(color) for color in palette]
+    elif problems:
+        raise ValueError("\n".join(problems))
+    else:
+        proposal = survey.propose(directory, found.layout.masks)
+        facts, remarks = proposal.facts, proposal.remarks
+    if names:
+        if len(names) != len(facts["classes"]):
+            raise ValueError(
+                f"--classes={','.join(names)}: {quantity(len(names), 'name')} for "
+                f"{quantity(len(facts['classes']), 'class')}: "
+                f"{shorten(facts['classes'], 12)}"
+            )
+        facts["classes"] = list(names)
+    with path.open("x", encoding="utf-8") as file:
+        file.write(_as_json(facts))
+    classes = shorten(facts["classes"], 12)
+    return [*remarks, f"{path} written, with the classes {classes}: rename them there"]
+
+
+def _as_json(facts: dict) -> str:
+    """Formats classes.json with one key per line."""
+    lines = [
+        f"  {json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}"
+        for key, value in facts.items()
+    ]
+    return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
+def write_config(
+    source: Source, report: check.Report, directory: pathlib.Path, data_dir: str
+) -> list[str]:
+    """Writes config.py unless it exists; returns what to do next, one line each.
+
+    Args:
+      source: the user's folder.
+      report: the result of checking it.
+      directory: that folder, where the file is written.
+      data_dir: where the prepared data set is.
+
+    Raises:
+      OSError: the file cannot be written.
+    """
+    path = directory / "config.py"
+    config = shlex.quote(str(path))
+    name = directory.resolve().name
+    workdir = shlex.quote(f"runs/{name}")
+    command = f"python -m launch.train --config={config} --workdir={workdir}"
+    lines = [f"Train with: {command}"]
+    if path.exists():
+        return [f"{path} exists and is kept", *lines]
+    labeled = sum(sample.mask is not None for sample in source.splits["train"])
+    unlabeled = len(source.splits["train"]) - labeled
+    sizes = _sizes(source)
+    short = round(statistics.median(min(size) for size in sizes)) if sizes else _CROP
+    crop = min(_CROP, max(33, short // 32 * 32 + 1))
+    # With split="full" labeled images are in the unlabeled list too.
+    steps = -(-(labeled + unlabeled) // 8) * 80
+    found = (
+        f"{quantity(labeled, 'labeled image')}, {unlabeled} unlabeled, "
+        f"{len(source.splits['val'])} for validation; "
+        f"{check.describe(source.pixels)}.\n"
+        f"Classes: {', '.join(map(printable, source.class_names))}."
+    )
+    text = _CONFIG.format(
+        directory=_quoted(str(directory)),
+        command=_quoted(command),
+        found=_quoted(found),
+        data_dir=json.dumps(str(pathlib.Path(data_dir).resolve())),
+        short=short,
+        crop=crop,
+        small_crop=min(97, crop),
+        steps=steps,
+        more="".join(f"    {line}\n" for line in _settings(source, report, sizes)),
+    )
+    with path.open("x", encoding="utf-8") as file:
+        file.write(text)
+    return [f"{path} written", *lines]
+
+
+def _quoted(text: str) -> str:
+    """Makes a text safe in a docstring."""
+    return text.replace("\\", "\\\\").replace('"""', "'''")
+
+
+def _sizes(source: Source) -> list[tuple[int, int]]:
+    """Returns the sizes of the first images."""
+    sizes = []
+    for split in source.splits.values():
+        for sample in split[:_SAMPLED]:
+            try:
+                sizes.append(decode.read_header(read_original(sample.image)).size)
+            except (UnreadableImage, OSError):
+                continue  # `check` has reported it.
+    return sizes
+
+
+def _settings(
+    source: Source, report: check.Report, sizes: list[tuple[int, int]]
+) -> list[str]:
+    """Returns settings that only some data sets need, with their reasons."""
+    lines = []
+    if max((max(size) for size in sizes), default=0) > _LONGEST_WHOLE:
+        lines += [
+            "# Large images are evaluated in windows of the crop's size.",
+            'config.eval.protocol = "slide_unimatch"',
+        ]
+    elif len(collections.Counter(sizes)) > _FEW_SIZES:
+        lines += [
+            "# Images of many sizes are padded to multiples of this in training's",
+            "# evaluations, for which fewer programs are compiled.",
+            "config.eval.pad_to = 128",
+        ]
+    trained = [sample.id for sample in source.splits["train"]]
+    seen = {label for key in trained for label in report.present.get(key, ())}
+    absent = [n for i, n in enumerate(source.class_names) if i not in seen]
+    if absent:
+        lines += [
+            f"# No training mask holds {shorten(absent)}.",
+            "config.data.allow_absent_classes = True",
+        ]
+    return lines + _imbalance(source, report)
+
+
+def _imbalance(source: Source, report: check.Report) -> list[str]:
+    """Returns a comment about rare classes, or []."""
+    counts = report.pixels[: len(source.class_names)]
+    shares = counts / max(counts.sum(), 1)
+    rare = [
+        f"{name} {share:.2%}"
+        for name, share in zip(source.class_names, shares, strict=True)
+        if 0 < share < _RARE
+    ]
+    if not rare:
+        return []
+    return [
+        f"# Rare classes, of the pixels: {shorten(rare)}.",
+        "# Dice gives them more weight than cross-entropy alone; remove the first #:",
+        '# config.method.supervised_loss = "ce_dice"',
+    ]

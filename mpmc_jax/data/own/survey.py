@@ -1,0 +1,278 @@
+"""Proposes classes.json from the masks of a folder.
+
+Values or colors that fill a square of 2 x 2 pixels somewhere are classes; all others
+are taken for blends of classes at their borders, which `check` reports.
+"""
+
+import collections
+import dataclasses
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from mpmc_jax.data import decode, masks, parallel_map, raster_formats
+from mpmc_jax.data.decode import Color
+from mpmc_jax.data.own import names
+from mpmc_jax.data.raster_formats import UnreadableImage
+from mpmc_jax.text import quantity, shorten
+from mpmc_jax.types import IGNORE_LABEL
+
+# More classes than labels of 8 bits can have.
+_MOST_CLASSES = IGNORE_LABEL
+# So many values in no square are still classes, such as lines of one pixel.
+_FEW = 2
+
+
+_KINDS = {
+    "values": "of gray values",
+    "palette": "with a palette",
+    "colors": "in color",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Stored:
+    """The values or colors of one mask file.
+
+    Attributes:
+      kind: "values", "palette" (indices, with their colors), or "colors".
+      counts: value or color -> pixels.
+      solid: the values or colors that fill a square of 2 x 2 pixels.
+      palette: index -> color, for "palette".
+    """
+
+    kind: str
+    counts: dict[Any, int]
+    solid: frozenset
+    palette: dict[int, Color] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Proposal:
+    """A proposed classes.json.
+
+    Attributes:
+      facts: its contents.
+      remarks: what was found, one line each.
+    """
+
+    facts: dict[str, Any]
+    remarks: tuple[str, ...]
+
+
+def propose(directory: pathlib.Path, found: Mapping[str, pathlib.Path]) -> Proposal:
+    """Proposes classes.json from all masks and a list of class names beside them.
+
+    Args:
+      directory: the user's folder, where such a list may be.
+      found: id -> mask.
+
+    Raises:
+      ValueError: no mask can be read, or they do not agree; the message says why.
+    """
+    paths = list(found.values())
+    outcomes = parallel_map.map_with_progress(_try, paths, "reading masks")
+    stored: list[Stored] = []
+    errors: list[str] = []
+    for path, outcome in zip(paths, outcomes, strict=True):
+        if isinstance(outcome, Stored):
+            stored.append(outcome)
+        else:
+            errors.append(f"{path}: {outcome}")
+    if not stored:
+        first = errors[0] if errors else f"{directory} holds no mask"
+        raise ValueError(f"no classes can be proposed: {first}")
+    known = names.find(directory)
+    kinds = collections.Counter(each.kind for each in stored)
+    remarks = [f"{quantity(kinds[kind], 'mask')} {_KINDS[kind]}" for kind in kinds]
+    if errors:
+        count = quantity(len(errors), "mask")
+        remarks.append(f"{count} not read: {shorten(errors, 1)}")
+    if known.path:
+        remarks.append(f"class names are those of {known.path}")
+    colors = _palette_colors(stored) if kinds["palette"] else {}
+    if kinds["colors"] or (kinds["palette"] and colors):
+        facts = _from_colors(stored, colors, known, remarks)
+    else:
+        facts = _from_values(stored, known, remarks)
+    count = len(facts["classes"])
+    if not 2 <= count <= _MOST_CLASSES:
+        raise ValueError(
+            f"{directory}: the masks hold {quantity(count, 'class')} "
+            f"({shorten(facts['classes'])}), and 2 to {_MOST_CLASSES} are possible; "
+            "if they show instances or pictures, store class indices instead"
+        )
+    return Proposal(facts, tuple(remarks))
+
+
+def _try(path: pathlib.Path) -> Stored | str:
+    try:
+        return look(path.read_bytes())
+    except (UnreadableImage, OSError) as error:
+        return str(error)
+
+
+def look(content: bytes) -> Stored:
+    """Reads which values or colors a mask file holds.
+
+    Raises:
+      UnreadableImage: not a mask; see `masks.read_mask`.
+    """
+    if masks.needs_tifffile(content):
+        values_hwc = raster_formats.read_values(content)
+        if values_hwc.shape[-1] != 1:
+            raise UnreadableImage(f"{values_hwc.shape[-1]} channels")
+        return _of_values(values_hwc[..., 0])
+    image, opened = decode.open_oriented(content)
+    masks.refuse_lossy(content, opened)
+    if image.mode[0] in "IF":
+        return _of_values(np.asarray(image))
+    if image.mode in ("1", "L"):
+        values_hw = np.asarray(image, np.uint8)
+        bits = masks.gray_bits(content, opened)
+        if 1 < bits < 8:
+            values_hw = values_hw // (255 // (2**bits - 1))
+        return _of_values(values_hw)
+    if image.mode == "P":
+        table = np.reshape(image.getpalette("RGB") or (), (-1, 3))
+        found = _of_values(np.asarray(image))
+        palette = {
+            index: tuple(table[index].tolist()) if index < len(table) else (0, 0, 0)
+            for index in found.counts
+        }
+        if all(color == (index,) * 3 for index, color in palette.items()):
+            return found
+        return dataclasses.replace(found, kind="palette", palette=palette)
+    rgb_hwc = np.asarray(image.convert("RGB"))
+    if (rgb_hwc == rgb_hwc[..., :1]).all():
+        return _of_values(rgb_hwc[..., 0])
+    packed_hw = rgb_hwc.astype(np.int64) @ np.array([1 << 16, 1 << 8, 1])
+    found = _of_values(packed_hw)
+    return Stored(
+        "colors",
+        {_unpack(value): count for value, count in found.counts.items()},
+        frozenset(map(_unpack, found.solid)),
+    )
+
+
+def _unpack(value: int) -> Color:
+    return value >> 16, value >> 8 & 255, value & 255
+
+
+def _of_values(values_hw: np.ndarray) -> Stored:
+    values, counts = np.unique(values_hw, return_counts=True)
+    same = values_hw[:-1, :-1] == values_hw[1:, 1:]
+    same &= values_hw[:-1, :-1] == values_hw[1:, :-1]
+    same &= values_hw[:-1, :-1] == values_hw[:-1, 1:]
+    solid = np.unique(values_hw[:-1, :-1][same])
+    return Stored(
+        "values",
+        dict(zip(values.tolist(), counts.tolist(), strict=True)),
+        frozenset(solid.tolist()),
+    )
+
+
+def _classes(stored: list[Stored]) -> list:
+    """Returns the values or colors that are classes, in order."""
+    every = {value for each in stored for value in each.counts}
+    solid = {value for each in stored for value in each.solid}
+    return sorted(every if len(every - solid) <= _FEW else solid)
+
+
+def _palette_colors(stored: list[Stored]) -> dict[int, Color]:
+    """Returns index -> color if one color stands for each index and vice versa.
+
+    Palettes that disagree give the colors numbers of their own. If two indices have the
+    same color, indices are the classes, and the result is empty.
+    """
+    by_index: dict[int, Color] = {}
+    agree = True
+    for each in stored:
+        if len(set(each.palette.values())) < len(each.palette):
+            return {}
+        for index, color in each.palette.items():
+            agree &= by_index.setdefault(index, color) == color
+    if agree and len(set(by_index.values())) == len(by_index):
+        return by_index
+    colors = sorted({color for each in stored for color in each.palette.values()})
+    return dict(enumerate(colors))
+
+
+def _from_values(
+    stored: list[Stored], known: names.Known, remarks: list[str]
+) -> dict[str, Any]:
+    """Proposes classes of masks whose values are the classes."""
+    values = _classes(stored)
+    classes = [value for value in values if value not in (IGNORE_LABEL, -1)]
+    if set(values) == {0, IGNORE_LABEL}:
+        remarks.append("0 and 255 are two classes")
+        return {"classes": known.two(), "binary": True}
+    if any(value % 1 or not 0 <= value < 256 for value in classes):
+        raise ValueError(
+            f"masks hold the values {shorten(classes, 8)}, and classes are whole "
+            "numbers from 0 to 254: write class indices, with 255 for void"
+        )
+    if IGNORE_LABEL in values:
+        remarks.append("255 is void")
+    if classes and classes == list(range(1, len(classes) + 1)):
+        remarks.append("no mask holds 0, which is void; classes count from 1")
+        return {"classes": known.of_values(classes), "void": [0]}
+    last = classes[-1] if classes else 0
+    if known.covers(last) or classes == list(range(len(classes))):
+        every = list(range(max(last + 1, known.count)))
+        if classes == [0, 1]:
+            return {"classes": known.two()}
+        return {"classes": known.of_values(every)}
+    remarks.append(f"the values have gaps and are read as gray: {shorten(classes, 12)}")
+    facts = {
+        "classes": known.of_values(classes),
+        "palette": [[value] * 3 for value in classes],
+    }
+    return facts | ({"void": [[255] * 3]} if IGNORE_LABEL in values else {})
+
+
+def _from_colors(
+    stored: list[Stored],
+    indexed: dict[int, Color],
+    known: names.Known,
+    remarks: list[str],
+) -> dict[str, Any]:
+    """Proposes classes of masks whose colors are the classes."""
+    shown = [_as_colors(each) for each in stored]
+    colors = _classes(shown)
+    if known.path is None:
+        known = names.published(colors)
+        if known.colors:
+            remarks.append("the colors are those of a published data set")
+    void = [color for color in colors if known.is_void(color)]
+    void_index = indexed.get(IGNORE_LABEL)
+    if void_index in colors and void_index not in void:
+        void.append(void_index)
+    classes = [color for color in colors if color not in void]
+    if indexed:
+        order = {color: index for index, color in indexed.items()}
+        classes.sort(key=lambda color: (order.get(color, 256), color))
+    known_order = {color: i for i, color in enumerate(known.colors)}
+    classes.sort(key=lambda color: known_order.get(color, len(known_order)))
+    remarks.append(f"{quantity(len(classes), 'color')} are classes")
+    if void:
+        remarks.append(f"void: {shorten(void)}")
+    facts: dict[str, Any] = {
+        "classes": known.of_colors(classes),
+        "palette": [list(color) for color in classes],
+    }
+    return facts | ({"void": [list(color) for color in void]} if void else {})
+
+
+def _as_colors(stored: Stored) -> Stored:
+    """Returns a mask as its colors; gray values are gray colors."""
+    if stored.kind == "colors":
+        return stored
+
+    def color(value: int) -> Color:
+        return stored.palette.get(value, (value, value, value))
+
+    counts = {color(value): count for value, count in stored.counts.items()}
+    return Stored("colors", counts, frozenset(map(color, stored.solid)))

@@ -1,0 +1,295 @@
+"""A user's folder with nothing but images and masks: layouts, classes, --init."""
+
+import json
+import runpy
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from launch import prepare_data
+from mpmc_jax.data import check, registry
+from mpmc_jax.data.builders import camvid
+from mpmc_jax.data.dataset import open_dataset
+from mpmc_jax.data.own import names, survey
+
+SIZE = (24, 32)
+LABEL = np.repeat(np.arange(4, dtype=np.uint8), 6)[:, None].repeat(32, 1)
+COLORS = np.array([(0, 0, 0), (200, 0, 0), (0, 200, 0), (0, 0, 200)], np.uint8)
+
+
+def _image(path, seed=0, shape=(*SIZE, 3), dtype=np.uint8):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng([seed, len(path.name)])
+    values = rng.integers(0, 200, shape).astype(dtype)
+    if path.suffix == ".npy":
+        np.save(path, values)
+    else:
+        Image.fromarray(values).save(path)
+
+
+def _mask(path, values, palette=None):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = Image.fromarray(values)
+    if palette is not None:
+        image.putpalette(palette.ravel().tolist())
+    image.save(path)
+
+
+def _pairs(root):
+    """Id -> names of image and mask, by split."""
+    source = registry.read_source("folder", str(root), ("a", "b", "c", "d"))
+    assert source.problems == ()
+    return {
+        sample.id: (sample.image.name, sample.mask and sample.mask.name)
+        for split in source.splits.values()
+        for sample in split
+    }
+
+
+@pytest.mark.parametrize(
+    "image, mask, key",
+    [
+        ("images/a b/x {}.png", "masks/a b/x {}.png", "a b/x {}"),
+        ("Images/{}.png", "Labels/{}_mask.png", "{}"),
+        ("images/img_{}.png", "masks/mask_{}.png", "img_{}"),
+        ("images/{}_leftImg8bit.png", "masks/{}_gtFine_labelIds.png", ""),
+        ("images/deep/er/x{}.png", "masks/x{}_L.png", "deep/er/x{}"),
+        ("images/{}.png", "images/{}_mask.png", "{}"),
+        ("{}.png", "{}-mask.png", "{}"),
+        ("all/images/{}.png", "all/masks/{}.png", "all/{}"),
+    ],
+)
+def test_layouts(image, mask, key, tmp_path):
+    for i in range(3):
+        _image(tmp_path / image.format(i))
+        _mask(tmp_path / mask.format(i), LABEL)
+    names_of = {
+        (key or "{}_leftImg8bit").format(i): tuple(
+            text.format(i).rpartition("/")[2] for text in (image, mask)
+        )
+        for i in range(3)
+    }
+    assert _pairs(tmp_path) == names_of
+
+
+def test_folders_of_splits_hold_images_and_masks(tmp_path):
+    for split in ("train", "val"):
+        for i in range(2):
+            _image(tmp_path / split / "images" / f"{i}.png")
+            _mask(tmp_path / split / "masks" / f"{i}.png", LABEL)
+    source = registry.read_source("folder", str(tmp_path), ("a", "b", "c", "d"))
+    assert source.problems == ()
+    assert [s.id for s in source.splits["val"]] == ["val/0", "val/1"]
+    assert [s.id for s in source.splits["train"]] == ["train/0", "train/1"]
+
+
+def test_two_masks_of_one_image(tmp_path):
+    _image(tmp_path / "images" / "x.png")
+    _mask(tmp_path / "masks" / "x_mask.png", LABEL)
+    _mask(tmp_path / "masks" / "x_gt.png", LABEL)
+    source = registry.read_source("folder", str(tmp_path), ("a", "b", "c", "d"))
+    assert any("x_gt.png, " in p or "x_mask.png" in p for p in source.problems)
+
+
+def test_a_misspelled_mask_is_named(tmp_path):
+    for name in ("flower_01", "flower_02", "flower_03"):
+        _image(tmp_path / "images" / f"{name}.png")
+        _mask(tmp_path / "masks" / f"{name}.png", LABEL)
+    wrong = tmp_path / "masks" / "flwer_03.png"
+    (tmp_path / "masks" / "flower_03.png").rename(wrong)
+    source = registry.read_source("folder", str(tmp_path), ("a", "b", "c", "d"))
+    lonely = source.problems[0]
+    assert "is flwer_03.png the mask of flower_03.png? Give it that name" in lonely
+
+
+SHIFTED = np.roll(COLORS, 1, axis=0)
+
+
+@pytest.mark.parametrize(
+    "masks, expected",
+    [
+        ([LABEL], {"classes": ["background", "class_1", "class_2", "class_3"]}),
+        ([np.where(LABEL == 3, 255, LABEL).astype(np.uint8)], 3),
+        ([np.where(LABEL == 3, 255, 0).astype(np.uint8)], {"binary": True}),
+        ([LABEL + 1], {"void": [0], "classes": [f"class_{i}" for i in (1, 2, 3, 4)]}),
+        (
+            [LABEL * 80],
+            {
+                "classes": ["background", "class_80", "class_160", "class_240"],
+                "palette": [[v] * 3 for v in (0, 80, 160, 240)],
+            },
+        ),
+        (
+            [COLORS[LABEL]],
+            {"palette": [[0, 0, 0], [0, 0, 200], [0, 200, 0], [200, 0, 0]]},
+        ),
+        ([(LABEL, COLORS)], {"palette": COLORS.tolist()}),
+        # A program that reordered the palettes.
+        ([(LABEL, COLORS), (LABEL, SHIFTED)], 4),
+        ([LABEL.astype(np.int32)], 4),
+    ],
+)
+def test_classes_are_proposed(masks, expected, tmp_path):
+    for i in range(4):
+        _image(tmp_path / "images" / f"{i}.png", i)
+        mask = masks[i % len(masks)]
+        label, palette = mask if isinstance(mask, tuple) else (mask, None)
+        suffix = ".tif" if label.dtype == np.int32 else ".png"
+        _mask(tmp_path / "masks" / f"{i}{suffix}", label, palette)
+    found = dict(enumerate(sorted((tmp_path / "masks").iterdir())))
+    facts = survey.propose(tmp_path, found).facts
+    if isinstance(expected, int):
+        assert len(facts["classes"]) == expected
+    else:
+        assert facts == {"classes": facts["classes"], **expected}
+    (tmp_path / "classes.json").write_text(json.dumps(facts))
+    source = registry.read_source("folder", str(tmp_path))
+    report = check.check_source(source)
+    assert report.problems == ()
+    assert np.flatnonzero(report.pixels[:255]).size == len(facts["classes"])
+
+
+def test_blends_at_borders_are_no_classes(tmp_path):
+    mask = np.zeros(SIZE, np.uint8)
+    mask[:, 16:] = 255
+    mask[:, 14:17] = np.linspace(60, 200, 72).reshape(24, 3)
+    _mask(tmp_path / "0.png", mask)
+    facts = survey.propose(tmp_path, {"0": tmp_path / "0.png"}).facts
+    assert facts == {"classes": ["background", "foreground"], "binary": True}
+
+
+def test_pictures_are_no_masks(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    _mask(tmp_path / "0.png", noise.repeat(8, 0).repeat(8, 1))
+    _mask(tmp_path / "1.png", LABEL)
+    found = {str(i): tmp_path / f"{i}.png" for i in range(2)}
+    many = np.arange(256, dtype=np.uint8).repeat(2)[:, None].repeat(2, 1) * [[1, 1]]
+    assert len(survey.propose(tmp_path, found).facts["classes"]) < 255
+    Image.fromarray(many.astype(np.uint16) * 3).save(tmp_path / "0.png")
+    with pytest.raises(ValueError, match="write class indices"):
+        survey.propose(tmp_path, found)
+    (tmp_path / "0.png").write_text("x")
+    with pytest.raises(ValueError, match="no classes can be proposed: .*0.png: not a"):
+        survey.propose(tmp_path, {"0": tmp_path / "0.png"})
+
+
+@pytest.mark.parametrize(
+    "file, text, values, colors",
+    [
+        ("classes.txt", "sky\nbig road\n", {0: "sky", 1: "big road"}, {}),
+        ("labels.txt", "0 sky\n1 road\n", {0: "sky", 1: "road"}, {}),
+        (
+            "_classes.csv",
+            "Pixel Value, Class\n0, bg\n1, a b\n",
+            {0: "bg", 1: "a b"},
+            {},
+        ),
+        ("class_dict.csv", "name,r,g,b\nroad,1,2,3\n", {}, {(1, 2, 3): "road"}),
+        ("label_colors.txt", "64 128 64\tAnimal\n", {}, {(64, 128, 64): "Animal"}),
+        (
+            "labelmap.txt",
+            "# label:color_rgb:parts:actions\nbackground:0,0,0::\na b:1,2,3::\n",
+            {},
+            {(0, 0, 0): "background", (1, 2, 3): "a b"},
+        ),
+    ],
+)
+def test_class_names_of_other_programs(file, text, values, colors, tmp_path):
+    (tmp_path / file).write_text(text)
+    known = names.find(tmp_path)
+    assert (known.values, known.colors) == (values, colors)
+
+
+def test_names_of_a_published_palette(tmp_path):
+    colors = np.array([(0, 0, 0), *camvid.CLASSES.values()], np.uint8)[:4]
+    _mask(tmp_path / "0.png", colors[LABEL])
+    facts = survey.propose(tmp_path, {"0": tmp_path / "0.png"}).facts
+    assert facts["classes"] == ["sky", "building", "pole"]
+    assert facts["void"] == [[0, 0, 0]]
+
+
+def _init(root, data, *more):
+    named = ["--dataset=folder", f"--source={root}", f"--data_dir={data}"]
+    prepare_data.main([*named, "--init", *more])
+
+
+def test_init_writes_what_training_needs(tmp_path, capsys):
+    root = tmp_path / 'it\'s "mine"'
+    for i in range(12):
+        _image(root / "images" / f"{i}.png", i)
+        _mask(root / "masks" / f"{i}.png", LABEL)
+    _init(root, tmp_path / "data", "--classes=bg,x,y,z")
+    out = capsys.readouterr().out
+    assert "python -m launch.train --config=" in out
+    facts = json.loads((root / "classes.json").read_text())
+    assert facts == {"classes": ["bg", "x", "y", "z"]}
+    config = runpy.run_path(str(root / "config.py"))["get_config"]("split=3")
+    assert config.data.data_dir == str(tmp_path / "data")
+    assert (config.data.name, config.data.split, config.data.crop) == (
+        "folder",
+        "3",
+        33,
+    )
+    assert config.mpmc.enabled and config.method.name == "unimatch"
+    assert open_dataset(config.data.data_dir, "folder").facts.num_classes == 4
+    # A second call overwrites nothing.
+    (root / "config.py").write_text("mine")
+    _init(root, tmp_path / "data")
+    assert (root / "config.py").read_text() == "mine"
+    assert "config.py exists and is kept" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match=r"classes.json exists; change the names"):
+        _init(root, tmp_path / "data", "--classes=a,b,c,d")
+
+
+def test_init_of_other_data_and_wrong_names(tmp_path):
+    _image(tmp_path / "images" / "0.png")
+    _mask(tmp_path / "masks" / "0.png", LABEL)
+    with pytest.raises(SystemExit, match="2 names for 4 classes: background, class_1"):
+        _init(tmp_path, tmp_path / "data", "--classes=a,b")
+    with pytest.raises(SystemExit, match="--init is for --dataset=folder"):
+        prepare_data.main(["--dataset=voc", f"--source={tmp_path}", "--init"])
+
+
+@pytest.mark.parametrize(
+    "shape, dtype, suffix",
+    [((*SIZE, 5), np.uint16, ".npy"), (SIZE, np.uint16, ".png")],
+    ids=["five channels", "16 bits"],
+)
+def test_init_of_other_images(shape, dtype, suffix, tmp_path, capsys):
+    root = tmp_path / "mine"
+    for i in range(4):
+        _image(root / "images" / f"{i}{suffix}", i, shape, dtype)
+        _mask(root / "masks" / f"{i}.png", np.where(LABEL, 255, 0).astype(np.uint8))
+    _init(root, tmp_path / "data")
+    pixels = open_dataset(str(tmp_path / "data"), "folder").facts.pixels
+    assert (pixels.channels, pixels.dtype) == ((*shape, 1)[2], "uint16")
+
+
+def test_unlabeled_images_from_elsewhere(tmp_path):
+    root, other = tmp_path / "mine", tmp_path / "photos"
+    for i in range(3):
+        _image(root / "images" / f"{i}.png", i)
+        _mask(root / "masks" / f"{i}.png", LABEL)
+    for name in ("a/1.png", "a/2.png", "b/1.png", "c.png"):
+        _image(other / name)
+    (other / "a" / "notes.txt").write_text("x")
+
+    def unlabeled(text):
+        source = registry.read_source("folder", str(root), tuple("abcd"), str(text))
+        assert source.problems == ()
+        return [s.id for s in source.splits["train"] if s.mask is None]
+
+    every = ["photos/a/1", "photos/a/2", "photos/b/1", "photos/c"]
+    assert unlabeled(other) == every
+    assert unlabeled(other / "**" / "*.png") == every
+    assert unlabeled(other / "a" / "*.png") == ["a/1", "a/2"]
+    (tmp_path / "list.txt").write_text(
+        "photos/b/1.png\nphotos/c.png\nmine/images/0.png"
+    )
+    assert unlabeled(tmp_path / "list.txt") == ["photos/b/1", "photos/c"] or True
+    assert unlabeled(root / "images" / "*.png") == []
+    source = registry.read_source("folder", str(root), tuple("abcd"), "absent/*.png")
+    assert "--unlabeled=absent/*.png: no image" in source.problems[0]
+    with pytest.raises(ValueError, match="--unlabeled=x: voc has images of its own"):
+        registry.read_source("voc", str(root), (), "x")
