@@ -10,12 +10,14 @@ the image is 1.6, 3 and 5 times faster at rates 6, 12 and 18.
 On GPUs, cuDNN has no gradient of a dilated kernel, for which XLA takes a convolution
 whose window is the whole image. At dilation d this gradient is that of an undilated
 kernel on the d x d phases of the image, each d-th row and column, which cuDNN has. A
-1x1 convolution stays one: as a product, it would be transposed around.
+1x1 convolution stays one: as a product, it would be transposed around. The exception is
+a network's last one, see `score`.
 
 TPUs use XLA's convolution, and products for 1x1 kernels.
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -41,6 +43,10 @@ class _Geometry(NamedTuple):
     padding: int
 
 
+# XLA pads operands of products in bfloat16 to multiples of this.
+_PRODUCT_SIDE = 8
+
+
 class _Span(NamedTuple):
     """Where a tap reads the image along an axis, and not its padding."""
 
@@ -64,6 +70,64 @@ def convolve(
         x_bhwi = x_bhwi[:, ::stride, ::stride]
         return lax.dot_general(x_bhwi, kernel_kkio[0, 0], (((3,), (0,)), ((), ())))
     return _convolution(geometry, x_bhwi, kernel_kkio)
+
+
+def multiplies_halves(x_bhwi: Array, kernel_kkio: Array) -> bool:
+    """Whether `score` computes a network's last convolution.
+
+    There, maps in bfloat16 are multiplied as they are and summed in float32, as TPUs do
+    anyway. cuDNN has no such convolution: it would write and read a float32 copy of the
+    map, and one of its gradient.
+    """
+    halves = x_bhwi.dtype == jnp.bfloat16 and kernel_kkio.shape[0] == 1
+    return halves and target_platform() == "gpu"
+
+
+@jax.custom_vjp
+def score(x_bhwi: Array, kernel_11io: Array) -> Array:
+    """Multiplies every position of a bfloat16 map with the kernel, in float32."""
+    return _score_forward(x_bhwi, kernel_11io)[0]
+
+
+@jax.jit
+def _score_forward(x_bhwi, kernel_11io):
+    *positions, channels = x_bhwi.shape
+    features = kernel_11io.shape[-1]
+    kernel_io = _padded_columns(kernel_11io[0, 0].astype(x_bhwi.dtype))
+    # Padded where the map is made, and not by a copy of it.
+    x_ni = _padded_rows(x_bhwi.reshape(-1, channels))
+    scores_no = jnp.dot(x_ni, kernel_io, preferred_element_type=jnp.float32)
+    scores_no = scores_no[: math.prod(positions), :features]
+    return scores_no.reshape(*positions, features), (x_ni, kernel_io)
+
+
+@jax.jit
+def _score_backward(residuals, dy_bhwo):
+    x_ni, kernel_io = residuals
+    features = dy_bhwo.shape[-1]
+    dy_no = dy_bhwo.reshape(-1, features).astype(x_ni.dtype)
+    dy_no = _padded_columns(dy_no)
+    dkernel_io = lax.dot_general(
+        x_ni,
+        _padded_rows(dy_no),
+        (((0,), (0,)), ((), ())),
+        preferred_element_type=jnp.float32,
+    )
+    one = _Geometry(stride=1, dilation=1, padding=0)
+    dy_bhwo = dy_no.reshape(*dy_bhwo.shape[:3], -1)
+    dx_bhwi = _convolution(one, dy_bhwo, kernel_io.T[None, None])
+    return dx_bhwi, dkernel_io[None, None, :, :features]
+
+
+score.defvjp(_score_forward, _score_backward)
+
+
+def _padded_rows(x_nc: Array) -> Array:
+    return jnp.pad(x_nc, ((0, -x_nc.shape[0] % _PRODUCT_SIDE), (0, 0)))
+
+
+def _padded_columns(x_nc: Array) -> Array:
+    return jnp.pad(x_nc, ((0, 0), (0, -x_nc.shape[1] % _PRODUCT_SIDE)))
 
 
 def _convolution(geometry: _Geometry, x_bhwi: Array, kernel_kkio: Array) -> Array:

@@ -14,7 +14,11 @@ from flax import linen as nn
 from jax.nn import initializers
 
 from mpmc_jax import distributed
-from mpmc_jax.models.convolution import convolve
+from mpmc_jax.models.convolution import (
+    convolve,
+    multiplies_halves,
+    score,
+)
 from mpmc_jax.models.normalization import (
     Form,
     finish,
@@ -25,6 +29,7 @@ from mpmc_jax.models.normalization import (
     per_channel,
 )
 from mpmc_jax.models.rematerialization import keep
+from mpmc_jax.precision import at_least_float32
 
 Array = jax.Array
 
@@ -84,6 +89,18 @@ class Conv(nn.Module):
             return kernel, None
         bias_init = symmetric_uniform((spec.kernel**2 * channels) ** -0.5)
         return kernel, self.param("bias", bias_init, (spec.features,), jnp.float32)
+
+
+class Scores(Conv):
+    """The last convolution of a network: its result is float32, or float64."""
+
+    def __call__(self, x_bhwc: Array) -> Array:
+        """Convolves in at least float32, or as `multiplies_halves` says."""
+        kernel_kkio, bias_o = self.parameters(x_bhwc.shape[-1])
+        if not multiplies_halves(x_bhwc, kernel_kkio):
+            return convolution(self.spec, at_least_float32(x_bhwc), kernel_kkio, bias_o)
+        out_bhwc = score(x_bhwc, kernel_kkio)
+        return keep(out_bhwc if bias_o is None else out_bhwc + per_channel(bias_o))
 
 
 def convolution(

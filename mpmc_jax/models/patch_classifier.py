@@ -9,10 +9,9 @@ from mpmc_jax.models.layers import ConvSpec
 from mpmc_jax.models.pooling import (
     VALID_WINDOWS,
     WINDOWS,
-    average_pool,
+    add_pooled,
     multi_scale_pool,
 )
-from mpmc_jax.precision import at_least_float32
 
 Array = jax.Array
 
@@ -41,9 +40,7 @@ class ScaleProjection(nn.Module):
         together = ConvSpec(self.features * len(kernels))
         kernel = jnp.concatenate(kernels, axis=-1)
         joined_bhwd = layers.convolution(together, z_bhwd, kernel)
-        parts = jnp.split(joined_bhwd, len(kernels), axis=-1)
-        scales = list(map(average_pool, parts, self.windows))
-        return sum(scales[1:], start=scales[0])
+        return add_pooled(joined_bhwd, self.windows)
 
 
 class PatchClassifier(nn.Module):
@@ -100,5 +97,5 @@ class PatchClassifier(nn.Module):
                     self.axis_name,
                     name=f"block{i}_conv{j}",
                 )(x_bhwd, train=train)
-        classifier = layers.Conv(ConvSpec(self.num_classes), True, name="classifier")
-        return classifier(at_least_float32(x_bhwd))
+        classifier = layers.Scores(ConvSpec(self.num_classes), True, name="classifier")
+        return classifier(x_bhwd)

@@ -56,6 +56,71 @@ def multi_scale_pool(z_bhwd: Array, windows: Sequence[int] = WINDOWS) -> Array:
     return jnp.concatenate([average_pool(z_bhwd, w) for w in windows], axis=-1)
 
 
+def add_pooled(joined_bhwd: Array, windows: Sequence[int]) -> Array:
+    """Pools each part of the channels at its window, and adds the parts.
+
+    (b,h,w,d*len(windows)) becomes (b,h,w,d).
+    """
+    if target_platform() == "gpu":
+        return _add_pooled(tuple(windows), joined_bhwd)
+    parts = jnp.split(joined_bhwd, len(windows), axis=-1)
+    return functools.reduce(jnp.add, map(average_pool, parts, windows))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+@traced_once
+def _add_pooled(windows: tuple[int, ...], joined_bhwd: Array) -> Array:
+    """Pools and adds, without copies of the parts."""
+    batch, height, width, channels = joined_bhwd.shape
+    shape = (batch, height, width, len(windows), channels // len(windows))
+    parts_bhwpd = joined_bhwd.reshape(shape)
+    pooled = [_pooled(parts_bhwpd, i, window) for i, window in enumerate(windows)]
+    return functools.reduce(jnp.add, pooled).astype(joined_bhwd.dtype)
+
+
+def _add_pooled_forward(windows, joined_bhwd):
+    return _add_pooled(windows, joined_bhwd), None
+
+
+@traced_once
+def _add_pooled_backward(windows, residuals, dy_bhwd):
+    """Pools the cotangent at each window: a centered mean is its own transpose."""
+    del residuals
+    pooled = [_pooled(dy_bhwd[:, :, :, None], 0, window) for window in windows]
+    return (jnp.concatenate(pooled, axis=-1).astype(dy_bhwd.dtype),)
+
+
+_add_pooled.defvjp(_add_pooled_forward, _add_pooled_backward)
+
+
+def _pooled(parts_bhwpd: Array, part: int, window: int) -> Array:
+    """Averages one part of the channels, in at least float32: (b,h,w,d).
+
+    Means of columns are rounded to the map's dtype, which halves what is written.
+    """
+    if window == 1:
+        return at_least_float32(parts_bhwpd[:, :, :, part])
+    of_columns = _mean_along(1, parts_bhwpd, part, window).astype(parts_bhwpd.dtype)
+    # XLA would drop a rounding between sums in float32.
+    of_columns = lax.optimization_barrier(of_columns)
+    return _mean_along(2, of_columns, 0, window)[:, :, :, 0]
+
+
+def _mean_along(axis: int, parts_bhwpd: Array, part: int, window: int) -> Array:
+    """Averages one part along an axis, in at least float32: (b,h,w,1,d).
+
+    Negative padding leaves the other parts out. XLA would copy a slice.
+    """
+    dimensions, padding = [1] * 5, [(0, 0)] * 5
+    dimensions[axis] = window
+    padding[axis] = (window // 2, window // 2)
+    padding[3] = (-part, part + 1 - parts_bhwpd.shape[3])
+    sum_bhw1d = lax.reduce_window(
+        at_least_float32(parts_bhwpd), 0.0, lax.add, dimensions, (1,) * 5, padding
+    )
+    return sum_bhw1d / window
+
+
 class _Windows(NamedTuple):
     """Square windows on a map, by its two axes.
 

@@ -2,6 +2,7 @@
 
 import itertools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -308,6 +309,29 @@ def test_one_by_one_convolution_equals_a_strided_convolution(stride, size):
     )
     out = module.apply(variables, x)
     np.testing.assert_allclose(out, expected + bias[None, None, None], atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(3, 5, 7, 6), (2, 4, 4, 8)])
+def test_scores_for_gpus_are_products_of_bfloat16_in_float32(shape):
+    x, kernel, weights = (
+        jax.random.normal(jax.random.fold_in(KEY, i), each, jnp.bfloat16)
+        for i, each in enumerate([shape, (1, 1, shape[-1], 5), (*shape[:3], 5)])
+    )
+    module = layers.Scores(ConvSpec(5), True)
+    params = {"kernel": kernel.astype(jnp.float32), "bias": jnp.arange(5.0)}
+
+    def weighed(params, x):
+        scores = module.apply({"params": params}, x)
+        return jnp.sum(scores * weights.astype(scores.dtype)), scores
+
+    gradients = jax.grad(weighed, (0, 1), has_aux=True)
+    with platforms.compiled_for("gpu"):
+        (of_params, of_x), scores = gradients(params, x)
+    expected, exact = gradients(params, x.astype(jnp.float32))
+    chex.assert_type([scores, of_x], [jnp.float32, jnp.bfloat16])
+    chex.assert_trees_all_close(scores, exact, rtol=1e-5, atol=1e-5)
+    chex.assert_trees_all_close(of_params, expected[0], rtol=1e-5, atol=1e-5)
+    chex.assert_trees_all_equal(of_x, expected[1].astype(jnp.bfloat16))
 
 
 def test_convolution_pads_symmetrically_at_stride_two():

@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +10,8 @@ import pytest
 
 from mpmc_jax.models import PatchClassifier
 from mpmc_jax.models.patch_classifier import ScaleProjection
-from mpmc_jax.models.pooling import average_pool, multi_scale_pool
+from mpmc_jax.models.platform import compiled_for
+from mpmc_jax.models.pooling import add_pooled, average_pool, multi_scale_pool
 
 KEY = jax.random.key(0)
 
@@ -61,6 +63,19 @@ def test_scales_are_concatenated_in_the_order_given():
     np.testing.assert_array_equal(out[..., 2:], z)
     np.testing.assert_array_equal(out[..., :2], average_pool(z, 7))
     assert multi_scale_pool(z).shape == (1, 5, 5, 6)
+
+
+def test_adding_pooled_parts_for_gpus_equals_pooling_each():
+    joined, cotangent = jax.random.normal(KEY, (2, 1, 11, 8, 6))
+
+    def weighed(joined):
+        out = add_pooled(joined, (1, 7, 19))
+        return jnp.sum(out * cotangent[..., :2]), out
+
+    expected = jax.grad(weighed, has_aux=True)(joined)
+    with compiled_for("gpu"):
+        found = jax.grad(weighed, has_aux=True)(joined)
+    chex.assert_trees_all_close(found, expected, atol=1e-6)
 
 
 @pytest.mark.parametrize(

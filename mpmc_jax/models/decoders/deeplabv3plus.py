@@ -212,8 +212,8 @@ class ASPPDecoder(nn.Module):
         def head(x_bhwd: Array, stem: str, specs, features: int, name: str):
             for i, spec in enumerate(specs):
                 x_bhwd = conv_norm(spec, f"{stem}{i}", x_bhwd, self.variant.fuse_bias)
-            last = layers.Conv(ConvSpec(features), True, name=name)
-            return last(at_least_float32(x_bhwd)), x_bhwd
+            last = layers.Scores(ConvSpec(features), True, name=name)
+            return last(x_bhwd), x_bhwd
 
         both_bhwd = self._join(taps, conv_norm)
         fuse = self.spec.fuse

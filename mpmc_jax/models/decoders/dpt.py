@@ -20,7 +20,6 @@ from mpmc_jax.models.interface import Decoder, Encoder, FeatureMap, Tap
 from mpmc_jax.models.layers import ConvSpec
 from mpmc_jax.models.receptive_field import Interpolation, Window, stride_of
 from mpmc_jax.models.resize import resize_align_corners
-from mpmc_jax.precision import at_least_float32
 from mpmc_jax.types import Prediction
 
 Array = jax.Array
@@ -188,10 +187,8 @@ class DPTDecoder(nn.Module):
         last_bhwd = nn.relu(
             layers.Conv(ConvSpec(fused, 3), True, name="output")(x_bhwd)
         )
-        classifier = layers.Conv(ConvSpec(self.num_classes), True, name="classifier")
-        prediction = Prediction(
-            logits=classifier(at_least_float32(last_bhwd)), decoder=last_bhwd
-        )
+        classifier = layers.Scores(ConvSpec(self.num_classes), True, name="classifier")
+        prediction = Prediction(logits=classifier(last_bhwd), decoder=last_bhwd)
         heads = FurtherHeads(
             fused, self.num_classes, self.embedding, self.auxiliary, name="further"
         )

@@ -11,7 +11,6 @@ from flax import linen as nn
 
 from mpmc_jax.models import layers
 from mpmc_jax.models.layers import ConvSpec
-from mpmc_jax.precision import at_least_float32
 from mpmc_jax.types import Prediction
 
 Array = jax.Array
@@ -68,8 +67,7 @@ class FurtherHeads(nn.Module):
             return out_bhwd
 
         def last(features: int, name: str, x_bhwd: Array) -> Array:
-            module = layers.Conv(ConvSpec(features), True, name=name)
-            return module(at_least_float32(x_bhwd))
+            return layers.Scores(ConvSpec(features), True, name=name)(x_bhwd)
 
         if self.embedding:
             inner = conv("embed1", conv("embed0", deep_bhwd))

@@ -5,7 +5,7 @@ a classifier; the embedding and auxiliary heads, which U2PL and AEL need, are th
 project's own (D22), built like those of DeepLabV3+.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,6 @@ from mpmc_jax.models.interface import Decoder, Encoder, Tap, feature_maps
 from mpmc_jax.models.layers import ConvSpec
 from mpmc_jax.models.receptive_field import Interpolation, Window
 from mpmc_jax.models.resize import resize_align_corners
-from mpmc_jax.precision import at_least_float32
 from mpmc_jax.types import Prediction
 
 Array = jax.Array
@@ -111,17 +110,18 @@ class UNetDecoder(nn.Module):
                 out_bhwd = out_bhwd * masks[name].astype(out_bhwd.dtype)
             return out_bhwd
 
-        prediction = Prediction(
-            logits=_last(ConvSpec(self.num_classes, 3), "classifier")(x_bhwd),
-            decoder=x_bhwd,
-        )
+        def scores(spec: ConvSpec, name: str, x_bhwd: Array) -> Array:
+            return layers.Scores(spec, True, name=name)(x_bhwd)
+
+        logits = scores(ConvSpec(self.num_classes, 3), "classifier", x_bhwd)
+        prediction = Prediction(logits=logits, decoder=x_bhwd)
         if self.embedding:
             inner = conv_norm("embed1", conv_norm("embed0", x_bhwd))
-            embedding = _last(ConvSpec(channels[0]), "embedding")(inner)
+            embedding = scores(ConvSpec(channels[0]), "embedding", inner)
             prediction = prediction.replace(embedding=embedding)
         if self.auxiliary:
             inner = conv_norm("auxiliary0", taps[AUXILIARY_INPUT])
-            extra = _last(ConvSpec(self.num_classes), "auxiliary")(inner)
+            extra = scores(ConvSpec(self.num_classes), "auxiliary", inner)
             prediction = prediction.replace(auxiliary=extra)
         return prediction
 
@@ -138,9 +138,3 @@ class UNetDecoder(nn.Module):
             block = Block(features, axis_name=self.axis_name, name=f"up{i}")
             x_bhwd = block(x_bhwd, None, train)
         return x_bhwd
-
-
-def _last(spec: ConvSpec, name: str) -> Callable[[Array], Array]:
-    """Makes a head's last convolution, in at least float32, in a compact call."""
-    conv = layers.Conv(spec, True, name=name)
-    return lambda x_bhwd: conv(at_least_float32(x_bhwd))
