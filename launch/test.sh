@@ -32,6 +32,6 @@ echo "== types"
 "$python" -m basedpyright
 echo "== tests"
 SECONDS=0
-"$python" -m pytest -q -m "$marks" -n 2 --dist loadfile \
-    --no-loadscope-reorder --durations=15
+"$python" -m pytest -q -m "$marks" -n 2 --dist worksteal \
+    --durations=15
 echo "== all passed; the tests took $SECONDS s"

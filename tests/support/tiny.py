@@ -1,6 +1,7 @@
 """A network and batches small enough to train in a test, on plain arrays."""
 
 import dataclasses
+from collections.abc import Callable
 
 import chex
 import jax
@@ -17,6 +18,7 @@ from mpmc_jax.experiments.build import (
 )
 from mpmc_jax.models import registry
 from mpmc_jax.models.encoders import resnet, vit
+from mpmc_jax.models.platform import target_platform
 from mpmc_jax.pixels import RGB
 from mpmc_jax.training.config import AXIS
 from mpmc_jax.training.parallel import Layout, Parallel
@@ -187,9 +189,25 @@ def stepper(
     return advance
 
 
-def run(cfg, steps: int, *, state: TrainState | None = None, **how):
-    """`steps` steps from the initial state or `state`; `how` is for `stepper`."""
+# By what they are compiled from; the oldest makes room for a fifth.
+_STEPPERS: dict[tuple, Callable] = {}
+
+
+def _kept_stepper(cfg, *, kind: str | None = None, devices: int = 1):
+    """The stepper of a configuration, compiled by the first test that asks for it."""
+    key = (str(cfg), kind, devices, target_platform())
+    if key not in _STEPPERS:
+        if len(_STEPPERS) == 4:
+            del _STEPPERS[next(iter(_STEPPERS))]
+        _STEPPERS[key] = stepper(cfg, kind=kind, devices=devices)
+    return _STEPPERS[key]
+
+
+def run(cfg, steps: int, *, state: TrainState | None = None, change=None, **where):
+    """`steps` steps from the initial state or `state`, as `stepper` takes them."""
     if state is None:
-        change = how.get("change", lambda parts: parts)
-        state = wide(init_state(change(setup(cfg)), cfg.seed))
-    return stepper(cfg, **how)(state, steps)
+        parts = setup(cfg)
+        state = wide(init_state(change(parts) if change else parts, cfg.seed))
+    if change:
+        return stepper(cfg, change=change, **where)(state, steps)
+    return _kept_stepper(cfg, **where)(state, steps)

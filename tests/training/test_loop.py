@@ -41,6 +41,20 @@ class Batches:
         pass
 
 
+class _OneStep(Parallel):
+    """Compiles a configuration's step for the first run of it, and for all others."""
+
+    compiled = {}
+
+    def __init__(self, cfg):
+        layout = Layout(cfg.train.batch_size, cfg.train.group_size, 1)
+        super().__init__("pmap", layout, 1)
+        self._name = str(cfg)
+
+    def compile(self, step):
+        return self.compiled.setdefault(self._name, super().compile(step))
+
+
 def score(state):
     return {"val/miou": float(state.step) / 10}
 
@@ -62,8 +76,7 @@ def go(
     state = restored.state if restored else init_state(parts, cfg.seed)
     start = int(state.step)
     reporter = metric_writer.MetricWriter(directory, start, steps, cfg.train.batch_size)
-    layout = Layout(cfg.train.batch_size, cfg.train.group_size, 1)
-    parallel = Parallel("pmap", layout, 1)
+    parallel = _OneStep(cfg)
     with contextlib.closing(reporter), checkpointer:
         return loop.train(
             loop.LoopConfig(steps, log_every, eval_every=3, checkpoint_every=3),
