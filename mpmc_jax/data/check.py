@@ -3,7 +3,8 @@
 import collections
 import dataclasses
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -24,6 +25,9 @@ from mpmc_jax.pixels import PixelFormat
 from mpmc_jax.text import has_control, printable, quantity, shorten
 from mpmc_jax.types import IGNORE_LABEL
 
+# Image (h,w,c), labels (h,w) if they can be read, digest of the image -> evidence.
+Examine = Callable[[np.ndarray, np.ndarray | None, str], Any]
+
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
@@ -35,6 +39,7 @@ class Outcome:
       moments: moments of the image, if the source asks for them and it can be read.
       pixel_digest: digest of the decoded image; "" if it cannot be read.
       mask: facts of the mask, if there is one and it can be read.
+      evidence: what `examine` returned, if the image can be read.
     """
 
     problems: list[str]
@@ -42,6 +47,7 @@ class Outcome:
     moments: statistics.Moments | None
     pixel_digest: str
     mask: MaskFacts | None
+    evidence: Any = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +64,7 @@ class Report:
         if the source asks for them (`Source.measure`).
       warnings: what may spoil results, one line each; training repeats them.
       notes: what is right but may surprise, one line each.
+      evidence: id -> what `examine` returned, of every image that can be read.
     """
 
     problems: tuple[str, ...]
@@ -68,6 +75,7 @@ class Report:
     measured: PixelFormat
     warnings: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    evidence: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def table(self, class_names: tuple[str, ...]) -> str:
         """Formats a table: label values with names, pixels, shares and image counts."""
@@ -94,8 +102,13 @@ class Report:
         return notes + [f"warning: {printable(text)}" for text in self.warnings]
 
 
-def check_source(source: Source) -> Report:
-    """Reads every image and mask once and collects all problems."""
+def check_source(source: Source, examine: Examine | None = None) -> Report:
+    """Reads every image and mask once and collects all problems.
+
+    Args:
+      source: the data set.
+      examine: what else to measure of each image.
+    """
     problems = [*source.problems, *_check_names(source)]
     samples = [sample for split in source.splits.values() for sample in split]
     trained = {sample.id for sample in source.splits.get("train", ())}
@@ -103,16 +116,15 @@ def check_source(source: Source) -> Report:
     nodata = _Sentinels()
     conventions = agreement.Agreement(source)
     outcomes = parallel_map.map_with_progress(
-        lambda sample: _check_sample(sample, source), samples, "checking"
+        lambda sample: _check_sample(sample, source, examine), samples, "checking"
     )
     pixels, images_with = np.zeros(256, np.int64), np.zeros(256, np.int64)
-    present = {}
-    digests = {}
-    pixel_digests = {}
+    present, digests, pixel_digests, evidence = {}, {}, {}, {}
     for sample, outcome in zip(samples, outcomes, strict=True):
         problems += outcome.problems
         digests[sample.id] = outcome.digest
         pixel_digests[sample.id] = outcome.pixel_digest
+        evidence[sample.id] = outcome.evidence
         if outcome.moments is not None:
             nodata.add(sample.name("image"), outcome.moments)
             if sample.id in trained:
@@ -133,7 +145,6 @@ def check_source(source: Source) -> Report:
     if source.ask_nodata:
         problems += nodata.questions()
     given = source.pixels
-    measured = given if moments is None else moments.describe(given)
     warnings, notes = _compare_images(source, pixel_digests)
     warnings += conventions.warnings()
     if given.nodata:  # The user may have forgotten others.
@@ -145,10 +156,11 @@ def check_source(source: Source) -> Report:
         images_with,
         present,
         digests,
-        measured,
+        measured=given if moments is None else moments.describe(given),
         warnings=tuple(warnings),
         # Masks with problems may hold the classes that seem to be absent.
         notes=(*notes, *([] if problems else absent)),
+        evidence={key: each for key, each in evidence.items() if each is not None},
     )
 
 
@@ -257,9 +269,9 @@ def note_absent(
     ]
 
 
-def _check_sample(sample: Sample, source: Source) -> Outcome:
+def _check_sample(sample: Sample, source: Source, examine: Examine | None) -> Outcome:
     problems = []
-    size = moments = missing = facts = None
+    size = moments = missing = facts = pixels_hwc = label_hw = None
     image = mask = b""
     pixel_digest = ""
     try:
@@ -279,14 +291,19 @@ def _check_sample(sample: Sample, source: Source) -> Outcome:
             mask = source_lib.read_original(sample.mask)
             content = source_lib.as_encoded(sample.mask, mask)
             found = masks.read_mask(content, source.masks)
-            problems += _check_size(sample, size, found.label_hw.shape[::-1])
+            label_hw = found.label_hw
+            problems += _check_size(sample, size, label_hw.shape[::-1])
             facts = agreement.mask_facts(
                 sample.name("mask"), found, source.masks, missing
             )
             problems += _check_values(facts, source)
         except (UnreadableImage, OSError) as error:
             problems.append(f"{sample.name('mask')}: {error}")
-    return Outcome(problems, _digest(image, mask), moments, pixel_digest, facts)
+    evidence = None
+    if examine is not None and pixels_hwc is not None and pixel_digest:
+        evidence = examine(pixels_hwc, label_hw, pixel_digest)
+    digest = _digest(image, mask)
+    return Outcome(problems, digest, moments, pixel_digest, facts, evidence)
 
 
 def _check_size(
@@ -295,10 +312,14 @@ def _check_size(
     """Returns a problem if mask and image differ in size."""
     if size is None or size == mask_size:
         return []
+    mend = "give both the same size"
+    if size == mask_size[::-1]:
+        mend += "; the mask looks turned by 90 degrees: turn it back"
+    elif abs(size[0] * mask_size[1] - size[1] * mask_size[0]) <= max(size + mask_size):
+        mend += ": resize the mask with nearest neighbor"
     return [
         f"{sample.name('mask')}: {mask_size[0]}x{mask_size[1]}, but its image "
-        f"{sample.name('image')} has {size[0]}x{size[1]} (width x height); give "
-        "both the same size"
+        f"{sample.name('image')} has {size[0]}x{size[1]} (width x height); {mend}"
     ]
 
 

@@ -26,6 +26,15 @@ _BITS_PER_SAMPLE, _PHOTOMETRIC = 258, 262  # Tags of TIFF.
 _WHITE_IS_ZERO = 0
 # Number types that Pillow reads from a TIFF unchanged; tifffile reads the others.
 _PILLOW_TYPES = ("bool", "uint8", "int16", "uint16", "int32", "float32")
+# More unknown colors or values than this may be blends of classes.
+_FEW_BLENDS = 2
+# So few of their pixels begin a square of 2 x 2 pixels of one value.
+_SOLID = 0.2
+_BLENDED = (
+    "at the borders of classes that are blends of theirs: it was drawn with "
+    "anti-aliasing or resized with interpolation; export it without, and resize masks "
+    "with nearest neighbor"
+)
 _LOSSY = ("jpeg", "tiff_jpeg", "webp")
 
 
@@ -239,6 +248,9 @@ def _from_bytes(
 
 def _check_binary(shown_hw: np.ndarray) -> None:
     other = np.setdiff1d(np.unique(shown_hw), [0, _FOREGROUND]).tolist()
+    between_hw = (shown_hw != 0) & (shown_hw != _FOREGROUND)
+    if len(other) > _FEW_BLENDS and only_at_borders(shown_hw, between_hw):
+        raise UnreadableImage(f"holds {quantity(len(other), 'value')} {_BLENDED}")
     if other:
         raise UnreadableImage(
             f'holds {shorten(other)}; with "binary" masks hold only 0 and 255: store '
@@ -332,9 +344,27 @@ def _look_up(rgb_hwc: np.ndarray, colors: dict[Color, int]) -> np.ndarray:
         label_hw[here_hw] = label
         known_hw |= here_hw
     if not known_hw.all():
-        unknown = np.unique(rgb_hwc[~known_hw], axis=0).tolist()
-        raise UnreadableImage(_unknown([tuple(color) for color in unknown]))
+        unknown = [*map(tuple, np.unique(rgb_hwc[~known_hw], axis=0).tolist())]
+        text = _unknown(unknown)
+        if len(unknown) > IGNORE_LABEL and not 2 * known_hw.sum() > known_hw.size:
+            text = f"holds {quantity(len(unknown), 'color')}; is it a photo, no mask?"
+        elif len(unknown) > _FEW_BLENDS and only_at_borders(packed_hw, ~known_hw):
+            text = f"holds {quantity(len(unknown), 'color')} {_BLENDED}"
+        raise UnreadableImage(text)
     return label_hw
+
+
+def only_at_borders(values_hw: np.ndarray, where_hw: np.ndarray) -> bool:
+    """Returns whether few of these pixels have the value of a square around them."""
+    solid_hw = squares(values_hw) & where_hw[:-1, :-1]
+    return solid_hw.sum() < _SOLID * where_hw.sum()
+
+
+def squares(values_hw: np.ndarray) -> np.ndarray:
+    """Returns where a square of 2 x 2 pixels with one value begins: (h-1,w-1)."""
+    first = values_hw[:-1, :-1]
+    same = (first == values_hw[1:, 1:]) & (first == values_hw[1:, :-1])
+    return same & (first == values_hw[:-1, 1:])
 
 
 def _pack(rgb_hwc: np.ndarray) -> np.ndarray:

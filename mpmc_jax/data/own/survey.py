@@ -163,10 +163,7 @@ def _unpack(value: int) -> Color:
 
 def _of_values(values_hw: np.ndarray) -> Stored:
     values, counts = np.unique(values_hw, return_counts=True)
-    same = values_hw[:-1, :-1] == values_hw[1:, 1:]
-    same &= values_hw[:-1, :-1] == values_hw[1:, :-1]
-    same &= values_hw[:-1, :-1] == values_hw[:-1, 1:]
-    solid = np.unique(values_hw[:-1, :-1][same])
+    solid = np.unique(values_hw[:-1, :-1][masks.squares(values_hw)])
     return Stored(
         "values",
         dict(zip(values.tolist(), counts.tolist(), strict=True)),

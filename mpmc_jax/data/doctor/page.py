@@ -1,0 +1,182 @@
+"""A page on the labels of a data set: one HTML file without any other."""
+
+import base64
+import html
+import io
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from PIL import Image
+
+from mpmc_jax.data import decode, masks
+from mpmc_jax.data import source as source_lib
+from mpmc_jax.data.check import Report
+from mpmc_jax.data.doctor.diagnose import Finding
+from mpmc_jax.data.raster_formats import UnreadableImage
+from mpmc_jax.data.source import Sample, Source
+from mpmc_jax.text import printable
+from mpmc_jax.types import IGNORE_LABEL
+
+_SIDE = 180  # Of a thumbnail, in pixels.
+_PER_FINDING, _EXAMPLES = 6, 12
+
+_PAGE = """<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>Labels of {name}</title>
+<style>
+:root {{ color-scheme: light dark; --line: #ccd; --bar: #3568a8; }}
+@media (prefers-color-scheme: dark) {{ :root {{ --line: #445; --bar: #7fb0ee; }} }}
+body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 0 auto;
+  padding: 1rem; overflow-wrap: anywhere; }}
+h2 {{ margin: 2rem 0 .5rem; }}
+section, li {{ border-top: 1px solid var(--line); padding: .6rem 0; }}
+ul {{ list-style: none; padding: 0; }}
+figure {{ display: inline-block; margin: .4rem .6rem .4rem 0; max-width: 100%; }}
+figure img {{ display: block; max-width: 100%; height: auto; }}
+figcaption {{ font-size: .8rem; max-width: {width}px; }}
+table {{ border-collapse: collapse; width: 100%; }}
+th, td {{ text-align: left; padding: .2rem .5rem .2rem 0; vertical-align: top; }}
+td.n {{ text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }}
+.bar {{ height: .6rem; background: var(--bar); min-width: 1px; }}
+.swatch {{ display: inline-block; width: .8em; height: .8em; margin-right: .4em;
+  border: 1px solid var(--line); }}
+</style>
+<h1>Labels of {name}</h1>
+<p>{summary}</p>
+{findings}
+<h2>Classes</h2>
+<table><tr><th>class<th>share of pixels<th><th>images</tr>
+{classes}
+</table>
+<h2>Examples</h2>
+<p>Each image, and its labels in color on it; void is white.</p>
+{examples}
+</html>
+"""
+
+
+def render(
+    source: Source, report: Report, findings: Sequence[Finding], summary: str
+) -> str:
+    """Returns the page.
+
+    Args:
+      source: the data set.
+      report: the result of checking it.
+      findings: what may be wrong with its labels.
+      summary: a description of the data set, in lines.
+    """
+    samples = {s.id: s for split in source.splits.values() for s in split}
+    labeled = [sample for sample in samples.values() if sample.mask is not None]
+    step = max(len(labeled) // _EXAMPLES, 1)
+    examples = [_figure(source, s) for s in labeled[::step][:_EXAMPLES]]
+    found = {
+        "Problems": [Finding("problem", text) for text in report.problems],
+        "Warnings": [Finding("warning", text) for text in report.warnings],
+        "Notes": [Finding("note", text) for text in report.notes],
+    }
+    for finding in findings:
+        found["Warnings" if finding.level == "warning" else "Notes"].append(finding)
+    sections = [
+        _section(title, listed, source, samples) for title, listed in found.items()
+    ]
+    if not any(found.values()):
+        sections.append("<p>Nothing was found that seems wrong.</p>")
+    return _PAGE.format(
+        name=_text(source.name),
+        summary="<br>".join(map(_text, summary.splitlines())),
+        findings="\n".join(filter(None, sections)),
+        classes="\n".join(_classes(source, report)),
+        examples="\n".join(examples),
+        width=2 * _SIDE,
+    )
+
+
+def _text(value: object) -> str:
+    return html.escape(printable(value))
+
+
+def _section(
+    title: str,
+    findings: Sequence[Finding],
+    source: Source,
+    samples: Mapping[str, Sample],
+) -> str:
+    if not findings:
+        return ""
+    items = []
+    for finding in findings:
+        shown = [samples[key] for key in finding.ids[:_PER_FINDING] if key in samples]
+        figures = "".join(_figure(source, sample) for sample in shown)
+        items.append(f"<li>{_text(finding.text)}<div>{figures}</div></li>")
+    return f"<h2>{title} ({len(findings)})</h2>\n<ul>{''.join(items)}</ul>"
+
+
+def _classes(source: Source, report: Report) -> list[str]:
+    total = max(int(report.pixels.sum()), 1)
+    labels = [*enumerate(source.class_names), (IGNORE_LABEL, "void")]
+    rows = []
+    for label, name in labels:
+        share = report.pixels[label] / total
+        color = source.palette[label] if label < len(source.palette) else (255,) * 3
+        style = f"background: rgb{tuple(color)}"
+        rows.append(
+            f'<tr><td><span class="swatch" style="{style}"></span>{_text(name)}'
+            f'<td class="n">{share:.2%}<td style="width: 40%">'
+            f'<div class="bar" style="width: {share:.2%}"></div>'
+            f'<td class="n">{report.images[label]}</tr>'
+        )
+    return rows
+
+
+def _figure(source: Source, sample: Sample) -> str:
+    """Returns an image and its labels side by side; "" if they cannot be read."""
+    try:
+        picture = _picture(source, sample)
+    except (UnreadableImage, OSError):
+        return ""
+    stream = io.BytesIO()
+    picture.save(stream, "JPEG", quality=85)
+    content = base64.b64encode(stream.getvalue()).decode()
+    name = _text(sample.id)
+    return (
+        f'<figure><img src="data:image/jpeg;base64,{content}" width="{picture.width}" '
+        f'height="{picture.height}" alt="{name} and its labels">'
+        f"<figcaption>{name}</figcaption></figure>"
+    )
+
+
+def _picture(source: Source, sample: Sample) -> Image.Image:
+    image_hwc = decode.decode_stored(source_lib.read_bytes(sample.image), source.pixels)
+    shown_hwc = _displayed(image_hwc)
+    if sample.mask is None:
+        return _shrunk(shown_hwc)
+    content = source_lib.read_bytes(sample.mask)
+    label_hw = masks.read_mask(content, source.masks).label_hw
+    colors = np.full((256, 3), 255, np.uint8)
+    colors[: len(source.palette)] = source.palette
+    left, right = _shrunk(shown_hwc), Image.fromarray(colors[label_hw])
+    right = right.resize(left.size, Image.Resampling.NEAREST)
+    both = Image.new("RGB", (2 * left.width, left.height))
+    both.paste(left, (0, 0))
+    both.paste(Image.blend(left, right, 0.6), (left.width, 0))
+    return both
+
+
+def _displayed(image_hwc: np.ndarray) -> np.ndarray:
+    """Returns an image as RGB bytes; other types by their percentiles."""
+    shown = image_hwc[..., :3] if image_hwc.shape[-1] >= 3 else image_hwc[..., :1]
+    if shown.dtype != np.uint8:
+        shown = np.nan_to_num(shown.astype(np.float32))
+        low, high = np.percentile(shown, (1, 99), axis=(0, 1))
+        shown = 255 * np.clip((shown - low) / np.maximum(high - low, 1e-9), 0, 1)
+    return np.broadcast_to(shown, (*shown.shape[:2], 3)).astype(np.uint8)
+
+
+def _shrunk(image_hwc: np.ndarray) -> Image.Image:
+    picture = Image.fromarray(image_hwc)
+    scale = _SIDE / max(picture.size)
+    size = tuple(max(round(scale * side), 1) for side in picture.size)
+    return picture.resize((size[0], size[1]), Image.Resampling.BOX)
