@@ -12,6 +12,7 @@ import tempfile
 
 import pytest
 
+from tests.support import x64
 from tests.support.xla import device_flags
 
 _WORKER = "PYTEST_XDIST_WORKER" in os.environ
@@ -34,6 +35,7 @@ def pytest_sessionfinish():
 def _compiled_programs_are_dropped():
     """A process may map only so much memory, and programs take their share."""
     yield
+    x64.end()
     if "jax" in sys.modules:
         sys.modules["jax"].clear_caches()
 

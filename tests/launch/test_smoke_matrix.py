@@ -28,7 +28,7 @@ def _config(method, mpmc, **changes):
 # The others learn without MPMC as with it: in test_parity.py a plug-in that weighs
 # nothing changes nothing, for all kinds of views that there are.
 COMBINATIONS = [(method, "recommended") for method in presets.METHODS]
-COMBINATIONS += [(method, "off") for method in ("supervised", "unimatch")]
+COMBINATIONS += [("supervised", "off")]
 
 
 @pytest.mark.full

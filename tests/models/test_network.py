@@ -20,10 +20,13 @@ from mpmc_jax.models import (
 from mpmc_jax.models.preprocess import normalize, to_unit
 from mpmc_jax.pixels import GRAY, RGB, PixelFormat
 from mpmc_jax.types import Network
+from tests.support import tiny
 from tests.support.variables import random_variables
 
 KEY = jax.random.key(0)
 TINY = ModelConfig(backbone="resnet18", width=8, num_classes=5)
+# One block a stage, where gradients or several programs are compiled.
+SMALLEST = ModelConfig(backbone="tiny", width=8, num_classes=tiny.CLASSES)
 TINY_BOTTLENECK = ModelConfig(variant="augseg", width=4, num_classes=3)
 
 
@@ -82,7 +85,7 @@ def test_halves_compose_to_the_whole():
 @pytest.mark.parametrize("variant", ["u2pl", "ael"])
 def test_dropout_multiplies_the_maps_that_it_names(variant):
     config = dataclasses.replace(
-        TINY, variant=variant, embedding=variant == "u2pl", auxiliary=True
+        SMALLEST, variant=variant, embedding=variant == "u2pl", auxiliary=True
     )
     sites = dropout_channels(config)
     assert ("embed0" in sites) == config.embedding and "auxiliary0" in sites
@@ -159,9 +162,9 @@ def test_encoding_until_nowhere_names_the_layers():
 
 
 def test_bfloat16_computes_narrow_and_keeps_wide():
-    config = ModelConfig(backbone="resnet18", width=8, num_classes=5, dtype="bfloat16")
+    config = dataclasses.replace(SMALLEST, dtype="bfloat16")
     module, variables, images = setup(config, count=8)  # of 2 pooled ones: their sign
-    exact, _ = train(build_segmenter(TINY), variables, images)
+    exact, _ = train(build_segmenter(SMALLEST), variables, images)
 
     def loss(params):
         prediction, moved = module.apply(

@@ -360,7 +360,7 @@ def test_every_method_takes_a_step_on_the_mask_transformer(method):
     cfg = tiny.config(
         f"method={method},mpmc=recommended",
         model__name="segmenter",
-        model__backbone="tiny_vit",
+        model__backbone="shallow_vit",
         model__drop_path=0.1,
         data__crop=32,
         mpmc__tap="auto",

@@ -30,11 +30,12 @@ from mpmc_jax.types import Batch, Crops
 resnet.BACKBONES["tiny"] = resnet.Backbone((1,) * 4, bottleneck=False, deep_stem=False)
 registry.ENCODERS["tiny"] = resnet.build
 # Transformers of four blocks: as DINOv2's, on a grid of 5 x 5 patches, and as augreg's;
-# and one of two blocks, which decoders read twice.
+# and of two blocks, which decoders read twice.
 for _name, _family, _grid, _levels in (
     ("tiny_dinov2", vit.DINOV2, 5, (0, 1, 2, 3)),
     ("tiny_vit", vit.AUGREG, None, (0, 1, 2, 3)),
     ("shallow_dinov2", vit.DINOV2, 5, (0, 0, 1, 1)),
+    ("shallow_vit", vit.AUGREG, None, (0, 0, 1, 1)),
 ):
     vit.BACKBONES[_name] = vit.Backbone(
         dataclasses.replace(_family, patch=8, grid=_grid),
