@@ -24,21 +24,25 @@ from mpmc_jax.experiments import config_checks
 from mpmc_jax.paths import as_path
 from tests.support.programs import ENVIRONMENT, ROOT
 
-# Twice the same 50 MB, as a step's temporaries: prints the second round's page faults.
+# Twice the same 50 MB, as a step's temporaries: prints the second round's page faults,
+# of a process for each line of code before them.
 ROUNDS = """
-import ctypes, resource
+import ctypes, os, resource, sys
 from launch import cli
-{before}
 libc = ctypes.CDLL(None)
 libc.malloc.restype = ctypes.c_void_p
 def use():
     block = ctypes.c_void_p(libc.malloc(50_000_000))
     ctypes.memset(block, 1, 50_000_000)
     libc.free(block)
-use()
-faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-use()
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for before in sys.argv[1:]:
+    if os.fork() == 0:
+        exec(before)
+        first = use()
+        print(use() - first, flush=True)
+        os._exit(0)
+    os.wait()
 """
 
 
@@ -47,23 +51,25 @@ def test_memory_is_kept():
     chosen = ("GLIBC_TUNABLES", "MALLOC_ARENA_MAX")
     plain = {k: v for k, v in ENVIRONMENT.items() if k not in chosen}
 
-    def faults(before, **environment):
-        done = subprocess.run(
-            [sys.executable, "-c", ROUNDS.format(before=before)],
-            cwd=ROOT,
-            env=plain | environment,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        return int(done.stdout)
-
-    assert faults("cli.keep_memory()") < 100 < 10_000 < faults("")
     with_driver = "cli._NVIDIA_DRIVER = cli.Path('/dev/null'); cli.keep_memory()"
-    assert faults(with_driver, JAX_PLATFORMS="cpu") < 100
-    assert faults(with_driver, JAX_PLATFORMS="") > 10_000
-    # Who chose for themselves is left alone.
-    assert faults("cli.keep_memory()", MALLOC_ARENA_MAX="8") > 10_000
+    kept = ("cli.keep_memory()", f"os.environ['JAX_PLATFORMS'] = 'cpu'; {with_driver}")
+    not_kept = (
+        "",
+        f"os.environ['JAX_PLATFORMS'] = ''; {with_driver}",
+        # Who chose for themselves is left alone.
+        "os.environ['MALLOC_ARENA_MAX'] = '8'; cli.keep_memory()",
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", ROUNDS, *kept, *not_kept],
+        cwd=ROOT,
+        env=plain,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    faults = [int(line) for line in done.stdout.splitlines()]
+    assert len(faults) == len(kept) + len(not_kept)
+    assert max(faults[:2]) < 100 < 10_000 < min(faults[2:])
 
 
 def test_too_little_memory_says_what_to_turn():

@@ -158,6 +158,7 @@ def test_data_that_is_gone(data, tmp_path):
     assert "prepare" in last and "Traceback" not in output
 
 
+@pytest.mark.full
 def test_metrics_that_cannot_be_written(data, tmp_path):
     (tmp_path / "run" / "metrics.jsonl").mkdir(parents=True)
     output = _finish(_start(data, tmp_path / "run"), 1)
@@ -260,6 +261,7 @@ def test_processes_that_differ_say_in_what_and_train_nothing(data, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.full
 def test_all_processes_end_where_one_is_refused(data, tmp_path):
     several = ("--config.train.devices=0", f"--coordinator={free_address()}")
     several += ("--processes=2",)

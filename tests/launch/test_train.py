@@ -88,15 +88,21 @@ def test_statistics_are_counted_from_the_runs_own_images(tmp_path):
     [
         (["--workdir=w"], "error: --config is needed; --help says more"),
         (["--config=configs/camvid.py"], "error: --workdir is needed; --help"),
-        (["--config=configs/camvid.py", "--workdir=w", "x"], "arguments ['x']"),
-        (["--confg=x"], "Did you mean: config"),
-        (
+        pytest.param(
+            ["--config=configs/camvid.py", "--workdir=w", "x"],
+            "arguments ['x']",
+            marks=pytest.mark.full,
+        ),
+        pytest.param(["--confg=x"], "Did you mean: config", marks=pytest.mark.full),
+        pytest.param(
             ["--config=configs/base.py", "--workdir=w"],
             "error: --config names a file without get_config; there are ['configs/ac",
+            marks=pytest.mark.full,
         ),
-        (
+        pytest.param(
             ["--config=configs/camvid.py", "--workdir=w", "--config.data.flip=maybe"],
             "data.flip=maybe: True or False is needed, not 'maybe'",
+            marks=pytest.mark.full,
         ),
     ],
 )

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from mpmc_jax.models.encoders import vit
 from mpmc_jax.training.parallel import Layout
@@ -97,6 +98,7 @@ def differences() -> dict[str, float]:
     }
 
 
+@pytest.mark.full
 def test_whole_steps_equal_the_specification_in_float64():
     found = call_x64("tests.methods.test_unimatch_v2", "differences()")
     # The steps did something.

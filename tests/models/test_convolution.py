@@ -11,7 +11,7 @@ from jax import lax
 
 from mpmc_jax.models.convolution import convolve
 from mpmc_jax.models.platform import compiled_for
-from tests.support.x64 import run_x64
+from tests.support.x64 import call_x64
 
 # kernel, stride, dilation, padding, height, width
 FORMS = [
@@ -63,34 +63,44 @@ def inputs(size, height, width, dtype=jnp.float32):
 def test_gradients_are_those_of_xla(
     size, stride, dilation, padding, height, width, platform
 ):
-    x, kernel = inputs(size, height, width)
-    geometry = {"stride": stride, "dilation": dilation, "padding": padding}
-    expected = gradients(xla, x, kernel, **geometry)
+    shape = (size, stride, dilation, padding, height, width)
     with compiled_for(platform):
-        values = gradients(convolve, x, kernel, **geometry)
-    chex.assert_trees_all_close(values, expected, rtol=1e-5, atol=1e-5)
+        values = gradients_of_form(convolve, *shape)
+    chex.assert_trees_all_close(values, expected(*shape), rtol=1e-5, atol=1e-5)
 
 
-def gradient_error(platform: str) -> float:
-    """The largest difference to XLA's gradients, over all forms, in float64."""
-    errors = []
-    for size, stride, dilation, padding, height, width in FORMS:
-        x, kernel = inputs(size, height, width, jnp.float64)
-        geometry = {"stride": stride, "dilation": dilation, "padding": padding}
-        expected = gradients(xla, x, kernel, **geometry)
+def gradients_of_form(
+    form, size, stride, dilation, padding, height, width, dtype=jnp.float32
+):
+    x, kernel = inputs(size, height, width, dtype)
+    geometry = {"stride": stride, "dilation": dilation, "padding": padding}
+    return jax.device_get(gradients(form, x, kernel, **geometry))
+
+
+@functools.cache
+def expected(*shape):
+    return gradients_of_form(xla, *shape)
+
+
+def gradient_errors() -> list[float]:
+    """The largest difference to XLA's gradients of each platform, in float64."""
+
+    def of_all(form):
+        found = [gradients_of_form(form, *shape, jnp.float64) for shape in FORMS]
+        return jax.tree.leaves(found)
+
+    wanted, errors = of_all(xla), []
+    for platform in ("cpu", "gpu"):
         with compiled_for(platform):
-            values = gradients(convolve, x, kernel, **geometry)
-        differences = jax.tree.map(lambda a, b: jnp.abs(a - b).max(), values, expected)
-        errors += jax.tree.leaves(differences)
-    return float(max(errors))
+            found = of_all(convolve)
+        pairs = zip(found, wanted, strict=True)
+        errors.append(max(float(abs(a - b).max()) for a, b in pairs))
+    return errors
 
 
 def test_gradients_are_exact_in_float64():
-    errors = run_x64(
-        "import json\nfrom tests.models.test_convolution import gradient_error\n"
-        "print(json.dumps([gradient_error(name) for name in ('cpu', 'gpu')]))"
-    )
-    assert max(errors) < 1e-12, errors
+    errors = call_x64("tests.models.test_convolution", "gradient_errors()")
+    assert len(errors) == 2 and max(errors) < 1e-12, errors
 
 
 @pytest.mark.parametrize("dilation", [2, 6, 18])

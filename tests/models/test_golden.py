@@ -1,5 +1,6 @@
 """The networks against the numbers of their published implementations."""
 
+import functools
 from pathlib import Path
 
 import jax
@@ -27,18 +28,18 @@ def channels_last(images: np.ndarray, dtype=np.float32) -> jax.Array:
     return jnp.asarray(images.transpose(0, 2, 3, 1), dtype)
 
 
+@functools.partial(jax.jit, static_argnames="module")
+def small_and_full(module, variables, image):
+    network = Network(module, **variables)
+    features, network = network.encode(image)
+    small, _ = network.decode(features)
+    return small, module.apply(variables, image)
+
+
 def evaluation_maps(module, variables, image) -> dict[str, np.ndarray]:
     """Every map that a golden file may hold, by its name there, channels first."""
-
-    @jax.jit
-    def run(variables, image):
-        network = Network(module, **variables)
-        features, network = network.encode(image)
-        small, _ = network.decode(features)
-        return small, module.apply(variables, image)
-
     with jax.default_matmul_precision("highest"):
-        small, full = run(variables, channels_last(image))
+        small, full = small_and_full(module, variables, channels_last(image))
     assert full.logits.dtype == jnp.float32
     maps = {"logits": full.logits, "logits_stride4": small.logits}
     if full.embedding is not None:

@@ -1,5 +1,6 @@
 """Layers against oracles: batch norm, resizing, max-pooling, 1x1 convolution."""
 
+import functools
 import itertools
 
 import chex
@@ -129,12 +130,12 @@ def norm_errors(platform: str, dtype: str, offset: float) -> dict[str, float]:
 
         return jax.grad(loss, argnums=(0, 1, 2, 3), has_aux=True)(*given)
 
+    with platforms.compiled_for(platform):
+        found = [values(ours, dtype, *ending) for ending in ENDINGS]
+    expected = [values(textbook, "float64", *ending) for ending in ENDINGS]
     errors = {}
-    for ending in ENDINGS:
-        with platforms.compiled_for(platform):
-            found = values(ours, dtype, *ending)
-        expected = values(textbook, "float64", *ending)
-        differences = jax.tree.map(lambda a, b: jnp.abs(a - b).max(), found, expected)
+    for ending, one, other in zip(ENDINGS, found, expected, strict=True):
+        differences = jax.tree.map(lambda a, b: jnp.abs(a - b).max(), one, other)
         errors[str(ending)] = float(max(jax.tree.leaves(differences)))
     return errors
 
@@ -166,13 +167,11 @@ def test_a_folded_norm_equals_one_of_its_own(use_bias, slope, has_shortcut):
         lambda leaf: leaf + 2 * jax.random.uniform(next(keys), leaf.shape), variables
     )
 
-    def evaluated():
-        return module.apply(variables, x, shortcut, train=False)
-
-    expected = evaluated()
+    evaluated = jax.jit(functools.partial(module.apply, train=False))
+    expected = evaluated(variables, x, shortcut)
     with platforms.compiled_for("gpu"):
-        found = evaluated()
-        made = module.init(KEY, x, train=False)
+        found = evaluated(variables, x, shortcut)
+        made = jax.eval_shape(lambda: module.init(KEY, x, train=False))
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
     assert jax.tree.structure(made) == jax.tree.structure(variables)
 
@@ -224,21 +223,30 @@ def test_resize_keeps_corners_and_its_gradient_sums_to_the_output_size():
 
 def enlarging_errors() -> list[float]:
     """The form for GPUs against the products: results and gradients."""
-    errors = []
     whole = [((3, 4), (9, 13)), ((5, 2), (13, 4)), ((2, 2), (3, 3))]
-    for source, size in [*whole, ((4, 3), (7, 8)), ((5, 5), (5, 6)), ((2, 9), (8, 10))]:
-        x = jax.random.normal(KEY, (2, *source, 3), jnp.float64)
-        weights = jax.random.normal(jax.random.key(1), (2, *size, 3), jnp.float64)
+    sizes = [*whole, ((4, 3), (7, 8)), ((5, 5), (5, 6)), ((2, 9), (8, 10))]
 
-        def values(x, weights=weights, size=size):
+    @functools.partial(jax.jit, static_argnames="size")
+    def values(x, weights, size):
+        def total(x):
             return jnp.sum(weights * jnp.sin(resize_align_corners(x, size)))
 
-        expected = jax.value_and_grad(values)(x)
-        with platforms.compiled_for("gpu"):
-            text = jax.jit(values).lower(x).as_text()
-            found = jax.value_and_grad(values)(x)
-        assert "dot_general" not in text
-        differences = jax.tree.map(lambda a, b: jnp.abs(a - b).max(), found, expected)
+        return jax.value_and_grad(total)(x)
+
+    def of_all():
+        for source, size in sizes:
+            x = np.random.default_rng(0).normal(size=(2, *source, 3))
+            weights = np.random.default_rng(1).normal(size=(2, *size, 3))
+            text = values.lower(x, weights, size).as_text()
+            yield values(x, weights, size), "dot_general" in text
+
+    expected = list(of_all())
+    with platforms.compiled_for("gpu"):
+        found = list(of_all())
+    errors = []
+    for (ours, product), (theirs, _) in zip(found, expected, strict=True):
+        assert not product
+        differences = jax.tree.map(lambda a, b: jnp.abs(a - b).max(), ours, theirs)
         errors += [float(leaf) for leaf in jax.tree.leaves(differences)]
     return errors
 
@@ -253,25 +261,25 @@ def test_the_forms_of_enlarging_for_gpus_equal_the_products():
 
 def max_pool_errors() -> list[float]:
     """The form for GPUs against XLA's windows, with ties, whose first gets all."""
-    errors = []
-    for size, ceil in itertools.product((4, 5, 6, 7), (False, True)):
-        noise = jax.random.normal(KEY, (2, size, size + 1, 3), jnp.float64)
-        x = jnp.round(2 * noise)
 
-        def values(x, ceil=ceil):
+    @functools.partial(jax.jit, static_argnames="ceil")
+    def values(x, ceil):
+        def total(x):
             out = max_pool(x, ceil=ceil)
             weights = jax.random.normal(jax.random.key(1), out.shape, out.dtype)
             return jnp.sum(weights * out), out
 
-        def found(values=values, x=x):
-            return jax.value_and_grad(values, has_aux=True)(x)
+        return jax.value_and_grad(total, has_aux=True)(x)
 
-        expected = found()
-        with platforms.compiled_for("gpu"):
-            ours = found()
-        differences = jax.tree.map(lambda a, b: jnp.abs(a - b).max(), ours, expected)
-        errors += [float(leaf) for leaf in jax.tree.leaves(differences)]
-    return errors
+    def of_all():
+        for size, ceil in itertools.product((4, 5, 6, 7), (False, True)):
+            noise = np.random.default_rng(size).normal(size=(2, size, size + 1, 3))
+            yield from jax.tree.leaves(values(np.round(2 * noise), ceil))
+
+    expected = list(of_all())
+    with platforms.compiled_for("gpu"):
+        found = list(of_all())
+    return [float(abs(a - b).max()) for a, b in zip(found, expected, strict=True)]
 
 
 def test_max_pool_for_gpus_equals_xlas():

@@ -110,10 +110,12 @@ def _restored(directory, parts, state):
         return checkpointer.restore_latest(state_shape(parts)).state
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-def test_toys_are_trained_averaged_evaluated_and_restored(tmp_path, optimizer):
+@pytest.mark.parametrize(
+    ("method", "optimizer"), [("mean_teacher", "sgd"), ("unimatch", "adamw")]
+)
+def test_toys_are_trained_averaged_evaluated_and_restored(tmp_path, method, optimizer):
     cfg = _config(
-        "method=unimatch,mpmc=recommended",
+        f"method={method},mpmc=recommended",
         method__threshold=0.0,
         method__ema_decay=0.5,
         optimizer__name=optimizer,

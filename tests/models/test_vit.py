@@ -94,9 +94,10 @@ def worst_errors(name):
     variables, params = jax.tree.map(jnp.asarray, values), values["params"]
     image = np.random.default_rng(0).normal(size=(1, 24, 48, 3))
     module = build_segmenter(config)
-    features = module.apply(variables, jnp.asarray(image), method="encode")
-    prediction = module.apply(variables, features, method="decode")
-    full = module.apply(variables, jnp.asarray(image)).logits
+    apply = jax.jit(module.apply, static_argnames="method")
+    features = apply(variables, image, method="encode")
+    prediction = apply(variables, features, method="decode")
+    full = apply(variables, image).logits
     taps = vit_oracle.encoder(
         params["backbone"],
         image[0],

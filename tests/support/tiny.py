@@ -190,7 +190,7 @@ def stepper(
     return advance
 
 
-# By what they are compiled from; the oldest makes room for a fifth.
+# By what they are compiled from; the oldest makes room for a ninth.
 _STEPPERS: dict[tuple, Callable] = {}
 
 
@@ -198,7 +198,7 @@ def _kept_stepper(cfg, *, kind: str | None = None, devices: int = 1):
     """The stepper of a configuration, compiled by the first test that asks for it."""
     key = (str(cfg), kind, devices, target_platform())
     if key not in _STEPPERS:
-        if len(_STEPPERS) == 4:
+        if len(_STEPPERS) == 8:
             del _STEPPERS[next(iter(_STEPPERS))]
         _STEPPERS[key] = stepper(cfg, kind=kind, devices=devices)
     return _STEPPERS[key]
