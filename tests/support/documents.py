@@ -44,6 +44,8 @@ def config_of(arguments) -> ml_collections.ConfigDict:
     """The configuration that `launch.train` would make of its arguments."""
     values = dict(flag.removeprefix("--").split("=", 1) for flag in arguments)
     file, _, argument = values["config"].partition(":")
+    if file == "my_data/config.py":  # What `launch.prepare_data --init` writes.
+        file = "configs/folder.py"
     module = file.removesuffix(".py").replace("/", ".")
     config = importlib.import_module(module).get_config(argument)
     for key, value in values.items():
