@@ -73,7 +73,11 @@ def _trained(parts, state, batch):
 
 @pytest.mark.parametrize(
     ("name", "head"),
-    [("deeplabv3plus", "student"), ("unet", "student"), ("deeplabv3plus", "ema")],
+    [
+        ("deeplabv3plus", "student"),
+        pytest.param("unet", "student", marks=pytest.mark.full),
+        ("deeplabv3plus", "ema"),
+    ],
 )
 def test_analysis_weighs_a_prediction_as_training_weighs_the_pseudo_label(name, head):
     cfg = tiny.config(

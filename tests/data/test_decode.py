@@ -388,7 +388,7 @@ def test_volumes_that_unpack_to_too_much_are_refused(tmp_path, monkeypatch):
 def test_too_little_memory_is_one_line(tmp_path):
     """In a process of its own, of which the limit is taken."""
     stream = io.BytesIO()
-    Image.new("RGB", (12000, 12000)).save(stream, "PNG")
+    Image.new("RGB", (12000, 12000)).save(stream, "PNG", compress_level=1)
     (tmp_path / "a.png").write_bytes(stream.getvalue())
     code = f"""
 import pathlib, resource

@@ -99,7 +99,9 @@ def _keep_two_programs(monkeypatch):
             monkeypatch.setattr(function, "_recent", {})
 
 
-@pytest.mark.parametrize("protocol", ["whole", "slide_unimatch"])
+@pytest.mark.parametrize(
+    "protocol", ["whole", pytest.param("slide_unimatch", marks=pytest.mark.full)]
+)
 def test_a_bounded_number_of_programs_is_kept(variables, monkeypatch, protocol):
     """However many sizes there are, and every size gives its own exact result."""
     _keep_two_programs(monkeypatch)

@@ -12,8 +12,6 @@ from mpmc_jax.pixels import RGB, PixelFormat
 from mpmc_jax.types import Prediction
 from tests.support.toy_source import NUM_CLASSES, Example, Source, make_source
 
-SLIDES = ("slide_unimatch", "slide_u2pl", "slide_ael")
-
 
 def _softmax(x):
     x = np.exp(x - x.max(-1, keepdims=True))
@@ -105,7 +103,16 @@ class _Brightest(nn.Module):
         return Prediction(logits=jnp.concatenate([images + shift, low], -1))
 
 
-@pytest.mark.parametrize("name", [*SLIDES, "center_crop", "whole"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("slide_unimatch", marks=pytest.mark.full),
+        "slide_u2pl",
+        pytest.param("slide_ael", marks=pytest.mark.full),
+        "center_crop",
+        "whole",
+    ],
+)
 def test_counts_depend_on_neither_devices_nor_batches(name):
     source = make_source([(24, 30), (18, 26), (24, 30), (24, 30), (24, 30)])
     scales = (1.0,) if name == "slide_unimatch" else (1.0, 1.5)

@@ -239,9 +239,7 @@ def test_the_model_is_that_of_the_device(monkeypatch):
 
 @pytest.mark.full
 def test_the_check_of_a_gpu_rehearsed(monkeypatch, capsys):
-    # UniMatch's step is timed in any case.
-    few = {"supervised": FEW["supervised"]}
-    monkeypatch.setattr(bench.presets, "METHODS", few)
+    monkeypatch.setattr(bench.presets, "METHODS", FEW)
     monkeypatch.setattr(check, "LIMIT", math.inf)  # this machine may be busy
     found = _check(capsys, "--shrink", "--peer=torch")
     with_torch = {
@@ -254,6 +252,6 @@ def test_the_check_of_a_gpu_rehearsed(monkeypatch, capsys):
     ):
         assert figures["peak_bytes"] > 1e5 and figures["step_seconds"][1] > 0
         assert len(figures["operations"]) == 10
-    for name in few:
+    for name in FEW:
         for dtype in ("float32", "bfloat16"):
             assert len(found["small_steps"][f"{name} in {dtype}"]["losses"]) == 2

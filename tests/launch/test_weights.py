@@ -157,8 +157,17 @@ def _files(folder):
     return found
 
 
-@pytest.mark.parametrize("method", ["unimatch", "mean_teacher", "augseg"])
-@pytest.mark.parametrize("part", ["encoder", "whole"])
+@pytest.mark.parametrize(
+    ("method", "part"),
+    [
+        ("unimatch", "encoder"),
+        ("mean_teacher", "whole"),
+        pytest.param("mean_teacher", "encoder", marks=pytest.mark.full),
+        pytest.param("unimatch", "whole", marks=pytest.mark.full),
+        pytest.param("augseg", "encoder", marks=pytest.mark.full),
+        pytest.param("augseg", "whole", marks=pytest.mark.full),
+    ],
+)
 def test_students_and_teachers_begin_with_the_weights(
     method, part, tmp_path_factory, caplog
 ):

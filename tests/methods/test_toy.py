@@ -117,6 +117,7 @@ def test_evaluation_names_one_of_the_networks():
         evaluation.check_network(cfg, parts)
 
 
+@pytest.mark.full
 def test_two_networks_teach_each_other():
     cfg = tiny.config("method=unimatch,mpmc=recommended", method__name="twins")
     state, steps = tiny.run(cfg, 2)

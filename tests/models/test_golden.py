@@ -125,6 +125,7 @@ def _train_pass(module, variables, arrays, dtype):
     return run(variables["params"])
 
 
+@pytest.mark.full
 def test_training_pass_equals_the_published_one_in_float32():
     worst = train_errors()
     assert worst["loss"] < 1e-5

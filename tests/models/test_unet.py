@@ -1,5 +1,7 @@
 """The U-Net: published numbers, taps, dropout, refusals; every method trains on it."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -59,7 +61,8 @@ def test_the_first_convolution_takes_the_images_channels(channels):
         config = ModelConfig(
             name=name, backbone="tiny", width=8, num_classes=4, in_channels=channels
         )
-        params = init_variables(jax.random.key(0), config)["params"]
+        initialize = functools.partial(init_variables, config=config)
+        params = jax.eval_shape(initialize, jax.random.key(0))["params"]
         kernels = jax.tree.leaves_with_path(params["backbone"][stem])
         inputs = [x.shape[2] for _, x in kernels if x.ndim == 4]
         assert inputs[0] == channels

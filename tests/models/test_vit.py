@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mpmc_jax.experiments.build import state_shape
 from mpmc_jax.experiments.evaluation import make_probe_builder
 from mpmc_jax.methods.registry import METHODS
 from mpmc_jax.models import (
@@ -178,6 +179,7 @@ def test_every_parameter_has_a_gradient_and_recomputing_changes_none(config):
     chex.assert_trees_all_close(plain, again, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.full
 def test_bfloat16_is_near_float32():
     plain, half = (
         build_segmenter(dataclasses.replace(DPT, dtype=dtype))
@@ -348,7 +350,7 @@ def test_whole_patches_of_any_image_are_classified():
         mpmc__tap="auto",
     )
     parts = tiny.setup(cfg)
-    probe = make_probe_builder(parts)(tiny.init_state(parts, 0))
+    probe = make_probe_builder(parts)(state_shape(parts))
     images, labels = jnp.zeros((1, 27, 45, 3)), jnp.zeros((1, 27, 45), jnp.int32)
     shapes = jax.eval_shape(probe.apply, probe.variables, images, labels)
     assert [each.shape[:3] for each in shapes] == [(1, 3, 5)] * 3

@@ -189,10 +189,10 @@ def leaf(weights, *path):
     [
         ("dinov2_s14", 384, 12, 14, 37),
         ("dinov2_b14", 768, 12, 14, 37),
-        ("dinov2_l14", 1024, 24, 14, 37),
+        pytest.param("dinov2_l14", 1024, 24, 14, 37, marks=pytest.mark.full),
         ("vit_s16", 384, 12, 16, 24),
         ("vit_b16", 768, 12, 16, 24),
-        ("vit_l16", 1024, 24, 16, 24),
+        pytest.param("vit_l16", 1024, 24, 16, 24, marks=pytest.mark.full),
     ],
 )
 def test_the_networks_have_the_published_keys_and_shapes(

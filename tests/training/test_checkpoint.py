@@ -104,6 +104,7 @@ def test_a_lost_process_is_not_taken_for_a_full_disk(tmp_path, monkeypatch):
         checkpointer.close()
 
 
+@pytest.mark.full
 def test_saves_leave_nothing_in_memory(tmp_path, small):
     _, state = small
 

@@ -93,6 +93,7 @@ def go(
         )
 
 
+@pytest.mark.full
 def test_going_on_from_a_checkpoint_equals_never_having_stopped(tmp_path):
     cfg = tiny.config("method=mean_teacher,mpmc=recommended")
     whole = go(cfg, tmp_path / "whole", 6)

@@ -199,7 +199,9 @@ def _strong(inputs):
     return [inputs.strong]
 
 
-@pytest.mark.parametrize("method", ["mean_teacher", "unimatch"])
+@pytest.mark.parametrize(
+    "method", [pytest.param("mean_teacher", marks=pytest.mark.full), "unimatch"]
+)
 def test_no_two_examples_draw_the_same(method):
     cfg = tiny.config(f"method={method}")
     parts = tiny.setup(cfg)

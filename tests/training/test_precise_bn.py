@@ -49,9 +49,10 @@ def settled(parts, params, stats, batches):
     ("method", "changes"),
     [
         ("unimatch", {}),
-        (
+        pytest.param(
             "u2pl",
             {"model__name": "unet", "data__crop": 32, "method__auxiliary_weight": 0.4},
+            marks=pytest.mark.full,
         ),
     ],
 )

@@ -128,6 +128,7 @@ def test_a_teacher_that_normalizes_by_the_batch_reads_no_running_statistics():
     assert found == [True, False]
 
 
+@pytest.mark.full
 def test_mean_teacher_apart_and_without_weight_is_supervision():
     changes = {"method__normalization": "apart", "mpmc__alpha": 0.0}
     found, _ = tiny.run(tiny.config("method=mean_teacher", **changes), 2)
@@ -169,6 +170,7 @@ def test_an_average_for_evaluation_only_changes_nothing_else():
     assert tiny.difference(kept.ema_params, kept.params) > 1e-6
 
 
+@pytest.mark.full
 def test_the_teacher_alone_computes_in_its_dtype():
     values = {}
     for dtype in ("", "bfloat16"):
@@ -281,7 +283,9 @@ def test_a_group_draws_the_same_whatever_the_devices(devices):
     np.testing.assert_array_equal(np.asarray(drawn).reshape(4, -1), expected)
 
 
-@pytest.mark.parametrize("kind", ["pmap", "shard_map"])
+@pytest.mark.parametrize(
+    "kind", ["pmap", pytest.param("shard_map", marks=pytest.mark.full)]
+)
 def test_one_compilation_and_no_transfer_in_the_step(kind):
     cfg = tiny.config("method=supervised")
     parts = tiny.setup(cfg)
@@ -433,6 +437,7 @@ def test_an_optimizer_that_is_none_is_refused(change, message):
         tiny.setup(tiny.config("method=supervised", **change))
 
 
+@pytest.mark.full
 def test_a_run_learns_with_adamw():
     cfg = tiny.config(
         "method=supervised", optimizer__name="adamw", optimizer__head_multiplier=1.0
