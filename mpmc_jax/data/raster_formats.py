@@ -291,7 +291,11 @@ def _open_tiff(content: bytes) -> tifffile.TiffFile:
 
 
 def _channels_first(series: tifffile.TiffPageSeries) -> bool:
-    return len(series.shape) == 3 and series.axes[0] in "SCI"
+    """Returns whether the first axis has the channels; if unnamed, the shortest has."""
+    if len(series.shape) != 3:
+        return False
+    unnamed = series.axes[0] == "Q"
+    return series.axes[0] in "SCI" or (unnamed and series.shape[0] < series.shape[2])
 
 
 def _tiff_shape(tiff: tifffile.TiffFile) -> tuple[tuple[int, ...], np.dtype]:

@@ -5,6 +5,7 @@ import runpy
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from launch import prepare_data
@@ -24,6 +25,8 @@ def _image(path, seed=0, shape=(*SIZE, 3), dtype=np.uint8):
     values = rng.integers(0, 200, shape).astype(dtype)
     if path.suffix == ".npy":
         np.save(path, values)
+    elif path.suffix == ".tif":
+        tifffile.imwrite(path, np.moveaxis(values, -1, 0), photometric="minisblack")
     else:
         Image.fromarray(values).save(path)
 
@@ -253,8 +256,12 @@ def test_init_of_other_data_and_wrong_names(tmp_path):
 
 @pytest.mark.parametrize(
     "shape, dtype, suffix",
-    [((*SIZE, 5), np.uint16, ".npy"), (SIZE, np.uint16, ".png")],
-    ids=["five channels", "16 bits"],
+    [
+        ((*SIZE, 5), np.uint16, ".npy"),
+        (SIZE, np.uint16, ".png"),
+        ((*SIZE, 4), np.uint16, ".tif"),
+    ],
+    ids=["five channels", "16 bits", "pages"],
 )
 def test_init_of_other_images(shape, dtype, suffix, tmp_path, capsys):
     root = tmp_path / "mine"

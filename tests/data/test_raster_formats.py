@@ -72,6 +72,8 @@ FILES = {
         ),
         FOUR,
     ),
+    "tiff, pages": (tiff(np.moveaxis(FOUR, -1, 0), photometric="minisblack"), FOUR),
+    "tiff, rows as pages": (tiff(FOUR, photometric="minisblack"), FOUR),
     "tiff, deflate": (tiff(GRAY16, compression="zlib"), GRAY16[..., None]),
     "tiff, deep color": (tiff(FOUR[..., :3], photometric="rgb"), FOUR[..., :3]),
     "tiff, color and a band": (

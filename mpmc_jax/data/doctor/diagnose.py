@@ -1,7 +1,10 @@
 """Names the masks that seem to be wrong, from the evidence of all images.
 
-The limits are about twice what correct labels reach in CamVid, Pascal VOC 2012 and ACDC
-(1,300 to 60 masks each), where nothing but the notes is reported.
+The limits are above what correct labels reach in CamVid, Pascal VOC 2012 (160 images)
+and ACDC. In 30, 22 and 75 of their masks that have borders, these planted faults are
+found: a mirrored mask, 100 %, 91 % and 67 %; a mask that is shifted by a twentieth of
+the width, 100 %, 59 % and 15 %; two exchanged masks, 99 %, 11 of 13 pairs and 8 of 15.
+If all masks are shifted by one pixel, this is found in 3, 2 and 4 of four directions.
 """
 
 import collections
@@ -27,8 +30,10 @@ _MIRRORED, _EXCHANGED, _MOVED = 8.0, 6.0, 20.0
 _CANDIDATES = 64
 # Ratio of contrasts if all masks are shifted by some pixels, and masks that it takes.
 _SHIFTED, _MASKS = 1.06, 10
-# Shares of the pixels: alone among others; of a tiny class; void in a useless mask.
-_ISOLATED, _TINY, _VOID = 0.004, 0.001, 0.95
+# Shares of the pixels alone among others: too many if it is unusual, and in any case.
+_ISOLATED, _UNUSUAL, _NOISE = 0.004, 4.0, 0.03
+# Shares of the pixels: of a tiny class; void in a useless mask.
+_TINY, _VOID = 0.001, 0.95
 # Share of borders with a class between the two, see `Evidence.blended`.
 _BLENDED = 0.35
 # Share of the masks beyond which inverted ones are not exceptions.
@@ -284,11 +289,10 @@ def _rough(
     labeled: Mapping[str, Evidence], samples: Mapping[str, Sample]
 ) -> list[Finding]:
     """Finds masks with scattered pixels, and masks that were resized smoothly."""
-    noisy = [
-        key
-        for key, each in labeled.items()
-        if each.isolated > _ISOLATED * each.counts.sum()
-    ]
+    shares = {key: each.isolated / each.counts.sum() for key, each in labeled.items()}
+    usual = float(np.median(list(shares.values()))) if shares else 0.0
+    limit = min(max(_ISOLATED, _UNUSUAL * usual), _NOISE)
+    noisy = [key for key, share in shares.items() if share > limit]
     blended = [key for key, each in labeled.items() if each.blended > _BLENDED]
     noise = (
         "many single pixels of other classes than their neighbors; was the mask saved "
