@@ -4,8 +4,9 @@
 
 A second call does nothing if the source is unchanged, and fails otherwise. It can be
 interrupted at any time and called again. For your own images (--dataset=folder), --init
-first writes the classes that it finds in the masks to DIR/classes.json, and at last a
-configuration for launch.train to DIR/config.py; it never overwrites a file.
+first writes the classes that it finds in the masks to DIR/classes.json, and images
+without masks to DIR/unlabeled.txt, and at last a configuration for launch.train to
+DIR/config.py; it never overwrites a file.
 """
 
 import argparse
@@ -51,7 +52,7 @@ def prepare(source: Source, data_dir: str, report: check.Report | None = None) -
 
 
 def _init(args: argparse.Namespace, data_dir: str) -> None:
-    """Writes classes.json, prepares the data set and writes config.py.
+    """Writes what is missing before and after preparing a user's data set.
 
     Raises:
       ValueError, OSError: see `prepare` and `start`.
@@ -62,6 +63,7 @@ def _init(args: argparse.Namespace, data_dir: str) -> None:
     if not directory.is_dir():
         raise FileNotFoundError(f"--source={directory}: no such folder")
     lines = start.write_classes(directory, cli.class_names(args))
+    lines += start.write_unlabeled(directory, args.unlabeled)
     print(*map(printable, lines), sep="\n")
     source = cli.read_source(args, classes=())
     report = check.check_source(source)
@@ -97,7 +99,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--init",
         action="store_true",
-        help="write classes.json and config.py into the folder, if they are missing",
+        help="write classes.json, unlabeled.txt and config.py where they are missing",
     )
     args = parser.parse_args(arguments)
     with cli.user_errors():

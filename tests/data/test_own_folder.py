@@ -245,6 +245,27 @@ def test_init_writes_what_training_needs(tmp_path, capsys):
         _init(root, tmp_path / "data", "--classes=a,b,c,d")
 
 
+def test_init_lists_images_without_masks(tmp_path, capsys):
+    root = tmp_path / "mine"
+    for i in range(8):
+        _image(root / "images" / f"a {i}.png", i)
+    for i in range(4):
+        _mask(root / "masks" / f"a {i}.png", LABEL)
+    _image(root / "unlabeled" / "u.png")
+    _image(tmp_path / "photos" / "p.png", 9)
+    _init(root, tmp_path / "data", f"--unlabeled={tmp_path / 'photos'}")
+    out = capsys.readouterr().out
+    assert "unlabeled.txt written, with 4 images of no mask: a 4, a 5, a 6, a 7" in out
+    ids = open_dataset(str(tmp_path / "data"), "folder").ids
+    assert ids["train"][3:] == ("a 4", "a 5", "a 6", "a 7", "u", "photos/p")
+    # Not where a mask has no image: its name may be misspelled.
+    (root / "unlabeled.txt").unlink()
+    (root / "masks" / "a 0.png").rename(root / "masks" / "b 0.png")
+    with pytest.raises(SystemExit, match="no mask for .*a 0.png"):
+        _init(root, tmp_path / "data")
+    assert not (root / "unlabeled.txt").exists()
+
+
 def test_init_of_other_data_and_wrong_names(tmp_path):
     _image(tmp_path / "images" / "0.png")
     _mask(tmp_path / "masks" / "0.png", LABEL)

@@ -80,7 +80,7 @@ def read_source(
         no_samples = {"train": (), "val": ()}
         return Source("folder", named.names, (), RGB, no_samples, tuple(problems))
     found = open_folder(directory, problems, notes)
-    unlabeled_files = _unlabeled(directory, unlabeled, found, problems, notes)
+    unlabeled_files = find_unlabeled(directory, unlabeled, found, problems, notes)
     pictures, masks = found.layout.images, found.masks(named.names)
     if found.annotations is not None:
         without = {key: pictures[key] for key in pictures if key not in masks}
@@ -160,14 +160,21 @@ def open_folder(
     return Folder(layout, annotations)
 
 
-def _unlabeled(
+def find_unlabeled(
     directory: pathlib.Path,
     more: str,
     found: Folder,
     problems: list[str],
     notes: list[str],
 ) -> dict[str, pathlib.Path]:
-    """Finds the images without masks in unlabeled/ and elsewhere, by id."""
+    """Finds the images of unlabeled/ and elsewhere, by id.
+
+    Args:
+      directory: the user's folder.
+      more: images elsewhere, see `own.unlabeled`; "" for none.
+      found: the other files of the folder.
+      problems, notes: get one line for each.
+    """
     images: dict[str, pathlib.Path] = {}
     for prefix, folder in layout_lib.named_folders(
         directory, layout_lib.UNLABELED_FOLDERS

@@ -1,4 +1,4 @@
-"""Writes what a user's folder needs for training: classes.json and config.py."""
+"""Writes what a user's folder lacks: classes.json, unlabeled.txt and config.py."""
 
 import collections
 import json
@@ -99,6 +99,34 @@ def write_classes(directory: pathlib.Path, names: tuple[str, ...] = ()) -> list[
         file.write(_as_json(facts))
     classes = shorten(facts["classes"], 12)
     return [*remarks, f"{path} written, with the classes {classes}: rename them there"]
+
+
+def write_unlabeled(directory: pathlib.Path, more: str = "") -> list[str]:
+    """Writes unlabeled.txt if it is missing and some images have no masks.
+
+    Masks without an image are left to `check`: there may be more that do not match.
+
+    Args:
+      directory: the user's folder.
+      more: see `folder.find_unlabeled`; the list has these images too.
+
+    Returns:
+      What was written, one line each.
+
+    Raises:
+      OSError: the file cannot be written.
+    """
+    path = directory / "unlabeled.txt"
+    found = folder.open_folder(directory, [], [])
+    images, masks = found.layout.images, found.layout.masks
+    without = sorted(images.keys() - masks.keys())
+    if path.exists() or not masks or not without or masks.keys() - images.keys():
+        return []
+    others = folder.find_unlabeled(directory, more, found, [], [])
+    with path.open("x", encoding="utf-8") as file:
+        file.writelines(f"{key}\n" for key in [*without, *others])
+    count = quantity(len(without), "image")
+    return [f"{path} written, with {count} of no mask: {shorten(without)}"]
 
 
 def _as_json(facts: dict) -> str:
