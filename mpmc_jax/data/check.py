@@ -301,7 +301,8 @@ def _check_sample(sample: Sample, source: Source, examine: Examine | None) -> Ou
             problems.append(f"{sample.name('mask')}: {error}")
     evidence = None
     if examine is not None and pixels_hwc is not None and pixel_digest:
-        evidence = examine(pixels_hwc, label_hw, pixel_digest)
+        known_hwc = pixels_hwc if missing is None else np.where(missing, 0, pixels_hwc)
+        evidence = examine(known_hwc, label_hw, pixel_digest)
     digest = _digest(image, mask)
     return Outcome(problems, digest, moments, pixel_digest, facts, evidence)
 

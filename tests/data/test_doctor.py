@@ -339,6 +339,18 @@ def test_the_contrast_of_a_mask():
     assert empty.own.count == 0 and not empty.change and not empty.profile.any()
 
 
+def test_images_of_extreme_values():
+    _, label = _scene(0)
+    image = np.full((HEIGHT, WIDTH, 2), -3.4e38, np.float32)
+    image[: HEIGHT // 2] = np.nan
+    image[:4] = np.inf
+    found = examine(image, label, "")
+    assert found.fit is not None and np.isfinite(found.fit.profile).all()
+    for size in ((1, 1), (9, 3000), (3000, 1)):
+        black = np.zeros((*size, 1), np.uint8)
+        assert examine(black, black[..., 0], "").blank
+
+
 @pytest.mark.full
 @pytest.mark.parametrize(
     "name, folder, alarms",

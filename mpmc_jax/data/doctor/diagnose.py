@@ -289,7 +289,7 @@ def _rough(
     labeled: Mapping[str, Evidence], samples: Mapping[str, Sample]
 ) -> list[Finding]:
     """Finds masks with scattered pixels, and masks that were resized smoothly."""
-    shares = {key: each.isolated / each.counts.sum() for key, each in labeled.items()}
+    shares = {key: each.isolated for key, each in labeled.items()}
     usual = float(np.median(list(shares.values()))) if shares else 0.0
     limit = min(max(_ISOLATED, _UNUSUAL * usual), _NOISE)
     noisy = [key for key, share in shares.items() if share > limit]

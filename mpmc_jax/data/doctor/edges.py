@@ -79,21 +79,30 @@ class Fit:
     profile: np.ndarray
 
 
+def center(shape: tuple[int, ...]) -> tuple[slice, slice]:
+    """Returns the central part of a large image that is looked at in full size."""
+    top, left = (max(0, (side - _PART) // 2) for side in shape[:2])
+    return slice(top, top + _PART), slice(left, left + _PART)
+
+
 def steps(image_hwc: np.ndarray) -> Steps:
     """Measures the differences between neighboring pixels."""
     image = np.nan_to_num(image_hwc.astype(np.float32), posinf=0.0, neginf=0.0)
     # Channels count alike, whatever their units.
     image = image / (image.std(axis=(0, 1)) + 1e-6)
     right, down = (np.abs(np.diff(image, axis=axis)).sum(-1) for axis in (1, 0))
-    return Steps(*(each / (each.mean() + 1e-9) for each in (right, down)))
+    return Steps(
+        *(each / (each.sum() / max(each.size, 1) + 1e-9) for each in (right, down))
+    )
 
 
 def small(image_hwc: np.ndarray, label_hw: np.ndarray) -> tuple[Steps, np.ndarray]:
     """Returns the differences and the mask of an image of about 128 pixels."""
-    factor = max(1, max(label_hw.shape) // _SMALL)
+    factor = max(1, min(max(label_hw.shape) // _SMALL, *label_hw.shape))
     height, width = (side // factor for side in label_hw.shape)
-    image = image_hwc[: height * factor, : width * factor].astype(np.float32)
-    image = image.reshape(height, factor, width, factor, -1).mean((1, 3))
+    image = image_hwc[: height * factor, : width * factor]
+    image = image.reshape(height, factor, width, factor, -1)
+    image = image.mean((1, 3), dtype=np.float32)
     label_hw = label_hw[factor // 2 :: factor, factor // 2 :: factor]
     return steps(image), label_hw[:height, :width]
 
@@ -160,8 +169,7 @@ def _changes(
 
 def _profile(image_hwc: np.ndarray, label_hw: np.ndarray) -> np.ndarray:
     """Returns `Fit.profile`."""
-    top, left = (max(0, (side - _PART) // 2) for side in label_hw.shape)
-    part = np.s_[top : top + _PART, left : left + _PART]
+    part = center(label_hw.shape)
     found = steps(image_hwc[part])
     profile = np.zeros((2 * REACH + 1,) * 2)
     count = 0

@@ -24,7 +24,7 @@ class Evidence:
       blank: whether all pixels of the image are equal.
       label_digest: digest of the labels; "" without a mask.
       counts: (256,) pixels per label.
-      isolated: pixels whose four neighbors have other labels than they.
+      isolated: share of the pixels whose four neighbors have other labels than they.
       blended: share of the borders between classes of numbers further apart than 1 at
         which there is a class of a number between the two, one or two pixels wide.
       rim: most frequent label on the image's border.
@@ -36,12 +36,14 @@ class Evidence:
     blank: bool
     label_digest: str = ""
     counts: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(256, int))
-    isolated: int = 0
+    isolated: float = 0.0
     blended: float = 0.0
     rim: int = IGNORE_LABEL
     fit: edges.Fit | None = None
 
 
+# Values may stand for missing pixels without being declared so.
+@np.errstate(over="ignore", invalid="ignore")
 def examine(
     image_hwc: np.ndarray, label_hw: np.ndarray | None, image_digest: str
 ) -> Evidence:
@@ -56,6 +58,7 @@ def examine(
     picture = picture_hash(image_hwc)
     if label_hw is None or label_hw.shape != image_hwc.shape[:2]:
         return Evidence(image_digest, picture, blank)
+    part_hw = label_hw[edges.center(label_hw.shape)]
     rim = np.concatenate([label_hw[0], label_hw[-1], label_hw[:, 0], label_hw[:, -1]])
     return Evidence(
         image_digest,
@@ -63,8 +66,8 @@ def examine(
         blank,
         label_digest=hashlib.sha256(label_hw.tobytes()).hexdigest(),
         counts=np.bincount(label_hw.ravel(), minlength=256),
-        isolated=_isolated(label_hw),
-        blended=_blended(label_hw),
+        isolated=_isolated(part_hw),
+        blended=_blended(part_hw),
         rim=int(np.bincount(rim).argmax()),
         fit=edges.fit(image_hwc, label_hw),
     )
@@ -75,7 +78,7 @@ def picture_hash(image_hwc: np.ndarray) -> np.ndarray:
 
     It changes little if the image is resized, compressed or made brighter.
     """
-    gray_hw = np.nan_to_num(image_hwc.astype(np.float32)).mean(-1)
+    gray_hw = np.nan_to_num(image_hwc.mean(-1, dtype=np.float32))
     shrunk = Image.fromarray(gray_hw).resize((_HASHED, _HASHED), Image.Resampling.BOX)
     frequencies = np.asarray(scipy.fft.dctn(np.asarray(shrunk), norm="ortho"))
     low = frequencies[:_FREQUENCIES, :_FREQUENCIES].ravel()
@@ -83,7 +86,7 @@ def picture_hash(image_hwc: np.ndarray) -> np.ndarray:
     return low > np.median(low)
 
 
-def _isolated(label_hw: np.ndarray) -> int:
+def _isolated(label_hw: np.ndarray) -> float:
     inner = label_hw[1:-1, 1:-1]
     alone = inner != IGNORE_LABEL
     for other in (
@@ -93,7 +96,7 @@ def _isolated(label_hw: np.ndarray) -> int:
         label_hw[1:-1, 2:],
     ):
         alone &= inner != other
-    return int(alone.sum())
+    return float(alone.sum() / label_hw.size)
 
 
 def _blended(label_hw: np.ndarray) -> float:

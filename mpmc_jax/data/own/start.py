@@ -47,10 +47,7 @@ def get_config(argument=""):
     # Passes over the unlabeled images, here about {steps} steps; config.train.steps
     # sets their number directly.
     config.train.epochs = 80
-{more}    # A vision transformer with pretrained weights is better (docs/weights.md):
-    # backbone=dinov2_s14 in the argument, and
-    # config.model.pretrained = "dinov2_s14"
-    config.model.backbone = "resnet50"
+{more}    config.model.backbone = "resnet50"
     # For a first try without a GPU or TPU, remove the "# " of these lines:
     # config.model.backbone, config.data.crop = "resnet18", {small_crop}
     # config.train.batch_size, config.train.steps = 2, 200
@@ -230,7 +227,14 @@ def _settings(
             f"# No training mask holds {shorten(absent)}.",
             "config.data.allow_absent_classes = True",
         ]
-    return lines + _imbalance(source, report)
+    lines += _imbalance(source, report)
+    if source.pixels.channels == 3 and decode.is_picture(source.pixels):
+        lines += [
+            "# A vision transformer with pretrained weights is better, see",
+            "# docs/weights.md: backbone=dinov2_s14 in the argument, and",
+            '# config.model.pretrained = "dinov2_s14"',
+        ]
+    return lines
 
 
 def _imbalance(source: Source, report: check.Report) -> list[str]:
