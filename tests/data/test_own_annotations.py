@@ -16,6 +16,7 @@ from mpmc_jax.data import source as source_lib
 from mpmc_jax.data.dataset import open_dataset
 from mpmc_jax.data.own import shapes
 from mpmc_jax.data.raster_formats import UnreadableImage
+from tests.support import json_fuzz
 
 SIZE = (20, 30)
 SQUARE = [[4, 5], [14, 5], [14, 15], [4, 15]]
@@ -112,12 +113,12 @@ def test_labelme(tmp_path):
     np.testing.assert_array_equal(found, np.where(_expected(), 0, 255))
 
 
-def test_supervisely(tmp_path):
+def _supervisely(root):
     listed = [
         {"title": "leaf", "color": "#FF0102"},
         {"title": "bg", "color": "#000000"},
     ]
-    (tmp_path / "meta.json").write_text(json.dumps({"classes": listed}))
+    (root / "meta.json").write_text(json.dumps({"classes": listed}))
     vertices = [[4, 5], [13, 5], [13, 14], [4, 14]]
     packed = base64.b64encode(zlib.compress(_png(np.ones((10, 10))))).decode()
     objects = {
@@ -131,12 +132,16 @@ def test_supervisely(tmp_path):
         ],
     }
     for name, drawn in objects.items():
-        _image(tmp_path / "ds 0" / "img" / f"{name}.png")
-        path = tmp_path / "ds 0" / "ann" / f"{name}.png.json"
+        _image(root / "ds 0" / "img" / f"{name}.png")
+        path = root / "ds 0" / "ann" / f"{name}.png.json"
         path.parent.mkdir(exist_ok=True)
         drawn = [{"classTitle": "leaf", **each} for each in drawn]
         size = {"height": SIZE[0], "width": SIZE[1]}
         path.write_text(json.dumps({"size": size, "objects": drawn}))
+
+
+def test_supervisely(tmp_path):
+    _supervisely(tmp_path)
     prepare_data.main(
         [
             "--dataset=folder",
@@ -229,6 +234,28 @@ def test_files_that_are_no_annotations(tmp_path):
     drawing = shapes.Drawing(SIZE, (shapes.Shape("leaf", bitmap="AAAA"),))
     with pytest.raises(UnreadableImage, match="a shape of 'leaf' cannot be drawn"):
         source_lib.read_bytes(drawing.as_mask("a.json", {"leaf": 1}, 0))
+
+
+@pytest.mark.parametrize(
+    "write, file",
+    [
+        (_labelme, "images/c.json"),
+        (_labelme, "images/d.json"),
+        (_supervisely, "meta.json"),
+        (_supervisely, "ds 0/ann/a.png.json"),
+        (_supervisely, "ds 0/ann/b.png.json"),
+        (lambda root: _coco(root, [np.ravel(SQUARE).tolist()]), "coco"),
+        (lambda root: _coco(root, {"size": SIZE, "counts": [9, 591]}), "coco"),
+        (lambda root: _coco(root, {"size": SIZE, "counts": "e2::"}), "coco"),
+    ],
+)
+def test_odd_json_never_ends_in_a_traceback(write, file, tmp_path):
+    write(tmp_path)
+    path = tmp_path / file.replace("coco", "annotations/instances.json")
+    for _, text in json_fuzz.mutations(path.read_text()):
+        path.write_text(text)
+        source = registry.read_source("folder", str(tmp_path), ("background", "leaf"))
+        check.check_source(source)
 
 
 def test_holes_and_names_of_absent_files(tmp_path):

@@ -31,6 +31,8 @@ BACKGROUND = "background"
 _BACKGROUNDS = ("background", "_background_")
 _VOID = "__ignore__"
 _CIRCLE_POINTS = 64
+# What reading JSON of another structure than expected raises.
+_MALFORMED = (KeyError, IndexError, TypeError, ValueError, AttributeError)
 
 
 @dataclasses.dataclass
@@ -151,7 +153,7 @@ def _labelme(
             size = (facts.get("imageHeight"), facts.get("imageWidth"))
             drawings[key] = Drawing(_size(size, images[key]), tuple(shapes))
             names[key] = str(path)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except _MALFORMED as error:
             problems.append(f"{path}: not a file of labelme ({error!r})")
     _note_left_out(left_out, notes)
     used = {shape.name for drawing in drawings.values() for shape in drawing.shapes}
@@ -192,8 +194,11 @@ def _supervisely(
     meta = _load(directory / "meta.json", problems)
     try:
         classes = {str(each["title"]): each.get("color") for each in meta["classes"]}
-    except (KeyError, TypeError, AttributeError) as error:
-        problems.append(f'{directory / "meta.json"}: no "classes" ({error!r})')
+        colors = {name: _hex(color) for name, color in classes.items() if color}
+    except _MALFORMED as error:
+        problems.append(
+            f"{directory / 'meta.json'}: no classes of Supervisely ({error!r})"
+        )
         return None
     drawings: dict[str, Drawing] = {}
     names: dict[str, str] = {}
@@ -203,16 +208,15 @@ def _supervisely(
         if not path.is_file() or (facts := _load(path, problems)) is None:
             continue
         try:
-            size = (facts["size"]["height"], facts["size"]["width"])
+            size = _size((facts["size"]["height"], facts["size"]["width"]), image)
             shapes = [*_supervisely_shapes(facts["objects"], path, left_out)]
             drawings[key] = Drawing(size, tuple(shapes))
             names[key] = str(path)
-        except (KeyError, TypeError, ValueError) as error:
+        except _MALFORMED as error:
             problems.append(f"{path}: not an annotation of Supervisely ({error!r})")
     _note_left_out(left_out, notes)
     background = [*_BACKGROUNDS, "bg"]
     named = [name for name in classes if name.lower() not in background]
-    colors = {name: _hex(color) for name, color in classes.items() if color}
     return Annotations("Supervisely", drawings, names, named, colors)
 
 
@@ -277,11 +281,11 @@ def _coco(
                 if key is None:
                     absent.append(name)
                     continue
-                size = (each["height"], each["width"])
+                size = _size((each["height"], each["width"]), images[key])
                 listed = _coco_shapes(shapes.get(each["id"], []), categories)
                 drawings[key] = Drawing(size, tuple(listed))
                 names[key] = f"{path} ({name})"
-        except (KeyError, TypeError, ValueError) as error:
+        except _MALFORMED as error:
             problems.append(f"{path}: not a COCO file of segments ({error!r})")
         if absent:
             problems.append(
@@ -307,14 +311,18 @@ def _coco_shapes(
                 yield Shape(name, (np.reshape(ring, (-1, 2)).tolist(),))
 
 
-def _size(
-    stated: tuple[int | None, int | None], image: pathlib.Path
-) -> tuple[int, int]:
-    """Returns the size that annotations state, or else the image's."""
-    height, width = stated
-    if height and width:
-        return height, width
-    return decode.read_header(image.read_bytes()).size
+def _size(stated: tuple[Any, Any], image: pathlib.Path) -> tuple[int, int]:
+    """Returns the size that annotations state, or else the image's.
+
+    Raises:
+      ValueError: the stated size is no size.
+    """
+    if None in stated:
+        return decode.read_header(image.read_bytes()).size
+    height, width = (int(each) for each in stated)
+    if min(height, width) < 1:
+        raise ValueError(f"a size of {height} x {width}")
+    return height, width
 
 
 def _note_left_out(left_out: dict[str, list[str]], notes: list[str]) -> None:

@@ -18,6 +18,20 @@ from mpmc_jax.data import raster_formats
 from mpmc_jax.data.decode import encode_png
 from mpmc_jax.data.raster_formats import UnreadableImage
 from mpmc_jax.data.source import Derived
+from mpmc_jax.types import IGNORE_LABEL
+
+# A coordinate that no image has.
+_FAR = 1e6
+# What shapes that are no shapes raise.
+_UNDRAWABLE = (
+    ValueError,
+    TypeError,
+    LookupError,
+    ArithmeticError,
+    OSError,
+    zlib.error,
+    Image.DecompressionBombError,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,11 +72,11 @@ class Drawing:
 
         Args:
           name: name for messages.
-          labels: class name -> label.
+          labels: class name -> label; other names are void.
           ground: label of the pixels outside all shapes.
         """
         shapes = [
-            {**dataclasses.asdict(shape), "label": labels[shape.name]}
+            {**dataclasses.asdict(shape), "label": labels.get(shape.name, IGNORE_LABEL)}
             for shape in self.shapes
         ]
         content = {"size": self.size, "ground": ground, "shapes": shapes}
@@ -87,7 +101,7 @@ def draw(content: bytes) -> bytes:
                 _paste(label_hw, shape)
             else:
                 fill(label_hw, shape["rings"], shape["label"])
-        except (ValueError, TypeError, IndexError, zlib.error, OSError) as error:
+        except _UNDRAWABLE as error:
             raise UnreadableImage(
                 f"a shape of {shape['name']!r} cannot be drawn "
                 f"({raster_formats.reason(error)}); mend or remove it"
@@ -101,6 +115,8 @@ def fill(label_hw: np.ndarray, rings: list, label: int) -> None:
     toggled_hw = np.zeros((height, width + 1), np.uint8)
     for ring in rings:
         points = np.asarray(ring, float).reshape(-1, 2)
+        if not (np.abs(points) < _FAR).all():
+            raise ValueError("a corner is far outside the image")
         for (x0, y0), (x1, y1) in zip(points, np.roll(points, -1, 0), strict=True):
             low, high = min(y0, y1), max(y0, y1)
             # The rows whose centers lie in [low, high).
@@ -138,6 +154,8 @@ def _decode_runs(runs: dict, height: int, width: int) -> np.ndarray:
     counts = runs["counts"]
     if isinstance(counts, str):
         counts = _unpack_counts(counts)
+    if sum(counts) != height * width:
+        raise ValueError(f"its runs are {sum(counts)} pixels, not {height * width}")
     inside = np.repeat(np.arange(len(counts)) % 2, counts)
     return inside.reshape(width, height).T > 0
 
