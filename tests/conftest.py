@@ -5,6 +5,7 @@ every warning is an error. Programs started by tests inherit all of it, and shar
 compilation cache that lasts as long as the session.
 """
 
+import gc
 import os
 import shutil
 import sys
@@ -24,6 +25,12 @@ os.environ["XLA_FLAGS"] = device_flags(4)
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
+
+
+def pytest_collection_finish():
+    """What all tests share stays; the garbage collector need not visit it again."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_sessionfinish():

@@ -220,6 +220,7 @@ def test_gradients_of_the_network_are_finite(case):
     assert np.abs(gradient).max() > 0
 
 
+@pytest.mark.full
 def test_no_two_examples_draw_the_same():
     cfg = tiny.config("method=augseg")
     parts = tiny.setup(cfg)

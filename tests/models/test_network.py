@@ -82,7 +82,9 @@ def test_halves_compose_to_the_whole():
     np.testing.assert_allclose(halves.decoder, whole.decoder, atol=1e-5)
 
 
-@pytest.mark.parametrize("variant", ["u2pl", "ael"])
+@pytest.mark.parametrize(
+    "variant", ["u2pl", pytest.param("ael", marks=pytest.mark.full)]
+)
 def test_dropout_multiplies_the_maps_that_it_names(variant):
     config = dataclasses.replace(
         SMALLEST, variant=variant, embedding=variant == "u2pl", auxiliary=True

@@ -111,7 +111,11 @@ def _restored(directory, parts, state):
 
 
 @pytest.mark.parametrize(
-    ("method", "optimizer"), [("mean_teacher", "sgd"), ("unimatch", "adamw")]
+    ("method", "optimizer"),
+    [
+        pytest.param("mean_teacher", "sgd", marks=pytest.mark.full),
+        ("unimatch", "adamw"),
+    ],
 )
 def test_toys_are_trained_averaged_evaluated_and_restored(tmp_path, method, optimizer):
     cfg = _config(
@@ -234,7 +238,9 @@ def test_a_frozen_encoder_costs_no_gradient():
     assert frozen <= decoder < 0.8 * _flops("", ("backbone", "decoder"))
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize(
+    "optimizer", ["sgd", pytest.param("adamw", marks=pytest.mark.full)]
+)
 def test_a_frozen_encoder_stays_bit_for_bit(tmp_path, optimizer):
     cfg = tiny.config(
         "method=supervised", model__freeze="encoder", optimizer__name=optimizer
