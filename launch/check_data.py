@@ -60,6 +60,11 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _check_source(args: argparse.Namespace) -> Report:
     """Checks a source and its labels, prints the result and writes the page."""
+    page_path = as_path("--html", args.html) if args.html else None
+    if page_path is not None:  # Before the work.
+        if page_path.is_dir():
+            raise ValueError(f"--html={page_path} is a folder; name a file in it")
+        page_path.parent.mkdir(parents=True, exist_ok=True)
     source = cli.read_source(args, cli.class_names(args))
     report = check.check_source(source, examine)
     findings = diagnose.diagnose(source, report.evidence)
@@ -69,11 +74,10 @@ def _check_source(args: argparse.Namespace) -> Report:
     _print(report, source.class_names, summary)
     for finding in findings:
         print(f"{finding.level}: {printable(finding.text)}")
-    if args.html:
-        path = as_path("--html", args.html)
+    if page_path is not None:
         text = page.render(source, report, findings, summary)
-        write_bytes(path, text.encode())
-        print(f"{path} written")
+        write_bytes(page_path, text.encode())
+        print(f"{page_path} written")
     return report
 
 

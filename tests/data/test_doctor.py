@@ -315,6 +315,8 @@ def test_a_page_without_any_other_file(root, tmp_path, capsys):
     assert "prefers-color-scheme: dark" in text
     for outside in ("http", 'src="/', "<script", "<link"):
         assert outside not in text
+    with pytest.raises(SystemExit, match="is a folder; name a file in it"):
+        check_data.main([*command[:2], f"--html={tmp_path}"])
     with pytest.raises(SystemExit, match="--html: is for --source"):
         check_data.main(["--dataset=folder", "--data_dir=x", "--html=y"])
 

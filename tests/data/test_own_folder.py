@@ -87,6 +87,18 @@ def test_folders_of_splits_hold_images_and_masks(tmp_path):
     assert [s.id for s in source.splits["train"]] == ["train/0", "train/1"]
 
 
+def test_folders_below_unlabeled_hold_no_labeled_images(tmp_path):
+    for i in range(2):
+        _image(tmp_path / f"{i}.png")
+        _mask(tmp_path / f"{i}_mask.png", LABEL)
+    _image(tmp_path / "unlabeled" / "img" / "u.png")
+    assert _pairs(tmp_path) == {
+        "0": ("0.png", "0_mask.png"),
+        "1": ("1.png", "1_mask.png"),
+        "img/u": ("u.png", None),
+    }
+
+
 def test_two_masks_of_one_image(tmp_path):
     _image(tmp_path / "images" / "x.png")
     _mask(tmp_path / "masks" / "x_mask.png", LABEL)

@@ -122,6 +122,7 @@ def named_folders(
     return [
         (f"{above.name}/", path)
         for above in below
+        if above.name.lower() not in UNLABELED_FOLDERS
         for path in files.visible(above.iterdir())
         if path.is_dir() and path.name.lower() in names
     ]
