@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from jax import lax
 from jax.nn import initializers
 
 from mpmc_jax.models import layers
@@ -18,6 +19,9 @@ Array = jax.Array
 
 # The initialization of every dense layer, token and position.
 small_normal = initializers.normal(0.02)
+
+# Sums of more tokens than this are parted.
+_LONGEST_SUM = 256
 
 
 class LayerNorm(nn.Module):
@@ -48,7 +52,7 @@ def _layer_norm_forward(epsilon, x_bnd, scale_d, bias_d):
     wide_bnd = at_least_float32(x_bnd)
     mean_bn1 = jnp.mean(wide_bnd, axis=-1, keepdims=True)
     var_bn1 = jnp.mean(jnp.square(wide_bnd - mean_bn1), axis=-1, keepdims=True)
-    inverse_bn1 = jax.lax.rsqrt(var_bn1 + epsilon)
+    inverse_bn1 = lax.rsqrt(var_bn1 + epsilon)
     out_bnd = (wide_bnd - mean_bn1) * inverse_bn1 * scale_d[None, None]
     out_bnd = (out_bnd + bias_d[None, None]).astype(x_bnd.dtype)
     return out_bnd, (x_bnd, scale_d, bias_d, mean_bn1, inverse_bn1)
@@ -65,9 +69,42 @@ def _layer_norm_backward(epsilon, residuals, dy_bnd):
         - jnp.mean(scaled_bnd, axis=-1, keepdims=True)
         - normal_bnd * jnp.mean(scaled_bnd * normal_bnd, axis=-1, keepdims=True)
     )
-    dscale_d = jnp.sum(wide_bnd * normal_bnd, axis=(0, 1)).astype(scale_d.dtype)
-    dbias_d = jnp.sum(wide_bnd, axis=(0, 1)).astype(bias_d.dtype)
-    return dx_bnd.astype(x_bnd.dtype), dscale_d, dbias_d
+    dscale_d, dbias_d = _parameter_gradients(x_bnd, dy_bnd, mean_bn1, inverse_bn1)
+    return (
+        dx_bnd.astype(x_bnd.dtype),
+        dscale_d.astype(scale_d.dtype),
+        dbias_d.astype(bias_d.dtype),
+    )
+
+
+def _parameter_gradients(x_bnd, dy_bnd, mean_bn1, inverse_bn1):
+    """Sums the gradients of scale and bias.
+
+    On GPUs that is a single reduction, which computes what it sums: the compiler would
+    write the products, as part of the input's gradient.
+    """
+    gpu = target_platform() == "gpu"
+    if gpu:
+        x_bnd, dy_bnd = lax.optimization_barrier((x_bnd, dy_bnd))
+    wide_bnd = at_least_float32(dy_bnd)
+    normal_bnd = (at_least_float32(x_bnd) - mean_bn1) * inverse_bn1
+    if not gpu:
+        return jnp.sum(wide_bnd * normal_bnd, axis=(0, 1)), jnp.sum(wide_bnd, (0, 1))
+    # XLA parts longer sums, and would write what it sums.
+    tokens, features = x_bnd.shape[0] * x_bnd.shape[1], x_bnd.shape[2]
+    rows = max(n for n in range(1, _LONGEST_SUM) if tokens % n == 0)
+    sums = tuple(
+        each.reshape(-1, rows, features) for each in (wide_bnd * normal_bnd, wide_bnd)
+    )
+    zero = jnp.zeros((), wide_bnd.dtype)
+    for axis in (1, 0):
+        sums = lax.reduce(
+            sums,
+            (zero, zero),
+            lambda sums, values: (sums[0] + values[0], sums[1] + values[1]),
+            (axis,),
+        )
+    return sums
 
 
 layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
@@ -87,11 +124,13 @@ def _gelu_backward(x, dy):
     wide = at_least_float32(x)
     density = jnp.exp(-jnp.square(wide) / 2) * (2 * np.pi) ** -0.5
     slope = _normal_distribution(wide) + wide * density
-    return ((at_least_float32(dy) * slope).astype(x.dtype),)
+    dx = (at_least_float32(dy) * slope).astype(x.dtype)
+    # GPUs write it for products, and need not compute it again for other readers.
+    return (lax.optimization_barrier(dx) if target_platform() == "gpu" else dx,)
 
 
 def _normal_distribution(x: Array) -> Array:
-    return (1 + jax.lax.erf(x * 2**-0.5)) / 2
+    return (1 + lax.erf(x * 2**-0.5)) / 2
 
 
 gelu.defvjp(lambda x: (gelu(x), x), _gelu_backward)
@@ -134,17 +173,19 @@ class Block(nn.Module):
         drop = self._drop(dropout_keys)
         for i, branch in enumerate((self._attend, self._perceive)):
             norm = LayerNorm(self.epsilon, name=f"norm{i + 1}")
-            out_bnd = drop(branch(norm(x_bnd), drop), i)
+            scale_d = None
             if self.layer_scale:
                 shape = x_bnd.shape[-1:]
                 scale_d = self.param(
                     f"scale{i + 1}", initializers.ones, shape, jnp.float32
                 )
-                out_bnd = out_bnd * scale_d[None, None].astype(out_bnd.dtype)
+            out_bnd = drop(branch(norm(x_bnd), scale_d, drop), i)
             if branch_scale_b2 is not None:
                 scale_b11 = branch_scale_b2[:, i, None, None]
                 out_bnd = out_bnd * scale_b11.astype(out_bnd.dtype)
-            x_bnd = x_bnd + out_bnd
+            # Within the product, XLA would add to a copy; within the norm, it would
+            # read the sum again.
+            x_bnd = _apart(x_bnd + _apart(out_bnd))
         return x_bnd
 
     def _drop(self, keys_b: Array | None) -> _Drop:
@@ -158,28 +199,91 @@ class Block(nn.Module):
 
         return drop
 
-    def _attend(self, x_bnd: Array, drop: _Drop) -> Array:
+    def _attend(self, x_bnd: Array, scale_d: Array | None, drop: _Drop) -> Array:
         batch, count, features = x_bnd.shape
-        split = (batch, count, 3, self.heads, features // self.heads)
-        qkv_bn3hd = dense(3 * features, x_bnd, "qkv").reshape(split)
-        q_bnhd, k_bnhd, v_bnhd = (qkv_bn3hd[:, :, i] for i in range(3))
         # The fused attention cannot drop weights.
         implementation = "xla" if self.dropout else self.attention
+        inputs = Dense(3 * features, name="qkv")
+        # cuDNN reads three arrays, which would be copied out of one.
+        if _fuses_attention(implementation):
+            qkv = inputs.in_parts(x_bnd, 3)
+        else:
+            qkv = jnp.split(inputs(x_bnd), 3, axis=-1)
+        split = (batch, count, self.heads, features // self.heads)
         out_bnhd = attend(
-            q_bnhd, k_bnhd, v_bnhd, implementation, lambda weights: drop(weights, 2)
+            *(part_bnd.reshape(split) for part_bnd in qkv),
+            implementation,
+            lambda weights: drop(weights, 2),
         )
-        return dense(features, out_bnhd.reshape(x_bnd.shape), "proj")
+        return Dense(features, name="proj")(out_bnhd.reshape(x_bnd.shape), scale_d)
 
-    def _perceive(self, x_bnd: Array, drop: _Drop) -> Array:
+    def _perceive(self, x_bnd: Array, scale_d: Array | None, drop: _Drop) -> Array:
         features = x_bnd.shape[-1]
-        inner = gelu(dense(4 * features, x_bnd, "fc1"))
-        return dense(features, drop(inner, 3), "fc2")
+        inner = gelu(Dense(4 * features, name="fc1")(x_bnd))
+        return Dense(features, name="fc2")(drop(inner, 3), scale_d)
 
 
-def dense(features: int, x_bnd: Array, name: str) -> Array:
-    """Applies a dense layer in the dtype of its input, within a compact call."""
-    layer = nn.Dense(features, dtype=x_bnd.dtype, kernel_init=small_normal, name=name)
-    return keep(layer(x_bnd))
+class Dense(nn.Module):
+    """A dense layer, in the dtype of its input."""
+
+    features: int
+
+    def __call__(self, x_bnd: Array, scale_d: Array | None = None) -> Array:
+        """Maps (b,n,d) to (b,n,features).
+
+        `scale_d` multiplies the result. It is multiplied into the parameters, so that
+        no gradient of a map is read for its sake.
+        """
+        kernel, bias = self._parameters(x_bnd.shape[-1])
+        if scale_d is not None:
+            kernel, bias = kernel * scale_d[None], bias * scale_d
+        return keep(_affine(x_bnd, kernel, bias))
+
+    def in_parts(self, x_bnd: Array, count: int) -> list[Array]:
+        """Returns equal parts of the result, each as a product of its own."""
+        kernel, bias = self._parameters(x_bnd.shape[-1])
+        return list(map(keep, _in_parts(count, x_bnd, kernel, bias)))
+
+    @nn.compact
+    def _parameters(self, channels: int) -> tuple[Array, Array]:
+        shape = (channels, self.features)
+        kernel = self.param("kernel", small_normal, shape, jnp.float32)
+        return kernel, self.param("bias", initializers.zeros, shape[1:], jnp.float32)
+
+
+def _affine(x_bnd: Array, kernel: Array, bias: Array) -> Array:
+    kernel, bias = kernel.astype(x_bnd.dtype), bias.astype(x_bnd.dtype)
+    return jnp.dot(x_bnd, kernel) + bias[None, None]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _in_parts(count: int, x_bnd: Array, kernel: Array, bias: Array) -> list[Array]:
+    kernels = jnp.split(kernel.astype(x_bnd.dtype), count, axis=1)
+    biases = jnp.split(bias, count)
+    # XLA would join products of the same array.
+    pairs = [lax.optimization_barrier((x_bnd, part)) for part in kernels]
+    return [_affine(*pair, part) for pair, part in zip(pairs, biases, strict=True)]
+
+
+def _in_parts_backward(count, given, cotangents):
+    """The gradient, as that of a single product."""
+    del count
+    _, pull_back = jax.vjp(_affine, *given)
+    return pull_back(jnp.concatenate(cotangents, axis=-1))
+
+
+_in_parts.defvjp(
+    lambda count, *given: (_in_parts(count, *given), given), _in_parts_backward
+)
+
+
+@jax.custom_vjp
+def _apart(x: Array) -> Array:
+    """Returns the array; on GPUs, the compiler joins nothing across, but gradients."""
+    return lax.optimization_barrier(x) if target_platform() == "gpu" else x
+
+
+_apart.defvjp(lambda x: (_apart(x), None), lambda residuals, dy: (dy,))
 
 
 def attend(
@@ -196,7 +300,7 @@ def attend(
     cuDNN's is used only where there is a GPU, because runs are predicted elsewhere too.
     JAX's own function rounds a float64 softmax to float32, so XLA's is written here.
     """
-    if implementation == "cudnn" and target_platform() == "gpu":
+    if _fuses_attention(implementation):
         return jax.nn.dot_product_attention(
             q_bnhd, k_bnhd, v_bnhd, implementation="cudnn"
         )
@@ -206,3 +310,7 @@ def attend(
     )
     weights_bhnm = drop(jax.nn.softmax(logits_bhnm * q_bnhd.shape[-1] ** -0.5))
     return jnp.einsum("bhnm,bmhd->bnhd", weights_bhnm.astype(v_bnhd.dtype), v_bnhd)
+
+
+def _fuses_attention(implementation: str) -> bool:
+    return implementation == "cudnn" and target_platform() == "gpu"

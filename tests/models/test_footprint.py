@@ -13,6 +13,7 @@ from mpmc_jax.models import ModelConfig, footprint, layers, title
 from mpmc_jax.models.decoders.dpt import TransposedConv
 from mpmc_jax.models.encoders.vit import PatchEmbedding
 from mpmc_jax.models.registry import build_segmenter, feature_maps
+from mpmc_jax.models.transformer import Dense
 from mpmc_jax.models.weights.torch_names import variable_shapes
 
 NETWORKS = [
@@ -25,7 +26,7 @@ NETWORKS = [
     ModelConfig(name="dpt", backbone="dinov2_s14"),
     ModelConfig(name="segmenter", backbone="vit_s16"),
 ]
-_RECORDED = (layers.Conv, nn.Dense, PatchEmbedding, TransposedConv)
+_RECORDED = (layers.Conv, Dense, PatchEmbedding, TransposedConv)
 RESULTS = pathlib.Path(__file__).parent.parent.parent / "results" / "bench"
 # Of 1 x 1 positions, or of heads.
 _LEFT_OUT = {"aspp_pool", "classifier"}

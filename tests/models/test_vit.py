@@ -23,9 +23,11 @@ from mpmc_jax.models import (
     registry,
 )
 from mpmc_jax.models.encoders import vit
+from mpmc_jax.models.platform import compiled_for
+from mpmc_jax.models.transformer import Block, Dense
 from mpmc_jax.types import Network
 from tests.support import tiny, vit_oracle
-from tests.support.variables import random_variables
+from tests.support.variables import random_like, random_variables
 from tests.support.x64 import call_x64
 
 DPT = ModelConfig(name="dpt", backbone="tiny_dinov2", width=8, num_classes=3)
@@ -181,6 +183,30 @@ def test_every_parameter_has_a_gradient_and_recomputing_changes_none(config):
         assert np.isfinite(leaf).all() and np.abs(leaf).max() > 0, path
     again = _gradient(dataclasses.replace(config, remat="all"), keys)
     chex.assert_trees_all_close(plain, again, rtol=1e-3, atol=1e-5)
+
+
+def test_a_blocks_forms_for_gpus_have_the_same_gradients():
+    block = Block(heads=2, epsilon=1e-6, layer_scale=True)
+    tokens = jax.random.normal(jax.random.key(0), (2, 11, 8))
+    shapes = jax.eval_shape(block.init, jax.random.key(1), tokens)
+    variables = random_like(shapes)
+
+    def loss(params, tokens):
+        return jnp.mean(block.apply({"params": params}, tokens) ** 3)
+
+    gradients = jax.grad(loss, (0, 1))
+    expected = gradients(variables["params"], tokens)
+    with compiled_for("gpu"):
+        found = gradients(variables["params"], tokens)
+    chex.assert_trees_all_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_parts_of_a_dense_layer_are_those_of_its_result():
+    layer, tokens = Dense(12), jax.random.normal(jax.random.key(0), (2, 5, 4))
+    variables = layer.init(jax.random.key(1), tokens)
+    parts = layer.apply(variables, tokens, 3, method="in_parts")
+    whole = layer.apply(variables, tokens)
+    chex.assert_trees_all_close(parts, jnp.split(whole, 3, axis=-1), atol=1e-6)
 
 
 @pytest.mark.full

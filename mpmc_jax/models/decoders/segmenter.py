@@ -14,7 +14,7 @@ from mpmc_jax.models.config import ModelConfig
 from mpmc_jax.models.decoders.heads import FurtherHeads, dropout_channels
 from mpmc_jax.models.interface import Decoder, Encoder, FeatureMap
 from mpmc_jax.models.receptive_field import stride_of
-from mpmc_jax.models.transformer import Block, LayerNorm, dense, small_normal
+from mpmc_jax.models.transformer import Block, Dense, LayerNorm, small_normal
 from mpmc_jax.precision import at_least_float32
 from mpmc_jax.types import Prediction
 
@@ -101,7 +101,7 @@ class MaskTransformer(nn.Module):
         `dropout_keys` are (b,) keys or None.
         """
         batch, count, features = x_bnd.shape
-        x_bnd = dense(features, x_bnd, "project")
+        x_bnd = Dense(features, name="project")(x_bnd)
         shape = (1, self.num_classes, features)
         classes = self.param("class_embeddings", small_normal, shape, jnp.float32)
         classes_bcd = jnp.broadcast_to(classes, (batch, *shape[1:])).astype(x_bnd.dtype)
@@ -180,7 +180,7 @@ class TokenDecoder(nn.Module):
             logits_bnc, x_bnd = transformer(x_bnd, dropout_keys)
         else:
             wide_bnd = at_least_float32(x_bnd)
-            logits_bnc = dense(self.num_classes, wide_bnd, "classifier")
+            logits_bnc = Dense(self.num_classes, name="classifier")(wide_bnd)
         x_bhwd = x_bnd.reshape(taps[last].shape)
         logits_bhwc = logits_bnc.reshape(batch, rows, columns, self.num_classes)
         heads = FurtherHeads(
