@@ -20,7 +20,12 @@ from mpmc_jax.random_keys import Keys
 from mpmc_jax.training import objective, step_metrics
 from mpmc_jax.training.config import StepConfig
 from mpmc_jax.training.state import PLUGIN, TrainState, select
-from mpmc_jax.training.trees import all_finite, choose, norm
+from mpmc_jax.training.trees import (
+    all_finite,
+    choose,
+    norm,
+    with_joined_vectors,
+)
 from mpmc_jax.types import Array, Batch, Network, Outputs, PyTree
 
 
@@ -154,9 +159,10 @@ def train_step(
         (carry.grads, info.stop.astype(jnp.float32), sums.means, sums.classes),
         config.axis_name,
     )
-    updates, opt_state = config.optimizer.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
-    ema_params, ema_batch_stats = _update_average(config, state, carry, params)
+    before = with_joined_vectors(state)
+    updates, opt_state = config.optimizer.update(grads, before.opt_state, before.params)
+    params = optax.apply_updates(before.params, updates)
+    ema_params, ema_batch_stats = _update_average(config, before, carry, params)
     updated = TrainState(
         step=state.step + 1,
         params=params,
@@ -171,7 +177,7 @@ def train_step(
     refused, failed, checks = _check(
         sums.terms, means, grad_norm, updated, in_order=info.step == state.step
     )
-    kept = choose(refused, state, updated)
+    kept = choose(refused, before, updated)
     delay, requests = config.method.delay, None
     if delay:
         requests = config.method.requested(kept.method_state, state.step + delay)
@@ -182,7 +188,7 @@ def train_step(
         **{name: _mean(*pair) for name, pair in means.items()},
     }
     shares = {kind: _mean(counts, counts.sum()) for kind, counts in classes.items()}
-    metrics = Metrics(
+    return kept, Metrics(
         values=values,
         shares=shares,
         refused=refused,
@@ -191,7 +197,6 @@ def train_step(
         requests=requests,
         checks=checks,
     )
-    return kept, metrics
 
 
 def _accumulate(

@@ -4,12 +4,17 @@ A state has hundreds of small arrays. On a GPU each would be a kernel of its own
 for a reduction.
 """
 
+import itertools
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
+from mpmc_jax.models.platform import target_platform
 from mpmc_jax.types import Array, PyTree
+
+# Vectors in a joined copy; a kernel takes some hundred arrays.
+_JOINED = 64
 
 
 def choose(first: Array, one: PyTree, other: PyTree) -> PyTree:
@@ -26,6 +31,30 @@ def choose(first: Array, one: PyTree, other: PyTree) -> PyTree:
         return jnp.where(repeated[: len(a)] if a.ndim == 1 else first, a, b)
 
     return jax.tree.map(of_leaf, one, other)
+
+
+def with_joined_vectors(tree: PyTree) -> PyTree:
+    """Reads the vectors of a tree from joined copies of them, on GPUs.
+
+    XLA updates equally long vectors in one kernel, in the memory of those before. It
+    would first copy each that the kernel also reads, in a kernel of its own.
+    """
+    if target_platform() != "gpu":
+        return tree
+    leaves, structure = jax.tree.flatten(tree)
+    by_dtype: dict[jnp.dtype, list[int]] = {}
+    for i, leaf in enumerate(leaves):
+        if leaf.ndim == 1:
+            by_dtype.setdefault(leaf.dtype, []).append(i)
+    for places in by_dtype.values():
+        for first in range(0, len(places), _JOINED):
+            some = places[first : first + _JOINED]
+            vectors = [leaves[i] for i in some]
+            ends = list(itertools.accumulate(map(len, vectors)))
+            joined = jax.lax.optimization_barrier(jnp.concatenate(vectors))
+            for i, part in zip(some, jnp.split(joined, ends[:-1]), strict=True):
+                leaves[i] = part
+    return jax.tree.unflatten(structure, leaves)
 
 
 def norm(tree: PyTree) -> Array:

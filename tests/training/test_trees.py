@@ -7,7 +7,8 @@ import numpy as np
 import optax
 import pytest
 
-from mpmc_jax.training.trees import choose, norm
+from mpmc_jax.models.platform import compiled_for
+from mpmc_jax.training.trees import choose, norm, with_joined_vectors
 
 
 def test_the_norm_is_that_of_all_numbers():
@@ -29,3 +30,14 @@ def test_a_tree_is_chosen_as_a_whole(first):
     ]
     chosen = choose(jnp.bool_(first), *trees)
     chex.assert_trees_all_equal(chosen, trees[0 if first else 1])
+
+
+def test_joined_vectors_are_those_of_the_tree():
+    tree = {
+        "vectors": [jnp.arange(i + 1.0) for i in range(70)],
+        "integers": jnp.arange(3),
+        "map": jnp.ones((2, 2)),
+        "none": None,
+    }
+    with compiled_for("gpu"):
+        chex.assert_trees_all_equal(jax.jit(with_joined_vectors)(tree), tree)
