@@ -84,20 +84,24 @@ def multiplies_halves(x_bhwi: Array, kernel_kkio: Array) -> bool:
 
 
 @jax.custom_vjp
-def score(x_bhwi: Array, kernel_11io: Array) -> Array:
+def score(x_bhwi: Array, kernel_11io: Array, bias_o: Array) -> Array:
     """Multiplies every position of a bfloat16 map with the kernel, in float32."""
-    return _score_forward(x_bhwi, kernel_11io)[0]
+    return _score_forward(x_bhwi, kernel_11io, bias_o)[0]
 
 
 @jax.jit
-def _score_forward(x_bhwi, kernel_11io):
+def _score_forward(x_bhwi, kernel_11io, bias_o):
     *positions, channels = x_bhwi.shape
     features = kernel_11io.shape[-1]
     kernel_io = _padded_columns(kernel_11io[0, 0].astype(x_bhwi.dtype))
-    # Padded where the map is made, and not by a copy of it.
+    # Padded where the map is made, and not by a copy of it. XLA would join maps that
+    # are multiplied by one kernel.
     x_ni = _padded_rows(x_bhwi.reshape(-1, channels))
+    x_ni, kernel_io = lax.optimization_barrier((x_ni, kernel_io))
     scores_no = jnp.dot(x_ni, kernel_io, preferred_element_type=jnp.float32)
-    scores_no = scores_no[: math.prod(positions), :features]
+    scores_no = scores_no[: math.prod(positions), :features] + bias_o[None]
+    # What enlarges scores reads each several times.
+    scores_no = lax.optimization_barrier(scores_no)
     return scores_no.reshape(*positions, features), (x_ni, kernel_io)
 
 
@@ -105,8 +109,9 @@ def _score_forward(x_bhwi, kernel_11io):
 def _score_backward(residuals, dy_bhwo):
     x_ni, kernel_io = residuals
     features = dy_bhwo.shape[-1]
-    dy_no = dy_bhwo.reshape(-1, features).astype(x_ni.dtype)
-    dy_no = _padded_columns(dy_no)
+    dy_no = dy_bhwo.reshape(-1, features)
+    dbias_o = jnp.sum(dy_no, axis=0)
+    dy_no = _padded_columns(dy_no.astype(x_ni.dtype))
     dkernel_io = lax.dot_general(
         x_ni,
         _padded_rows(dy_no),
@@ -116,7 +121,7 @@ def _score_backward(residuals, dy_bhwo):
     one = _Geometry(stride=1, dilation=1, padding=0)
     dy_bhwo = dy_no.reshape(*dy_bhwo.shape[:3], -1)
     dx_bhwi = _convolution(one, dy_bhwo, kernel_io.T[None, None])
-    return dx_bhwi, dkernel_io[None, None, :, :features]
+    return dx_bhwi, dkernel_io[None, None, :, :features], dbias_o
 
 
 score.defvjp(_score_forward, _score_backward)

@@ -97,10 +97,9 @@ class Scores(Conv):
     def __call__(self, x_bhwc: Array) -> Array:
         """Convolves in at least float32, or as `multiplies_halves` says."""
         kernel_kkio, bias_o = self.parameters(x_bhwc.shape[-1])
-        if not multiplies_halves(x_bhwc, kernel_kkio):
+        if bias_o is None or not multiplies_halves(x_bhwc, kernel_kkio):
             return convolution(self.spec, at_least_float32(x_bhwc), kernel_kkio, bias_o)
-        out_bhwc = score(x_bhwc, kernel_kkio)
-        return keep(out_bhwc if bias_o is None else out_bhwc + per_channel(bias_o))
+        return keep(score(x_bhwc, kernel_kkio, bias_o))
 
 
 def convolution(

@@ -14,6 +14,7 @@ from mpmc_jax.models import layers
 from mpmc_jax.models.platform import target_platform
 from mpmc_jax.models.rematerialization import keep
 from mpmc_jax.precision import at_least_float32
+from mpmc_jax.types import PyTree
 
 Array = jax.Array
 
@@ -253,16 +254,16 @@ class Dense(nn.Module):
 
 def _affine(x_bnd: Array, kernel: Array, bias: Array) -> Array:
     kernel, bias = kernel.astype(x_bnd.dtype), bias.astype(x_bnd.dtype)
+    # XLA would join products that have an array in common, and copy the others.
+    x_bnd, kernel = _apart((x_bnd, kernel))
     return jnp.dot(x_bnd, kernel) + bias[None, None]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _in_parts(count: int, x_bnd: Array, kernel: Array, bias: Array) -> list[Array]:
     kernels = jnp.split(kernel.astype(x_bnd.dtype), count, axis=1)
-    biases = jnp.split(bias, count)
-    # XLA would join products of the same array.
-    pairs = [lax.optimization_barrier((x_bnd, part)) for part in kernels]
-    return [_affine(*pair, part) for pair, part in zip(pairs, biases, strict=True)]
+    parts = zip(kernels, jnp.split(bias, count), strict=True)
+    return [_affine(x_bnd, *part) for part in parts]
 
 
 def _in_parts_backward(count, given, cotangents):
@@ -278,8 +279,8 @@ _in_parts.defvjp(
 
 
 @jax.custom_vjp
-def _apart(x: Array) -> Array:
-    """Returns the array; on GPUs, the compiler joins nothing across, but gradients."""
+def _apart(x: PyTree) -> PyTree:
+    """Returns the arrays; on GPUs, nothing is joined across, except in gradients."""
     return lax.optimization_barrier(x) if target_platform() == "gpu" else x
 
 
