@@ -48,8 +48,8 @@ class EvalProtocol:
     by_volume: ClassVar[bool] = False
     # Whether `once` returns probabilities instead of logits.
     probabilities: ClassVar[bool] = False
-    # Whether images may be padded to fewer distinct sizes, for fewer programs.
-    pads: ClassVar[bool] = True
+    # Whether images may be padded to multiples of `pad_to`: fewer sizes to compile.
+    rounds_size: ClassVar[bool] = True
 
     size: int
     scales: tuple[float, ...] = (1.0,)
@@ -76,7 +76,7 @@ class EvalProtocol:
 
     def canvas(self, size: tuple[int, int], pad_to: int) -> tuple[int, int]:
         """Rows and columns of the array in which an image of this size is stored."""
-        if pad_to == 0 or not self.pads:
+        if pad_to == 0 or not self.rounds_size:
             return size
         rows, columns = (-(-side // pad_to) * pad_to for side in size)
         return rows, columns
@@ -127,7 +127,7 @@ class EvalProtocol:
 class Slide(EvalProtocol):
     """Sliding-window evaluation: scores are averaged where windows overlap."""
 
-    pads = False
+    rounds_size = False
 
     def spans(self, side: int) -> list[windows.Span]:
         """The start and length of the windows along one axis."""
@@ -180,7 +180,7 @@ class CenterCrop(EvalProtocol):
     """A center crop, U2PL's and AEL's validation during training."""
 
     name = "center_crop"
-    pads = False
+    rounds_size = False
 
     def canvas(self, size: tuple[int, int], pad_to: int) -> tuple[int, int]:
         return self.size, self.size
@@ -215,7 +215,7 @@ class PerVolume(EvalProtocol):
     """
 
     name = "volume"
-    pads = False
+    rounds_size = False
     metric = "dice"
     by_volume = True
 

@@ -312,11 +312,11 @@ def with_protocol(
     if flip:
         config.eval.flip = True
     used = make_protocol(config)
-    if pad_to and not used.pads:
+    if pad_to and not used.rounds_size:
         raise ValueError(
             f"--pad_to={pad_to} is for --protocol=whole; this is {used.name}"
         )
-    if crop is not None and used.pads:  # whole images
+    if crop is not None and used.rounds_size:  # whole images
         raise ValueError(
             f"--crop={crop} is for protocols with windows; {used.name} takes images at "
             "their own size"

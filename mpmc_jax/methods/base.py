@@ -34,9 +34,9 @@ from mpmc_jax.types import (
 
 T = TypeVar("T")
 
-# alpha of eq. 7. The step multiplies the coefficient of every view by `mpmc.alpha`, of
-# which this is the default. A method whose paper gives the factor of a whole term sets
-# its coefficient to factor / ALPHA.
+# The default of the setting `mpmc.alpha`, alpha of eq. 7, which acts without MPMC too:
+# the step weighs the loss of every view by alpha * coefficient. A method whose paper
+# gives this product as one number sets its coefficient to that number / ALPHA.
 ALPHA = 0.25
 
 
@@ -205,7 +205,7 @@ def warmed_decays(step: Array, decay: float) -> tuple[Array, Array]:
 
 
 def optional_decays(step: Array, decay: float) -> tuple[Array, Array] | None:
-    """`Method.average_decays` of an average only to evaluate; None for a decay of 0."""
+    """The decays of an average kept only for evaluation; None if `decay` is 0."""
     return warmed_decays(step, decay) if decay else None
 
 

@@ -247,6 +247,7 @@ class CPS(base.Method):
         )
 
     def average_decays(self, step: Array, steps_per_epoch: int) -> None:
+        """No average is kept."""
         del step, steps_per_epoch
 
 

@@ -41,7 +41,7 @@ class Inputs(struct.PyTreeNode):
       real: (b,h,w) bool, real pixels of `weak`.
       strong: the strong views of `weak`.
       partner_weak, partner_real, partner_strong: the same for the partner crops.
-      boxes: for each strong view (b,h,w) bool, where the partner is pasted.
+      masks: for each strong view (b,h,w) bool, where the partner is pasted.
       perturbation: tap -> (2b,1,1,d) multiplier of the features of [image, weak];
         empty for no perturbed view.
       dropout_keys: for the passes over [image, weak] and over the strong views, see
@@ -56,7 +56,7 @@ class Inputs(struct.PyTreeNode):
     partner_weak: Array
     partner_real: Array
     partner_strong: tuple[Array, ...]
-    boxes: tuple[Array, ...]
+    masks: tuple[Array, ...]
     perturbation: dict[str, Array]
     dropout_keys: tuple[Array | None, Array | None] = (None, None)
 
@@ -92,7 +92,7 @@ class UniMatch(base.Method):
         partner = self.unit(batch.partner.image)
         size = weak.shape[1:3]
 
-        def box(stream: str) -> Array:
+        def mask(stream: str) -> Array:
             drawn = mixing.draw_boxes(keys.examples(stream), size[0])
             return mixing.box_mask(drawn, *size)
 
@@ -107,7 +107,7 @@ class UniMatch(base.Method):
             partner_weak=self.normalize(partner),
             partner_real=mixing.extent_mask(batch.partner.extent, *size),
             partner_strong=views[count:],
-            boxes=tuple(box(f"box{i + 1}") for i in range(count)),
+            masks=tuple(mask(f"box{i + 1}") for i in range(count)),
             perturbation=self._perturbation(keys, weak.dtype),
             dropout_keys=(
                 self.dropout_keys(keys.examples, "labeled", "unlabeled"),
@@ -149,7 +149,7 @@ class UniMatch(base.Method):
             return Region(valid=real, real=real)
 
         regions = {"supervised": base.supervised_region(inputs.label)}
-        for name, box in zip(self.strong_coefficients, inputs.boxes, strict=True):
+        for name, box in zip(self.strong_coefficients, inputs.masks, strict=True):
             regions[name] = mixed(box)
         if inputs.perturbation:
             regions["fp"] = Region(valid=inputs.real, real=inputs.real)
@@ -230,7 +230,7 @@ class UniMatch(base.Method):
         mixed = [
             mixing.paste(box, partner, image)
             for box, partner, image in zip(
-                inputs.boxes, inputs.partner_strong, inputs.strong, strict=True
+                inputs.masks, inputs.partner_strong, inputs.strong, strict=True
             )
         ]
         both, student = base.full_pass(
@@ -269,7 +269,7 @@ class UniMatch(base.Method):
         if perturbed is not None:
             views.append(view("fp", perturbed, inputs.weak, *weak_target, 2.0))
         for (name, coefficient), passed, box in zip(
-            self.strong_coefficients.items(), strong, inputs.boxes, strict=True
+            self.strong_coefficients.items(), strong, inputs.masks, strict=True
         ):
             image = mixing.paste(box, inputs.partner_weak, inputs.weak)
             confidence = mixing.paste(box, partner_target[0], weak_target[0])

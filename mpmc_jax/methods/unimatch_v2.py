@@ -36,7 +36,7 @@ class Inputs(struct.PyTreeNode):
       weak: (b,h,w,c) unlabeled images.
       real: (b,h,w) bool, real pixels of `weak`.
       strong: two strong views of `weak`.
-      boxes: for each of them (b,h,w) bool, where the partner is pasted.
+      masks: for each of them (b,h,w) bool, where the partner is pasted.
       perturbation: tap -> (2b,1,1,d) multiplier of the features of [s1, s2].
       dropout_keys: for the passes over the labeled images and over [s1, s2], see
         `Method.dropout_keys`.
@@ -47,7 +47,7 @@ class Inputs(struct.PyTreeNode):
     weak: Array
     real: Array
     strong: tuple[Array, Array]
-    boxes: tuple[Array, Array]
+    masks: tuple[Array, Array]
     perturbation: dict[str, Array]
     dropout_keys: tuple[Array | None, Array | None] = (None, None)
 
@@ -94,7 +94,7 @@ class UniMatchV2(base.Method):
             weak=self.normalize(weak),
             real=mixing.extent_mask(batch.unlabeled.extent, *size),
             strong=(first, second),
-            boxes=(mixing.box_mask(boxes[0], *size), mixing.box_mask(boxes[1], *size)),
+            masks=(mixing.box_mask(boxes[0], *size), mixing.box_mask(boxes[1], *size)),
             perturbation=self._perturbation(keys, weak.dtype),
             dropout_keys=(
                 self.dropout_keys(keys.examples, "labeled"),
@@ -122,7 +122,7 @@ class UniMatchV2(base.Method):
 
     def regions(self, inputs: Inputs) -> dict[str, Region]:
         regions = {"supervised": base.supervised_region(inputs.label)}
-        for name, box in zip(_VIEWS, inputs.boxes, strict=True):
+        for name, box in zip(_VIEWS, inputs.masks, strict=True):
             real = self._mix(box, inputs.real)
             regions[name] = Region(valid=real, real=real)
         return regions
@@ -145,7 +145,7 @@ class UniMatchV2(base.Method):
         )
         mixed = [
             self._mix(box, image)
-            for box, image in zip(inputs.boxes, inputs.strong, strict=True)
+            for box, image in zip(inputs.masks, inputs.strong, strict=True)
         ]
         both, student = base.full_pass(
             student,
@@ -169,7 +169,7 @@ class UniMatchV2(base.Method):
                 coefficient=0.5 / base.ALPHA,
             )
             for name, passed, box in zip(
-                _VIEWS, both.halves(), inputs.boxes, strict=True
+                _VIEWS, both.halves(), inputs.masks, strict=True
             )
         ]
         supervised = base.supervised_part(labeled, inputs.label)

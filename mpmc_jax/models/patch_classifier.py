@@ -15,15 +15,17 @@ from mpmc_jax.models.pooling import (
 
 Array = jax.Array
 
-# Widths of the three blocks as published, at `width` 64 (D16).
+# Widths of the three blocks at `width` 64: "paper" as published, "lite" narrower (D16
+# in docs/deviations.md).
 HEADS = {"paper": (256, 128, 64), "lite": (64, 64, 64)}
 PROJECTION = 64
 
 
 class ScaleProjection(nn.Module):
-    """Projects the concatenated scales by 1x1, each of them before it is pooled.
+    """Equals a 1x1 projection of the concatenated scales.
 
-    The kernels of all scales are one convolution, which reads the tap once.
+    One convolution with the kernels of all scales reads the tap once; each scale's
+    projection is pooled by its window, and they are added.
     """
 
     features: int

@@ -58,7 +58,7 @@ class Plugin:
 
     Attributes:
       teacher_head: which variables `refine` gets: "student", those being trained, or
-        "ema", their part of the moving average that a method keeps.
+        "ema", their part of the moving average (`Method.teacher` says "average").
       warmup_epochs: epochs, from the first, in which `active` is False.
     """
 

@@ -114,7 +114,7 @@ def _unimatch_inputs(x, views, perturbed):
         partner_weak=x["partner"],
         partner_real=x["partner_real"],
         partner_strong=tuple(x[f"partner_strong{i}"] for i in numbers),
-        boxes=tuple(x[f"box{i}"] for i in numbers),
+        masks=tuple(x[f"box{i}"] for i in numbers),
         perturbation=ones if perturbed else {},
     )
     return jax.tree.map(jnp.asarray, inputs)

@@ -83,7 +83,7 @@ def differences() -> dict[str, float]:
         rows = jax.tree.map(lambda x: x[order], batch)
         inputs = augment(jnp.asarray(number), rows)
         draws = oracle.Draws(
-            inputs.strong, inputs.boxes, _checked_masks(inputs.perturbation)
+            inputs.strong, inputs.masks, _checked_masks(inputs.perturbation)
         )
         terms.append(trainer.step(rows, draws))
     for each in terms:

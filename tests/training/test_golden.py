@@ -38,7 +38,7 @@ def _inputs(arrays: dict) -> Inputs:
         partner_weak=arrays["mix_u_w"],
         partner_real=arrays["ignore_mix"] != 255,
         partner_strong=(arrays["mix_u_s1"], arrays["mix_u_s2"]),
-        boxes=(arrays["box1"], arrays["box2"]),
+        masks=(arrays["box1"], arrays["box2"]),
         # The identity, still decoded as a second half of the batch.
         perturbation={
             "layer1": jnp.ones((2 * real.shape[0], 1, 1, 256), real.dtype),

@@ -92,17 +92,11 @@ def read_source(directory: pathlib.Path) -> Source:
                 )
         if where:
             notes.append(f"{where}: masks of the images without a mask in VOC")
-        named = {"train.txt or train_aug.txt": train, "val.txt": val or []}
-        splits = dict(
-            zip(
-                splits,
-                (
-                    _samples(root, ids, sbd, name, problems)
-                    for name, ids in named.items()
-                ),
-                strict=True,
-            )
-        )
+        named = "train.txt or train_aug.txt"
+        splits = {
+            "train": _samples(root, train, sbd, named, problems),
+            "val": _samples(root, val or [], sbd, "val.txt", problems),
+        }
         both = sorted({s.id for s in splits["train"]} & {s.id for s in splits["val"]})
         if both:
             problems.append(
