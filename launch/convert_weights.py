@@ -2,14 +2,14 @@ r"""Converts weights between PyTorch's layout and this package's.
 
 python -m launch.convert_weights --input=resnet50.pth --output=resnet50.safetensors
 python -m launch.convert_weights --input=runs/voc --output=voc.safetensors \
-    [--checkpoint=best] [--layout=torch] [--card]
+    [--checkpoint=best] [--layout=torch]
 
 INPUT is a file (.safetensors, .npz, or .pth with PyTorch 2.6 or later) or the directory
 of a run. Network, stem, depth and heads are detected from the keys, and a key that does
 not belong to them is an error. --config.model.pretrained=OUTPUT begins a run with the
 result. Only the network is written: predictions do not need the patch classifier.
-mpmc_jax.load_run(OUTPUT) predicts with the weights of a run; --card also writes their
-model card, README.md, beside them.
+mpmc_jax.load_run(OUTPUT) predicts with the weights of a run; launch.export writes them
+with a model card.
 """
 
 import argparse
@@ -18,7 +18,6 @@ import pathlib
 import jax
 
 from launch import cli
-from mpmc_jax.atomic_write import write_text
 from mpmc_jax.experiments import exported
 from mpmc_jax.experiments import run as runs
 from mpmc_jax.models.registry import title
@@ -65,18 +64,6 @@ def write(path: pathlib.Path, weights: Weights, layout: str) -> None:
     weight_files.write(path, arrays, weights.origin)
 
 
-def write_card(output: pathlib.Path, weights: Weights) -> None:
-    """Writes the model card, README.md, beside the weights.
-
-    Raises:
-      ValueError: there is a README.md that is no model card, or see `model_card`.
-    """
-    path = output.with_name("README.md")
-    if path.exists() and not path.read_text().startswith(exported.CARD_BEGINS):
-        raise ValueError(f"--card: {path} is no model card of weights; move it")
-    write_text(path, exported.model_card(weights, output.name))
-
-
 def summary(weights: Weights) -> str:
     """Describes the network: its size, classes and heads, and where it is from."""
     model = weights.model
@@ -109,9 +96,6 @@ def main(arguments: list[str] | None = None) -> None:
         default="",
         help="of a run: best (the default), last or a step",
     )
-    parser.add_argument(
-        "--card", action="store_true", help="of a run: also write its model card"
-    )
     args = parser.parse_args(arguments)
     with cli.user_errors():
         output = as_path("--output", args.output)
@@ -120,11 +104,7 @@ def main(arguments: list[str] | None = None) -> None:
         if output.exists() and output.samefile(as_path("--input", args.input)):
             raise ValueError(f"--output={output} is the input; name another file")
         found = read(args)
-        if args.card and args.layout != "mpmc":
-            raise ValueError(f"--card is for --layout=mpmc, not {args.layout}")
         write(output, found, args.layout)
-        if args.card:
-            write_card(output, found)
         print(printable(summary(found), keep="\n"))
         print(printable(f"written to {output}, sha256 {weight_files.checksum(output)}"))
 

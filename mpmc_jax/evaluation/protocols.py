@@ -115,7 +115,10 @@ class EvalProtocol:
 
     def class_probabilities(self, network: NetworkFn, images: Array) -> Array:
         """The scores as probabilities of the classes: (b,h,w,c) -> (b,h,w,C)."""
-        scores = self.scores(network, images)
+        return self.to_probabilities(self.scores(network, images))
+
+    def to_probabilities(self, scores: Array) -> Array:
+        """Converts what `scores` returned to probabilities."""
         averaged = self.scales != (1.0,) or self.flip
         return scores if averaged or self.probabilities else _softmax(scores)
 

@@ -1,25 +1,30 @@
-"""Weights of a run to publish: a file that predicts, and its model card.
+"""A run as a folder to deploy or to publish.
 
-`load_run` reads the file back.
+Its weights with their model card, which `load_run` reads back, and programs that
+predict without this package, each with a loader of a few lines.
 """
 
 import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
+from mpmc_jax.atomic_write import write_bytes, write_json, write_text
+from mpmc_jax.experiments import programs
 from mpmc_jax.experiments.run import Run
 from mpmc_jax.models.registry import title
+from mpmc_jax.models.weights import convert
 from mpmc_jax.models.weights.convert import Weights
 from mpmc_jax.text import quantity
 from mpmc_jax.training import workdir
+from mpmc_jax.training.metric_writer import read_metrics
 
-# The first lines of a model card.
-CARD_BEGINS = "---\nlibrary_name: mpmc_jax\n"
-_CARD = (
-    CARD_BEGINS
-    + """pipeline_tag: image-segmentation
+_CARD = """---
+library_name: mpmc_jax
+pipeline_tag: image-segmentation
 tags:
 - semantic-segmentation
 - jax
@@ -41,17 +46,76 @@ classes = run.predict("image.jpg")  # (height, width) uint8
 | trained by | `{method}`{plugin}, {steps}, on {dataset}, split `{split}` |
 | began with | {begun} |
 | weights | those of `{which}` |
+{scores}"""
+_LOADERS = {
+    "stablehlo": '''"""Segments images, with jax, flatbuffers and numpy alone.
+
+python predict_stablehlo.py IMAGES.npy CLASSES.npy
 """
-)
+
+import sys
+
+import numpy as np
+from jax import export
 
 
-def export(run: Run, name: str, checkpoint: str) -> Weights:
+def load(file):
+    """Returns the function from images {shape} {dtype} to classes, probabilities."""
+    with open(file, "rb") as program:
+        return export.deserialize(bytearray(program.read())).call
+
+
+if __name__ == "__main__":
+    classes, probabilities = load("{file}")(np.load(sys.argv[1]))
+    np.save(sys.argv[2], classes)
+''',
+    "onnx": '''"""Segments images, with onnxruntime and numpy alone.
+
+python predict_onnx.py IMAGES.npy CLASSES.npy
+"""
+
+import sys
+
+import numpy as np
+import onnxruntime
+
+
+def load(file):
+    """Returns the function from images {shape} {dtype} to classes, probabilities."""
+    session = onnxruntime.InferenceSession(file)
+    return lambda images: session.run(None, {{"images": images}})
+
+
+if __name__ == "__main__":
+    classes, probabilities = load("{file}")(np.load(sys.argv[1]))
+    np.save(sys.argv[2], classes)
+''',
+}
+
+
+def read_scores(workdir_: Path, step: int) -> dict[str, float]:
+    """Reads a run's scores on the validation split at a step; {} if there are none."""
+    path = workdir_ / "metrics.jsonl"
+    lines = read_metrics(path) if path.exists() else []
+    return {
+        name.removeprefix("val/"): value
+        for line in lines
+        if line["step"] == step
+        for name, value in line.items()
+        if name.startswith("val/") and value is not None
+    }
+
+
+def export(
+    run: Run, name: str, checkpoint: str, scores: Mapping[str, float] | None = None
+) -> Weights:
     """Returns the network that a run is evaluated with, and what it needs to predict.
 
     Args:
       run: the run.
       name: of its directory.
       checkpoint: the one that was loaded: "best", "last" or a step.
+      scores: its scores on the validation split, for the model card.
     """
     origin = {
         "file": name,
@@ -66,6 +130,7 @@ def export(run: Run, name: str, checkpoint: str) -> Weights:
         "step": run.step,
         "network": run.network_name,
         "pretrained": run.manifest.get("pretrained") or {},
+        "scores": dict(scores or {}),
     }
     return Weights(
         run.model,
@@ -76,19 +141,86 @@ def export(run: Run, name: str, checkpoint: str) -> Weights:
     )
 
 
+def write_weights(
+    run: Run,
+    folder: Path,
+    name: str,
+    checkpoint: str,
+    scores: Mapping[str, float] | None = None,
+) -> list[Path]:
+    """Writes weights.safetensors and README.md; for the arguments, see `export`."""
+    path = folder / "weights.safetensors"
+    weights = export(run, name, checkpoint, scores)
+    convert.save(path, weights)
+    card = folder / "README.md"
+    write_text(card, model_card(weights, path.name))
+    return [path, card]
+
+
+def write_description(run: Run, folder: Path) -> list[Path]:
+    """Writes the run's settings, and its classes with their colors, as JSON."""
+    facts = run.facts
+    classes = [
+        {"index": index, "name": name, "color": color}
+        for index, (name, color) in enumerate(
+            zip(facts.class_names, facts.palette, strict=True)
+        )
+    ]
+    written = []
+    for name, content in (
+        ("config.json", run.config.to_dict()),
+        ("classes.json", classes),
+    ):
+        written.append(folder / name)
+        write_json(written[-1], content)
+    return written
+
+
+def write_programs(
+    run: Run,
+    folder: Path,
+    form: str,
+    sizes: Sequence[programs.Size],
+    platforms: Sequence[str] = programs.PLATFORMS,
+) -> list[Path]:
+    """Writes a program for each size, and the loader.
+
+    Args:
+      run: the run.
+      folder: where to.
+      form: "stablehlo" or "onnx".
+      sizes: rows and columns of the images; None for any.
+      platforms: of StableHLO, see `programs.to_stablehlo`.
+
+    Raises:
+      ValueError: see `programs`.
+    """
+    written = []
+    for size in sizes:
+        if form == "onnx":
+            content = programs.to_onnx(run, size)
+        else:
+            content = programs.to_stablehlo(run, size, platforms)
+        label = "any" if size is None else f"{size[0]}x{size[1]}"
+        written.append(folder / f"segment_{label}.{form}")
+        write_bytes(written[-1], content)
+    pixels = run.facts.pixels
+    sides = sizes[0] or ("rows", "columns")
+    shape = f"(count, {sides[0]}, {sides[1]}, {pixels.channels})"
+    loader = folder / f"predict_{form}.py"
+    text = _LOADERS[form].format(file=written[0].name, shape=shape, dtype=pixels.dtype)
+    write_text(loader, text)
+    return [*written, loader]
+
+
 def model_card(weights: Weights, file: str) -> str:
     """Writes the model card of a run's weights, as the Hugging Face hub reads it.
 
     Args:
-      weights: from `export`, or read from its file.
-      file: name of the file.
-
-    Raises:
-      ValueError: they are not the whole network of a run.
+      weights: from `export`.
+      file: name of their file.
     """
     run = weights.run
-    if not run:
-        raise ValueError("--card is for the whole network of a run: --input=RUN")
     config, data = run["config"], run["data"]
     pixels = data["pixels"]
     mean, std = (
@@ -109,6 +241,10 @@ def model_card(weights: Weights, file: str) -> str:
         split=config["data"]["split"],
         begun=_begun(run["pretrained"]),
         which=run["network"],
+        scores="".join(
+            f"| {name} on the validation split | {value:.4f} |\n"
+            for name, value in run["scores"].items()
+        ),
     )
 
 

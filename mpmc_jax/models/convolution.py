@@ -13,7 +13,8 @@ kernel on the d x d phases of the image, each d-th row and column, which cuDNN h
 1x1 convolution stays one: as a product, it would be transposed around. The exception is
 a network's last one, see `score`.
 
-TPUs use XLA's convolution, and products for 1x1 kernels.
+TPUs use XLA's convolution, and products for 1x1 kernels. Programs for any platform use
+XLA's convolution alone, whose shapes may be unknown while tracing.
 """
 
 import functools
@@ -66,7 +67,7 @@ def convolve(
         return _on_cpu(geometry, x_bhwi, kernel_kkio)
     if platform == "gpu":
         return _on_gpu(geometry, x_bhwi, kernel_kkio)
-    if kernel_kkio.shape[0] == 1 and not padding:
+    if kernel_kkio.shape[0] == 1 and not padding and platform == "tpu":
         x_bhwi = x_bhwi[:, ::stride, ::stride]
         return lax.dot_general(x_bhwi, kernel_kkio[0, 0], (((3,), (0,)), ((), ())))
     return _convolution(geometry, x_bhwi, kernel_kkio)

@@ -15,7 +15,7 @@ _platform: contextvars.ContextVar[str] = contextvars.ContextVar("platform")
 
 
 def target_platform() -> str:
-    """Returns "cpu", "gpu" or "tpu"."""
+    """Returns "cpu", "gpu", "tpu", or "any" for forms that suit all of them."""
     return _platform.get(None) or jax.default_backend()
 
 

@@ -143,8 +143,11 @@ def max_pool(
 
     The gradient goes to the first of equal maxima. On GPUs XLA would scatter it, and
     write float32 values with int32 positions in the forward pass to know where to.
-    There the position in the window is kept, a byte per maximum.
+    There the position in the window is kept, a byte per maximum. Programs for any
+    platform take the maximum of slices, which converters to ONNX know.
     """
+    if target_platform() == "any":
+        return _max_of_slices(x_bhwd, size, stride, pads)
     if target_platform() == "gpu":
         return _max_of_taps(_Windows(size, stride, pads, x_bhwd.shape[1:3]), x_bhwd)
     return lax.reduce_window(
@@ -155,6 +158,20 @@ def max_pool(
         (1, stride, stride, 1),
         ((0, 0), *pads, (0, 0)),
     )
+
+
+def _max_of_slices(
+    x_bhwd: Array, size: int, stride: int, pads: tuple[tuple[int, int], ...]
+) -> Array:
+    x_bhwd = jnp.pad(x_bhwd, ((0, 0), *pads, (0, 0)), constant_values=-np.inf)
+    _, rows, columns, _ = x_bhwd.shape
+    # From the first window's position to the last one's, and not beyond.
+    height, width = (((side - size) // stride) * stride + 1 for side in (rows, columns))
+    slices = [
+        x_bhwd[:, i : i + height : stride, j : j + width : stride]
+        for i, j in itertools.product(range(size), repeat=2)
+    ]
+    return functools.reduce(jnp.maximum, slices)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -23,7 +23,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
+from jax import export, lax
 
 from mpmc_jax.models.platform import target_platform
 from mpmc_jax.models.tracing import traced_once
@@ -46,6 +46,23 @@ def interpolation_matrix(source: int, target: int) -> np.ndarray:
     return matrix
 
 
+def _symbolic_matrix(source: int, target: int) -> Array:
+    """Computes `interpolation_matrix` of sizes that are not known while tracing.
+
+    Positions are quotients of whole numbers, exact to the last digit of float32.
+    """
+    intervals = jnp.maximum(jnp.asarray(target) - 1, 1)
+    numerator = jnp.arange(target) * (source - 1)
+    low = numerator // intervals
+    fraction = (numerator - low * intervals) / intervals
+    distance = jnp.arange(source)[None, :] - low[:, None]
+    return jnp.where(
+        distance == 0,
+        1 - fraction[:, None],
+        jnp.where(distance == 1, fraction[:, None], 0),
+    )
+
+
 def resize_align_corners(x_bhwc: Array, size: tuple[int, int]) -> Array:
     """Resizes bilinearly so that corner pixels coincide: (b,h,w,c) -> (b,*size,c)."""
     _, height, width, _ = x_bhwc.shape
@@ -53,6 +70,11 @@ def resize_align_corners(x_bhwc: Array, size: tuple[int, int]) -> Array:
         return x_bhwc
     if (height, width) == (1, 1):
         return jnp.broadcast_to(x_bhwc, (x_bhwc.shape[0], *size, x_bhwc.shape[3]))
+    if any(map(export.is_symbolic_dim, (height, width, *size))):
+        rows, columns = (
+            _symbolic_matrix(*each) for each in zip((height, width), size, strict=True)
+        )
+        return resize_by(rows, columns, x_bhwc)
     ratio = _whole_ratio((height, width), size)
     if ratio and target_platform() == "gpu":
         return _enlarge(ratio, x_bhwc)
@@ -104,7 +126,9 @@ def _cubic(x: np.ndarray, a: float = -0.75) -> np.ndarray:
     return np.where(x <= 1, near, far)
 
 
-def resize_by(rows: np.ndarray, columns: np.ndarray, x_bhwc: Array) -> Array:
+def resize_by(
+    rows: np.ndarray | Array, columns: np.ndarray | Array, x_bhwc: Array
+) -> Array:
     """Multiplies both axes of a map by matrices (target, source), in its dtype.
 
     The products run at the highest precision, since rounded interpolation weights would

@@ -172,9 +172,11 @@ def test_every_command_of_the_readme_runs(tmp_path):
         arguments = line.replace("my_data", str(source)).replace(
             "runs/", f"{tmp_path}/"
         )
-        arguments = arguments.replace("=data", f"={tmp_path}/data").split()[2:]
+        arguments = arguments.split()[2:]
+        if arguments[0] == "launch.prepare_data":
+            arguments.append(f"--data_dir={tmp_path}/data")
         if arguments[0] == "launch.train":
-            arguments += [*SMALL, f"--config.data.data_dir={tmp_path}/data"]
+            arguments += SMALL
         run(*arguments)
     assert len(list((tmp_path / "mine" / "predictions").glob("*_index.png"))) == 6
 

@@ -5,6 +5,8 @@ import json
 import re
 import shutil
 import signal
+import subprocess
+import sys
 import time
 
 import jax
@@ -12,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mpmc_jax import load_run
 from mpmc_jax.models.weights import convert
 from tests.support import programs
 from tests.support.data_sets import prepare_synthetic
@@ -182,6 +185,53 @@ def test_predict_and_draw_figures(place):
     assert "| run |" in (place / "figures" / "table.md").read_text()
     assert (place / "figures" / "curves.png").stat().st_size > 1000
     assert (place / "figures" / "run" / "manifest.json").exists()
+
+
+@pytest.mark.full
+def test_a_run_is_exported_once(place, tmp_path):
+    out, program = tmp_path / "out", ("launch.export", f"--workdir={place / 'run'}")
+    formats = ("--formats=weights,stablehlo", "--platforms=cpu", "--size=any")
+    said = run(*program, f"--output={out}", *formats)
+    files = {
+        "weights.safetensors",
+        "README.md",
+        "config.json",
+        "classes.json",
+        "segment_any.stablehlo",
+        "predict_stablehlo.py",
+    }
+    assert {path.name for path in out.iterdir()} == files
+    assert all(f"{out / name}: " in said for name in files)
+    scores = re.findall(
+        r"\| miou on the validation split \| (0\.\d{4}) \|",
+        (out / "README.md").read_text(),
+    )
+    assert len(scores) == 1
+    image = np.random.default_rng(0).integers(0, 256, (40, 56, 3), np.uint8)
+    np.save(tmp_path / "images.npy", image[None])
+    # Without this package.
+    code = (
+        "import runpy, sys; sys.modules['mpmc_jax'] = None; sys.argv = sys.argv[1:]; "
+    )
+    code += "runpy.run_path(sys.argv[0], run_name='__main__')"
+    subprocess.run(
+        [sys.executable, "-c", code, "predict_stablehlo.py"]
+        + [str(tmp_path / "images.npy"), str(tmp_path / "classes.npy")],
+        cwd=out,
+        check=True,
+        env=programs.ENVIRONMENT | {"PYTHONPATH": ""},
+    )
+    exported = load_run(out / "weights.safetensors")
+    np.testing.assert_array_equal(
+        np.load(tmp_path / "classes.npy")[0], exported.predict(image)
+    )
+    for arguments, message in (
+        ((f"--output={out}",), "is not empty; name a new folder"),
+        (("--output=x", "--size=32"), "give any, or rows x columns as in 512x1024"),
+        (("--output=x", "--formats=tflite"), "'tflite' is none of weights, stablehlo"),
+        (("--output=x", "--formats=onnx"), "name the sizes of your images"),
+    ):
+        assert message in run(*program, *arguments, fails=True)
 
 
 @pytest.mark.full

@@ -99,7 +99,7 @@ def read_outcome(run: PlannedRun, place: Place) -> Outcome:
         pass
     except ValueError as error:
         reason = str(error)
-    step = lines[-1]["step"] if lines else 0
+    step = int(lines[-1]["step"]) if lines else 0
     state: State = "finished" if step == steps else "failed" if reason else "unfinished"
     return Outcome(
         state,

@@ -223,7 +223,7 @@ class ViT(nn.Module):
             )
             x_bnd = block(x_bnd, None if scales is None else scales[:, i])
             patches_bnd = norm(x_bnd)[:, 1:]
-            shape = (len(x_bnd), *size, x_bnd.shape[-1])
+            shape = (x_bnd.shape[0], *size, x_bnd.shape[-1])
             taps[tap_name(i)] = patches_bnd.reshape(shape)
             if tap_name(i) == until:
                 break

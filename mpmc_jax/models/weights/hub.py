@@ -135,6 +135,30 @@ def fetch(file: HubFile) -> pathlib.Path:
     return path
 
 
+def push(folder: pathlib.Path, repository: str) -> str:
+    """Uploads a folder to a repository of the hub, and returns its address.
+
+    The repository is made if there is none.
+
+    Raises:
+      WeightsError: it cannot be uploaded; the message says what to do.
+    """
+    api = importlib.import_module("huggingface_hub").HfApi(library_name="mpmc_jax")
+    errors = importlib.import_module("huggingface_hub.errors")
+    try:
+        address = api.create_repo(repository, exist_ok=True)
+        api.upload_folder(
+            repo_id=repository, folder_path=folder, commit_message="Add a trained run"
+        )
+    except (OSError, errors.HFValidationError) as error:
+        reason = str(error).split("\n", 1)[0]
+        raise WeightsError(
+            f"--push={repository}: cannot be uploaded ({reason}); log in (`hf auth "
+            f"login`); {folder} is complete"
+        ) from error
+    return str(address)
+
+
 def _check(file: HubFile, path: pathlib.Path) -> None:
     """Compares a file with its checksum: the hub's cache names large files by it."""
     stored = path.resolve()
