@@ -25,6 +25,7 @@ BELOW_METHODS = {
     "augmentation",
 }
 BELOW_EXPERIMENTS = BELOW_METHODS | {
+    "web_page",
     "atomic_write",
     "paths",
     "methods",
@@ -42,6 +43,7 @@ ALLOWED = {
     "precision": {"types"},
     "random_keys": {"types"},
     "text": set(),
+    "web_page": {"text"},
     "losses": {"types", "distributed", "precision"},
     "models": {
         "types",
@@ -52,7 +54,7 @@ ALLOWED = {
         "atomic_write",
     },
     # The builder alone, for the normalization that the configured encoder states.
-    "data": {"types", "pixels", "memory", "text", "atomic_write", "models"},
+    "data": {"types", "pixels", "memory", "text", "web_page", "atomic_write", "models"},
     "augmentation": {"types", "pixels", "random_keys"},
     "methods": BELOW_METHODS,
     "plugins": BELOW_METHODS,

@@ -1,50 +1,25 @@
 """A page on the labels of a data set: one HTML file without any other."""
 
-import base64
-import html
 import io
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 from PIL import Image
 
+from mpmc_jax import web_page
 from mpmc_jax.data import decode, masks
 from mpmc_jax.data import source as source_lib
 from mpmc_jax.data.check import Report
 from mpmc_jax.data.doctor.diagnose import Finding
 from mpmc_jax.data.raster_formats import UnreadableImage
 from mpmc_jax.data.source import Sample, Source
-from mpmc_jax.text import printable
 from mpmc_jax.types import IGNORE_LABEL
+from mpmc_jax.web_page import escape
 
 _SIDE = 180  # Of a thumbnail, in pixels.
 _PER_FINDING, _EXAMPLES = 6, 12
 
-_PAGE = """<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Labels of {name}</title>
-<style>
-:root {{ color-scheme: light dark; --line: #ccd; --bar: #3568a8; }}
-@media (prefers-color-scheme: dark) {{ :root {{ --line: #445; --bar: #7fb0ee; }} }}
-body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 0 auto;
-  padding: 1rem; overflow-wrap: anywhere; }}
-h2 {{ margin: 2rem 0 .5rem; }}
-section, li {{ border-top: 1px solid var(--line); padding: .6rem 0; }}
-ul {{ list-style: none; padding: 0; }}
-figure {{ display: inline-block; margin: .4rem .6rem .4rem 0; max-width: 100%; }}
-figure img {{ display: block; max-width: 100%; height: auto; }}
-figcaption {{ font-size: .8rem; max-width: {width}px; }}
-table {{ border-collapse: collapse; width: 100%; }}
-th, td {{ text-align: left; padding: .2rem .5rem .2rem 0; vertical-align: top; }}
-td.n {{ text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }}
-.bar {{ height: .6rem; background: var(--bar); min-width: 1px; }}
-.swatch {{ display: inline-block; width: .8em; height: .8em; margin-right: .4em;
-  border: 1px solid var(--line); }}
-</style>
-<h1>Labels of {name}</h1>
-<p>{summary}</p>
+_BODY = """<p>{summary}</p>
 {findings}
 <h2>Classes</h2>
 <table><tr><th>class<th>share of pixels<th><th>images</tr>
@@ -52,9 +27,7 @@ td.n {{ text-align: right; font-variant-numeric: tabular-nums; white-space: nowr
 </table>
 <h2>Examples</h2>
 <p>Each image, and its labels in color on it; void is white.</p>
-{examples}
-</html>
-"""
+{examples}"""
 
 
 def render(
@@ -84,18 +57,13 @@ def render(
     ]
     if not any(found.values()):
         sections.append("<p>Nothing was found that seems wrong.</p>")
-    return _PAGE.format(
-        name=_text(source.name),
-        summary="<br>".join(map(_text, summary.splitlines())),
+    body = _BODY.format(
+        summary="<br>".join(map(escape, summary.splitlines())),
         findings="\n".join(filter(None, sections)),
         classes="\n".join(_classes(source, report)),
         examples="\n".join(examples),
-        width=2 * _SIDE,
     )
-
-
-def _text(value: object) -> str:
-    return html.escape(printable(value))
+    return web_page.page(f"Labels of {source.name}", body)
 
 
 def _section(
@@ -110,7 +78,7 @@ def _section(
     for finding in findings:
         shown = [samples[key] for key in finding.ids[:_PER_FINDING] if key in samples]
         figures = "".join(_figure(source, sample) for sample in shown)
-        items.append(f"<li>{_text(finding.text)}<div>{figures}</div></li>")
+        items.append(f"<li>{escape(finding.text)}<div>{figures}</div></li>")
     return f"<h2>{title} ({len(findings)})</h2>\n<ul>{''.join(items)}</ul>"
 
 
@@ -123,7 +91,7 @@ def _classes(source: Source, report: Report) -> list[str]:
         color = source.palette[label] if label < len(source.palette) else (255,) * 3
         style = f"background: rgb{tuple(color)}"
         rows.append(
-            f'<tr><td><span class="swatch" style="{style}"></span>{_text(name)}'
+            f'<tr><td><span class="swatch" style="{style}"></span>{escape(name)}'
             f'<td class="n">{share:.2%}<td style="width: 40%">'
             f'<div class="bar" style="width: {share:.2%}"></div>'
             f'<td class="n">{report.images[label]}</tr>'
@@ -139,13 +107,8 @@ def _figure(source: Source, sample: Sample) -> str:
         return ""
     stream = io.BytesIO()
     picture.save(stream, "JPEG", quality=85)
-    content = base64.b64encode(stream.getvalue()).decode()
-    name = _text(sample.id)
-    return (
-        f'<figure><img src="data:image/jpeg;base64,{content}" width="{picture.width}" '
-        f'height="{picture.height}" alt="{name} and its labels">'
-        f"<figcaption>{name}</figcaption></figure>"
-    )
+    alt = f"{sample.id} and its labels"
+    return web_page.image(stream.getvalue(), "jpeg", alt, sample.id)
 
 
 def _picture(source: Source, sample: Sample) -> Image.Image:

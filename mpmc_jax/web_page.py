@@ -1,0 +1,81 @@
+"""Pages of HTML in a single file: no script, no font, nothing from the network.
+
+They follow the reader's light or dark mode and fit a phone.
+"""
+
+import base64
+import html
+from collections.abc import Sequence
+
+from mpmc_jax.text import printable
+
+_PAGE = """<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<style>
+:root {{ color-scheme: light dark; --line: #ccd; --bar: #3568a8; }}
+@media (prefers-color-scheme: dark) {{ :root {{ --line: #445; --bar: #7fb0ee; }} }}
+body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 0 auto;
+  padding: 1rem; overflow-wrap: anywhere; }}
+h2 {{ margin: 2rem 0 .5rem; }}
+section, li {{ border-top: 1px solid var(--line); padding: .6rem 0; }}
+ul {{ list-style: none; padding: 0; }}
+figure {{ display: inline-block; margin: .4rem .6rem .4rem 0; max-width: 100%; }}
+figure img {{ display: block; max-width: 100%; height: auto; background: #fff; }}
+figcaption {{ font-size: .8rem; max-width: 360px; }}
+.wide {{ overflow-x: auto; }}
+table {{ border-collapse: collapse; width: 100%; }}
+th, td {{ text-align: left; padding: .2rem .5rem .2rem 0; vertical-align: top; }}
+.n {{ text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }}
+.bar {{ height: .6rem; background: var(--bar); min-width: 1px; }}
+.swatch {{ display: inline-block; width: .8em; height: .8em; margin-right: .4em;
+  border: 1px solid var(--line); }}
+</style>
+<h1>{title}</h1>
+{body}
+</html>
+"""
+
+
+def page(title: str, body: str) -> str:
+    """Returns a page with a heading; `body` is HTML."""
+    return _PAGE.format(title=escape(title), body=body)
+
+
+def escape(value: object) -> str:
+    """Returns a value as text for HTML."""
+    return html.escape(printable(value))
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Makes a table; numbers are aligned at the right, and a wide one scrolls."""
+    head = "".join(f'<th scope="col">{escape(name)}' for name in header)
+    body = "\n".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in rows)
+    return (
+        f'<div class="wide" tabindex="0"><table><tr>{head}</tr>\n{body}</table></div>'
+    )
+
+
+def _cell(value: object) -> str:
+    kind = ' class="n"' if isinstance(value, int | float) else ""
+    text = f"{value:.4g}" if isinstance(value, float) else value
+    return f"<td{kind}>{escape(text)}"
+
+
+def image(content: bytes, kind: str, alt: str, caption: str = "") -> str:
+    """Makes a figure of a picture, which the page holds.
+
+    Args:
+      content: the picture's file.
+      kind: of the file: "png", "jpeg" or "svg+xml".
+      alt: what it shows, for those who do not see it.
+      caption: written below it.
+    """
+    data = base64.b64encode(content).decode()
+    below = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
+    return (
+        f'<figure><img src="data:image/{kind};base64,{data}" alt="{escape(alt)}">'
+        f"{below}</figure>"
+    )
