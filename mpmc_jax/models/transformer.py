@@ -211,10 +211,9 @@ class Block(nn.Module):
         else:
             qkv = jnp.split(inputs(x_bnd), 3, axis=-1)
         split = (batch, count, self.heads, features // self.heads)
+        q_bnhd, k_bnhd, v_bnhd = (part_bnd.reshape(split) for part_bnd in qkv)
         out_bnhd = attend(
-            *(part_bnd.reshape(split) for part_bnd in qkv),
-            implementation,
-            lambda weights: drop(weights, 2),
+            q_bnhd, k_bnhd, v_bnhd, implementation, lambda weights: drop(weights, 2)
         )
         return Dense(features, name="proj")(out_bnhd.reshape(x_bnd.shape), scale_d)
 
