@@ -78,9 +78,11 @@ def main(arguments: list[str] | None = None) -> None:
         if output.exists() and (not output.is_dir() or any(output.iterdir())):
             raise ValueError(f"--output={output} is not empty; name a new folder")
         run = runs.load_run(as_path("--workdir", args.workdir), args.checkpoint)
-        if formats != ["weights"]:
+        forms = [form for form in formats if form != "weights"]
+        for form in forms:
+            programs.check_installed(form)
             for size in sizes:
-                programs.check_size(run, size, onnx="onnx" in formats)
+                programs.check_size(run, size, onnx=form == "onnx")
         output.mkdir(parents=True, exist_ok=True)
         name = Path(args.workdir).resolve().name
         written = exported.write_description(run, output)
@@ -89,11 +91,10 @@ def main(arguments: list[str] | None = None) -> None:
             written += exported.write_weights(
                 run, output, name, args.checkpoint, scores
             )
-        for form in ("stablehlo", "onnx"):
-            if form in formats:
-                written += exported.write_programs(run, output, form, sizes, platforms)
+        for form in forms:
+            written += exported.write_programs(run, output, form, sizes, platforms)
         for path in written:
-            print(printable(f"{path}: {path.stat().st_size / 1e6:.1f} MB"))
+            print(printable(f"{path}: {path.stat().st_size / 1e3:,.0f} kB"))
         if args.push:
             print(printable(f"uploaded to {hub.push(output, args.push)}"))
 

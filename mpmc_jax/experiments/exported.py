@@ -53,6 +53,7 @@ _LOADERS = {
 python predict_stablehlo.py IMAGES.npy CLASSES.npy
 """
 
+import pathlib
 import sys
 
 import numpy as np
@@ -66,7 +67,8 @@ def load(file):
 
 
 if __name__ == "__main__":
-    classes, probabilities = load("{file}")(np.load(sys.argv[1]))
+    program = load(pathlib.Path(__file__).with_name("{file}"))
+    classes, probabilities = program(np.load(sys.argv[1]))
     np.save(sys.argv[2], classes)
 ''',
     "onnx": '''"""Segments images, with onnxruntime and numpy alone.
@@ -74,6 +76,7 @@ if __name__ == "__main__":
 python predict_onnx.py IMAGES.npy CLASSES.npy
 """
 
+import pathlib
 import sys
 
 import numpy as np
@@ -82,12 +85,13 @@ import onnxruntime
 
 def load(file):
     """Returns the function from images {shape} {dtype} to classes, probabilities."""
-    session = onnxruntime.InferenceSession(file)
+    session = onnxruntime.InferenceSession(str(file))
     return lambda images: session.run(None, {{"images": images}})
 
 
 if __name__ == "__main__":
-    classes, probabilities = load("{file}")(np.load(sys.argv[1]))
+    program = load(pathlib.Path(__file__).with_name("{file}"))
+    classes, probabilities = program(np.load(sys.argv[1]))
     np.save(sys.argv[2], classes)
 ''',
 }
@@ -102,7 +106,7 @@ def read_scores(workdir_: Path, step: int) -> dict[str, float]:
         for line in lines
         if line["step"] == step
         for name, value in line.items()
-        if name.startswith("val/") and value is not None
+        if name.startswith(("val/miou", "val/iou/", "val/dice")) and value is not None
     }
 
 

@@ -88,10 +88,12 @@ def _paths(inputs: Sequence[str]) -> list[pathlib.Path]:
         parts = [text] if whole.exists() else text.split(",")
         for path in (as_path("--input", part) for part in parts):
             if not path.exists():
-                raise FileNotFoundError(
-                    f"--input={path} does not exist; files with a comma in their names "
-                    "are given as arguments of their own: --input FILE FILE"
+                comma = (
+                    "; files with a comma in their names are given as arguments of "
+                    "their own: --input FILE FILE"
                 )
+                hint = comma if "," in text else ""
+                raise FileNotFoundError(f"--input={path} does not exist{hint}")
             paths.append(path)
     return paths
 

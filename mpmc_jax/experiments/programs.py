@@ -25,6 +25,7 @@ from mpmc_jax.types import Array
 Size = tuple[int, int] | None
 # Names of jax.export.
 PLATFORMS = ("cpu", "cuda", "tpu")
+_NEEDED = {"stablehlo": "flatbuffers", "onnx": "jax2onnx"}
 
 
 def segment(run: Run) -> Callable[[Array], tuple[Array, Array]]:
@@ -82,7 +83,7 @@ def to_stablehlo(run: Run, size: Size, platforms: Sequence[str] = PLATFORMS) -> 
       ValueError: see `check_size`; or flatbuffers is not installed.
     """
     check_size(run, size)
-    _optional("flatbuffers", "stablehlo")
+    check_installed("stablehlo")
     free = export.symbolic_shape("b,h,w")
     shape = (free[0], *(size or free[1:]), run.facts.pixels.channels)
     images = jax.ShapeDtypeStruct(shape, run.facts.pixels.dtype)
@@ -103,7 +104,7 @@ def to_onnx(run: Run, size: Size) -> bytes:
     """
     check_size(run, size, onnx=True)
     assert size is not None  # Checked above.
-    jax2onnx = _optional("jax2onnx", "onnx")
+    jax2onnx = check_installed("onnx")
     shape = (*export.symbolic_shape("b"), *size, run.facts.pixels.channels)
     with compiled_for("any"):
         model = jax2onnx.to_onnx(
@@ -115,11 +116,17 @@ def to_onnx(run: Run, size: Size) -> bytes:
     return model.SerializeToString()
 
 
-def _optional(name: str, form: str) -> ModuleType:
-    """Imports a package that only this format needs."""
+def check_installed(form: str) -> ModuleType:
+    """Imports and returns the package that only this format needs.
+
+    Raises:
+      ValueError: it is not installed.
+    """
+    name = _NEEDED[form]
     try:
         return importlib.import_module(name)
     except ImportError as error:
         raise ValueError(
-            f"--formats={form} needs {name}; docs/export.md says how to install it"
+            f"--formats={form} needs {name}; docs/export.md says how to install it "
+            f"(pip install --no-deps {name})"
         ) from error

@@ -296,7 +296,8 @@ def _rough(
     blended = [key for key, each in labeled.items() if each.blended > _BLENDED]
     noise = (
         "many single pixels of other classes than their neighbors; was the mask saved "
-        "with loss (JPEG) or dithered? Export it as PNG, without dithering"
+        "with loss (JPEG), dithered, or made much smaller? Export it as PNG, without "
+        "dithering"
     )
     smooth = (
         "between most classes lies a line of a class with a number in between; it was "
