@@ -59,7 +59,7 @@ def _panels(found: dict[str, np.ndarray], names: Sequence[str]):
         image = axis.imshow(shares, cmap="cividis", vmin=0, vmax=1)
         axis.set_xticks(places, names, rotation=90)
         axis.set_yticks(places, names)
-        axis.set(title=run, xlabel="predicted", ylabel="truth")
+        axis.set(title=style.wrapped(run, side), xlabel="predicted", ylabel="truth")
         axis.grid(visible=False)
         for (row, column), share in np.ndenumerate(shares):
             if len(names) <= _WRITTEN and share >= 0.005:

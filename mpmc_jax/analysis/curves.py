@@ -88,8 +88,8 @@ def _panels(
         if not axis.lines:
             raise ValueError(f"no run has written {name!r}")
         axis.set_title(name)
-        axis.legend()
         style.over_steps(axis)
+    style.legend_below(canvas, max(axes, key=lambda axis: len(axis.lines)))
     return canvas
 
 

@@ -135,6 +135,5 @@ def _panels(rows: Sequence[dict[str, Any]]):
         axis.set_xticks(range(len(bins)), areas, rotation=25)
         axis.set(title=name, ylim=(-0.03, 1.03))
         axis.set(xlabel="area of instances in pixels", ylabel="pixel accuracy")
-    handles, labels = axes[0].get_legend_handles_labels()
-    canvas.legend(handles, labels, loc="outside lower center", ncols=2)
+    style.legend_below(canvas, axes[0])
     return canvas

@@ -175,7 +175,6 @@ def _panels(rows: Sequence[dict[str, Any]]):
                 linewidths=0,
                 label=name,
             )
-        axis.set(title=run, xticks=[], yticks=[])
-    handles, labels = axes[0].get_legend_handles_labels()
-    canvas.legend(handles, labels, loc="outside lower center", ncols=4, markerscale=2)
+        axis.set(title=style.wrapped(run, 3.3), xticks=[], yticks=[])
+    style.legend_below(canvas, axes[0], markerscale=2)
     return canvas

@@ -177,13 +177,14 @@ def _panels(rows: Sequence[dict[str, Any]]):
             own = [row for row in rows if row["run"] == run]
             for position, (column, label, line) in enumerate(lines):
                 color = style.COLORS[position if len(runs) == 1 else number]
+                name = label if len(runs) == 1 else f"{run}: {label}"
                 axis.plot(
                     [row["step"] for row in own],
                     [row[column] for row in own],
                     line,
                     color=color,
                     marker=style.MARKERS[position],
-                    label=label if len(runs) == 1 else f"{run}: {label}",
+                    label=style.wrapped(name, 3.2),
                 )
         axis.set_title(title)
         style.over_steps(axis)

@@ -111,8 +111,8 @@ def _panels(rows: Sequence[dict[str, Any]]):
             [0, 1], [0, 1], "--", marker="", color=style.BLACK, label="calibrated"
         )
         error = own[0]["expected_calibration_error"]
-        axis.set(title=f"{run}\nexpected calibration error {error:.3f}")
+        title = f"{run}\nexpected calibration error {error:.3f}"
+        axis.set(title=style.wrapped(title, 3.3))
         axis.set(xlim=(0, 1), ylim=(0, 1), xlabel="confidence", ylabel="accuracy")
-    handles, labels = axes[0].get_legend_handles_labels()
-    canvas.legend(handles, labels, loc="outside lower center", ncols=3)
+    style.legend_below(canvas, axes[0])
     return canvas

@@ -6,6 +6,7 @@ apart for readers with any common color blindness.
 
 import contextlib
 import math
+import textwrap
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -48,6 +49,8 @@ _SETTINGS: Any = {
 }
 _PICTURE_WIDTH = 2.9
 _LEGEND_COLUMN = 1.5
+# Inches that a character of a legend or title takes, and a mark before a label.
+_CHARACTER, _HANDLE = 0.085, 0.6
 
 
 @contextlib.contextmanager
@@ -78,6 +81,23 @@ def grid(
     for unused in axes[count:]:
         unused.remove()
     return canvas, list(axes[:count])
+
+
+def wrapped(text: str, inches: float) -> str:
+    """Breaks a text, such as the name of a run, into lines of at most this width."""
+    most = max(int(inches / _CHARACTER), 8)
+    return "\n".join(textwrap.fill(line, most) for line in text.split("\n"))
+
+
+def legend_below(canvas: Canvas, axis: Axes, **look: Any) -> None:
+    """Names what a panel draws below all panels, in as many columns as fit."""
+    width = canvas.get_figwidth() - _HANDLE
+    handles, labels = axis.get_legend_handles_labels()
+    labels = [wrapped(label, width) for label in labels]
+    longest = max(len(line) for label in labels for line in label.split("\n"))
+    columns = int(width / (longest * _CHARACTER + _HANDLE))
+    columns = max(min(columns, len(labels)), 1)
+    canvas.legend(handles, labels, loc="outside lower center", ncols=columns, **look)
 
 
 def over_steps(axis: Axes) -> None:
@@ -111,7 +131,7 @@ def picture_grid(
                 rgb = np.broadcast_to(picture, (*picture.shape[:2], 3))
                 axis.imshow(rgb, interpolation="nearest")
     for axis, caption in zip(axes[0], captions, strict=True):
-        axis.set_title(caption)
+        axis.set_title(wrapped(caption, _PICTURE_WIDTH))
     return canvas, axes
 
 

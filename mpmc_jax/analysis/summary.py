@@ -315,7 +315,5 @@ def _plot(lines: Sequence[Line]) -> Canvas:
     for mark, label, color in marks:
         face = {"markerfacecolor": "none"} if mark == "D" else {}
         axes[0].plot([], [], mark, color=color, label=label, **face)
-    canvas.legend(
-        *axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2
-    )
+    style.legend_below(canvas, axes[0])
     return canvas

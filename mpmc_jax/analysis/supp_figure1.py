@@ -142,6 +142,5 @@ def _panels(rows: Sequence[dict[str, Any]]):
             axis.plot(steps, energy, label=kind, **look)
         axis.set(title=name, ylabel="energy")
         style.over_steps(axis)
-    handles, labels = axes[0].get_legend_handles_labels()
-    canvas.legend(handles, labels, loc="outside lower center", ncols=3)
+    style.legend_below(canvas, axes[0])
     return canvas
