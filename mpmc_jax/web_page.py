@@ -26,9 +26,11 @@ figure {{ display: inline-block; margin: .4rem .6rem .4rem 0; max-width: 100%; }
 figure img {{ display: block; max-width: 100%; height: auto; background: #fff; }}
 figcaption {{ font-size: .8rem; max-width: 360px; }}
 .wide {{ overflow-x: auto; }}
-table {{ border-collapse: collapse; width: 100%; }}
+.wide td, .wide th {{ overflow-wrap: break-word; padding-right: 1rem; }}
+table {{ border-collapse: collapse; width: 100%;
+  font-variant-numeric: tabular-nums; }}
 th, td {{ text-align: left; padding: .2rem .5rem .2rem 0; vertical-align: top; }}
-.n {{ text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }}
+.n {{ text-align: right; white-space: nowrap; }}
 .bar {{ height: .6rem; background: var(--bar); min-width: 1px; }}
 .swatch {{ display: inline-block; width: .8em; height: .8em; margin-right: .4em;
   border: 1px solid var(--line); }}
@@ -50,7 +52,10 @@ def escape(value: object) -> str:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Makes a table; numbers are aligned at the right, and a wide one scrolls."""
+    """Makes a table that scrolls where it is too wide.
+
+    Numbers that are not whole have one digit after the point.
+    """
     head = "".join(f'<th scope="col">{escape(name)}' for name in header)
     body = "\n".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in rows)
     return (
@@ -59,9 +64,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 
 def _cell(value: object) -> str:
-    kind = ' class="n"' if isinstance(value, int | float) else ""
-    text = f"{value:.4g}" if isinstance(value, float) else value
-    return f"<td{kind}>{escape(text)}"
+    return f"<td>{escape(f'{value:.1f}' if isinstance(value, float) else value)}"
 
 
 def image(content: bytes, kind: str, alt: str, caption: str = "") -> str:

@@ -127,7 +127,7 @@ def _classes(confusion: Drawing, named: Mapping[str, SavedRun]) -> str:
 
 def _percent(share: Any) -> object:
     """A share in percent, or a dash for a class without pixels."""
-    return "-" if np.isnan(share) else round(100 * float(share), 1)
+    return "-" if np.isnan(share) else 100 * float(share)
 
 
 def _settings(named: Mapping[str, SavedRun]) -> str:
