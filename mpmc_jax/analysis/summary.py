@@ -308,12 +308,9 @@ def _plot(lines: Sequence[Line]) -> Canvas:
         axis.set_ylim(len(rows) - 0.5, -0.5)
         axis.set_xlabel("%")
         axis.xaxis.set_major_locator(MaxNLocator(4))
-    marks = (
-        ("o", "ours, best evaluation", style.BLUE),
-        ("D", "published", style.VERMILION),
-    )
-    for mark, label, color in marks:
-        face = {"markerfacecolor": "none"} if mark == "D" else {}
-        axes[0].plot([], [], mark, color=color, label=label, **face)
+    axes[0].plot([], [], "o", color=style.BLUE, label="ours, best evaluation")
+    if not all(math.isnan(line.published) for line in lines):
+        look = {"color": style.VERMILION, "markerfacecolor": "none"}
+        axes[0].plot([], [], "D", label="published", **look)
     style.legend_below(canvas, axes[0])
     return canvas
