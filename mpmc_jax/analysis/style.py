@@ -29,6 +29,7 @@ RIGHT, WRONG = BLUE, VERMILION
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 
 _SETTINGS: Any = {
+    "axes.formatter.useoffset": False,
     "axes.grid": True,
     "axes.prop_cycle": cycler(color=COLORS, marker=MARKERS),
     "axes.spines.right": False,
