@@ -48,7 +48,8 @@ def test_command_line(folder, tmp_path, capsys):
         "folder/val: 1 image, 1 with mask",
         "3 classes, RGB: a, b, c",
         f"note: {folder}: no val.txt; 1 labeled image held out for validation: "
-        f"{info.ids['val'][0]}",
+        f"{info.ids['val'][0]}; scores of so few images say little: list more in "
+        "val.txt",
         f"Prepared in {info.directory}",
     ]
     prepare_data.main([*named, f"--data_dir={data_dir}"])

@@ -21,12 +21,14 @@ import dataclasses
 import hashlib
 import itertools
 import pathlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 from mpmc_jax.data import lists
 from mpmc_jax.text import quantity, shorten
 
 _HELD_OUT = 10
+# A validation split below this many images is told to be small.
+_FEW = 8
 # First folder below images/ -> split.
 _FOLDERS = {
     "train": "train",
@@ -89,7 +91,7 @@ def assign(
         labeled = [key for key in labeled if key not in set(val)]
         notes.append(
             f"{directory}: no val.txt; {quantity(len(val), 'labeled image')} held "
-            f"out for validation: {shorten(val)}"
+            f"out for validation: {shorten(val)}{_advice(val)}"
         )
         if val and not labeled:
             problems.append(
@@ -196,6 +198,13 @@ def _report_shared(
             f"{directory}: labeled.txt names images that {origins['train']} lacks: "
             f"{shorten(outside)}"
         )
+
+
+def _advice(val: Sequence[str]) -> str:
+    """What to do about a validation split of few images; "" for one of many."""
+    if len(val) >= _FEW:
+        return ""
+    return "; scores of so few images say little: list more in val.txt"
 
 
 def _hold_out(labeled: list[str]) -> list[str]:
