@@ -11,7 +11,7 @@ as a page with pictures; --workdir compares the labels with what a run predicts.
 import argparse
 
 from launch import cli
-from mpmc_jax.atomic_write import write_bytes
+from mpmc_jax.atomic_write import write_text
 from mpmc_jax.data import check, verify
 from mpmc_jax.data.check import Report
 from mpmc_jax.data.dataset import open_dataset
@@ -75,8 +75,7 @@ def _check_source(args: argparse.Namespace) -> Report:
     for finding in findings:
         print(f"{finding.level}: {printable(finding.text)}")
     if page_path is not None:
-        text = page.render(source, report, findings, summary)
-        write_bytes(page_path, text.encode())
+        write_text(page_path, page.render(source, report, findings, summary))
         print(f"{page_path} written")
     return report
 

@@ -47,59 +47,47 @@ classes = run.predict("image.jpg")  # (height, width) uint8
 | began with | {begun} |
 | weights | those of `{which}` |
 {scores}"""
+_LOADER = '''"""Segments images, with {packages} alone.
+
+python predict_{form}.py IMAGES.npy CLASSES.npy
+"""
+
+import pathlib
+import sys
+
+{imports}
+
+
+def load(file):
+    """Returns the function from images {shape} {dtype} to classes, probabilities."""
+{load}
+
+
+if __name__ == "__main__":
+    program = load(pathlib.Path(__file__).with_name("{file}"))
+    classes, probabilities = program(np.load(sys.argv[1]))
+    np.save(sys.argv[2], classes)
+'''
+# Format of a program -> what its loader needs.
 _LOADERS = {
-    "stablehlo": '''"""Segments images, with jax, flatbuffers and numpy alone.
-
-python predict_stablehlo.py IMAGES.npy CLASSES.npy
-"""
-
-import pathlib
-import sys
-
-import numpy as np
-from jax import export
-
-
-def load(file):
-    """Returns the function from images {shape} {dtype} to classes, probabilities."""
-    with open(file, "rb") as program:
-        return export.deserialize(bytearray(program.read())).call
-
-
-if __name__ == "__main__":
-    program = load(pathlib.Path(__file__).with_name("{file}"))
-    classes, probabilities = program(np.load(sys.argv[1]))
-    np.save(sys.argv[2], classes)
-''',
-    "onnx": '''"""Segments images, with onnxruntime and numpy alone.
-
-python predict_onnx.py IMAGES.npy CLASSES.npy
-"""
-
-import pathlib
-import sys
-
-import numpy as np
-import onnxruntime
-
-
-def load(file):
-    """Returns the function from images {shape} {dtype} to classes, probabilities."""
-    session = onnxruntime.InferenceSession(str(file))
-    return lambda images: session.run(None, {{"images": images}})
-
-
-if __name__ == "__main__":
-    program = load(pathlib.Path(__file__).with_name("{file}"))
-    classes, probabilities = program(np.load(sys.argv[1]))
-    np.save(sys.argv[2], classes)
-''',
+    "stablehlo": {
+        "packages": "jax, flatbuffers and numpy",
+        "imports": "import numpy as np\nfrom jax import export",
+        "load": """    with open(file, "rb") as program:
+        return export.deserialize(bytearray(program.read())).call""",
+    },
+    "onnx": {
+        "packages": "onnxruntime and numpy",
+        "imports": "import numpy as np\nimport onnxruntime",
+        "load": """    session = onnxruntime.InferenceSession(str(file))
+    return lambda images: session.run(None, {"images": images})""",
+    },
 }
 
 
-def read_scores(workdir_: Path, step: int) -> dict[str, float]:
+def read_scores(directory: Path, step: int) -> dict[str, float]:
     """Reads a run's scores on the validation split at a step; {} if there are none."""
-    path = workdir_ / "metrics.jsonl"
+    path = directory / "metrics.jsonl"
     lines = read_metrics(path) if path.exists() else []
     return {
         name.removeprefix("val/"): value
@@ -212,7 +200,8 @@ def write_programs(
     sides = sizes[0] or ("rows", "columns")
     shape = f"(count, {sides[0]}, {sides[1]}, {pixels.channels})"
     loader = folder / f"predict_{form}.py"
-    text = _LOADERS[form].format(file=written[0].name, shape=shape, dtype=pixels.dtype)
+    about = {"form": form, "shape": shape, "dtype": pixels.dtype}
+    text = _LOADER.format(file=written[0].name, **about, **_LOADERS[form])
     write_text(loader, text)
     return [*written, loader]
 

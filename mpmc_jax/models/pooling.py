@@ -146,10 +146,12 @@ def max_pool(
     There the position in the window is kept, a byte per maximum. Programs for any
     platform take the maximum of slices, which converters to ONNX know.
     """
+    windows = _Windows(size, stride, pads, x_bhwd.shape[1:3])
     if target_platform() == "any":
-        return _max_of_slices(x_bhwd, size, stride, pads)
+        seen = (tap_bhwd for _, tap_bhwd in _seen(windows, x_bhwd))
+        return functools.reduce(jnp.maximum, seen)
     if target_platform() == "gpu":
-        return _max_of_taps(_Windows(size, stride, pads, x_bhwd.shape[1:3]), x_bhwd)
+        return _max_of_taps(windows, x_bhwd)
     return lax.reduce_window(
         x_bhwd,
         -np.inf,  # must be concrete, so that JAX recognizes a maximum
@@ -160,20 +162,6 @@ def max_pool(
     )
 
 
-def _max_of_slices(
-    x_bhwd: Array, size: int, stride: int, pads: tuple[tuple[int, int], ...]
-) -> Array:
-    x_bhwd = jnp.pad(x_bhwd, ((0, 0), *pads, (0, 0)), constant_values=-np.inf)
-    _, rows, columns, _ = x_bhwd.shape
-    # From the first window's position to the last one's, and not beyond.
-    height, width = (((side - size) // stride) * stride + 1 for side in (rows, columns))
-    slices = [
-        x_bhwd[:, i : i + height : stride, j : j + width : stride]
-        for i, j in itertools.product(range(size), repeat=2)
-    ]
-    return functools.reduce(jnp.maximum, slices)
-
-
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _max_of_taps(windows: _Windows, x_bhwd: Array) -> Array:
     return _max_of_taps_forward(windows, x_bhwd)[0]
@@ -181,24 +169,9 @@ def _max_of_taps(windows: _Windows, x_bhwd: Array) -> Array:
 
 @traced_once
 def _max_of_taps_forward(windows, x_bhwd):
-    none = (0, 0, 0)
-    border = [(*pads, 0) for pads in windows.pads]
-    lowest = jnp.array(-np.inf, x_bhwd.dtype)
-    padded_bhwd = lax.pad(x_bhwd, lowest, (none, *border, none))
-    span = windows.size - 1
-
-    def seen(offsets: tuple[int, int]) -> Array:
-        rows, columns = (
-            slice(begin, begin + length - span, windows.stride)
-            for begin, length in zip(offsets, padded_bhwd.shape[1:3], strict=True)
-        )
-        return padded_bhwd[:, rows, columns]
-
-    (_, first), *others = _taps(windows)
-    best_bhwd = seen(first)
+    (_, best_bhwd), *others = _seen(windows, x_bhwd)
     position_bhwd = jnp.zeros_like(best_bhwd, jnp.uint8)
-    for tap, offsets in others:
-        tap_bhwd = seen(offsets)
+    for tap, tap_bhwd in others:
         higher_bhwd = tap_bhwd > best_bhwd
         best_bhwd = jnp.where(higher_bhwd, tap_bhwd, best_bhwd)
         position_bhwd = jnp.where(higher_bhwd, jnp.uint8(tap), position_bhwd)
@@ -230,3 +203,21 @@ def _taps(windows: _Windows) -> Iterator[tuple[int, tuple[int, int]]]:
     """Yields the number and the offsets of each position of a window, row by row."""
     size = range(windows.size)
     return enumerate(itertools.product(size, size))
+
+
+def _seen(windows: _Windows, x_bhwd: Array) -> Iterator[tuple[int, Array]]:
+    """Yields the number of each position of a window, and what it sees in all windows.
+
+    Padding is below every number.
+    """
+    none = (0, 0, 0)
+    border = [(*pads, 0) for pads in windows.pads]
+    lowest = jnp.array(-np.inf, x_bhwd.dtype)
+    padded_bhwd = lax.pad(x_bhwd, lowest, (none, *border, none))
+    span = windows.size - 1
+    for tap, offsets in _taps(windows):
+        rows, columns = (
+            slice(begin, begin + length - span, windows.stride)
+            for begin, length in zip(offsets, padded_bhwd.shape[1:3], strict=True)
+        )
+        yield tap, padded_bhwd[:, rows, columns]
