@@ -80,9 +80,9 @@ def main(arguments: list[str] | None = None) -> None:
         run = runs.load_run(as_path("--workdir", args.workdir), args.checkpoint)
         forms = [form for form in formats if form != "weights"]
         for form in forms:
-            programs.check_installed(form)
             for size in sizes:
                 programs.check_size(run, size, onnx=form == "onnx")
+            programs.check_installed(form)
         output.mkdir(parents=True, exist_ok=True)
         name = Path(args.workdir).resolve().name
         written = exported.write_description(run, output)
