@@ -62,7 +62,7 @@ def train(
     Sets JAX's default matmul precision to the run's.
 
     Args:
-      config: its configuration, as made by configs/*.py.
+      config: its configuration, as made by a file of `configs/`.
       workdir: directory of its checkpoints and metrics; made if it does not exist.
 
     Returns:
