@@ -63,6 +63,13 @@ def test_a_configuration_traces_to_a_step(file, variant):
     tiny.check_trace(_small(file, variant))
 
 
+@pytest.mark.parametrize("method", ["unimatch", "cps", "ael"])
+def test_every_supervised_loss_is_for_every_method(method):
+    """The objective has them; a method only says what is supervised."""
+    loss = {"method__supervised_loss": "focal_lovasz"}
+    tiny.check_trace(tiny.config(f"method={method}", **loss))
+
+
 @pytest.mark.full
 def test_a_configuration_takes_two_steps():
     """CamVid's, whose pictures no other test trains on."""
@@ -95,7 +102,8 @@ def test_a_wrong_argument_lists_the_valid_ones(argument, message):
         ("model__variant", "other", "augseg"),
         ("model__dtype", "float16", "bfloat16"),
         ("method__name", "flexmatch", "mean_teacher"),
-        ("method__supervised_loss", "dice", "ohem"),
+        ("method__supervised_loss", "tversky", "ohem"),
+        ("method__supervised_loss", "ce_dice_ohem", "the mean of two"),
         ("mpmc__tap", "layer9", "layer1"),
         ("mpmc__head", "big", "lite"),
         ("mpmc__windows", (5,), "19"),

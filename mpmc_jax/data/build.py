@@ -5,11 +5,13 @@ import dataclasses
 import ml_collections
 
 from mpmc_jax.data import decode, registry, splits
+from mpmc_jax.data.class_weights import median_frequency_weights
 from mpmc_jax.data.dataset import DatasetInfo, EvalSource, open_dataset
 from mpmc_jax.data.geometry.cropping import CropConfig
 from mpmc_jax.data.pipeline import PipelineConfig, TrainPipeline
 from mpmc_jax.models.registry import encoder_normalization
 from mpmc_jax.pixels import NORMALIZATIONS, PixelFormat
+from mpmc_jax.text import quantity, shorten
 from mpmc_jax.types import Streams
 
 # Values of `data.partner`.
@@ -84,6 +86,31 @@ def build_split(config: ml_collections.ConfigDict, info: DatasetInfo) -> splits.
     if not data.allow_absent_classes:
         splits.check_classes(split, present, info.facts.class_names)
     return split
+
+
+def build_class_weights(
+    config: ml_collections.ConfigDict, split: splits.Split
+) -> tuple[float, ...]:
+    """Returns the configured weight of each class; () for none.
+
+    Raises:
+      ValueError: not one number per class, or a mask cannot be read.
+    """
+    given = tuple(config.imbalance.class_weights)
+    if not given:
+        return ()
+    info = dataset_info(config)
+    if given == ("frequencies",):
+        return median_frequency_weights(info, split.labeled)
+    numbers = all(isinstance(weight, int | float) for weight in given)
+    if not numbers or len(given) != info.facts.num_classes:
+        raise ValueError(
+            f"imbalance.class_weights={given}: give one number for each of the "
+            f"{quantity(info.facts.num_classes, 'class')} "
+            f"{shorten([*info.facts.class_names], 12)}, frequencies to count them, or "
+            "() for none"
+        )
+    return tuple(map(float, given))
 
 
 def build_train(

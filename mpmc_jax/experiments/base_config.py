@@ -21,6 +21,7 @@ def get_base() -> ml_collections.ConfigDict:
             "data": _data(),
             "model": _model(),
             "method": _method(),
+            "imbalance": _imbalance(),
             "u2pl": _u2pl(),
             "ael": _ael(),
             "fixmatch": _fixmatch(),
@@ -121,8 +122,8 @@ def _method() -> dict:
         # Decay of the averaged network. Methods that learn without one (supervised,
         # unimatch) keep one for evaluation only if it is positive.
         "ema_decay": 0.0,
-        # Supervised loss: "ce", "ohem" (with its two settings), or "ce_dice", the mean
-        # of cross-entropy and Dice.
+        # Supervised loss: "ce", "ohem" (with its two settings), "focal", "dice",
+        # "lovasz", or the mean of two, such as "ce_dice".
         "supervised_loss": "ce",
         "ohem_threshold": 0.7,
         "ohem_min_kept": 200_000,
@@ -142,6 +143,17 @@ def _method() -> dict:
         # images, strong and weak views are normalized each by their own batch
         # ("apart").
         "normalization": "joint",
+    }
+
+
+def _imbalance() -> dict:
+    return {
+        # Weights of the classes in the supervised losses ce, ohem and focal: () for
+        # none; one number per class; or ("frequencies",): median-frequency balancing,
+        # from the labels of the training images, see mpmc_jax/data/class_weights.py.
+        "class_weights": (),
+        # Exponent of the focal loss; 0 is cross-entropy.
+        "focal_gamma": 2.0,
     }
 
 

@@ -136,8 +136,17 @@ def build_setup(
     *,
     steps_per_epoch: int,
     axis_name: str | None = AXIS,
+    class_weights: tuple[float, ...] = (),
 ) -> Setup:
     """Builds the parts of a run.
+
+    Args:
+      config: the run's configuration.
+      model, method: see `build_base`.
+      steps_per_epoch: length of an epoch.
+      axis_name: see `StepConfig`.
+      class_weights: weights of the classes in the supervised loss, which only training
+        needs; see `data.build.build_class_weights`.
 
     Raises:
       ValueError: an unknown name anywhere; the message lists the valid ones.
@@ -170,13 +179,7 @@ def build_setup(
             freeze=config.model.freeze,
         ),
         schedule=schedule,
-        supervised_loss=objective.SupervisedLoss(
-            name=config.method.supervised_loss,
-            group_size=config.train.group_size,
-            threshold=config.method.ohem_threshold,
-            min_kept=config.method.ohem_min_kept,
-            auxiliary_weight=config.method.auxiliary_weight,
-        ),
+        supervised_loss=_build_supervised_loss(config, class_weights),
         batch_size=config.train.batch_size,
         group_size=config.train.group_size,
         micro_batches=config.train.accumulation,
@@ -186,6 +189,20 @@ def build_setup(
         rampup=rampup_steps(config, schedule.steps),
     )
     return Setup(model, step)
+
+
+def _build_supervised_loss(
+    config: ml_collections.ConfigDict, class_weights: tuple[float, ...]
+) -> objective.SupervisedLoss:
+    return objective.SupervisedLoss(
+        name=config.method.supervised_loss,
+        group_size=config.train.group_size,
+        threshold=config.method.ohem_threshold,
+        min_kept=config.method.ohem_min_kept,
+        auxiliary_weight=config.method.auxiliary_weight,
+        class_weights=class_weights,
+        focal_gamma=config.imbalance.focal_gamma,
+    )
 
 
 def _tap_info(

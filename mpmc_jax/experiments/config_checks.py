@@ -21,6 +21,7 @@ _NOT_NEGATIVE = (
     "data.split_seed",
     "data.threads",
     "method.auxiliary_weight",
+    "imbalance.focal_gamma",
     "u2pl.warmup_epochs",
     "ael.scale",
     "train.precise_bn",

@@ -15,7 +15,9 @@ from mpmc_jax.training import agreement, workdir
 from mpmc_jax.training.manifest import make_manifest
 
 
-def data_facts(facts: DatasetFacts, pipeline: TrainPipeline) -> dict[str, Any]:
+def data_facts(
+    facts: DatasetFacts, pipeline: TrainPipeline, class_weights: tuple[float, ...] = ()
+) -> dict[str, Any]:
     """Describes the data of a run, which may not change when it resumes."""
     split = pipeline.split
     data = {
@@ -24,6 +26,8 @@ def data_facts(facts: DatasetFacts, pipeline: TrainPipeline) -> dict[str, Any]:
         "unlabeled": pipeline.num_unlabeled,
         "split_crc32": zlib.crc32(repr((split.labeled, split.unlabeled)).encode()),
     }
+    if class_weights:
+        data["class_weights"] = class_weights
     return {"data": data, "steps_per_epoch": pipeline.steps_per_epoch}
 
 

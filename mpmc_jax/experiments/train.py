@@ -13,7 +13,7 @@ import jax
 import ml_collections
 
 from mpmc_jax import distributed
-from mpmc_jax.data.build import build_train
+from mpmc_jax.data.build import build_class_weights, build_train
 from mpmc_jax.data.dataset import DatasetFacts
 from mpmc_jax.data.pipeline import TrainPipeline
 from mpmc_jax.data.splits import Split
@@ -84,9 +84,7 @@ def train(
         # Weights that do not fit are refused before the directory is taken.
         with agreement.failing_together():
             origin = {"pretrained": pretrained()[1] or None}
-    identity = RunIdentity(
-        config, data_facts(training.facts, training.pipeline), origin
-    )
+    identity = RunIdentity(config, training.data_facts(), origin)
     identity.check_processes()
     with run_lock.hold(directory):
         identity.check_directory(directory)
@@ -137,6 +135,11 @@ class Training:
     loop_config: loop.LoopConfig
     validate: Callable[[TrainState], dict[str, float]]
     recompute_bn_stats: Callable[[TrainState], TrainState] | None
+
+    def data_facts(self) -> dict[str, Any]:
+        """Describes the data, which may not change when the run resumes."""
+        weights = self.setup.step.supervised_loss.class_weights
+        return data_facts(self.facts, self.pipeline, weights)
 
     def metric_writer(self, directory: Path, start: int) -> MetricWriter:
         """Makes the writer of the run's metrics from step `start` on."""
@@ -197,7 +200,13 @@ def prepare(
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
-    setup = build_setup(config, model, method, steps_per_epoch=pipeline.steps_per_epoch)
+    setup = build_setup(
+        config,
+        model,
+        method,
+        steps_per_epoch=pipeline.steps_per_epoch,
+        class_weights=build_class_weights(config, pipeline.split),
+    )
     return facts, pipeline, setup
 
 

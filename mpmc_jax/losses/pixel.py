@@ -1,4 +1,7 @@
-"""Losses of dense class scores: cross-entropy and its hard-example variant (OHEM)."""
+"""Losses of dense class scores: cross-entropy, its hard-example variant (OHEM), focal.
+
+Focal loss: Lin et al., ICCV 2017.
+"""
 
 from functools import partial
 
@@ -67,10 +70,14 @@ def class_balance(
     counts = jax.lax.stop_gradient(global_sum(counts.astype(float)))
     present = jnp.maximum(jnp.sum(counts > 0), 1)
     factor_c = counts.sum() / (present * jnp.maximum(counts, 1))
-    # A masked sum, not a gather, see `pixel_cross_entropy`.
-    hit_bhwc = jax.nn.one_hot(label_bhw, num_classes, dtype=jnp.bool_)
-    factor_bhw = jnp.sum(jnp.where(hit_bhwc, factor_c[None, None, None], 0), axis=-1)
-    return jnp.where(where_bhw, factor_bhw, 0)
+    return jnp.where(where_bhw, value_of_class(label_bhw, factor_c), 0)
+
+
+def value_of_class(label_bhw: Array, value_c: Array) -> Array:
+    """The value of each pixel's class, (b,h,w); 0 for void."""
+    # A masked sum, not a gather, see `_log_loss_forward`.
+    hit_bhwc = jax.nn.one_hot(label_bhw, len(value_c), dtype=jnp.bool_)
+    return jnp.sum(jnp.where(hit_bhwc, value_c[None, None, None], 0), axis=-1)
 
 
 def pixel_cross_entropy(
@@ -155,11 +162,55 @@ def cross_entropy(
     counted_bhw = labeled_pixels(labels, logits.shape[-1], ignore_label)
     if where is not None:
         counted_bhw = counted_bhw & where
-    if weights is not None:
-        loss_bhw = loss_bhw * weights
+    return _mean(loss_bhw, counted_bhw, weights, count, global_sum)
+
+
+def _mean(
+    loss_bhw: Array,
+    counted_bhw: Array,
+    weights_bhw: Array | None,
+    count: Array | None,
+    global_sum: GlobalSum,
+) -> Array:
+    """Sums the weighted losses and divides by `count`, or by the number of pixels."""
+    if weights_bhw is not None:
+        loss_bhw = loss_bhw * weights_bhw
     if count is None:
         return masked_mean(loss_bhw, counted_bhw, global_sum)
     return ratio(global_sum(jnp.sum(jnp.where(counted_bhw, loss_bhw, 0))), count)
+
+
+def focal_loss(
+    logits: Array,
+    labels: Array,
+    *,
+    gamma: float = 2.0,
+    weights: Array | None = None,
+    count: Array | None = None,
+    ignore_label: int = IGNORE_LABEL,
+    global_sum: GlobalSum = identity,
+) -> Array:
+    """The focal loss -(1 - p)^gamma log p, with p the probability of the true class.
+
+    Weights and divisor are those of `cross_entropy`, which it equals with gamma 0. The
+    paper's alpha is the class's weight.
+
+    Args:
+      logits: (b,h,w,c) class scores.
+      labels: (b,h,w) integer classes; `ignore_label` and values >= c are void.
+      gamma: at least 0; the larger, the less pixels count that are predicted well.
+      weights, count, ignore_label, global_sum: see `cross_entropy`.
+
+    Returns:
+      A scalar; 0 if no pixel counts.
+    """
+    loss_bhw = pixel_cross_entropy(logits, labels, ignore_label=ignore_label)
+    # Where the loss is 0, as of void pixels, a power below 1 has no finite gradient.
+    some_bhw = loss_bhw > 0
+    wrong_bhw = jnp.where(some_bhw, -jnp.expm1(-loss_bhw), 1)
+    focal_bhw = jnp.where(some_bhw, wrong_bhw**gamma * loss_bhw, 0)
+    counted_bhw = labeled_pixels(labels, logits.shape[-1], ignore_label)
+    return _mean(focal_bhw, counted_bhw, weights, count, global_sum)
 
 
 def ohem_keep(
@@ -238,13 +289,14 @@ def ohem_cross_entropy(
     threshold: float,
     min_kept: int,
     group_size: int | None = None,
+    weights: Array | None = None,
     ignore_label: int = IGNORE_LABEL,
     global_sum: GlobalSum = identity,
 ) -> Array:
     """The mean cross-entropy over the hard pixels of all groups; a scalar.
 
-    `ohem_keep` chooses the hard pixels and explains the arguments; `global_sum` sums an
-    array over devices.
+    `ohem_keep` chooses the hard pixels, whatever their weights, and explains the
+    arguments; `weights` and `global_sum` are those of `cross_entropy`.
     """
     keep_bhw = ohem_keep(
         logits,
@@ -255,5 +307,10 @@ def ohem_cross_entropy(
         ignore_label=ignore_label,
     )
     return cross_entropy(
-        logits, labels, where=keep_bhw, ignore_label=ignore_label, global_sum=global_sum
+        logits,
+        labels,
+        weights=weights,
+        where=keep_bhw,
+        ignore_label=ignore_label,
+        global_sum=global_sum,
     )

@@ -6,6 +6,7 @@ Every mean is a mean over the whole batch, see `losses.reduction.Reduction`.
 """
 
 import dataclasses
+import math
 
 import jax.numpy as jnp
 
@@ -13,15 +14,36 @@ from mpmc_jax import losses
 from mpmc_jax.losses.reduction import Reduction
 from mpmc_jax.types import VIEW_LOSSES, Array, Outputs, View
 
+# The supervised losses by name. Class weights act on those of single pixels.
+PIXEL_LOSSES = ("ce", "ohem", "focal")
+REGION_LOSSES = ("dice", "lovasz")
+
 
 @dataclasses.dataclass(frozen=True)
 class SupervisedLoss:
-    """L_x: "ce", "ohem" with its threshold and kept pixels per group, "ce_dice".
+    """L_x: one of the losses by name, or the mean of two as in "ce_dice".
 
-    "ohem" ranks pixels within groups, see D14 in docs/deviations.md. "ce_dice" is the
-    mean of cross-entropy and Dice, UniMatch's loss on ACDC.
-    An auxiliary classifier, where the network has one, uses the same loss, weighted by
-    `auxiliary_weight`.
+        ce      cross-entropy
+        ohem    cross-entropy of the hard pixels, ranked within groups (D14)
+        focal   `losses.focal_loss`
+        dice    `losses.dice_loss`
+        lovasz  `losses.lovasz_softmax`
+
+    "ce_dice" is UniMatch's loss on ACDC. An auxiliary classifier, where the network has
+    one, uses the same loss, weighted by `auxiliary_weight`.
+
+    Attributes:
+      name: one of the above, or two of them with "_" between.
+      group_size: number of images among which "ohem" ranks pixels.
+      threshold, min_kept: settings of "ohem", see `losses.ohem_keep`.
+      auxiliary_weight: weight of the auxiliary classifier's loss.
+      class_weights: weight of each class in ce, ohem and focal; () for 1. The divisor
+        stays the number of pixels.
+      focal_gamma: exponent of "focal".
+
+    Raises:
+      ValueError: an unknown name, or class weights that are no weights or act on
+        nothing.
     """
 
     name: str
@@ -29,13 +51,33 @@ class SupervisedLoss:
     threshold: float
     min_kept: int
     auxiliary_weight: float = 0.0
+    class_weights: tuple[float, ...] = ()
+    focal_gamma: float = 2.0
 
     def __post_init__(self) -> None:
-        valid = ("ce", "ohem", "ce_dice")
-        if self.name not in valid:
+        valid, parts = (*PIXEL_LOSSES, *REGION_LOSSES), self.parts
+        if not set(parts) <= set(valid) or len(parts) > 2 or len({*parts}) < len(parts):
             raise ValueError(
-                f"method.supervised_loss={self.name!r} is unknown; valid: {list(valid)}"
+                f"method.supervised_loss={self.name!r} is unknown; valid: "
+                f"{list(valid)}, or the mean of two, such as 'ce_dice'"
             )
+        if self.class_weights and not set(parts) & set(PIXEL_LOSSES):
+            raise ValueError(
+                f"imbalance.class_weights do not act on method.supervised_loss="
+                f"{self.name!r}, which weighs classes alike; use one of "
+                f"{list(PIXEL_LOSSES)}, or leave the weights at ()"
+            )
+        weights = self.class_weights
+        if weights and not (min(weights) >= 0 and 0 < max(weights) < math.inf):
+            raise ValueError(
+                f"imbalance.class_weights={weights}: weights must be finite numbers "
+                "of at least 0, and one of them positive"
+            )
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The names of the losses of which L_x is the mean."""
+        return tuple(self.name.split("_"))
 
     def __call__(
         self, logits: Array, label: Array, reduction: Reduction, term: str
@@ -48,22 +90,37 @@ class SupervisedLoss:
           reduction: sums and counts of the whole batch.
           term: `Supervised.name`, under which the labeled pixels are counted.
         """
-        if self.name in ("ce", "ce_dice"):
+        found = [
+            self._part(name, logits, label, reduction, term) for name in self.parts
+        ]
+        return found[0] if len(found) == 1 else (found[0] + found[1]) / 2
+
+    def _part(
+        self, name: str, logits: Array, label: Array, reduction: Reduction, term: str
+    ) -> Array:
+        """Computes one loss; those whose divisor is not known are micro-batch means."""
+        total = reduction.sum
+        if name in REGION_LOSSES:
+            loss = losses.dice_loss if name == "dice" else losses.lovasz_softmax
+            return loss(logits, label, global_sum=total) / reduction.micro_batches
+        weights = None
+        if self.class_weights:
+            weight_c = jnp.asarray(self.class_weights, float)
+            weights = losses.value_of_class(label, weight_c)
+        options = {"weights": weights, "global_sum": total}
+        if name == "ce":
             count = reduction.counts[term]
-            mean = losses.cross_entropy(
-                logits, label, count=count, global_sum=reduction.sum
-            )
-            if self.name == "ce":
-                return mean
-            dice = losses.dice_loss(logits, label, global_sum=reduction.sum)
-            return (mean + dice / reduction.micro_batches) / 2
+            return losses.cross_entropy(logits, label, count=count, **options)
+        if name == "focal":
+            options["count"] = reduction.counts[term]
+            return losses.focal_loss(logits, label, gamma=self.focal_gamma, **options)
         mean = losses.ohem_cross_entropy(
             logits,
             label,
             threshold=self.threshold,
             min_kept=self.min_kept,
             group_size=self.group_size,
-            global_sum=reduction.sum,
+            **options,
         )
         return mean / reduction.micro_batches
 

@@ -41,6 +41,8 @@ _LATER = {
     "optimizer.name": "sgd",
     "optimizer.betas": [0.9, 0.999],
     "optimizer.eps": 1e-8,
+    "imbalance.class_weights": [],
+    "imbalance.focal_gamma": 2.0,
     "fixmatch.teacher": "student",
     "cps.weight": 1.0,
     "mpmc.lambda_m_scale": "none",

@@ -10,6 +10,7 @@ import pytest
 from mpmc_jax.data.splits import Split
 from mpmc_jax.experiments import train
 from mpmc_jax.experiments.build import build_parallel, init_state
+from mpmc_jax.experiments.identity import RunIdentity, data_facts
 from mpmc_jax.training import loop
 from tests.support import tiny
 from tests.support.data_sets import prepare_synthetic
@@ -81,6 +82,25 @@ def test_statistics_are_counted_from_the_runs_own_images(tmp_path):
     assert tiny.difference(once.batch_stats, state.batch_stats) == 0
     config.train.precise_bn = 0
     assert train.make_bn_recompute(config, setup, pipeline, parallel, place) is None
+
+
+def test_class_weights_are_counted_once_and_recorded(tmp_path):
+    prepare_synthetic(tmp_path)
+    config = tiny.config("method=supervised", data__split="4", data__threads=0)
+    config.data.data_dir = str(tmp_path)
+    facts, pipeline, setup = train.prepare(config)
+    assert setup.step.supervised_loss.class_weights == ()
+    assert "class_weights" not in data_facts(facts, pipeline)["data"]
+    config.imbalance.class_weights = ("frequencies",)
+    config.method.supervised_loss = "focal_lovasz"
+    facts, pipeline, setup = train.prepare(config)
+    weights = setup.step.supervised_loss.class_weights
+    assert len(weights) == facts.num_classes
+    described = data_facts(facts, pipeline, weights)
+    assert (
+        RunIdentity(config, described, {}).manifest()["data"]["class_weights"]
+        == weights
+    )
 
 
 @pytest.mark.parametrize(
