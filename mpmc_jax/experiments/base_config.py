@@ -312,6 +312,9 @@ def _train() -> dict:
         # before each evaluation; training continues with them. 0: running statistics,
         # as published.
         "precise_bn": 0,
+        # Evaluations in a row without a higher eval.best_metric after which the run
+        # ends; 0: never.
+        "patience": 0,
         # Newest checkpoints to keep besides the best one.
         "keep": 2,
     }
@@ -330,6 +333,10 @@ def _eval() -> dict:
         # Scales at which images are evaluated and averaged, and whether mirrored too.
         "scales": (1.0,),
         "flip": False,
+        # Metric of the validation split that chooses the best checkpoint: "auto", the
+        # protocol's (mean IoU, or Dice of volumes), or one by name, such as
+        # "iou/road".
+        "best_metric": "auto",
         # Images per call, all of one size.
         "batch_size": 4,
         # During training, pad whole images to multiples of this, for fewer programs;

@@ -45,6 +45,39 @@ def make_evaluator(
     )
 
 
+def best_metric(
+    config: ml_collections.ConfigDict, setup: Setup, facts: DatasetFacts
+) -> str:
+    """Returns the metric that chooses the best checkpoint, `eval.best_metric`.
+
+    Raises:
+      ValueError: there is no such metric, or it is of a class that no validation image
+        has.
+    """
+    chosen, protocol = config.eval.best_metric, make_protocol(config)
+    if chosen == "auto":
+        return protocol.metric
+    names, kinds = ["miou", "pixel_accuracy"], {"iou": facts.class_names}
+    if protocol.by_volume:
+        names, kinds = [*names, "dice"], {**kinds, "dice": facts.class_names[1:]}
+    if setup.step.plugin.classifies_patches:
+        names += ["patch_map", "patch_hamming"]
+    names += [f"{kind}/{name}" for kind, known in kinds.items() for name in known]
+    if chosen not in names:
+        raise ValueError(
+            f"eval.best_metric={chosen!r} is unknown; valid: auto, {', '.join(names)}"
+        )
+    _, _, of_class = chosen.partition("/")
+    info = build_eval(config, "val").info
+    present = {i for key in info.ids["val"] for i in info.present.get(key, ())}
+    if of_class and facts.class_names.index(of_class) not in present:
+        raise ValueError(
+            f"eval.best_metric={chosen!r}: no validation image has the class "
+            f"{of_class!r}; choose another metric"
+        )
+    return chosen
+
+
 class EvaluatedNetwork(NamedTuple):
     """The network that is evaluated: a student, or a student's moving average."""
 

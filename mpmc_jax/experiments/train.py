@@ -28,8 +28,8 @@ from mpmc_jax.experiments.build import (
     total_steps,
 )
 from mpmc_jax.experiments.evaluation import (
+    best_metric,
     evaluated_network,
-    make_protocol,
     make_validation,
 )
 from mpmc_jax.experiments.identity import RunIdentity, data_facts
@@ -168,7 +168,8 @@ def build_training(config: ml_collections.ConfigDict) -> Training:
     parallel = build_parallel(config)
     check_memory(config, setup, len(parallel.devices), parallel.memory())
     place = make_place(pipeline, parallel)
-    loop_config = make_loop_config(config, pipeline.steps_per_epoch)
+    metric = best_metric(config, setup, facts)
+    loop_config = make_loop_config(config, pipeline.steps_per_epoch, metric)
     log_summary(config, setup, pipeline, loop_config, parallel)
     if facts.partial:
         _LOG.warning("%s is partial: not as many images as published", facts.dataset)
@@ -211,7 +212,7 @@ def prepare(
 
 
 def make_loop_config(
-    config: ml_collections.ConfigDict, steps_per_epoch: int
+    config: ml_collections.ConfigDict, steps_per_epoch: int, metric: str
 ) -> loop.LoopConfig:
     """Reads the run's length, and how often it logs, evaluates and saves."""
     return loop.LoopConfig(
@@ -219,7 +220,8 @@ def make_loop_config(
         log_every=config.train.log_every,
         eval_every=config.train.eval_every or steps_per_epoch,
         checkpoint_every=config.train.checkpoint_every or steps_per_epoch,
-        metric=f"val/{make_protocol(config).metric}",
+        metric=f"val/{metric}",
+        patience=config.train.patience,
     )
 
 

@@ -8,7 +8,7 @@ import dataclasses
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from typing import Any, NoReturn, Protocol
 
@@ -17,6 +17,7 @@ import numpy as np
 
 from mpmc_jax import distributed
 from mpmc_jax.methods.base import Method
+from mpmc_jax.text import quantity
 from mpmc_jax.training.checkpoint.manager import Checkpointer
 from mpmc_jax.training.compiled_steps import Programs
 from mpmc_jax.training.config import METRICS_LAG, StepConfig
@@ -59,7 +60,8 @@ class DataIterator(Protocol):
 class LoopConfig:
     """Length and intervals of a run in steps, and the metric that ranks checkpoints.
 
-    The metric is the evaluation protocol's.
+    With `patience` the run ends after so many evaluations in a row without a higher
+    value of the metric; 0 never ends it early.
     """
 
     steps: int
@@ -67,8 +69,14 @@ class LoopConfig:
     eval_every: int
     checkpoint_every: int
     metric: str = "val/miou"
+    patience: int = 0
 
     def __post_init__(self) -> None:
+        if self.patience < 0:
+            raise ValueError(
+                f"train.patience={self.patience}: the number of evaluations without "
+                "improvement after which the run ends, or 0 for none"
+            )
         for name in ("steps", "log_every", "eval_every", "checkpoint_every"):
             value = getattr(self, name)
             if value < 1:
@@ -89,7 +97,7 @@ def train(
     place: Callable[[Batch], Batch],
     recompute_bn_stats: Callable[[TrainState], TrainState] | None = None,
 ) -> TrainState:
-    """Trains from `state` (on the host) to `config.steps`; returns the last state.
+    """Trains from `state` (on the host) until the run ends; returns the last state.
 
     Args:
       evaluate: returns the scores of one copy of the state, `config.metric` among them.
@@ -110,7 +118,7 @@ def train(
     run.state = parallel.replicate(state)
     with run.stop as stop:
         run.run_pending_eval(state)
-        for step in range(start, config.steps):
+        for step in run.steps(start):
             batch = run.next_batch(step, start)
             begin, is_first = time.monotonic(), programs.needs_compiling(step)
             stop.has_progress = not is_first  # without, a signal ends the process
@@ -152,6 +160,18 @@ def _is_save_due(config: LoopConfig, done: int) -> bool:
 def _is_eval_due(config: LoopConfig, done: int) -> bool:
     """Whether an evaluation is due after `done` steps."""
     return done % config.eval_every == 0 or done == config.steps
+
+
+def evaluations_since_best(scores: Sequence[float | None]) -> int:
+    """Returns how many evaluations came after the first one with the highest score.
+
+    A score that is not a number is no improvement: None, or NaN.
+    """
+    best, since = -math.inf, 0
+    for score in scores:
+        improved = score is not None and score > best
+        best, since = (score, 0) if improved else (best, since + 1)
+    return since
 
 
 @dataclasses.dataclass
@@ -232,6 +252,33 @@ class _Run:
             self.checkpointer.rank(start, scores[0] if scores else None)
         if self.stop.requested and distributed.is_alone():
             raise _interrupted(self.stop.requested, start)
+
+    def steps(self, start: int) -> Iterator[int]:
+        """Yields the steps to make, up to the last one or until scores stall."""
+        for step in range(start, self.config.steps):
+            if self.has_stalled(step):
+                return
+            yield step
+
+    def has_stalled(self, done: int) -> bool:
+        """Whether the run ends after `done` steps because its scores do not improve.
+
+        The scores are those in metrics.jsonl, so that a restart changes nothing.
+        """
+        patience = self.config.patience
+        if not patience or done == 0 or not _is_eval_due(self.config, done):
+            return False
+        scores = self.report.history(self.config.metric)
+        stalled = distributed.from_first(evaluations_since_best(scores))
+        if stalled >= patience:
+            _LOG.info(
+                "ending at step %d of %d: no higher %s in %s (train.patience)",
+                done,
+                self.config.steps,
+                self.config.metric,
+                quantity(stalled, "evaluation"),
+            )
+        return stalled >= patience
 
     def save_and_evaluate(
         self, done: int, evaluating: bool, *, wait: bool = False

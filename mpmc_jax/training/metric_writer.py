@@ -105,10 +105,18 @@ class MetricWriter:
 
     def written(self, step: int, name: str) -> list[float | None]:
         """Returns what metrics.jsonl has of that name at that step, in process 0."""
+        return [line[name] for line in self._lines(name) if line["step"] == step]
+
+    def history(self, name: str) -> list[float | None]:
+        """Returns what metrics.jsonl has of that name at any step, in process 0."""
+        return [line[name] for line in self._lines(name)]
+
+    def _lines(self, name: str) -> list[dict[str, Any]]:
+        """Reads the lines of metrics.jsonl that have a name; none but in process 0."""
         if not self._active:
             return []
         lines = map(json.loads, self._path.read_text().splitlines())
-        return [line[name] for line in lines if line["step"] == step and name in line]
+        return [line for line in lines if name in line]
 
     def add(
         self, values: Mapping[str, Any], shares: Mapping[str, Any] | None = None

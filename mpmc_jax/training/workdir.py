@@ -27,6 +27,7 @@ _MAY_CHANGE = (
     "train.log_every",
     "train.eval_every",
     "train.checkpoint_every",
+    "train.patience",
     "train.keep",
     "eval.batch_size",
 )
@@ -43,6 +44,7 @@ _LATER = {
     "optimizer.eps": 1e-8,
     "imbalance.class_weights": [],
     "imbalance.focal_gamma": 2.0,
+    "eval.best_metric": "auto",
     "fixmatch.teacher": "student",
     "cps.weight": 1.0,
     "mpmc.lambda_m_scale": "none",
@@ -144,7 +146,7 @@ def check(
         _check_version(path, found, config.format_version)
         there, now = flatten(complete(found)), flatten(config.to_dict())
         for name in _MAY_CHANGE:
-            before, after = there.pop(name, None), now[name]
+            before, after = there.pop(name, now[name]), now[name]
             if before != after:
                 _LOG.info("%s is %r from here on, not %r", name, after, before)
         _check_same(path, there, flatten(run["config"]), "the same settings")

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 
+from mpmc_jax import distributed
 from mpmc_jax.experiments.build import init_state, state_shape
 from mpmc_jax.training import loop, metric_writer
 from mpmc_jax.training.checkpoint import manager
@@ -67,6 +68,7 @@ def go(
     evaluate=score,
     log_every=1,
     recompute_bn_stats=None,
+    patience=0,
 ):
     """Trains, or goes on, to `steps`; returns the last state."""
     directory.mkdir(exist_ok=True)
@@ -79,7 +81,9 @@ def go(
     parallel = _OneStep(cfg)
     with contextlib.closing(reporter), checkpointer:
         return loop.train(
-            loop.LoopConfig(steps, log_every, eval_every=3, checkpoint_every=3),
+            loop.LoopConfig(
+                steps, log_every, eval_every=3, checkpoint_every=3, patience=patience
+            ),
             parts.step,
             parallel,
             state,
@@ -213,6 +217,63 @@ def test_a_stop_ends_an_evaluation_and_the_last_one_is_made_up_for(tmp_path):
     chex.assert_trees_all_equal(restored.state, state)
 
 
+def _falling(state):
+    """The best score is that of the second evaluation, at step 6."""
+    values = {3: 0.2, 6: 0.5, 9: 0.5, 12: 0.4}
+    return {"val/miou": values[int(state.step)]}
+
+
+def test_patience_survives_restarts_and_keeps_the_best(tmp_path, caplog):
+    cfg = tiny.config("method=supervised")
+    caplog.set_level("INFO")
+    whole = go(cfg, tmp_path / "whole", 15, evaluate=_falling, patience=2)
+    assert int(whole.step) == 12
+    message = "ending at step 12 of 15: no higher val/miou in 2 evaluations"
+    assert message in caplog.text
+
+    def stop(step):
+        if step == 8:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    place = tmp_path / "stopped"
+    with pytest.raises(loop.Interrupted, match="at step 9"):
+        go(cfg, place, 15, stop, evaluate=_falling, patience=2)
+    caplog.clear()
+    # Before it trains on, the evaluation at step 9 is run, the first without success.
+    again = go(cfg, place, 15, evaluate=_falling, patience=2)
+    chex.assert_trees_all_equal(again, whole)
+    assert message in caplog.text
+    assert manager.find(place / "checkpoints", "best") == 9  # the later one of equals
+    # The same command again trains nothing, and a longer patience trains on.
+    assert int(go(cfg, place, 15, evaluate=_falling, patience=2).step) == 12
+    patient = {"evaluate": lambda state: {"val/miou": 0.1}, "patience": 3}
+    assert int(go(cfg, place, 15, **patient).step) == 15
+
+
+def test_patience_is_decided_by_process_0(tmp_path, monkeypatch):
+    """The others have no metrics.jsonl."""
+    monkeypatch.setattr(metric_writer.MetricWriter, "history", lambda self, name: [])
+    monkeypatch.setattr(distributed, "from_first", lambda number: number or 1)
+    state = go(tiny.config("method=supervised"), tmp_path, 6, patience=1)
+    assert int(state.step) == 3
+
+
+@pytest.mark.parametrize(
+    ("scores", "since"),
+    [
+        ([], 0),
+        ([0.1], 0),
+        ([0.1, 0.2, 0.2], 1),
+        ([0.3, 0.1, 0.2], 2),
+        ([None, None], 2),
+        ([None, 0.1, None], 1),
+        ([float("nan"), 0.0], 0),
+    ],
+)
+def test_evaluations_since_the_best_one(scores, since):
+    assert loop.evaluations_since_best(scores) == since
+
+
 def test_what_was_trained_before_a_batch_that_cannot_be_read_is_kept(tmp_path):
     cfg = tiny.config("method=supervised")
 
@@ -250,6 +311,11 @@ def test_a_rhythm_of_no_step_is_refused(field):
     rhythm = dict.fromkeys(("steps", "log_every", "eval_every", "checkpoint_every"), 1)
     with pytest.raises(ValueError, match=f"train.{field}=0"):
         loop.LoopConfig(**rhythm | {field: 0})
+
+
+def test_a_negative_patience_is_refused():
+    with pytest.raises(ValueError, match="train.patience=-1: the number of evaluat"):
+        loop.LoopConfig(1, 1, 1, 1, patience=-1)
 
 
 def test_a_number_that_is_not_finite_stops_with_step_term_and_ids(tmp_path):
