@@ -252,7 +252,7 @@ class Streams:
       partner: crops to mix with the unlabeled ones. "none"; "same", a second crop of
         each unlabeled image; "other", unlabeled images in a separate order;
         "requested", images that the method requests during the run.
-      source: range of scales of copy-paste sources, or None for no sources.
+      source_scales: range of scales of copy-paste sources, or None for no sources.
       order: how an epoch is filled from the labeled list, see `data.sampling`.
       geometry: how crops are drawn; a key of `GEOMETRIES` in
         `data.geometry.registry`.
@@ -262,7 +262,7 @@ class Streams:
     unlabeled: bool = True
     one_per_group: bool = False
     partner: Literal["none", "same", "other", "requested"] = "none"
-    source: tuple[float, float] | None = None
+    source_scales: tuple[float, float] | None = None
     order: Literal["tiled", "drawn", "restarted"] = "tiled"
     geometry: str = "unimatch"
     fill: Literal["black", "mean", "nearest_mean"] = "black"
@@ -275,7 +275,7 @@ class Streams:
             sizes["unlabeled"] = unlabeled
         if self.partner != "none":
             sizes["partner"] = unlabeled
-        if self.source is not None:
+        if self.source_scales is not None:
             sizes["source"] = batch_size
         return sizes
 
@@ -311,7 +311,7 @@ class Outputs(struct.PyTreeNode):
       supervised: the labeled part of every student.
       views: the views with their targets, empty for a supervised method.
       students: the networks after the passes, with their updated statistics.
-      state: the method's own state after the step.
+      state: the method's own state after this micro-batch.
       metrics: name -> (sum, count) of this device, averaged over devices.
       extra: name -> additional loss term.
     """

@@ -111,7 +111,7 @@ def draw_half_boxes(keys_b: Array, size: int) -> Array:
     return jax.vmap(draw)(keys_b)
 
 
-def half_box(uniform: Array, size: int) -> Array:
+def fallback_box(uniform: Array, size: int) -> Array:
     """AEL's box of half the crop's area, used if there is no object: (4,) int32.
 
     Args:

@@ -18,7 +18,7 @@ from mpmc_jax.data.geometry.cropping import (
     Cut,
     Placement,
     floored,
-    interpolation_taps,
+    interpolation_neighbors,
     nearest,
     window_box,
 )
@@ -138,7 +138,7 @@ def _two_taps(
     length: int, resized: int, start: int, stop: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns PyTorch's first source pixels (n,) int32 and weights (n,2) float32."""
-    low, high, fraction = interpolation_taps(length, resized, start, stop)
+    low, high, fraction = interpolation_neighbors(length, resized, start, stop)
     # At the last pixel both taps are the same pixel: the first gets all the weight.
     fraction = np.where(high > low, fraction, 0).astype(np.float32)
     return low.astype(np.int32), np.stack([1 - fraction, fraction], axis=1)

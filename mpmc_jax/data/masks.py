@@ -44,8 +44,8 @@ class MaskFormat:
 
     Attributes:
       colors: color -> label (IGNORE_LABEL for void); None if values are the classes.
-      void: values that are void, besides 255 and -1. Classes are the remaining values,
-        in order.
+      void: values that are void, besides 255 and -1. The remaining values, in order,
+        become classes 0, 1, ...: those after a void value move down.
       binary: whether masks hold 0 and 255 for classes 0 and 1.
       declared_in: the user's file that declares this; "" for published data sets.
     """

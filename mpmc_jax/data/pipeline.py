@@ -114,8 +114,8 @@ class RecordReader:
       image_format: how records hold images, see `decode.image_format`.
       pixels: the pixel format of the images.
       draw: draws where a crop comes from.
-      with_label: whether masks are read too. Images read without one are
-        converted to uint8 even if they are stored with more bits.
+      with_label: whether masks are read too. If not, images are converted to uint8
+        even if they are stored with more bits.
     """
 
     records: Sequence[dict]
@@ -368,8 +368,8 @@ class TrainPipeline:
 
     def _labeled(self) -> grain.MapDataset:
         config, source_crop = self._config, None
-        if config.streams.source is not None:
-            low, high = config.streams.source
+        if config.streams.source_scales is not None:
+            low, high = config.streams.source_scales
             source_crop = dataclasses.replace(
                 config.crop, scale_min=low, scale_max=high
             )

@@ -43,7 +43,7 @@ class EvalProtocol:
     """
 
     name: ClassVar[str] = "whole"
-    # The metric that selects the best checkpoint, and whether it is one of volumes.
+    # The metric that selects the best checkpoint; whether slices are scored as volumes.
     metric: ClassVar[str] = "miou"
     by_volume: ClassVar[bool] = False
     # Whether `once` returns probabilities instead of logits.

@@ -323,8 +323,9 @@ def _train() -> dict:
 def _eval() -> dict:
     return {
         # A network of the method by name ("student" where there is one), or "teacher",
-        # the average of the first. "auto": the teacher where the method averages one,
-        # else the first network.
+        # the moving average of the first, even where the students themselves make the
+        # pseudo-labels. "auto": the average where the method keeps one, else the first
+        # network.
         "network": "auto",
         # How images are predicted: "whole"; in windows as large as the crop,
         # "slide_unimatch", "slide_u2pl" or "slide_ael"; "center_crop"; or "volume",

@@ -40,8 +40,8 @@ class Inputs(struct.PyTreeNode):
       weak, strong: (b,h,w,c) two views of the unlabeled images.
       real: (b,h,w) bool, the real pixels of the unlabeled images.
       orders: (g,n) the partner of each example within its group.
-      labeled_box: (b,h,w) bool, where the partner's labeled image may be injected.
-      box: (b,h,w) bool, where the partner's unlabeled image goes.
+      labeled_mask: (b,h,w) bool, where the partner's labeled image may be injected.
+      mask: (b,h,w) bool, where the partner's unlabeled image goes.
       coin: (b,) in 0..1; an image is injected into if 1 - its confidence exceeds it.
       dropout_keys: for the pass over [labeled, mixed], see `Method.dropout_keys`.
     """
@@ -52,8 +52,8 @@ class Inputs(struct.PyTreeNode):
     strong: Array
     real: Array
     orders: Array
-    labeled_box: Array
-    box: Array
+    labeled_mask: Array
+    mask: Array
     coin: Array
     dropout_keys: Array | None = None
 
@@ -100,7 +100,7 @@ class AugSeg(base.Method):
         weak = self.unit(batch.unlabeled.image)
         size = weak.shape[1:3]
 
-        def box(stream: str, beta: tuple[float, float]) -> Array:
+        def mask(stream: str, beta: tuple[float, float]) -> Array:
             drawn = mixing.draw_squares(
                 keys.groups(stream), keys.examples(stream), size[0], beta=beta
             )
@@ -115,8 +115,8 @@ class AugSeg(base.Method):
             strong=self.normalize(strong),
             real=mixing.extent_mask(batch.unlabeled.extent, *size),
             orders=mixing.draw_orders(keys.groups("order"), self.group_size),
-            labeled_box=box("labeled_box", _LABELED_BETA),
-            box=box("box", _UNLABELED_BETA),
+            labeled_mask=mask("labeled_box", _LABELED_BETA),
+            mask=mask("box", _UNLABELED_BETA),
             coin=coin(keys.examples("coin")),
             dropout_keys=self.dropout_keys(keys.examples, "labeled", "unlabeled"),
         )
@@ -128,7 +128,7 @@ class AugSeg(base.Method):
         partner = mixing.permute_in_groups(labeled, inputs.orders)
         copy = mixing.paste(injected, partner, unlabeled)
         partner = mixing.permute_in_groups(copy, inputs.orders)
-        return mixing.paste(inputs.box, partner, unlabeled)
+        return mixing.paste(inputs.mask, partner, unlabeled)
 
     def regions(self, inputs: Inputs) -> dict[str, Region]:
         """The loss divides by all pixels.
@@ -137,7 +137,7 @@ class AugSeg(base.Method):
         injected into is only known after `prepare`.
         """
         partner = mixing.permute_in_groups(inputs.real, inputs.orders)
-        real = mixing.paste(inputs.box, partner, inputs.real)
+        real = mixing.paste(inputs.mask, partner, inputs.real)
         return {
             "supervised": base.supervised_region(inputs.label),
             "unlabeled": Region(valid=jnp.ones_like(real), real=real),
@@ -147,7 +147,7 @@ class AugSeg(base.Method):
         weak, _ = base.full_pass(teachers["student"], inputs.weak)
         confidence, label = pseudo_labels.confidence_and_label(weak.logits)
         unsure = 1 - pseudo_labels.image_confidence(weak.logits)
-        injected = inputs.labeled_box & (inputs.coin < unsure)[:, None, None]
+        injected = inputs.labeled_mask & (inputs.coin < unsure)[:, None, None]
 
         def mix(labeled: Array, unlabeled: Array) -> Array:
             return self._mix(inputs, injected, labeled, unlabeled)

@@ -145,7 +145,7 @@ class Method(abc.ABC):
         Args:
           teachers: keyed by the student's name; the EMA or the student, see `teacher`.
           inputs: from `augment`.
-          state: the method's own state before the step.
+          state: the method's own state before this micro-batch.
         """
         ...
 

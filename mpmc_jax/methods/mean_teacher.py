@@ -36,7 +36,7 @@ class Inputs(struct.PyTreeNode):
       image, label: (b,h,w,c) labeled images, (b,h,w) labels with 255 void.
       weak, strong: (b,h,w,c) two views of the unlabeled images.
       real: (b,h,w) bool, the real pixels of the unlabeled images.
-      box: (b,h,w) bool, where the next image is pasted; None without CutMix.
+      mask: (b,h,w) bool, where the next image is pasted; None without CutMix.
       dropout_keys: for the pass over [labeled, mixed], see `Method.dropout_keys`.
     """
 
@@ -45,7 +45,7 @@ class Inputs(struct.PyTreeNode):
     weak: Array
     strong: Array
     real: Array
-    box: Array | None = None
+    mask: Array | None = None
     dropout_keys: Array | None = None
 
 
@@ -102,7 +102,7 @@ class MeanTeacher(base.Method):
         if not self.cutmix:
             return inputs
         boxes = mixing.draw_boxes(keys.examples("box"), size[0])
-        return inputs.replace(box=mixing.box_mask(boxes, *size))
+        return inputs.replace(mask=mixing.box_mask(boxes, *size))
 
     def partner(self, value: Array) -> Array:
         """What each image is mixed with: the next one of its group."""
@@ -110,9 +110,9 @@ class MeanTeacher(base.Method):
 
     def _mix(self, inputs: Inputs, value: Array) -> Array:
         """Pastes the partner inside the box."""
-        if inputs.box is None:
+        if inputs.mask is None:
             return value
-        return mixing.paste(inputs.box, self.partner(value), value)
+        return mixing.paste(inputs.mask, self.partner(value), value)
 
     def regions(self, inputs: Inputs) -> dict[str, Region]:
         real = self._mix(inputs, inputs.real)

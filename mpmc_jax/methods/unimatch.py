@@ -144,13 +144,13 @@ class UniMatch(base.Method):
         return {tap: masks(tap, channels) for tap, channels in self.perturbed}
 
     def regions(self, inputs: Inputs) -> dict[str, Region]:
-        def mixed(box: Array) -> Region:
-            real = mixing.paste(box, inputs.partner_real, inputs.real)
+        def mixed(mask: Array) -> Region:
+            real = mixing.paste(mask, inputs.partner_real, inputs.real)
             return Region(valid=real, real=real)
 
         regions = {"supervised": base.supervised_region(inputs.label)}
-        for name, box in zip(self.strong_coefficients, inputs.masks, strict=True):
-            regions[name] = mixed(box)
+        for name, mask in zip(self.strong_coefficients, inputs.masks, strict=True):
+            regions[name] = mixed(mask)
         if inputs.perturbation:
             regions["fp"] = Region(valid=inputs.real, real=inputs.real)
         return regions
@@ -228,8 +228,8 @@ class UniMatch(base.Method):
     ) -> tuple[tuple[base.Pass, ...], Network]:
         """Passes over the strong views after CutMix, in one batch."""
         mixed = [
-            mixing.paste(box, partner, image)
-            for box, partner, image in zip(
+            mixing.paste(mask, partner, image)
+            for mask, partner, image in zip(
                 inputs.masks, inputs.partner_strong, inputs.strong, strict=True
             )
         ]
@@ -268,12 +268,12 @@ class UniMatch(base.Method):
         views = []
         if perturbed is not None:
             views.append(view("fp", perturbed, inputs.weak, *weak_target, 2.0))
-        for (name, coefficient), passed, box in zip(
+        for (name, coefficient), passed, mask in zip(
             self.strong_coefficients.items(), strong, inputs.masks, strict=True
         ):
-            image = mixing.paste(box, inputs.partner_weak, inputs.weak)
-            confidence = mixing.paste(box, partner_target[0], weak_target[0])
-            label = mixing.paste(box, partner_target[1], weak_target[1])
+            image = mixing.paste(mask, inputs.partner_weak, inputs.weak)
+            confidence = mixing.paste(mask, partner_target[0], weak_target[0])
+            label = mixing.paste(mask, partner_target[1], weak_target[1])
             views.append(view(name, passed, image, confidence, label, coefficient))
         return tuple(views)
 

@@ -114,16 +114,16 @@ class UniMatchV2(base.Method):
         }
         return {tap: by_width[channels] for tap, channels in self.perturbed}
 
-    def _mix(self, box: Array, value: Array) -> Array:
+    def _mix(self, mask: Array, value: Array) -> Array:
         """Pastes the reversed group inside the box."""
         return mixing.paste(
-            box, mixing.reverse_in_groups(value, self.group_size), value
+            mask, mixing.reverse_in_groups(value, self.group_size), value
         )
 
     def regions(self, inputs: Inputs) -> dict[str, Region]:
         regions = {"supervised": base.supervised_region(inputs.label)}
-        for name, box in zip(_VIEWS, inputs.masks, strict=True):
-            real = self._mix(box, inputs.real)
+        for name, mask in zip(_VIEWS, inputs.masks, strict=True):
+            real = self._mix(mask, inputs.real)
             regions[name] = Region(valid=real, real=real)
         return regions
 
@@ -144,8 +144,8 @@ class UniMatchV2(base.Method):
             students["student"], inputs.image, dropout_keys=inputs.dropout_keys[0]
         )
         mixed = [
-            self._mix(box, image)
-            for box, image in zip(inputs.masks, inputs.strong, strict=True)
+            self._mix(mask, image)
+            for mask, image in zip(inputs.masks, inputs.strong, strict=True)
         ]
         both, student = base.full_pass(
             student,
@@ -159,16 +159,16 @@ class UniMatchV2(base.Method):
             View(
                 logits=passed.logits,
                 taps=passed.taps,
-                image=self._mix(box, inputs.weak),
-                target=self._mix(box, label),
-                weight=self._mix(box, confident).astype(passed.logits.dtype),
+                image=self._mix(mask, inputs.weak),
+                target=self._mix(mask, label),
+                weight=self._mix(mask, confident).astype(passed.logits.dtype),
                 region=regions[name],
                 teacher=teachers["student"],
                 name=name,
                 loss=self.loss,
                 coefficient=0.5 / base.ALPHA,
             )
-            for name, passed, box in zip(
+            for name, passed, mask in zip(
                 _VIEWS, both.halves(), inputs.masks, strict=True
             )
         ]

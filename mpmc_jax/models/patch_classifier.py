@@ -17,7 +17,7 @@ Array = jax.Array
 
 # Widths of the three blocks at `width` 64: "paper" as published, "lite" narrower (D16
 # in docs/deviations.md).
-HEADS = {"paper": (256, 128, 64), "lite": (64, 64, 64)}
+BLOCK_WIDTHS = {"paper": (256, 128, 64), "lite": (64, 64, 64)}
 PROJECTION = 64
 
 
@@ -59,7 +59,7 @@ class PatchClassifier(nn.Module):
 
     Attributes:
       num_classes: channels of the logits.
-      head: a key of `HEADS`.
+      head: a key of `BLOCK_WIDTHS`.
       windows: pooling windows, any non-empty selection of (1, 3, 7, 19).
       axis_name: devices over which batch norm is synchronized, or None.
       width: multiplies all widths by width/64; 64 keeps the published ones.
@@ -73,8 +73,10 @@ class PatchClassifier(nn.Module):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.head not in HEADS:
-            raise ValueError(f"mpmc.head={self.head!r}: valid are {', '.join(HEADS)}")
+        if self.head not in BLOCK_WIDTHS:
+            raise ValueError(
+                f"mpmc.head={self.head!r}: valid are {', '.join(BLOCK_WIDTHS)}"
+            )
         windows = tuple(self.windows)
         known = set(windows) <= set(VALID_WINDOWS)
         if not windows or not known or len(set(windows)) < len(windows):
@@ -91,7 +93,7 @@ class PatchClassifier(nn.Module):
             x_bhwd = ScaleProjection(features, self.windows, name="project")(z_bhwd)
         else:
             x_bhwd = multi_scale_pool(z_bhwd, self.windows)
-        for i, features in enumerate(HEADS[self.head]):
+        for i, features in enumerate(BLOCK_WIDTHS[self.head]):
             features = features * self.width // 64
             for j, kernel in enumerate((3, 3, 1)):
                 x_bhwd = layers.ConvNorm(
@@ -99,5 +101,5 @@ class PatchClassifier(nn.Module):
                     self.axis_name,
                     name=f"block{i}_conv{j}",
                 )(x_bhwd, train=train)
-        classifier = layers.Scores(ConvSpec(self.num_classes), True, name="classifier")
-        return classifier(x_bhwd)
+        scores = layers.Scores(ConvSpec(self.num_classes), True, name="classifier")
+        return scores(x_bhwd)

@@ -27,8 +27,8 @@ class StepConfig:
       modules, teachers: segmenters by network name, for passes with and without a
         gradient; they differ at most in their dtype.
       optimizer: update rule.
-      schedule: the rate that it follows, for the metrics; and the run's length, which
-        U2PL's percentiles follow (`Keys.progress`).
+      schedule: the optimizer's learning rate, here only to be reported; and the run's
+        length, which U2PL's percentiles follow (`Keys.progress`).
       supervised_loss: L_x.
       alpha: weight of L_u in eq. 7; 1/4 gives every method its published total (D11).
       rampup: steps over which that weight grows, see `alpha_at`.

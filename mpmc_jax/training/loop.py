@@ -100,7 +100,7 @@ def train(
     """Trains from `state` (on the host) until the run ends; returns the last state.
 
     Args:
-      evaluate: returns the scores of one copy of the state, `config.metric` among them.
+      evaluate: metrics of an unreplicated state, with `config.metric` among them.
       names: returns the ids of a batch's images, for messages.
       place: puts a batch on the devices.
       recompute_bn_stats: the replicated state -> the same with recomputed statistics,

@@ -84,8 +84,8 @@ class StepSums(struct.PyTreeNode):
     """Sums over a micro-batch; those of several micro-batches add up, field by field.
 
     Attributes:
-      terms: the loss and its terms, already summed over devices: what this micro-batch
-        adds to those of the whole batch.
+      terms: this micro-batch's share of the batch's loss and of its terms, already
+        summed over devices.
       means: name -> (sum, count) of this device.
       classes: "label" and "pseudo" -> (c,) pixels of this device by class.
     """
@@ -246,7 +246,7 @@ def micro_step(
         ema_batch_stats=carry.teacher_stats,
     )
     teachers, teacher_plugin = select_teachers(config, now)
-    targets, updated_stats, method_state = jax.lax.stop_gradient(
+    targets, updated_stats, prepared_state = jax.lax.stop_gradient(
         method.prepare(teachers, inputs, carry.method_state)
     )
 
@@ -255,7 +255,7 @@ def micro_step(
             name: Network(module, params[name], carry.batch_stats[name], train=True)
             for name, module in config.modules.items()
         }
-        outputs = method.views(students, teachers, inputs, targets, method_state)
+        outputs = method.views(students, teachers, inputs, targets, prepared_state)
         student_plugin = select(now.replace(params=params), PLUGIN, averaged=False)
         loss, sums, plugin_stats = _objective(
             config, state.step, student_plugin, teacher_plugin, outputs, reduction
@@ -297,7 +297,7 @@ def make_keys(config: StepConfig, state: TrainState, batch: Batch) -> Keys:
 def select_teachers(
     config: StepConfig, state: TrainState
 ) -> tuple[dict[str, Network], dict[str, PyTree]]:
-    """Returns the networks that make targets, frozen, and `refine`'s variables.
+    """Returns the networks that make targets, and the plug-in's variables for `refine`.
 
     Both are the students' own or their moving averages, as `Method.teacher` and
     `Plugin.teacher_head` say. Analysis calls this too, so that its lambda is the one of

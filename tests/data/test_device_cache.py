@@ -23,7 +23,7 @@ STREAMS = {
     "augseg": Streams(order="drawn", geometry="augseg", fill="mean"),
     "ael": Streams(
         partner="same",
-        source=(0.25, 1.0),
+        source_scales=(0.25, 1.0),
         order="restarted",
         geometry="u2pl",
         fill="nearest_mean",

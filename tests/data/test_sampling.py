@@ -15,7 +15,7 @@ U2PL = Streams(geometry="u2pl", fill="nearest_mean", order="drawn")
 AEL = Streams(
     one_per_group=True,
     partner="requested",
-    source=(0.1, 2.0),
+    source_scales=(0.1, 2.0),
     order="restarted",
     geometry="u2pl",
     fill="nearest_mean",

@@ -37,7 +37,7 @@ def test_losses_and_memory_are_the_oracles(seed):
         method, student, teacher, inputs, memory
     )
     expected, confidence = losses_oracle(
-        student, teacher, inputs, targets.box, memory.confidence
+        student, teacher, inputs, targets.mask, memory.confidence
     )
     np.testing.assert_allclose(terms["labeled"], expected[0], rtol=1e-5)
     np.testing.assert_allclose(terms["unlabeled"], expected[1], rtol=1e-5)
@@ -45,7 +45,7 @@ def test_losses_and_memory_are_the_oracles(seed):
     total = (terms["supervised"] + sum(expected)) / GROUPS
     np.testing.assert_allclose(value, total, rtol=1e-5)
     assert moved["student"] == 2  # two train-mode passes
-    _, first, second = teacher_says(teacher, inputs, targets.box)
+    _, first, second = teacher_says(teacher, inputs, targets.mask)
     presence = np.array(memory.presence)
     for group, of_image in enumerate(np.asarray(inputs.seen.image)):
         for image, label in zip(of_image, (first, second), strict=True):
@@ -68,9 +68,9 @@ def test_boxes_hold_an_object_of_the_wanted_class_or_half_the_area():
     for seed in range(12):
         method, student, teacher, inputs, memory = setting(seed)
         *_, (targets, _) = run(method, student, teacher, inputs, memory)
-        _, _, second = teacher_says(teacher, inputs, targets.box)
+        _, _, second = teacher_says(teacher, inputs, targets.mask)
         for group in range(GROUPS):
-            box = np.asarray(targets.box[group])
+            box = np.asarray(targets.mask[group])
             wanted = second[group] == int(inputs.wanted[group])
             components, _ = ndimage.label(wanted, np.ones((3, 3)))
             tight = [
@@ -90,12 +90,14 @@ def test_boxes_hold_an_object_of_the_wanted_class_or_half_the_area():
 
 
 def test_the_fallback_box_has_the_released_sides_and_place():
-    box = mixing.half_box(jnp.asarray([0.25, 0.5, 1.0]), 100)
+    box = mixing.fallback_box(jnp.asarray([0.25, 0.5, 1.0]), 100)
     # Sides 84 and 59 (0.5^0.25, 0.5^0.75); row round(16/2), column round(41).
     np.testing.assert_array_equal(box, [8, 41, 92, 100])
     areas = []
     for uniform in np.random.default_rng(0).random((50, 3)):
-        top, left, bottom, right = map(int, mixing.half_box(jnp.asarray(uniform), 64))
+        top, left, bottom, right = map(
+            int, mixing.fallback_box(jnp.asarray(uniform), 64)
+        )
         assert 0 <= top < bottom <= 64 and 0 <= left < right <= 64
         areas.append((bottom - top) * (right - left))
     # Rounding moves either side by at most half a pixel.

@@ -72,8 +72,8 @@ def _inputs(seed):
         strong=rng.normal(size=(*shape, 3)),
         real=real,
         orders=np.stack([rng.permutation(MEMBERS) for _ in range(GROUPS)]),
-        labeled_box=rectangles(),
-        box=rectangles(),
+        labeled_mask=rectangles(),
+        mask=rectangles(),
         coin=rng.random(EXAMPLES).astype(np.float32),
     )
     return jax.tree.map(jnp.asarray, arrays)
@@ -131,9 +131,9 @@ def _oracle(inputs, teacher, student, threshold):
         ]
         for i, j in enumerate(partners):
             if x.coin[i] < 1 - sure[i]:
-                copy[i][x.labeled_box[i]] = labeled[j][x.labeled_box[i]]
+                copy[i][x.labeled_mask[i]] = labeled[j][x.labeled_mask[i]]
         for i, j in enumerate(partners):
-            out[i][x.box[i]] = copy[j][x.box[i]]
+            out[i][x.mask[i]] = copy[j][x.mask[i]]
         mixed[kind] = out
     q = _softmax(mixed["strong"] @ np.asarray(student.matrix))
     total = 0.0
@@ -228,7 +228,7 @@ def test_no_two_examples_draw_the_same():
     keys = make_keys(parts.step, state, batch)
     inputs = jax.jit(lambda: parts.step.method.augment(batch, {}, keys))()
     assert len(np.unique(inputs.coin)) == cfg.train.batch_size
-    for name in ("box", "labeled_box"):
+    for name in ("mask", "labeled_mask"):
         masks = np.asarray(getattr(inputs, name)).reshape(cfg.train.batch_size, -1)
         assert len(np.unique(masks, axis=0)) == cfg.train.batch_size
 
@@ -254,7 +254,7 @@ def test_padding_is_trained_on_but_is_no_patch():
     x = jax.tree.map(np.asarray, inputs)
     for i in range(EXAMPLES):
         j = i - i % MEMBERS + x.orders[i // MEMBERS, i % MEMBERS]
-        expected = np.where(x.box[i], x.real[j], x.real[i])
+        expected = np.where(x.mask[i], x.real[j], x.real[i])
         np.testing.assert_array_equal(real[i], expected)
     assert (np.asarray(view.weight) > 0)[~real].any()
 

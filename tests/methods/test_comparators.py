@@ -82,7 +82,7 @@ def test_fixmatch_with_an_average(seed, threshold):
         weak=x["weak"],
         strong=x["strong1"],
         real=x["real"],
-        box=x["box1"],
+        mask=x["box1"],
     )
     method = fixmatch.AverageFixMatch(group_size=MEMBERS, threshold=threshold)
     student, teacher = network(1, CLASSES, train=True), network(2, CLASSES, train=False)

@@ -64,17 +64,17 @@ def test_u2pls_percentiles_follow_the_epoch():
 
 def test_u2pls_coin_is_of_the_step_and_its_boxes_of_a_place_in_the_group():
     draw, method = _drawing("u2pl")
-    (box,) = map(np.asarray, _over_steps(draw, ["box"]))
-    mixed = box.any(axis=(1, 2, 3))
-    assert (box.any(axis=(2, 3)) == mixed[:, None]).all()
+    (mask,) = map(np.asarray, _over_steps(draw, ["mask"]))
+    mixed = mask.any(axis=(1, 2, 3))
+    assert (mask.any(axis=(2, 3)) == mixed[:, None]).all()
     # Half of the steps: 96 coins deviate by 5 from 48.
     assert 30 < mixed.sum() < 66
-    by_place = box.reshape(STEPS, -1, method.group_size, *box.shape[2:])
+    by_place = mask.reshape(STEPS, -1, method.group_size, *mask.shape[2:])
     assert (by_place == by_place[:, :1]).all()
     assert (by_place[mixed, 0, 0] != by_place[mixed, 0, 1]).any(
         axis=(1, 2)
     ).mean() > 0.8
-    area = box[mixed].mean(axis=(2, 3))
+    area = mask[mixed].mean(axis=(2, 3))
     np.testing.assert_allclose(area, 0.5, atol=0.02)
 
 

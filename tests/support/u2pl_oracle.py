@@ -54,7 +54,7 @@ def make_inputs(seed, void=0.2):
         labeled_real=np.ones(shape, bool),
         weak=rng.normal(size=(*shape, 3)),
         real=np.ones(shape, bool),
-        box=box,
+        mask=box,
         dropout=masks(),
         teacher_dropout=masks(),
         draws=Draws(
@@ -97,7 +97,7 @@ def mixed(inputs, value):
     for i in range(EXAMPLES):
         group, member = divmod(i, MEMBERS)
         partner = value[group * MEMBERS + (member + 1) % MEMBERS]
-        box = np.asarray(inputs.box)[i]
+        box = np.asarray(inputs.mask)[i]
         out[i][box] = partner[box]
     return out
 

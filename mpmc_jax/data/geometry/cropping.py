@@ -163,7 +163,7 @@ def to_bytes(array: np.ndarray, pixels: PixelFormat) -> np.ndarray:
     return np.clip(unit * np.float32(255), 0, 255).astype(np.uint8)
 
 
-def interpolation_taps(
+def interpolation_neighbors(
     length: int, resized: int, start: int, stop: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Returns the pixels that PyTorch's interpolate combines, along one axis.
@@ -203,13 +203,13 @@ def _interpolate_window(decoded: Decoded, placement: Placement) -> np.ndarray:
     dtype = pixels.dtype
     pixels = pixels.reshape(*pixels.shape[:2], -1)
     width, resized = pixels.shape[1], placement.resized[1]
-    first_column, second_column, column_weight = interpolation_taps(
+    first_column, second_column, column_weight = interpolation_neighbors(
         width, resized, left, right
     )
     # Columns that the window does not need are left out first, to save time.
     begin = first_column[0]
     pixels = pixels[:, begin : second_column[-1] + 1]
-    first_row, second_row, row_weight = interpolation_taps(
+    first_row, second_row, row_weight = interpolation_neighbors(
         len(pixels), placement.resized[0], top, bottom
     )
     row_weight, column_weight = row_weight[:, None, None], column_weight[None, :, None]

@@ -110,18 +110,20 @@ def draw_object_boxes(
       label_ghw: predicted classes of square crops.
       wanted_g: the class wanted in each prediction.
       draws: numbers in [0, 1): (g,h,w) to choose an object, and (g,3) to draw a box of
-        half the crop's area if there is none (`mixing.half_box`).
+        half the crop's area if there is none (`mixing.fallback_box`).
       area: fraction of the crop's area that an object must exceed.
 
     Returns:
-      (g,) bool, whether there is an object; (g,h,w) bool, the box.
+      (g,) bool, whether there is an object; (g,h,w) bool, its mask.
     """
 
     def one(label_hw: Array, wanted: Array, object_draw: Array, box_draw: Array):
         found, box = draw_component_box(
             label_hw == wanted, object_draw, area * label_hw.size
         )
-        return found, jnp.where(found, box, mixing.half_box(box_draw, len(label_hw)))
+        return found, jnp.where(
+            found, box, mixing.fallback_box(box_draw, len(label_hw))
+        )
 
     found_g, box_g4 = jax.vmap(one)(label_ghw, wanted_g, *draws)
     return found_g, mixing.box_mask(box_g4, *label_ghw.shape[1:])

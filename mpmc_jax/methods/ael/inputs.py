@@ -54,12 +54,12 @@ class Targets(struct.PyTreeNode):
     """The teacher's predictions on labeled and on mixed images.
 
     Attributes:
-      box: (g,h,w) bool, the part of the second image that is pasted.
+      mask: (g,h,w) bool, the part of the second image that is pasted.
       found: (g,) bool, whether the box is that of an object.
       confidence, label: for the labeled (b,h,w) and for the mixed images (g,h,w).
     """
 
-    box: Array
+    mask: Array
     found: Array
     confidence: tuple[Array, Array]
     label: tuple[Array, Array]

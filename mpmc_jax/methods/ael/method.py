@@ -75,7 +75,7 @@ class AEL(base.Method):
     streams = Streams(
         one_per_group=True,
         partner="requested",
-        source=(0.1, 2.0),
+        source_scales=(0.1, 2.0),
         order="restarted",
         geometry="u2pl",
         fill="nearest_mean",
@@ -193,15 +193,15 @@ class AEL(base.Method):
         confidence, label = pseudo_labels.confidence_and_label(unlabeled.logits)
         first, second = jnp.split(label, 2)
         draws = (inputs.object_draw, inputs.box_draw)
-        found, box = draw_object_boxes(second, inputs.wanted, draws, self.object_area)
+        found, mask = draw_object_boxes(second, inputs.wanted, draws, self.object_area)
 
         def mix(both: Array) -> Array:
             of_first, of_second = jnp.split(both, 2)
-            return mixing.paste(box, of_second, of_first)
+            return mixing.paste(mask, of_second, of_first)
 
         of_labeled = pseudo_labels.confidence_and_label(labeled.logits)
         targets = Targets(
-            box=box,
+            mask=mask,
             found=found,
             confidence=(of_labeled[0], mix(confidence)),
             label=(
@@ -229,7 +229,7 @@ class AEL(base.Method):
         targets: Targets,
         state: Memory,
     ) -> Outputs:
-        mixed = mixing.paste(targets.box, inputs.second, inputs.first)
+        mixed = mixing.paste(targets.mask, inputs.second, inputs.first)
         student = students["student"]
         on_labeled, student = drawn_pass(student, inputs.image, inputs, "labeled")
         on_mixed, student = drawn_pass(student, mixed, inputs, "mixed")

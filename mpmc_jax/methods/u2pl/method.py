@@ -40,7 +40,7 @@ class Inputs(struct.PyTreeNode):
         padding is labeled 0.
       labeled_real, real: (b,h,w) bool, real pixels of labeled and unlabeled images.
       weak: (b,h,w,c) unlabeled images.
-      box: (b,h,w) bool, where the next image of the group is pasted.
+      mask: (b,h,w) bool, where the next image of the group is pasted.
       dropout, teacher_dropout: map of the decoder -> (2b,1,1,d) multipliers.
       draws: (g,...) random numbers that choose anchors and negatives.
       group: (g,) int32, numbers of the groups.
@@ -55,7 +55,7 @@ class Inputs(struct.PyTreeNode):
     labeled_real: Array
     weak: Array
     real: Array
-    box: Array
+    mask: Array
     dropout: dict[str, Array]
     teacher_dropout: dict[str, Array]
     draws: Draws
@@ -168,7 +168,7 @@ class U2PL(base.Method):
             labeled_real=mixing.extent_mask(batch.labeled.extent, *size),
             weak=self.normalize(weak),
             real=mixing.extent_mask(batch.unlabeled.extent, *size),
-            box=mixing.box_mask(boxes, *size) & coin,
+            mask=mixing.box_mask(boxes, *size) & coin,
             dropout=decoder_dropout(keys, "student", parts, self.dropout),
             teacher_dropout=decoder_dropout(keys, "teacher", parts, self.dropout),
             draws=jax.vmap(self.contrast.draws)(keys.groups("contrast")),
@@ -184,7 +184,7 @@ class U2PL(base.Method):
 
     def _mix(self, inputs: Inputs, value: Array) -> Array:
         """Pastes the group's next image inside the box."""
-        return mixing.paste_next(inputs.box, value, self.group_size)
+        return mixing.paste_next(inputs.mask, value, self.group_size)
 
     def regions(self, inputs: Inputs) -> dict[str, Region]:
         """Padding counts like any other pixel."""

@@ -1,8 +1,9 @@
 """MPMC: a multi-scale patch-based multi-label classifier on an early tap.
 
-Section 3.3 of the paper. The head predicts which classes the receptive field of every
-tap position contains. It is trained on labeled patches (eq. 3-4) and on the
-teacher's patch predictions (eq. 6), and its confidence weights pseudo-labels (eq. 5).
+Section 3.3 of the paper. The patch classifier, called the head for short, predicts
+which classes the receptive field of every tap position contains. It is trained on
+labeled patches (eq. 3-4) and on the teacher's patch predictions (eq. 6), and its
+confidence weights pseudo-labels (eq. 5).
 D numbers are rows of docs/deviations.md, which lists the decisions about MPMC.
 """
 
