@@ -29,8 +29,7 @@ STOPPED = 75
 _MEMORY_ADVICE = (
     "The device's memory is too small for this step. Tuning order, until it fits: "
     "model.dtype=bfloat16 (GPU, TPU), model.remat=cheap or all, train.accumulation=2 "
-    "or more, a smaller data.crop or train.batch_size; launch.bench --what=fits "
-    "measures it."
+    "or more, a smaller data.crop or train.batch_size; launch.train --fit finds out."
 )
 
 # glibc's malloc.h: no trimming, no mapping of single blocks, one arena.

@@ -2,6 +2,8 @@ r"""Trains a run, or resumes it.
 
 python -m launch.train --config=configs/camvid.py:method=unimatch,mpmc=recommended \
     --workdir=runs/camvid [--config.train.steps=1000]
+python -m launch.train --fit --config=... [--config.a.b=VALUE]   trains nothing, says
+    which batch, accumulation and rematerialization fit here, and for how many hours
 
 The same command again resumes from the newest intact checkpoint.
 """
@@ -15,6 +17,7 @@ from absl import logging as absl_logging
 from ml_collections import config_flags
 
 from launch import cli, multihost
+from launch.fit import fit
 from mpmc_jax.experiments import config_checks
 from mpmc_jax.experiments.train import train
 from mpmc_jax.training import metric_writer
@@ -28,6 +31,9 @@ _CONFIG = config_flags.DEFINE_config_file(
 )
 _WORKDIR = flags.DEFINE_string(
     "workdir", "", "Directory of the run; one that holds a run resumes it."
+)
+_FIT = flags.DEFINE_bool(
+    "fit", False, "Print what fits these devices, and the hours; train nothing."
 )
 _DISTRIBUTED = flags.DEFINE_bool(
     "distributed", False, "One of several processes, discovered by JAX (TPU pods)."
@@ -51,9 +57,8 @@ def parse_flags(argv: list[str]) -> list[str]:
     try:
         config_checks.check_keys(argv)
         rest = flags.FLAGS(argv)[1:]
-        missing = [
-            flag.name for flag in (_CONFIG, _WORKDIR) if flag.value in (None, "")
-        ]
+        needed = (_CONFIG,) if _FIT.value else (_CONFIG, _WORKDIR)
+        missing = [flag.name for flag in needed if flag.value in (None, "")]
         if not missing:
             _ = _CONFIG.value.format_version  # fails if the file could not be read
     except (flags.Error, ValueError, OSError, AttributeError) as error:
@@ -93,7 +98,10 @@ def main(argv: list[str]) -> None:
             count=_PROCESSES.value,
             index=_PROCESS.value,
         )
-        train(_CONFIG.value, _WORKDIR.value)
+        if _FIT.value:
+            fit(_CONFIG.value)
+        else:
+            train(_CONFIG.value, _WORKDIR.value)
 
 
 if __name__ == "__main__":

@@ -7,15 +7,23 @@ import ml_collections
 
 from launch.bench.step import noise_setup, random_batch
 from launch.bench.timing import peak_bytes
-from mpmc_jax.experiments.build import build_parallel, state_shape
+from mpmc_jax.experiments.build import Setup, build_parallel, state_shape
 from mpmc_jax.training.config import AXIS
 from mpmc_jax.training.train_step import make_step, make_step_info
 from mpmc_jax.types import PyTree
 
 
-def lower_step(config: ml_collections.ConfigDict, devices: list[Any]) -> Any:
-    """The pmapped step, lowered for devices that need not be there; nothing runs."""
-    setup = noise_setup(config)
+def lower_step(
+    config: ml_collections.ConfigDict, devices: list[Any], setup: Setup | None = None
+) -> Any:
+    """The pmapped step, lowered for devices that need not be there; nothing runs.
+
+    Args:
+      config: of the run.
+      devices: the devices.
+      setup: its parts; None for those of a run on noise.
+    """
+    setup = setup or noise_setup(config)
     count = len(devices)
 
     def replicated(tree: PyTree) -> PyTree:

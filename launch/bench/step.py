@@ -37,13 +37,17 @@ def random_batch(config: ml_collections.ConfigDict, setup: Setup) -> Batch:
 
     def crops(name: str, size: int) -> Crops:
         shape = (size, crop, crop)
+        labeled = name in ("labeled", "source")
+        # Unlabeled crops are bytes whatever the data set stores, see `Crops`.
+        stored = setup.step.method.pixels.dtype if labeled else "uint8"
+        image = rng.integers(0, 256, (*shape, channels), np.uint8)
         arrays = {
-            "image": rng.integers(0, 256, (*shape, channels), np.uint8),
+            "image": image.astype(stored, copy=False),
             "extent": np.tile(np.array([0, 0, crop, crop], np.int32), (size, 1)),
             "index": np.arange(size, dtype=np.int32),
             "batch_index": np.arange(size, dtype=np.int32),
         }
-        if name in ("labeled", "source"):
+        if labeled:
             arrays["label"] = rng.integers(0, classes, shape, np.uint8)
         return Crops(**arrays)
 

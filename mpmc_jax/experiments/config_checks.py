@@ -45,6 +45,7 @@ _POSITIVE = (
     "model.width",
     "train.batch_size",
     "train.group_size",
+    "train.accumulation",
     "u2pl.temperature",
     "optimizer.eps",
 )
