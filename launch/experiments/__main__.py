@@ -1,19 +1,23 @@
-r"""Runs an experiment of the paper, or draws a figure from saved runs.
+r"""Runs an experiment, of the paper or our own, or draws a figure from saved runs.
 
 python -m launch.experiments --list
 python -m launch.experiments --name=table6 [--dataset=camvid --splits=1_8,1_4] \
     [--seeds=0,1,2] [--steps=2000] [--only=off,both] [--backbone=resnet18] \
     [--mpmc=recommended] [--lists=DIR] [--jobs=1] [--output=runs/paper] \
     [--config.KEY=VALUE ...] [--dry_run | --print_commands | --summarize]
+python -m launch.experiments --name=evidence1 [--dataset=camvid] ...
 python -m launch.experiments --name=curves --output=results/mine runs/a runs/b
 python -m launch.experiments --name=panels --options=images=2 --output=out runs/a
 
 An experiment trains its runs into OUTPUT/runs/, skips what is finished, resumes what is
 not, and goes on after a run that fails. It then writes OUTPUT/<name>.md, .csv, .png and
-.svg: ours beside the published values. --config.KEY=VALUE is passed on to every run;
-{backbone} in it stands for the run's own. --dry_run prints the commands and the hours
-that they will take; --print_commands prints one line per run, for launch/slurm.sh or
-launch/tpu_pod.sh; --summarize gathers whatever is there.
+.svg: ours beside the published values. evidence1 to evidence3 are our own and write
+OUTPUT/<name>_<dataset>.*: differences of pairs of runs of equal seeds. README.md beside
+them has all of their stages that are there, and evidence0.md.
+--config.KEY=VALUE is passed on to every run; {backbone} in it stands for the run's own.
+--dry_run prints the commands and the hours that they will take; --print_commands prints
+one line per run, for launch/slurm.sh or launch/tpu_pod.sh; --summarize gathers whatever
+is there.
 
 A figure of runs writes OUTPUT/<name>.png, .svg, and its numbers as .csv.
 """
@@ -30,12 +34,12 @@ from ml_collections import config_flags
 
 from launch import cli
 from launch.experiments import hours, processes
-from mpmc_jax.analysis import base, registry, summary
+from mpmc_jax.analysis import base, evidence_page, paired, registry, summary
 from mpmc_jax.atomic_write import write_text
 from mpmc_jax.data.registry import DATASETS
 from mpmc_jax.experiments import config_checks
 from mpmc_jax.experiments.paper.base import PlannedRun, Table, plan
-from mpmc_jax.experiments.paper.registry import EXPERIMENTS
+from mpmc_jax.experiments.paper.registry import all_experiments
 from mpmc_jax.experiments.paper.results import Place, read_outcome
 from mpmc_jax.paths import as_path
 from mpmc_jax.text import printable, quantity
@@ -68,14 +72,14 @@ def main(arguments: list[str] | None = None) -> None:
             if more:
                 raise ValueError(f"{more[0]} is for experiments, not for figures")
             _draw(args)
-        elif args.name in EXPERIMENTS:
+        elif args.name in all_experiments():
             _check_given(args, _OF_FIGURES, "is for figures, not for experiments")
             if failed := _run(args, more):
                 sys.exit(f"error: {quantity(failed, 'run')} failed")
         elif args.name in registry.FIGURES:
             raise ValueError("name the directory of at least one run")
         else:
-            valid = ", ".join([*EXPERIMENTS, *registry.FIGURES])
+            valid = ", ".join([*all_experiments(), *registry.FIGURES])
             raise ValueError(f"--name={args.name} is unknown; valid: {valid}")
 
 
@@ -127,7 +131,7 @@ def _check_given(args: argparse.Namespace, names: Sequence[str], text: str) -> N
 def _list() -> None:
     """Prints all experiments and figures, a line each."""
     print("experiments")
-    for name, experiment in EXPERIMENTS.items():
+    for name, experiment in all_experiments().items():
         print(f"  {name:16} {experiment.title} ({experiment.dataset})")
         print(f"  {'':16} rows: {', '.join(experiment.rows)}")
     print("figures, of saved runs")
@@ -221,7 +225,7 @@ def _plan(args: argparse.Namespace) -> Table:
         raise ValueError(f"--seeds={args.seeds}: whole numbers, A,B") from None
     return plan(
         args.name,
-        EXPERIMENTS[args.name],
+        all_experiments()[args.name],
         dataset=args.dataset,
         splits=_names(args.splits),
         seeds=seeds,
@@ -261,12 +265,7 @@ def _settings(args: argparse.Namespace, more: Sequence[str]) -> list[str]:
 def _flags(run: PlannedRun, settings: Sequence[str]) -> list[str]:
     """The flags of a run; the row's own settings win over those of all runs."""
     backbone = run.argument.get("backbone", "")
-    chosen, *own = run.flags()
-    return [
-        chosen,
-        *(each.replace("{backbone}", backbone) for each in settings),
-        *own,
-    ]
+    return run.flags([each.replace("{backbone}", backbone) for each in settings])
 
 
 def _configuration(arguments: Sequence[str]) -> ml_collections.ConfigDict:
@@ -312,21 +311,31 @@ def _print_hours(
 
 def _write_summary(table: Table, place: Place) -> None:
     """Writes and prints the summary, and draws the experiment's figure."""
+    if table.experiment.pairs:
+        _write(paired.summarize(table, place), place, f"{table.name}_{table.dataset}")
+        write_text(place.folder / "README.md", evidence_page.page(place))
+        return
     paper = plan(table.name, table.experiment)
     configs = [_configuration(run.flags()).to_dict() for run in paper.runs]
     found = summary.summarize(table, place, configs)
-    text = found.markdown()
-    stem = place.folder / table.name
-    place.folder.mkdir(parents=True, exist_ok=True)
-    write_text(stem.with_suffix(".md"), text)
-    found.drawing().write(stem)
-    print(printable(text, keep="\n"))
+    _write(found, place, table.name)
     name = table.experiment.figure
     if name and not any(line.state for line in found.lines):
         first = {cell.row: cell.runs[0] for cell in reversed(table.cells)}
         runs = [str(place.workdir(first[row])) for row in table.rows]
         paths = registry.make(name, runs, str(place.folder / "figures"))
         print(printable(f"written: {', '.join(map(str, paths))}"))
+
+
+def _write(
+    found: summary.Summary | paired.PairedSummary, place: Place, name: str
+) -> None:
+    """Writes a summary's page, plot and numbers, and prints the page."""
+    text, stem = found.markdown(), place.folder / name
+    place.folder.mkdir(parents=True, exist_ok=True)
+    write_text(place.folder / f"{name}.md", text)
+    found.drawing().write(stem)
+    print(printable(text, keep="\n"))
     print(printable(f"written: {stem}.md, .csv, .png, .svg"))
 
 

@@ -20,7 +20,7 @@ from mpmc_jax.methods.pseudo_labels import confidence_and_label
 from mpmc_jax.types import Array, PyTree
 
 # The logit of a patch classifier that is certain; its sigmoid is 1 in float32.
-_CERTAIN = 30.0
+CERTAIN = 30.0
 
 
 class PseudoLabels(NamedTuple):
@@ -59,7 +59,7 @@ def pseudo_label_function(run: Run) -> Callable[[Array, Array], PseudoLabels]:
         scores = run.module.apply(variables, seen).logits
         confidence, pseudo = confidence_and_label(scores)
         logits, present, _ = probe.apply(head, seen, targets)
-        certain = jnp.where(present, _CERTAIN, -_CERTAIN).astype(logits.dtype)
+        certain = jnp.where(present, CERTAIN, -CERTAIN).astype(logits.dtype)
         maps = PseudoLabels(
             pseudo,
             confidence,

@@ -12,6 +12,7 @@ from mpmc_jax.analysis import (
     base,
     confusion,
     curves,
+    evidence0,
     figure1,
     figure3,
     figure4,
@@ -37,6 +38,7 @@ FIGURES: dict[str, type[base.Figure]] = {
     "pseudo_labels": pseudo_labels.PseudoLabelQuality,
     "reliability": reliability.Reliability,
     "confusion": confusion.Confusion,
+    "evidence0": evidence0.Evidence0,
 }
 
 

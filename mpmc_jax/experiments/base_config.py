@@ -260,6 +260,13 @@ def _mpmc() -> dict:
         "detach": "none",
         # Ablation: lambda_s permuted among the pixels of a pseudo-class of an image.
         "shuffle": False,
+        # Ablation: every pixel of a view has its confident pixels' mean lambda_s.
+        "uniform": False,
+        # Beyond the paper: lambda_s is 0 where the patch classifier gives the pixel's
+        # class less than this probability, else 1; 0: off.
+        "gate": 0.0,
+        # Beyond the paper: what divides the patch classifier's logits before gamma.
+        "temperature": 1.0,
     }
 
 

@@ -30,6 +30,7 @@ _NOT_NEGATIVE = (
     "mpmc.labeled_weight",
     "mpmc.gamma_pos",
     "mpmc.gamma_neg",
+    "mpmc.gate",
     "mpmc.warmup_epochs",
     "optimizer.lr",
     "optimizer.head_multiplier",
@@ -46,6 +47,7 @@ _POSITIVE = (
     "train.batch_size",
     "train.group_size",
     "train.accumulation",
+    "mpmc.temperature",
     "u2pl.temperature",
     "optimizer.eps",
 )

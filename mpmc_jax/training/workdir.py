@@ -50,6 +50,9 @@ _LATER = {
     "mpmc.lambda_m_scale": "none",
     "mpmc.detach": "none",
     "mpmc.shuffle": False,
+    "mpmc.uniform": False,
+    "mpmc.gate": 0.0,
+    "mpmc.temperature": 1.0,
 }
 # Values that older runs of this format version have, and what they are called now.
 _RENAMED = {"model.remat": {False: "off", True: "all"}}

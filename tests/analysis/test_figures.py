@@ -27,6 +27,11 @@ FIGURES = {
     "confusion": ("baseline mpmc", {}, "share"),
     "panels": ("mpmc", {"images": 4}, "lambda_s_mean"),
     "curves": ("baseline mpmc", {}, "value"),
+    "evidence0": (
+        "baseline mpmc",
+        {"taps": "layer1", "steps": 3, "images": 6},
+        "auroc",
+    ),
 }
 
 
@@ -38,7 +43,7 @@ def draw(trained, name, output, how=None):
     """Draws a figure as `FIGURES` or `how` say, and returns the rows of its table."""
     names, options, column = how or FIGURES[name]
     runs = [getattr(trained, run) for run in names.split()]
-    png, svg, table = registry.make(name, runs, output, options=options)
+    png, svg, table, *_ = registry.make(name, runs, output, options=options)
     with Image.open(png) as picture:
         assert min(picture.size) > 90
     assert b"<svg" in svg.read_bytes()
@@ -106,6 +111,19 @@ def test_tables_of_accuracy_agree_with_the_evaluation(trained, drawn):
         np.testing.assert_allclose(right, result.confusion[number, number], atol=1e-6)
 
 
+def test_a_row_of_stage_0_per_threshold_and_score(drawn):
+    rows = drawn("evidence0")
+    keys = ("run", "tap", "windows", "threshold", "score")
+    assert len({tuple(row[key] for key in keys) for row in rows}) == len(rows)
+    assert {row["windows"] for row in rows} == {"1", "1+7+19"}
+    assert {row["score"] for row in rows} >= {"confidence", "softmax_prob", "sigmoid"}
+    all_pixels = [row for row in rows if row["threshold"] == "0.0"]
+    assert {row["coverage"] for row in all_pixels} == {"1.0"}
+    # Pseudo-labels are those of the run, whatever weighs them.
+    for name in ("baseline", "mpmc"):
+        assert len({row["accuracy"] for row in all_pixels if row["run"] == name}) == 1
+
+
 def test_every_valid_patch_is_in_a_bin_of_table4(trained, drawn):
     rows = drawn("table4")
     assert [row["hamming_accuracy"] for row in rows][::9] == ["90-100", "0-10"]
@@ -135,6 +153,9 @@ def test_the_same_command_draws_the_same_files(trained, tmp_path):
         ("table4", "mpmc", "table4 compares two runs, the baseline and MPMC; 1 given"),
         ("figure1", "baseline mpmc", "figure1 shows one run; 2 are given"),
         ("figure1 patches=0", "mpmc", "patches=0: at least 1"),
+        ("evidence0 steps=0", "mpmc", "steps=0: at least 1"),
+        ("evidence0 taps=layer9", "mpmc", "tap 'layer9' of"),
+        ("evidence0", "mpmc", "no tap has patches of 2% to 20%"),
         ("figure3 images=0", "mpmc", "images=0: at least 1"),
         ("figure3 ids=gone", "mpmc", "no labeled image 'gone'; the first ones are"),
         ("figure4 classes=rod", "mpmc", "'rod' is unknown; valid: sky, building"),

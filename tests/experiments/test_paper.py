@@ -60,14 +60,14 @@ def test_published_gains_are_those_of_the_paper():
     assert gain("supp_table1", "windows_1_7_19", "1_16") == 1.6
 
 
-@pytest.mark.parametrize("name", registry.EXPERIMENTS)
+@pytest.mark.parametrize("name", registry.all_experiments())
 def test_every_run_is_a_configuration_with_a_name_of_its_own(name):
-    table = base.plan(name, registry.EXPERIMENTS[name], seeds=(0, 1))
+    table = base.plan(name, registry.all_experiments()[name], seeds=(0, 1))
     found = {}
     for run in table.runs:
         config = experiments._configuration(run.flags()).to_dict()
         assert config["seed"] == run.seed
-        for key, value in run.settings.items():
+        for key, value in {**run.common, **run.settings}.items():
             section, _, last = key.partition(".")
             assert config[section][last] == value
         found[run.name] = json.dumps(config)
@@ -172,7 +172,7 @@ def test_what_is_known_about_a_run(toy, tmp_path):
 def test_the_command_line_lists_plans_and_refuses(capsys, tmp_path):
     experiments.main(["--list"])
     listed = capsys.readouterr().out
-    assert all(name in listed for name in registry.EXPERIMENTS)
+    assert all(name in listed for name in registry.all_experiments())
     arguments = ["--name=table6", "--print_commands", f"--output={tmp_path}"]
     experiments.main([*arguments, "--config.model.pretrained={backbone}.safetensors"])
     lines = capsys.readouterr().out.splitlines()

@@ -11,6 +11,7 @@ from mpmc_jax.losses.reduction import Reduction
 from mpmc_jax.models.pooling import multi_scale_pool
 from mpmc_jax.plugins import Identity, mpmc
 from mpmc_jax.plugins.mpmc import adaptive_weights, patch_targets, patch_valid
+from mpmc_jax.plugins.mpmc.patches import nearest_patch
 from mpmc_jax.types import Region, Supervised
 from tests.support.plugin_fakes import (
     CLASSES,
@@ -223,6 +224,72 @@ def test_shuffled_weights_are_those_of_the_confident_pixels_of_a_class(inputs):
             where = confident[image] & (np.asarray(given.target[image]) == label)
             of_class = [np.sort(each[image][where]) for each in lambdas]
             np.testing.assert_allclose(*of_class, rtol=1e-5)
+
+
+def test_a_uniform_lambda_is_the_mean_over_the_confident_pixels(inputs):
+    _, _, views = inputs
+    plain, _, _, metrics, _ = run(PLUGIN, inputs)
+    uniform = dataclasses.replace(PLUGIN, uniform=True)
+    found, _, _, same, _ = run(uniform, inputs)
+    for before, after, given in zip(plain[:2], found[:2], views[:2], strict=True):
+        confident = np.asarray((given.weight > 0) & given.region.valid)
+        lambdas = np.asarray(before.weight)[confident] / given.weight[confident]
+        expected = np.asarray(given.weight) * lambdas.mean()
+        np.testing.assert_allclose(after.weight, expected, rtol=1e-5)
+    np.testing.assert_allclose(
+        mean(same["lambda_mean"]), mean(metrics["lambda_mean"]), rtol=1e-5
+    )
+
+
+def test_a_gate_admits_the_classes_that_the_head_does_not_deny(inputs):
+    variables, _, views = inputs
+    joint = teacher_logits(variables, views[:2])
+    gate = float(np.median(jax.nn.sigmoid(jnp.concatenate(joint))))
+    refined, targets, *_ = run(dataclasses.replace(PLUGIN, gate=gate), inputs)
+    _, paper, *_ = run(PLUGIN, inputs)
+    row = nearest_patch(SIDE, SIZE[0], FIELD)
+    for view, before, logits in zip(refined[:2], views[:2], joint, strict=True):
+        q_bhwc = np.asarray(jax.nn.sigmoid(logits))[:, row][:, :, row]
+        target = np.asarray(before.target)
+        of_class = np.take_along_axis(
+            q_bhwc, np.clip(target, 0, CLASSES - 1)[..., None], axis=-1
+        )
+        admitted = (of_class[..., 0] >= gate) & (target < CLASSES)
+        assert 0 < admitted.mean() < 1
+        np.testing.assert_array_equal(view.weight, before.weight * admitted)
+        # The patches' own weights are the paper's.
+        np.testing.assert_array_equal(
+            targets[view.name].weight, paper[view.name].weight
+        )
+        seen = dataclasses.replace(PLUGIN, gate=gate).weigh_pixels(logits, target)
+        np.testing.assert_array_equal(seen, admitted)
+    everyone, *_ = run(dataclasses.replace(PLUGIN, gate=1e-9), inputs)
+    known = np.asarray(views[0].target) < CLASSES
+    np.testing.assert_array_equal(everyone[0].weight, views[0].weight * known)
+
+
+def test_temperature_divides_the_logits_of_gamma_alone(inputs):
+    variables, _, views = inputs
+    plugin = dataclasses.replace(PLUGIN, temperature=0.25)
+    refined, targets, *_ = run(plugin, inputs)
+    _, paper, *_ = run(PLUGIN, inputs)
+    joint = teacher_logits(variables, views[:2])
+    for view, before, logits in zip(refined[:2], views[:2], joint, strict=True):
+        lambda_s, lambda_m = adaptive_weights(
+            4 * logits,
+            before.target,
+            confidence="softmax_prob",
+            scale="none",
+            field=FIELD,
+        )
+        np.testing.assert_allclose(view.weight, before.weight * lambda_s, rtol=1e-6)
+        np.testing.assert_allclose(targets[view.name].weight, lambda_m, rtol=1e-6)
+        np.testing.assert_array_equal(
+            targets[view.name].target, paper[view.name].target
+        )
+        np.testing.assert_allclose(
+            plugin.weigh_pixels(logits, before.target), lambda_s, rtol=1e-6
+        )
 
 
 def test_zero_weights_leave_the_network_untouched(inputs):

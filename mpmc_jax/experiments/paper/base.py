@@ -1,7 +1,8 @@
-"""An experiment of the paper: rows and columns of training runs.
+"""An experiment: rows and columns of training runs.
 
-An experiment is one file of this folder, one line of `registry.EXPERIMENTS`, and the
-published values in `published/<name>.toml`.
+One of the paper is one file of this folder, one line of `registry.EXPERIMENTS`, and the
+published values in `published/<name>.toml`. One of our own compares pairs of rows, and
+has a line of `registry.OWN` and no published values.
 """
 
 import dataclasses
@@ -38,17 +39,35 @@ class Choice:
 
 
 @dataclasses.dataclass(frozen=True)
+class Pair:
+    """Two rows that differ in one thing.
+
+    Attributes:
+      row: id of the row.
+      against: id of the row that it is compared with.
+      question: what their difference answers.
+    """
+
+    row: str
+    against: str
+    question: str
+
+
+@dataclasses.dataclass(frozen=True)
 class Experiment:
-    """A table of the paper.
+    """A table of the paper, or of our own.
 
     Attributes:
       title: what it compares, in one line.
-      dataset: the paper's data set.
+      dataset: the paper's data set, or the first of our own.
       rows: by id.
       columns: by id; each sets a split of the paper's data set.
       per_class: whether the table has a column for each class.
       figure: the figure of `analysis` that the runs are drawn as; "" for none.
       note: what a reader must know to compare with the paper.
+      pairs: our own: rows whose runs of equal seeds are compared; empty in the paper's.
+      settings: our own: by data set, settings of all runs. Those of the command line
+        and of a row replace them.
     """
 
     title: str
@@ -58,16 +77,27 @@ class Experiment:
     per_class: bool = False
     figure: str = ""
     note: str = ""
+    pairs: tuple[Pair, ...] = ()
+    settings: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
 class PlannedRun:
-    """One training run: a data set's configuration with an argument and settings."""
+    """One training run: a data set's configuration with an argument and settings.
+
+    Attributes:
+      dataset: the data set.
+      argument: parts of the configuration's argument.
+      settings: those of the row.
+      seed: the run's seed.
+      common: settings of all runs of the experiment, which the name leaves out.
+    """
 
     dataset: str
     argument: Mapping[str, str]
     settings: Mapping[str, Any]
     seed: int
+    common: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def config_argument(self) -> str:
@@ -83,13 +113,22 @@ class PlannedRun:
         parts.append(f"seed{self.seed}")
         return re.sub(r"[^\w.=-]+", "_", "-".join(filter(None, parts)))
 
-    def flags(self) -> list[str]:
-        """The flags of `launch.train` that choose the configuration and settings."""
-        settings = {**self.settings, "seed": self.seed}
+    def flags(self, more: Sequence[str] = ()) -> list[str]:
+        """The flags of `launch.train` that choose the configuration and settings.
+
+        Args:
+          more: flags that replace the experiment's settings, but not the row's.
+        """
         return [
             f"--config=configs/{self.dataset}.py:{self.config_argument}",
-            *(f"--config.{key}={text(value)}" for key, value in settings.items()),
+            *_setting_flags(self.common),
+            *more,
+            *_setting_flags({**self.settings, "seed": self.seed}),
         ]
+
+
+def _setting_flags(settings: Mapping[str, Any]) -> list[str]:
+    return [f"--config.{key}={text(value)}" for key, value in settings.items()]
 
 
 def text(value: Any) -> str:
@@ -187,14 +226,18 @@ def plan(
     ours = dataset == experiment.dataset
     columns = _columns(experiment, splits, same=ours)
     rows = _rows(experiment, only, changes or {})
-    published = read_published(name) if ours else {"rows": {}, "columns": []}
+    published = {"rows": {}, "columns": []}
+    if ours and not experiment.pairs:
+        published = read_published(name)
+    common = experiment.settings.get(dataset, {})
     cells = []
     for (row, choice), (column, part) in itertools.product(
         rows.items(), columns.items()
     ):
         argument = {**choice.argument, **part.argument}
         runs = tuple(
-            PlannedRun(dataset, argument, choice.settings, seed) for seed in seeds
+            PlannedRun(dataset, argument, choice.settings, seed, common)
+            for seed in seeds
         )
         values = dict(
             zip(published["columns"], published["rows"].get(row, ()), strict=False)

@@ -1,6 +1,7 @@
-"""The paper's experiments by name."""
+"""The paper's experiments and our own, by name."""
 
 from mpmc_jax.experiments.paper import (
+    evidence,
     supp_table1,
     supp_table2,
     supp_table3,
@@ -30,3 +31,13 @@ EXPERIMENTS: dict[str, Experiment] = {
     "supp_table5": supp_table5.EXPERIMENT,
     "supp_table6": supp_table6.EXPERIMENT,
 }
+OWN: dict[str, Experiment] = {
+    "evidence1": evidence.STAGE1,
+    "evidence2": evidence.STAGE2,
+    "evidence3": evidence.STAGE3,
+}
+
+
+def all_experiments() -> dict[str, Experiment]:
+    """Returns the paper's experiments, then our own."""
+    return {**EXPERIMENTS, **OWN}

@@ -23,7 +23,7 @@ from mpmc_jax.losses.multilabel import (
     binary_cross_entropy,
 )
 from mpmc_jax.losses.pixel import confident_pixels
-from mpmc_jax.losses.reduction import Reduction
+from mpmc_jax.losses.reduction import Reduction, masked_mean
 from mpmc_jax.models.patch_classifier import PatchClassifier
 from mpmc_jax.models.receptive_field import ReceptiveField
 from mpmc_jax.plugins.base import Plugin, PluginLosses, TapInfo
@@ -96,6 +96,11 @@ class MPMC(Plugin):
         "all" (D26); for ablations.
       shuffle: whether lambda_s is permuted among the confident pixels of one
         pseudo-class of an image; for ablations.
+      uniform: whether every pixel of a view has the mean lambda_s of its confident
+        pixels; for ablations.
+      gate: beyond the paper, lambda_s is 1 where the head gives the pseudo-class at
+        least this probability, and else 0; 0: as `confidence` and `lambda_scale` say.
+      temperature: beyond the paper, what divides the head's logits before gamma.
       axis_name: device axis over which batch norm is synchronized.
       width: see `TapInfo`; the head is scaled by width / 64 too.
     """
@@ -120,6 +125,9 @@ class MPMC(Plugin):
     lambda_m: bool = True
     detach: Literal["none", "labeled", "all"] = "none"
     shuffle: bool = False
+    uniform: bool = False
+    gate: float = 0.0
+    temperature: float = 1.0
     axis_name: str | None = None
     width: int = 64
 
@@ -215,11 +223,24 @@ class MPMC(Plugin):
 
     def weigh_pixels(self, logits: Array, labels: Array) -> Array:
         """Computes lambda_s of eq. 5, never divided by a batch's mean; see `Plugin`."""
+        if self.gate:
+            return self._admitted(logits, labels)
         scale = "none" if self.lambda_scale == "mean" else self.lambda_scale
         lambda_bhw, _ = adaptive_weights(
-            logits, labels, confidence=self.confidence, scale=scale, field=self.field
+            logits / self.temperature,
+            labels,
+            confidence=self.confidence,
+            scale=scale,
+            field=self.field,
         )
         return lambda_bhw
+
+    def _admitted(self, logits: Array, labels: Array) -> Array:
+        """Computes 1 where the head does not deny the label, else 0, (b,h,w)."""
+        probability_bhw, _ = adaptive_weights(
+            logits, labels, confidence="sigmoid", scale="none", field=self.field
+        )
+        return (probability_bhw >= self.gate).astype(probability_bhw.dtype)
 
     def _teacher_logits_by_view(
         self, variables: Mapping[str, PyTree], views: Sequence[View]
@@ -246,7 +267,7 @@ class MPMC(Plugin):
         """Weights a view by lambda_s, and makes its patch targets."""
         confident_bhw = confident_pixels(view)
         lambda_s_bhw, lambda_m_bhwc = adaptive_weights(
-            logits_bhwc,
+            logits_bhwc / self.temperature,
             view.target,
             confidence=self.confidence,
             scale=self.lambda_scale,
@@ -256,11 +277,16 @@ class MPMC(Plugin):
             valid=self._valid(view.region),
             global_sum=reduction.sum,
         )
+        if self.gate:
+            lambda_s_bhw = self._admitted(logits_bhwc, view.target)
         if not self.lambda_s:
             lambda_s_bhw = jnp.ones_like(lambda_s_bhw)
         if self.shuffle:
             classes_bhw = jnp.where(confident_bhw, view.target.astype(jnp.int32), -1)
             lambda_s_bhw = shuffled_by_class(lambda_s_bhw, classes_bhw)
+        if self.uniform:
+            mean = masked_mean(lambda_s_bhw, confident_bhw, reduction.sum)
+            lambda_s_bhw = jnp.full_like(lambda_s_bhw, mean)
         if active is not None:
             lambda_s_bhw = jnp.where(active, lambda_s_bhw, 1)
         probability_bhwc = jax.nn.sigmoid(logits_bhwc)

@@ -1,0 +1,108 @@
+"""The page of all stages of the evidence: what is shown, what is not, and the costs.
+
+`page(place)` reads the runs of stages 1 to 3 and the table of stage 0, all in one
+folder, and leaves out nothing that is there.
+"""
+
+from collections.abc import Iterator
+
+from mpmc_jax.analysis import paired
+from mpmc_jax.analysis.paired import Difference, PairedSummary
+from mpmc_jax.experiments.paper import base, registry
+from mpmc_jax.experiments.paper.results import Place, read_outcome
+from mpmc_jax.text import quantity
+
+# Seeds that are looked for.
+_SEEDS = range(20)
+_HEADINGS = {
+    "better": "Shown to be better",
+    "worse": "Shown to be worse",
+    "not shown": "Not shown either way",
+    "too few seeds": "Too few seeds to say",
+}
+
+
+def summaries(place: Place) -> Iterator[PairedSummary]:
+    """Yields the summary of each stage and data set that has a run in the folder."""
+    for name, experiment in registry.OWN.items():
+        for dataset in experiment.settings:
+
+            def plan(*seeds: int, name=name, experiment=experiment, dataset=dataset):
+                return base.plan(name, experiment, dataset=dataset, seeds=seeds)
+
+            seeds = [
+                seed
+                for seed in _SEEDS
+                if any(place.workdir(run).is_dir() for run in plan(seed).runs)
+            ]
+            if seeds:
+                yield paired.summarize(plan(*seeds), place)
+
+
+def page(place: Place) -> str:
+    """Makes the page as Markdown."""
+    found = list(summaries(place))
+    screen = place.folder / "evidence0.md"
+    parts = [
+        "# Does MPMC help? Measured in runs of minutes",
+        *(f"On {_where(each)}: {each.power()}" for each in found),
+        "## What is shown",
+        _verdicts(found),
+        _costs(found, place),
+    ]
+    if screen.exists():
+        parts.append(_lowered(screen.read_text()))
+    parts += [_lowered(each.markdown()) for each in found]
+    return "\n\n".join(part.strip() for part in parts) + "\n"
+
+
+def _where(found: PairedSummary) -> str:
+    return f"{found.table.dataset}, stage {found.table.name[-1]}"
+
+
+def _lowered(text: str) -> str:
+    """Lowers the page's first heading by one level."""
+    return f"#{text}"
+
+
+def _verdicts(found: list[PairedSummary]) -> str:
+    """Lists every pair that has a run, by verdict."""
+    lines = {verdict: [] for verdict in _HEADINGS}
+    for each in found:
+        for difference in each.differences:
+            if difference.last:
+                line = f"- {_where(each)}: {_said(difference)}"
+                lines[difference.verdict()].append(line)
+    parts = [
+        f"{_HEADINGS[verdict]}:\n\n" + "\n".join(own)
+        for verdict, own in lines.items()
+        if own
+    ]
+    return "\n\n".join(parts) or "No pair has been run."
+
+
+def _said(difference: Difference) -> str:
+    mean, error = (difference.as_row()[f"last_{name}"] for name in ("mean", "error"))
+    number = f"{mean:+.1f}" + ("" if error == "" else f" ± {error:.1f}")
+    seeds = quantity(len(difference.last), "seed")
+    return (
+        f"{difference.pair.question} {difference.label} minus {difference.against}: "
+        f"{number} ({seeds})"
+    )
+
+
+def _costs(found: list[PairedSummary], place: Place) -> str:
+    """Says how many hours all runs trained, and by which revisions."""
+    runs = {run.name: run for each in found for run in each.table.runs}
+    hours, revisions, count = 0.0, set(), 0
+    for run in runs.values():
+        outcome = read_outcome(run, place)
+        if outcome.config:
+            metrics = place.workdir(run) / "metrics.jsonl"
+            hours += paired.training_hours(outcome, metrics)
+            revisions.add(str(outcome.manifest.get("revision"))[:7])
+            count += 1
+    return (
+        f"Costs: {hours:.1f} hours of training in {quantity(count, 'run')}, without "
+        f"compiling and evaluating. Revisions: {', '.join(sorted(revisions)) or '-'}."
+    )

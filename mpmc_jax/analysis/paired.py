@@ -1,0 +1,321 @@
+"""The summary of our own experiments: differences of pairs of runs of equal seeds.
+
+`summarize(table, place)` reads whatever the runs' directories hold. A difference is
+shown if its mean exceeds twice its standard error.
+"""
+
+import dataclasses
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mpmc_jax.analysis import style
+from mpmc_jax.analysis.base import Drawing, drawing_of
+from mpmc_jax.data.dataset import DatasetFacts
+from mpmc_jax.experiments.base_config import get_base
+from mpmc_jax.experiments.build import build_base
+from mpmc_jax.experiments.paper.base import Cell, Pair, Table
+from mpmc_jax.experiments.paper.results import Outcome, Place, read_outcome
+from mpmc_jax.training import workdir as workdir_lib
+from mpmc_jax.training.metric_writer import read_metrics
+
+# Standard errors by which a mean must exceed 0 to be shown, and those that a true
+# difference must lie above that to be shown in four of five repetitions.
+_SHOWN, _POWER = 2.0, 0.84
+# Numbers of seeds for which the page says what they can show.
+_SEEDS = (3, 5, 10)
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference:
+    """The scores of a row minus those of another, seed by seed, in percent.
+
+    Attributes:
+      pair: the rows.
+      label, against: their names in the table.
+      last, best: differences of the last and of the best evaluations.
+    """
+
+    pair: Pair
+    label: str
+    against: str
+    last: tuple[float, ...]
+    best: tuple[float, ...]
+
+    def verdict(self) -> str:
+        """Says whether the last scores show a difference."""
+        if len(self.last) < 2:
+            return "too few seeds"
+        mean, error = statistics.fmean(self.last), standard_error(self.last)
+        if abs(mean) <= _SHOWN * error:
+            return "not shown"
+        return "better" if mean > 0 else "worse"
+
+    def as_row(self) -> dict[str, Any]:
+        """The difference as a row of a CSV file; empty where a number is unknown."""
+        row: dict[str, Any] = {
+            "row": self.pair.row,
+            "against": self.pair.against,
+            "seeds": len(self.last),
+        }
+        for name in ("last", "best"):
+            values = getattr(self, name)
+            row[f"{name}_mean"] = statistics.fmean(values) if values else ""
+            row[f"{name}_error"] = standard_error(values) if len(values) > 1 else ""
+        return row | {"verdict": self.verdict()}
+
+
+@dataclasses.dataclass(frozen=True)
+class Scores:
+    """The scores of a row in percent, and what its runs cost.
+
+    Attributes:
+      label: its name.
+      last, best: by seed, of the last and of the best evaluation.
+      hours: of training, without compiling and evaluating, of all its runs.
+      missing: what is not finished; "" for nothing.
+    """
+
+    label: str
+    last: tuple[float, ...]
+    best: tuple[float, ...]
+    hours: float
+    missing: str
+
+
+@dataclasses.dataclass(frozen=True)
+class PairedSummary:
+    """An experiment's scores and differences, one column of its table."""
+
+    table: Table
+    scores: tuple[Scores, ...]
+    differences: tuple[Difference, ...]
+
+    @property
+    def deviation(self) -> float:
+        """The standard deviation of paired differences over seeds, pooled; or NaN."""
+        known = [each.last for each in self.differences if len(each.last) > 1]
+        if not known:
+            return math.nan
+        freedom = [len(values) - 1 for values in known]
+        squares = [
+            count * statistics.variance(values)
+            for count, values in zip(freedom, known, strict=True)
+        ]
+        return math.sqrt(sum(squares) / sum(freedom))
+
+    def power(self) -> str:
+        """Says which differences a number of seeds can show."""
+        if math.isnan(self.deviation):
+            return (
+                "No pair of rows has two seeds yet, so it is not known which "
+                "differences could be shown."
+            )
+        shown = ", ".join(
+            f"{detectable(self.deviation, seeds):.1f} with {seeds} seeds"
+            for seeds in _SEEDS
+        )
+        return (
+            f"Paired differences deviate by {self.deviation:.1f} points from seed to "
+            "seed (pooled over all pairs below). The smallest true differences that "
+            f"are shown in four of five repetitions are {shown}."
+        )
+
+    def markdown(self) -> str:
+        """The summary as a Markdown page."""
+        table = self.table
+        parts = [
+            f"# {table.name} on {table.dataset}: {table.experiment.title}",
+            self.power(),
+            "Differences of runs with the same split, order of images and initial "
+            "weights, in points, with their standard errors. Better or worse: the mean "
+            f"at the last evaluation exceeds {_SHOWN:g} standard errors.",
+            _grid(
+                ("question", "", "minus", "seeds", "last", "best", "verdict"),
+                [_difference_cells(each) for each in self.differences],
+            ),
+            "Scores in %, mean and standard deviation over seeds; hours of training, "
+            "without compiling and evaluating.",
+            _grid(
+                ("", "seeds", "last", "best", "hours", "missing"),
+                [_score_cells(each) for each in self.scores],
+            ),
+        ]
+        if table.experiment.note:
+            parts.append(table.experiment.note)
+        return "\n\n".join(parts) + "\n"
+
+    def drawing(self) -> Drawing:
+        """The plot of the differences, and their numbers."""
+        rows = [each.as_row() for each in self.differences]
+        with style.applied():
+            return drawing_of(_plot(self.differences), rows)
+
+
+def detectable(deviation: float, seeds: int) -> float:
+    """Computes the true difference that is shown in four of five repetitions.
+
+    The mean of normal differences of this deviation exceeds twice its standard error
+    with a probability of 0.8.
+    """
+    return (_SHOWN + _POWER) * deviation / math.sqrt(seeds)
+
+
+def standard_error(values: Sequence[float]) -> float:
+    """Computes the standard error of the mean of at least two values."""
+    return statistics.stdev(values) / math.sqrt(len(values))
+
+
+def summarize(table: Table, place: Place) -> PairedSummary:
+    """Gathers whatever there is of an experiment's runs.
+
+    Raises:
+      ValueError: the table has several columns.
+    """
+    if len(table.columns) != 1:
+        raise ValueError(
+            f"{table.name} compares runs of one labeled part; --splits names "
+            f"{len(table.columns)}"
+        )
+    cells = {cell.row: cell for cell in table.cells}
+    outcomes = {run.name: read_outcome(run, place) for run in table.runs}
+    differences = [
+        _difference(table, pair, cells, outcomes)
+        for pair in table.experiment.pairs
+        if pair.row in cells and pair.against in cells
+    ]
+    scores = [_scores(table, cell, outcomes, place) for cell in table.cells]
+    return PairedSummary(table, tuple(scores), tuple(differences))
+
+
+def _difference(
+    table: Table,
+    pair: Pair,
+    cells: Mapping[str, Cell],
+    outcomes: Mapping[str, Outcome],
+) -> Difference:
+    """Compares the finished runs of two rows, seed by seed."""
+    found: dict[str, list[float]] = {"last": [], "best": []}
+    for run, other in zip(cells[pair.row].runs, cells[pair.against].runs, strict=True):
+        one, two = outcomes[run.name], outcomes[other.name]
+        if one.state == two.state == "finished":
+            found["last"].append(100 * (one.last() - two.last()))
+            found["best"].append(100 * (one.best() - two.best()))
+    return Difference(
+        pair,
+        table.rows[pair.row],
+        table.rows[pair.against],
+        tuple(found["last"]),
+        tuple(found["best"]),
+    )
+
+
+def _scores(
+    table: Table, cell: Cell, outcomes: Mapping[str, Outcome], place: Place
+) -> Scores:
+    """Gathers the scores of one row."""
+    own = [(run, outcomes[run.name]) for run in cell.runs]
+    done = [outcome for _, outcome in own if outcome.state == "finished"]
+    missing = [
+        f"seed {run.seed}: {_state(outcome)}"
+        for run, outcome in own
+        if outcome.state != "finished"
+    ]
+    hours = [
+        training_hours(outcome, place.workdir(run) / "metrics.jsonl")
+        for run, outcome in own
+        if outcome.config
+    ]
+    return Scores(
+        table.rows[cell.row],
+        tuple(100 * outcome.last() for outcome in done),
+        tuple(100 * outcome.best() for outcome in done),
+        sum(hours),
+        ", ".join(missing),
+    )
+
+
+def _state(outcome: Outcome) -> str:
+    if outcome.state == "unfinished":
+        return f"step {outcome.step} of {outcome.steps}"
+    return f"{outcome.state}: {outcome.reason}" if outcome.reason else outcome.state
+
+
+def training_hours(outcome: Outcome, metrics: Any) -> float:
+    """Computes the hours that a run's steps took, from the speeds that it wrote."""
+    config = get_base()
+    config.update(workdir_lib.complete(outcome.config))
+    data = outcome.manifest["data"]
+    facts = DatasetFacts.read(data)
+    _, method = build_base(
+        config,
+        num_classes=facts.num_classes,
+        pixels=facts.pixels,
+        num_unlabeled=data["unlabeled"],
+    )
+    images = method.streams.images(config.train.batch_size, config.train.group_size)
+    seconds, before = 0.0, 0
+    for line in read_metrics(metrics):
+        if speed := line.get("train/images_per_second"):
+            seconds += (line["step"] - before) * images / speed
+            before = line["step"]
+    return seconds / 3600
+
+
+def _difference_cells(each: Difference) -> tuple[str, ...]:
+    return (
+        each.pair.question,
+        each.label,
+        each.against,
+        str(len(each.last)),
+        _shown(each.last, "+.1f", standard_error),
+        _shown(each.best, "+.1f", standard_error),
+        each.verdict(),
+    )
+
+
+def _score_cells(each: Scores) -> tuple[str, ...]:
+    return (
+        each.label,
+        str(len(each.last)),
+        _shown(each.last, ".1f", statistics.stdev),
+        _shown(each.best, ".1f", statistics.stdev),
+        f"{each.hours:.2f}",
+        each.missing,
+    )
+
+
+def _shown(values: Sequence[float], form: str, spread: Any) -> str:
+    if not values:
+        return "-"
+    mean = f"{statistics.fmean(values):{form}}"
+    return f"{mean} ± {spread(values):.1f}" if len(values) > 1 else mean
+
+
+def _grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _plot(differences: Sequence[Difference]):
+    """Draws each pair's differences of last scores: the seeds, and their mean."""
+    canvas, (axis,) = style.grid(1, 7.5, 1.4 + 0.32 * len(differences))
+    for y, each in enumerate(differences):
+        axis.plot(
+            each.last,
+            [y] * len(each.last),
+            "o",
+            color=style.SKY,
+            markerfacecolor="none",
+        )
+        if each.last:
+            error = _SHOWN * standard_error(each.last) if len(each.last) > 1 else 0.0
+            mean = statistics.fmean(each.last)
+            axis.errorbar(mean, y, xerr=error, fmt="D", color=style.BLUE)
+    axis.axvline(0, color=style.GRAY, linestyle=":", marker="")
+    names = [f"{each.label} - {each.against}" for each in differences]
+    axis.set_yticks(range(len(names)), [style.wrapped(name, 3.4) for name in names])
+    axis.set_ylim(len(names) - 0.5, -0.5)
+    axis.set_xlabel("points at the last evaluation; lines: two standard errors")
+    return canvas

@@ -1,0 +1,189 @@
+"""Does MPMC help? Stages 1 to 3 of the evidence, in runs of minutes on a CPU.
+
+Stage 0 trains no segmentation network: it is the figure `evidence0`. Stage 1 looks for
+settings in which semi-supervision is better than supervision; stage 2 adds MPMC part by
+part; stage 3 varies what won, and goes beyond the paper. Runs of one seed have the same
+split, order of images and initial weights, and equal runs of two stages are one.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from mpmc_jax.experiments.paper.base import Choice, Experiment, Pair
+
+# Short runs at a high rate, whose average forgets within them.
+_SHORT = {
+    "train.steps": 300,
+    "train.eval_every": 100,
+    "train.checkpoint_every": 100,
+    "train.precise_bn": 20,
+    "optimizer.lr": 0.05,
+    "method.ema_decay": 0.97,
+}
+_SETTINGS = {
+    "acdc": {
+        **_SHORT,
+        "data.crop": 96,
+        "train.batch_size": 8,
+        "train.group_size": 8,
+    },
+    "camvid": {
+        **_SHORT,
+        "model.backbone": "resnet18",
+        "model.width": 32,
+        "data.crop": 129,
+        "train.batch_size": 4,
+        "train.group_size": 2,
+        # As on Cityscapes: after so few steps hardly a pixel is confident.
+        "method.threshold": 0.0,
+    },
+}
+_COLUMNS = {"3": Choice("3 cases", {"split": "3"})}
+
+
+def _choice(
+    label: str,
+    method: str,
+    mpmc: str = "off",
+    settings: Mapping[str, Any] | None = None,
+) -> Choice:
+    return Choice(label, {"method": method, "mpmc": mpmc}, settings or {})
+
+
+# Cross-entropy, to which the size of lambda matters; it cancels in Dice.
+_BASE = {"method.unlabeled_loss": "ce"}
+
+
+def _cross_entropy(threshold: float) -> Choice:
+    return _choice(
+        f"Mean teacher, cross-entropy, threshold {threshold}",
+        "mean_teacher",
+        settings={**_BASE, "method.threshold": threshold},
+    )
+
+
+_BETTER = "Is it better than supervision at equal steps?"
+STAGE1 = Experiment(
+    "Is semi-supervision better than supervision?",
+    "acdc",
+    {
+        "supervised": _choice("Supervised", "supervised"),
+        "mean_teacher": _choice("Mean teacher, as its preset", "mean_teacher"),
+        "mean_teacher_ce": _choice(
+            "Mean teacher, cross-entropy", "mean_teacher", settings=_BASE
+        ),
+        "mean_teacher_ce_07": _cross_entropy(0.7),
+        "mean_teacher_ce_0": _cross_entropy(0.0),
+        "unimatch": _choice("UniMatch", "unimatch"),
+    },
+    _COLUMNS,
+    pairs=tuple(
+        Pair(row, "supervised", _BETTER)
+        for row in (
+            "mean_teacher",
+            "mean_teacher_ce",
+            "mean_teacher_ce_07",
+            "mean_teacher_ce_0",
+            "unimatch",
+        )
+    ),
+    settings=_SETTINGS,
+)
+
+# L_l^M trains the head and the encoder; nothing else of MPMC acts.
+_LABELED = {**_BASE, "mpmc.unlabeled": False, "mpmc.lambda_s": False}
+# And lambda_s weighs pseudo-labels, 1 for the patch's most probable class.
+_MAX = {**_BASE, "mpmc.unlabeled": False, "mpmc.lambda_scale": "max"}
+_UNIFORM = {**_BASE, "mpmc.unlabeled": False, "mpmc.uniform": True}
+_HARD = {
+    **_BASE,
+    "mpmc.lambda_s": False,
+    "mpmc.target": "hard",
+    "mpmc.lambda_m_scale": "mean",
+}
+
+
+def _arm(label: str, settings: Mapping[str, Any]) -> Choice:
+    return _choice(label, "mean_teacher", "paper", settings)
+
+
+_OFF = _choice("A: mean teacher, cross-entropy", "mean_teacher", settings=_BASE)
+STAGE2 = Experiment(
+    "Which part of MPMC helps?",
+    "acdc",
+    {
+        "off": _OFF,
+        "labeled": _arm("B: L_l^M alone", _LABELED),
+        "detached": _arm("C: B, head detached", {**_LABELED, "mpmc.detach": "all"}),
+        "max": _arm("D: B, lambda_s divided by the patch's largest", _MAX),
+        "paper": _arm("E: the paper", _BASE),
+        "uniform": _arm("F: B, mean lambda_s everywhere", _UNIFORM),
+        "shuffled": _arm("G: D, lambda_s shuffled", {**_MAX, "mpmc.shuffle": True}),
+        "hard": _arm("H: B, L_u^M with hard targets and lambda_m of mean 1", _HARD),
+    },
+    _COLUMNS,
+    note="A constant lambda cancels in Dice, so all arms train on cross-entropy. In C "
+    "nothing of MPMC reaches the network: it must equal A up to rounding. Lambda_s of "
+    "F is the mean over confident pixels, step by step, of the paper's.",
+    pairs=(
+        Pair("labeled", "off", "Does L_l^M help?"),
+        Pair("detached", "labeled", "Is that gain the encoder's?"),
+        Pair("max", "off", "Does L_l^M with lambda_s help?"),
+        Pair("max", "labeled", "Does lambda_s help beyond L_l^M?"),
+        Pair("max", "shuffled", "Does it matter where lambda_s is small?"),
+        Pair("paper", "off", "Does the paper's MPMC help?"),
+        Pair("paper", "uniform", "Is it more than a smaller alpha?"),
+        Pair("hard", "labeled", "Does L_u^M help beyond L_l^M?"),
+    ),
+    settings=_SETTINGS,
+)
+
+# What is varied: arm D, until stage 2 shows another winner.
+_WINNER = _MAX
+_METHODS = {"unimatch": "UniMatch", "augseg": "AugSeg"}
+_VARIED = {
+    "gamma_neg_0": ("gamma- = 0", {"mpmc.gamma_neg": 0.0}),
+    "gamma_neg_2": ("gamma- = 2", {"mpmc.gamma_neg": 2.0}),
+    "gamma_pos_1": ("gamma+ = 1", {"mpmc.gamma_pos": 1.0}),
+    "weight_03": ("weight of L_l^M 0.3", {"mpmc.labeled_weight": 0.3}),
+    "weight_3": ("weight of L_l^M 3", {"mpmc.labeled_weight": 3.0}),
+    "alpha_1": ("alpha = 1", {"mpmc.alpha": 1.0}),
+}
+# One idea at a time, and never part of `paper`.
+_BEYOND = {
+    "gate": ("a gate at probability 0.1", {"mpmc.gate": 0.1}),
+    "temperature": ("temperature 0.25", {"mpmc.temperature": 0.25}),
+    "sigmoid": ("gamma the patch's probability", {"mpmc.confidence": "sigmoid"}),
+    "ramped": ("lambda_s from the second epoch on", {"mpmc.warmup_epochs": 1}),
+}
+
+
+def _without_base(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Other methods have unlabeled losses of their own."""
+    return {key: value for key, value in settings.items() if key not in _BASE}
+
+
+_STAGE3 = {"off": _OFF, "winner": _arm("D", _WINNER)}
+for _row, (_label, _changes) in (_VARIED | _BEYOND).items():
+    _STAGE3[_row] = _arm(f"D, {_label}", {**_WINNER, **_changes})
+for _method, _label in _METHODS.items():
+    _STAGE3[_method] = _choice(_label, _method)
+    _STAGE3[f"{_method}_winner"] = _choice(
+        f"{_label} + D", _method, "paper", _without_base(_WINNER)
+    )
+STAGE3 = Experiment(
+    "The winner's settings, other methods, and ideas beyond the paper",
+    "acdc",
+    _STAGE3,
+    _COLUMNS,
+    pairs=(
+        Pair("winner", "off", "Does it help?"),
+        *(Pair(row, "winner", "Is it a better setting?") for row in _VARIED),
+        *(Pair(row, "winner", "Does it help beyond the paper?") for row in _BEYOND),
+        *(
+            Pair(f"{method}_winner", method, f"Does it help {label}?")
+            for method, label in _METHODS.items()
+        ),
+    ),
+    settings=_SETTINGS,
+)

@@ -1,0 +1,200 @@
+"""Our own experiments: which runs they share, and the summary of pairs of runs."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from configs.base import get_base
+from launch.experiments import __main__ as experiments
+from mpmc_jax.analysis import evidence_page, paired
+from mpmc_jax.experiments.paper import base, registry
+from mpmc_jax.experiments.paper.base import Choice, Experiment, Pair
+from mpmc_jax.experiments.paper.results import Place
+from mpmc_jax.pixels import RGB
+
+STEPS, SPEED = 20, 0.01
+TOY = Experiment(
+    "A comparison",
+    "synthetic",
+    {
+        "off": Choice("Off", {"method": "supervised", "mpmc": "off"}),
+        "on": Choice("On", {"method": "supervised", "mpmc": "paper"}),
+        "late": Choice("Late", {"method": "supervised"}, {"optimizer.lag": 1}),
+    },
+    {"4": base.labeled_part("4")},
+    pairs=(Pair("on", "off", "Does it help?"), Pair("late", "off", "And this?")),
+    settings={"synthetic": {"train.steps": STEPS, "optimizer.lr": 0.5}},
+)
+
+
+def planned(name, **how):
+    return base.plan(name, registry.OWN[name], **how)
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Returns the function that writes a run's files, and the folder of all runs."""
+    place = Place(tmp_path)
+
+    def write_run(run, scores):
+        config = get_base()
+        config.data.name, config.train.steps = run.dataset, STEPS
+        config.method.name, config.train.batch_size = "supervised", 4
+        directory = place.workdir(run)
+        directory.mkdir(parents=True)
+        (directory / "config.json").write_text(json.dumps(config.to_dict()))
+        data = {
+            "dataset": "synthetic",
+            "class_names": ["a", "b"],
+            "palette": [[0, 0, 0], [1, 1, 1]],
+            "pixels": dataclasses.asdict(RGB),
+            "fingerprint": "0",
+            "unlabeled": 9,
+        }
+        manifest = {"steps_per_epoch": 7, "data": data}
+        (directory / "manifest.json").write_text(json.dumps(manifest))
+        lines = []
+        for step, score in zip((10, 20), scores, strict=False):
+            lines.append({"step": step, "train/images_per_second": SPEED})
+            lines.append({"step": step, "val/miou": score})
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        (directory / "metrics.jsonl").write_text(text)
+
+    return write_run, place
+
+
+def test_a_difference_is_the_mean_of_pairs_and_its_error(write):
+    write_run, place = write
+    table = base.plan("toy", TOY, seeds=(0, 1, 2))
+    runs = {cell.row: cell.runs for cell in table.cells}
+    scores = {
+        "off": [(0.5, 0.3), (0.1, 0.2), (0.2, 0.4)],
+        "on": [(0.1, 0.4), (0.2, 0.32), (0.3, 0.49)],
+        # One seed stops early, and one was not run.
+        "late": [(0.2, 0.3), (0.2,)],
+    }
+    for row, of_seeds in scores.items():
+        for run, own in zip(runs[row], of_seeds, strict=False):
+            write_run(run, own)
+    found = paired.summarize(table, place)
+    on, late = found.differences
+    np.testing.assert_allclose(on.last, [10, 12, 9])
+    np.testing.assert_allclose(on.best, [-10, 12, 9])
+    deviation = np.std([10, 12, 9], ddof=1)
+    row = on.as_row()
+    np.testing.assert_allclose(row["last_mean"], 31 / 3)
+    np.testing.assert_allclose(row["last_error"], deviation / 3**0.5)
+    assert (row["seeds"], row["verdict"]) == (3, "better")
+    np.testing.assert_allclose(late.last, [0], atol=1e-9)
+    assert late.verdict() == "too few seeds" and late.as_row()["last_error"] == ""
+    np.testing.assert_allclose(found.deviation, deviation)
+    # 20 steps of 4 images, three runs.
+    np.testing.assert_allclose(found.scores[0].hours, 3 * 20 * 4 / SPEED / 3600)
+    missing = "seed 1: step 10 of 20, seed 2: not run"
+    assert [each.missing for each in found.scores] == ["", "", missing]
+    text = found.markdown()
+    least = f"{2.84 * deviation / 3**0.5:.1f} with 3 seeds"
+    assert least in text.split("\n\n")[1]
+    assert "| Does it help? | On | Off | 3 | +10.3 ± 0.9 | " in text
+    assert found.drawing().png[:4] == b"\x89PNG"
+
+
+@pytest.mark.parametrize(
+    "last, verdict",
+    [
+        ((1.0, 2.0, 1.5), "better"),
+        ((-1.0, -2.0, -1.5), "worse"),
+        ((1.0, -2.0, 3.0), "not shown"),
+        ((5.0,), "too few seeds"),
+        ((), "too few seeds"),
+    ],
+)
+def test_what_is_shown_exceeds_two_standard_errors(last, verdict):
+    pair = Pair("a", "b", "?")
+    assert paired.Difference(pair, "A", "B", last, last).verdict() == verdict
+
+
+def test_power_is_that_of_repeated_experiments():
+    """Of simulated experiments, four of five show the difference."""
+    rng = np.random.default_rng(0)
+    for seeds in (30, 100):
+        truth = paired.detectable(1.5, seeds)
+        found = rng.normal(truth, 1.5, (4000, seeds))
+        error = found.std(axis=1, ddof=1) / seeds**0.5
+        share = (found.mean(axis=1) > 2 * error).mean()
+        np.testing.assert_allclose(share, 0.8, atol=0.03)
+
+
+def test_nothing_run_is_said_to_show_nothing(tmp_path):
+    found = paired.summarize(base.plan("toy", TOY), Place(tmp_path))
+    assert "not known" in found.markdown()
+    assert {each.verdict() for each in found.differences} == {"too few seeds"}
+    assert found.drawing().rows[0]["last_mean"] == ""
+
+
+def test_the_page_has_every_run_that_is_there_whatever_it_shows(write):
+    write_run, place = write
+    table = planned("evidence2", dataset="camvid", seeds=(0, 1))
+    runs = {cell.row: cell.runs for cell in table.cells}
+    for row, last in (("off", (0.3, 0.4)), ("labeled", (0.2, 0.31)), ("paper", (0.5,))):
+        for run, score in zip(runs[row], last, strict=False):
+            write_run(run, (0.1, score))
+    (place.folder / "evidence0.md").write_text("# Stage 0\n\ntext\n")
+    text = evidence_page.page(place)
+    worse, few = text.index("Shown to be worse"), text.index("Too few seeds")
+    line = "Does L_l^M help? B: L_l^M alone minus A: mean teacher, cross-entropy: -9.5"
+    assert worse < text.index(f"- camvid, stage 2: {line} ± 0.5 (2 seeds)") < few
+    assert "+20.0 (1 seed)" in text[few:]
+    hours = 5 * STEPS * 4 / SPEED / 3600
+    assert f"Costs: {hours:.1f} hours of training in 5 runs" in text
+    assert "\n## Stage 0\n" in text and "## evidence2 on camvid" in text
+    # Stage 1 shares the run without MPMC, and is there with it.
+    assert "## evidence1 on camvid" in text and "on acdc" not in text
+
+
+def test_settings_of_an_experiment_give_way_to_the_command_line(capsys, tmp_path):
+    table = base.plan("toy", TOY)
+    flags = table.runs[2].flags(["--config.optimizer.lr=0.25"])
+    config = experiments._configuration(flags)
+    assert (config.train.steps, config.optimizer.lr) == (STEPS, 0.25)
+    assert config.optimizer.lag == 1
+    assert "lr" not in table.runs[2].name
+    experiments.main(["--name=evidence2", "--summarize", f"--output={tmp_path}"])
+    assert (tmp_path / "evidence2_acdc.md").read_text() in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="one labeled part; --splits names 2"):
+        both = ["--dataset=camvid", "--splits=1_8,1_4"]
+        experiments.main(
+            ["--name=evidence1", "--summarize", f"--output={tmp_path}", *both]
+        )
+
+
+def test_pairs_name_rows_and_stages_share_runs():
+    names = {}
+    for name, experiment in registry.OWN.items():
+        for pair in experiment.pairs:
+            assert {pair.row, pair.against} <= set(experiment.rows)
+        for run in planned(name).runs:
+            config = experiments._configuration(run.flags()).to_dict()
+            assert names.setdefault(run.name, config) == config
+    shared = {run.name for run in planned("evidence1").runs}
+    assert sum(run.name in shared for run in planned("evidence2").runs) == 1
+    assert sum(run.name in shared for run in planned("evidence3").runs) == 2
+
+
+def test_arms_differ_from_their_pairs_as_they_say():
+    rows = registry.OWN["evidence2"].rows
+    changed = {
+        (pair.row, pair.against): {
+            key
+            for key in {*rows[pair.row].settings, *rows[pair.against].settings}
+            if rows[pair.row].settings.get(key) != rows[pair.against].settings.get(key)
+        }
+        for pair in registry.OWN["evidence2"].pairs
+    }
+    assert changed["detached", "labeled"] == {"mpmc.detach"}
+    assert changed["max", "shuffled"] == {"mpmc.shuffle"}
+    assert changed["max", "labeled"] == {"mpmc.lambda_s", "mpmc.lambda_scale"}
+    assert changed["paper", "off"] == set()
+    assert rows["off"].argument["mpmc"] == "off"
