@@ -5,8 +5,6 @@ its taps are trained on the run's labeled crops, and then weigh the pseudo-label
 crops of its unlabeled images, whose labels training never reads.
 """
 
-import contextlib
-import copy
 import dataclasses
 import itertools
 from collections.abc import Callable, Iterator, Sequence
@@ -14,148 +12,57 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
-import optax
 
 from mpmc_jax.analysis import style
 from mpmc_jax.analysis.base import Drawing, Figure, SavedRun, by_name, drawing_of
 from mpmc_jax.analysis.pseudo_label_maps import CERTAIN
 from mpmc_jax.analysis.pseudo_labels import area_under_roc
-from mpmc_jax.data.build import build_train
 from mpmc_jax.evaluation.predict import network_input
-from mpmc_jax.experiments.build import build_base, build_setup
-from mpmc_jax.experiments.run import Run
-from mpmc_jax.losses.multilabel import asymmetric_focal_loss
+from mpmc_jax.experiments.patch_screen import Screen, open_screen, train_heads
 from mpmc_jax.losses.pixel import labeled_pixels
 from mpmc_jax.methods.pseudo_labels import confidence_and_label
-from mpmc_jax.models.registry import (
-    build_segmenter,
-    receptive_field,
-    tap_channels,
-)
-from mpmc_jax.plugins.mpmc import MPMC, adaptive_weights, patch_targets
+from mpmc_jax.plugins.mpmc import MPMC, adaptive_weights
 from mpmc_jax.plugins.mpmc.lambda_weights import CONFIDENCES
-from mpmc_jax.random_keys import stream_key
-from mpmc_jax.training.optimizer import Schedule, build_optimizer
-from mpmc_jax.types import Array, Crops, Network, PyTree, Streams
+from mpmc_jax.training.manifest import git_revision
+from mpmc_jax.types import Array, Crops, PyTree
 
 # Least confidences of a pseudo-label that counts.
 THRESHOLDS = (0.0, 0.7, 0.95)
-# Pooling windows that are tried on each tap.
-_WINDOWS = ((1,), (1, 7, 19))
-# Share of the crop's area that a patch may have where no taps are named.
-_SHARES = (0.02, 0.2)
 # Pixels per crop that are measured, drawn at random.
 _DRAWN = 2048
 # A geometry is worth training if its truth and its gamma reach these.
 _LEAST_REMOVED, _LEAST_AREA = 0.1, 0.6
 
 
-@dataclasses.dataclass(frozen=True)
-class Screen:
-    """A network that does not change, and the patch classifiers on its taps.
+def measure(screen: Screen, heads: tuple[PyTree, ...], crops: Crops) -> dict[str, Any]:
+    """Computes pseudo-labels, and what each patch classifier says about them.
 
-    Attributes:
-      run: the restored run.
-      config: settings of its data and of the patch classifiers.
-      plugins: a patch classifier for each tap and windows.
+    Returns:
+      "known", "right" (b,h,w) bool, "confidence" (b,h,w); "heads": for each patch
+      classifier "oracle" (whether the class occurs in the pixel's patch), weights
+      by name, (b,h,w) each, and "hamming", the share of right decisions.
     """
-
-    run: Run
-    config: ml_collections.ConfigDict
-    plugins: tuple[MPMC, ...]
-
-    @property
-    def network(self) -> Network:
-        """The network that makes the pseudo-labels."""
-        return Network(self.run.module, **self.run.variables).frozen()
-
-    def init(self) -> tuple[PyTree, ...]:
-        """Makes the variables of all patch classifiers."""
-        key = jax.random.key(self.config.seed)
-        heads = []
-        for plugin in self.plugins:
-            example = jnp.zeros((1, 8, 8, tap_channels(self.run.model, plugin.tap)))
-            own = stream_key(key, f"{plugin.tap}/{plugin.windows}")
-            heads.append(plugin.init(own, {plugin.tap: example}))
-        return tuple(heads)
-
-    def taps(self, images: Array) -> dict[str, Array]:
-        """Computes the taps that the patch classifiers read."""
-        names = {plugin.tap for plugin in self.plugins}
-        return {name: self.network.taps(images, name) for name in sorted(names)}
-
-    def loss(
-        self, params: tuple[PyTree, ...], stats: tuple[PyTree, ...], crops: Crops
-    ) -> tuple[Array, tuple[PyTree, ...]]:
-        """Computes the sum over patch classifiers of L_l^M, and their statistics."""
-        taps = self.taps(network_input(crops.image, self.run.facts.pixels))
-        total, updated = jnp.zeros(()), []
-        for plugin, own, kept in zip(self.plugins, params, stats, strict=True):
-            logits, after = plugin.classifier().apply(
-                {"params": own, "batch_stats": kept},
-                taps[plugin.tap],
-                train=True,
-                mutable=["batch_stats"],
-            )
-            targets, valid = self._truth(plugin, crops)
-            total += asymmetric_focal_loss(
-                logits,
-                targets,
-                gamma_pos=plugin.gamma_pos,
-                gamma_neg=plugin.gamma_neg,
-                where=valid,
-            )
-            updated.append(after["batch_stats"])
-        return total, tuple(updated)
-
-    def measure(self, heads: tuple[PyTree, ...], crops: Crops) -> dict[str, Any]:
-        """Computes pseudo-labels, and what each patch classifier says about them.
-
-        Returns:
-          "known", "right" (b,h,w) bool, "confidence" (b,h,w); "heads": for each patch
-          classifier "oracle" (whether the class occurs in the pixel's patch), weights
-          by name, (b,h,w) each, and "hamming", the share of right decisions.
-        """
-        images = network_input(crops.image, self.run.facts.pixels)
-        scores = self.run.module.apply(self.run.variables, images).logits
-        confidence, pseudo = confidence_and_label(scores)
-        taps, found = self.taps(images), []
-        for plugin, head in zip(self.plugins, heads, strict=True):
-            logits = plugin.classifier().apply(head, taps[plugin.tap], train=False)
-            targets, valid = self._truth(plugin, crops)
-            certain = jnp.where(targets, CERTAIN, -CERTAIN).astype(logits.dtype)
-            maps = {"oracle": _weights(certain, pseudo, "sigmoid", "none", plugin)}
-            for confidence_name, scale in itertools.product(
-                CONFIDENCES, ("none", "max")
-            ):
-                name = confidence_name + ("_max" if scale == "max" else "")
-                maps[name] = _weights(logits, pseudo, confidence_name, scale, plugin)
-            agree = jnp.mean((logits > 0) == targets, axis=-1)
-            found.append({**maps, "hamming": jnp.mean(agree, where=valid)})
-        return {
-            "known": labeled_pixels(crops.label, self.run.facts.num_classes),
-            "right": pseudo == crops.label,
-            "confidence": confidence,
-            "heads": found,
-        }
-
-    def _truth(self, plugin: MPMC, crops: Crops) -> tuple[Array, Array]:
-        return patch_targets(
-            crops.label, plugin.num_classes, plugin.field, size=plugin.tap_size
-        )
-
-    def crops(self, ids: str) -> Iterator[Crops]:
-        """Yields batches of training crops, with labels, of a list of images."""
-        config = copy.deepcopy(self.config)
-        config.data.labeled_ids, config.data.unlabeled_ids = ids, ""
-        config.data.allow_absent_classes = True
-        config.train.epoch_of = "unlabeled"
-        pipeline = build_train(config, Streams(unlabeled=False))
-        with contextlib.closing(pipeline.iterator(requests=False)) as batches:
-            for batch in batches:
-                yield batch.labeled
+    images = network_input(crops.image, screen.run.facts.pixels)
+    scores = screen.run.module.apply(screen.run.variables, images).logits
+    confidence, pseudo = confidence_and_label(scores)
+    taps, found = screen.taps(images), []
+    for plugin, head in zip(screen.plugins, heads, strict=True):
+        logits = plugin.classifier().apply(head, taps[plugin.tap], train=False)
+        targets, valid = screen.truth(plugin, crops)
+        certain = jnp.where(targets, CERTAIN, -CERTAIN).astype(logits.dtype)
+        maps = {"oracle": _weights(certain, pseudo, "sigmoid", "none", plugin)}
+        for confidence_name, scale in itertools.product(CONFIDENCES, ("none", "max")):
+            name = confidence_name + ("_max" if scale == "max" else "")
+            maps[name] = _weights(logits, pseudo, confidence_name, scale, plugin)
+        agree = jnp.mean((logits > 0) == targets, axis=-1)
+        found.append({**maps, "hamming": jnp.mean(agree, where=valid)})
+    return {
+        "known": labeled_pixels(crops.label, screen.run.facts.num_classes),
+        "right": pseudo == crops.label,
+        "confidence": confidence,
+        "heads": found,
+    }
 
 
 def _weights(
@@ -167,92 +74,15 @@ def _weights(
     return weights
 
 
-def open_screen(saved: SavedRun, taps: Sequence[str], head: str) -> Screen:
-    """Restores a run and plans its patch classifiers.
-
-    Raises:
-      ValueError: an unknown tap or head, or no tap fits.
-    """
-    run = saved.restored
-    config = copy.deepcopy(run.config)
-    # Only the data and the patch classifiers follow from it, whatever the method.
-    config.method.name = "supervised"
-    config.data.resident = False
-    config.mpmc.enabled, config.mpmc.head = True, head
-    _, method = build_base(
-        config,
-        num_classes=run.facts.num_classes,
-        pixels=run.facts.pixels,
-        num_unlabeled=0,
-    )
-    plugins = []
-    for tap in taps or _fitting(run):
-        for windows in _WINDOWS:
-            config.mpmc.tap, config.mpmc.windows = tap, windows
-            setup = build_setup(
-                config, run.model, method, steps_per_epoch=1, axis_name=None
-            )
-            plugins.append(setup.step.plugin)
-    return Screen(run, config, tuple(plugins))
-
-
-def _fitting(run: Run) -> list[str]:
-    """Returns the encoder's taps whose patches are neither small nor large.
-
-    Raises:
-      ValueError: there is none.
-    """
-    crop = run.config.data.crop
-    found = []
-    for tap in build_segmenter(run.model).taps:
-        share = (receptive_field(run.model, tap).size / crop) ** 2
-        if _SHARES[0] <= share <= _SHARES[1]:
-            found.append(tap)
-    if not found:
-        raise ValueError(
-            f"no tap has patches of {_SHARES[0]:.0%} to {_SHARES[1]:.0%} of a crop of "
-            f"{crop} x {crop} pixels; name some, as in --options=taps=layer1+layer2"
-        )
-    return found
-
-
-def train_heads(
-    screen: Screen, batches: Iterator[Crops], steps: int
-) -> tuple[PyTree, ...]:
-    """Trains the patch classifiers on labeled crops, with the run's optimizer."""
-    settings = screen.config.optimizer
-    optimizer = build_optimizer(
-        Schedule(settings.lr, steps, settings.power),
-        name=settings.name,
-        head_multiplier=settings.head_multiplier,
-        weight_decay=settings.weight_decay,
-        momentum=settings.momentum,
-        betas=tuple(settings.betas),
-        eps=settings.eps,
-    )
-    heads = screen.init()
-    params = tuple(head["params"] for head in heads)
-    stats = tuple(head["batch_stats"] for head in heads)
-
-    @jax.jit
-    def step(params: PyTree, stats: PyTree, state: PyTree, crops: Crops):
-        grads, stats = jax.grad(screen.loss, has_aux=True)(params, stats, crops)
-        updates, state = optimizer.update(grads, state, params)
-        return optax.apply_updates(params, updates), stats, state
-
-    state = optimizer.init(params)
-    for crops in itertools.islice(batches, steps):
-        params, stats, state = step(params, stats, state, crops)
-    return tuple(
-        {"params": own, "batch_stats": kept}
-        for own, kept in zip(params, stats, strict=True)
-    )
-
-
 def draw_pixels(
-    measure: Callable[[Crops], dict[str, Any]], batches: Iterator[Crops], images: int
+    look: Callable[[Crops], dict[str, Any]], batches: Iterator[Crops], images: int
 ) -> tuple[dict[str, np.ndarray], list[dict[str, np.ndarray]]]:
     """Draws labeled pixels of `images` crops at random.
+
+    Args:
+      look: `measure` of a batch.
+      batches: crops of unlabeled images, with labels.
+      images: how many crops.
 
     Returns:
       "right" (n,) bool and "confidence" (n,) of the pixels; and for each patch
@@ -262,7 +92,7 @@ def draw_pixels(
     heads: list[dict[str, list]] = []
     seen = 0
     while seen < images:
-        found = jax.device_get(measure(next(batches)))
+        found = jax.device_get(look(next(batches)))
         heads = heads or [{name: [] for name in each} for each in found["heads"]]
         for i in range(min(len(found["known"]), images - seen)):
             known = np.flatnonzero(found["known"][i])
@@ -361,21 +191,25 @@ class Evidence0(Figure):
                 raise ValueError(f"{name}={getattr(self, name)}: at least 1 is needed")
         rows = [row for run in by_name(runs).values() for row in self._rows(run)]
         drawing = drawing_of(_panels(rows), rows)
-        page = {"evidence0.md": markdown(rows).encode()}
+        how = (
+            f"Patch classifiers: `mpmc.head={self.head}`, {self.steps} steps. Crops of "
+            f"unlabeled images: {self.images}. Revision {git_revision()}."
+        )
+        page = {"evidence0.md": f"{markdown(rows)}\n{how}\n".encode()}
         return dataclasses.replace(drawing, others=page)
 
     def _rows(self, saved: SavedRun) -> list[dict[str, Any]]:
         """Measures one run."""
         taps = [tap for tap in self.taps.split("+") if tap]
-        screen = open_screen(saved, taps, self.head)
+        screen = open_screen(saved.restored, taps, self.head)
         lists = saved.workdir.absolute() / "splits"
         labeled, unlabeled = (
             screen.crops(str(lists / f"{name}.txt"))
             for name in ("labeled", "unlabeled")
         )
         heads = train_heads(screen, labeled, self.steps)
-        measure = jax.jit(lambda crops: screen.measure(heads, crops))
-        pixels, found = draw_pixels(measure, unlabeled, self.images)
+        look = jax.jit(lambda crops: measure(screen, heads, crops))
+        pixels, found = draw_pixels(look, unlabeled, self.images)
         rows = []
         for plugin, head in zip(screen.plugins, found, strict=True):
             share = plugin.field.size / screen.config.data.crop

@@ -1,7 +1,7 @@
 """The page of all stages of the evidence: what is shown, what is not, and the costs.
 
-`page(place)` reads the runs of stages 1 to 3 and the table of stage 0, all in one
-folder, and leaves out nothing that is there.
+`page(place)` reads the runs of stages 1 to 3 and the pages of stage 0 (evidence0.md in
+the same folder, or in a folder of it), and leaves out nothing that is there.
 """
 
 from collections.abc import Iterator
@@ -42,7 +42,6 @@ def summaries(place: Place) -> Iterator[PairedSummary]:
 def page(place: Place) -> str:
     """Makes the page as Markdown."""
     found = list(summaries(place))
-    screen = place.folder / "evidence0.md"
     parts = [
         "# Does MPMC help? Measured in runs of minutes",
         *(f"On {_where(each)}: {each.power()}" for each in found),
@@ -50,8 +49,9 @@ def page(place: Place) -> str:
         _verdicts(found),
         _costs(found, place),
     ]
-    if screen.exists():
-        parts.append(_lowered(screen.read_text()))
+    for pattern in ("evidence0.md", "*/evidence0.md"):
+        for path in sorted(place.folder.glob(pattern)):
+            parts.append(_lowered(path.read_text()))
     parts += [_lowered(each.markdown()) for each in found]
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
