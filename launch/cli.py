@@ -94,6 +94,20 @@ def add_data_dir(arguments: argparse.ArgumentParser) -> None:
     )
 
 
+def parse_scales(text: str) -> tuple[float, ...]:
+    """Returns the factors that --scales lists; () for none.
+
+    Raises:
+      ValueError: one of them is not a number.
+    """
+    try:
+        return tuple(map(float, text.split(","))) if text else ()
+    except ValueError:
+        raise ValueError(
+            f"--scales={text}: numbers separated by commas, such as 0.5,1"
+        ) from None
+
+
 def class_names(args: argparse.Namespace) -> tuple[str, ...]:
     """Returns the class names of --classes; () if it is not given.
 

@@ -40,20 +40,6 @@ from mpmc_jax.paths import as_path
 from mpmc_jax.text import printable
 
 
-def parse_scales(text: str) -> tuple[float, ...]:
-    """The factors that --scales lists; () for none.
-
-    Raises:
-      ValueError: one of them is not a number.
-    """
-    try:
-        return tuple(map(float, text.split(","))) if text else ()
-    except ValueError:
-        raise ValueError(
-            f"--scales={text}: numbers separated by commas, such as 0.5,1"
-        ) from None
-
-
 def open_network(args: argparse.Namespace) -> tuple[runs.Run, pathlib.Path, str]:
     """Opens the run or file that the arguments name.
 
@@ -140,7 +126,7 @@ def main(arguments: list[str] | None = None) -> None:
             run,
             protocol=args.protocol or "",
             crop=args.crop,
-            scales=parse_scales(args.scales),
+            scales=cli.parse_scales(args.scales),
             flip=args.flip,
             pad_to=args.pad_to,
         )

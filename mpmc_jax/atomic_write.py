@@ -21,11 +21,22 @@ def write_bytes(path: Path, content: bytes) -> None:
     Raises:
       OSError: it could not be written; names the file, which is as it was before.
     """
+    with replacing(path) as file:
+        file.write(content)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """Opens a file that replaces `path`, or makes it, where no error is raised.
+
+    Raises:
+      OSError: it could not be written; names the file, which is as it was before.
+    """
     part = path.with_name(f".{path.name}.part")
     try:
         with _open_alone(part) as file:
             try:
-                file.write(content)
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
                 part.replace(path)
@@ -67,7 +78,7 @@ def _open_alone(part: Path) -> Iterator[BinaryIO]:
     dies; a file system without locks leaves it at that.
     """
     while True:
-        with part.open("ab") as file:
+        with open(part, "r+b", opener=_open_or_create) as file:
             with contextlib.suppress(OSError):
                 fcntl.flock(file, fcntl.LOCK_EX)
             # The process before renamed or removed the file that was waited for.
@@ -76,6 +87,11 @@ def _open_alone(part: Path) -> Iterator[BinaryIO]:
             file.truncate(0)
             yield file
             return
+
+
+def _open_or_create(path: str, flags: int) -> int:
+    """Opens a file in which a writer can go back, unlike in append mode."""
+    return os.open(path, flags | os.O_CREAT, 0o666)
 
 
 def _is_there(part: Path, file: BinaryIO) -> bool:

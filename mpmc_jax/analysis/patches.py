@@ -11,7 +11,6 @@ from mpmc_jax.evaluation.predict import network_input
 from mpmc_jax.evaluation.protocols import resize_nearest
 from mpmc_jax.experiments.evaluation import make_protocol
 from mpmc_jax.experiments.run import Run
-from mpmc_jax.models.receptive_field import ReceptiveField
 from mpmc_jax.models.registry import receptive_field
 from mpmc_jax.plugins.mpmc.patches import nearest_patch
 from mpmc_jax.types import Array, PyTree
@@ -60,15 +59,6 @@ class PatchView:
         return by_rows[:, right] - by_rows[:, left]
 
 
-def spans(side: int, count: int, field: ReceptiveField) -> np.ndarray:
-    """Returns the pixels of patches along an axis: (count,2) first and after the last.
-
-    They are cut off at the border of the image.
-    """
-    start = np.array(field.starts(count)) - field.padding
-    return np.clip(np.stack([start, start + field.size], axis=1), 0, side)
-
-
 def patch_function(run: Run) -> Callable[[EvalExample], PatchView]:
     """Returns the function that classifies the patches of an image.
 
@@ -88,7 +78,7 @@ def patch_function(run: Run) -> Callable[[EvalExample], PatchView]:
         label, logits, targets, valid = (np.asarray(x[0]) for x in found)
         grid = list(zip(label.shape, logits.shape[:2], strict=True))
         row, column = (nearest_patch(side, count, field) for side, count in grid)
-        rows, columns = (spans(side, count, field) for side, count in grid)
+        rows, columns = (field.spans(side, count) for side, count in grid)
         return PatchView(label, logits, targets, valid, rows, columns, (row, column))
 
     return view

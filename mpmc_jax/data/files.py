@@ -103,7 +103,7 @@ def find(
                 strange.append(str(path))
             elif path.is_dir():
                 folders.append(path)
-            elif path.suffix.lower() not in endings:
+            elif not path.name.lower().endswith(endings):
                 unread.append(path)
             elif path.is_file():
                 read.append(path)

@@ -8,6 +8,7 @@ decompressed beyond `MAX_BYTES`.
 import dataclasses
 import io
 import math
+import mmap
 import zlib
 
 import numpy as np
@@ -325,7 +326,7 @@ def _read_tiff(content: bytes) -> tuple[np.ndarray, int]:
         try:
             for page in series.pages:
                 if page is not None:
-                    _check_segments(content, page)
+                    check_segments(content, page)
             pixels = series.asarray()
         except UnreadableImage:
             raise
@@ -339,8 +340,8 @@ def _read_tiff(content: bytes) -> tuple[np.ndarray, int]:
         return pixels, _orientation(tiff)
 
 
-def _check_segments(
-    content: bytes, page: tifffile.TiffPage | tifffile.TiffFrame
+def check_segments(
+    content: bytes | mmap.mmap, page: tifffile.TiffPage | tifffile.TiffFrame
 ) -> None:
     """Raises UnreadableImage if a strip or tile decompresses to too many bytes."""
     page = page.aspage()

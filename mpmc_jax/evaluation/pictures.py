@@ -1,14 +1,12 @@
-"""Pictures of predictions: index maps, colors, overlays and panels."""
+"""Pictures of predictions: colors, overlays, gray maps and panels."""
 
 import io
-import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
+from PIL import Image, ImageDraw, ImageFont
 
-from mpmc_jax.atomic_write import write_bytes
 from mpmc_jax.pixels import PixelFormat
 
 Palette = Sequence[tuple[int, int, int]]
@@ -18,10 +16,8 @@ _OVERLAY_OPACITY = 0.5
 _WHITE = 255
 _MARGIN = 4
 _CAPTION_HEIGHT = 16
-# The PNG text that marks pictures of predictions, and the bytes to search for it.
-_SOFTWARE = ("Software", "mpmc_jax.launch.predict")
-_HEAD = 2048
-_KINDS = ("index", "color", "overlay")
+# Pixels that are converted at a time: intermediate values take 8 bytes per channel.
+_CHUNK = 1 << 20
 
 
 def colorize(index: np.ndarray, palette: Palette) -> np.ndarray:
@@ -36,15 +32,37 @@ def displayable(image: np.ndarray, pixels: PixelFormat) -> np.ndarray:
 
     It is RGB if there are three or more channels, else the first channel.
     """
-    low, high = np.array(pixels.low), np.array(pixels.high)
-    unit = np.clip((image - low) / (high - low), 0, 1)
-    return np.rint(255 * unit[..., : 1 if pixels.channels < 3 else 3]).astype(np.uint8)
+    shown = slice(1 if pixels.channels < 3 else 3)
+    low, high = np.array(pixels.low)[shown], np.array(pixels.high)[shown]
+
+    def convert(part: np.ndarray) -> np.ndarray:
+        return np.rint(255 * np.clip((part - low) / (high - low), 0, 1))
+
+    return _by_rows(convert, image[..., shown])
 
 
-def overlay(image: np.ndarray, colors: np.ndarray) -> np.ndarray:
+def overlay(
+    image: np.ndarray, colors: np.ndarray, opacity: float = _OVERLAY_OPACITY
+) -> np.ndarray:
     """Blends colors (h,w,3) with an image (h,w,1 or 3): (h,w,3) uint8."""
-    mixed = (1 - _OVERLAY_OPACITY) * image + _OVERLAY_OPACITY * colors
-    return np.round(mixed).astype(np.uint8)
+
+    def blend(image: np.ndarray, colors: np.ndarray) -> np.ndarray:
+        return np.round((1 - opacity) * image + opacity * colors)
+
+    return _by_rows(blend, image, colors)
+
+
+def _by_rows(
+    function: Callable[..., np.ndarray], first: np.ndarray, *others: np.ndarray
+) -> np.ndarray:
+    """Applies a function to a few rows at a time; returns its values as uint8."""
+    rows = max(_CHUNK // first.shape[1], 1)
+    starts = range(0, max(len(first), 1), rows)
+    parts = [
+        function(*(x[start : start + rows] for x in (first, *others))).astype(np.uint8)
+        for start in starts
+    ]
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 def heat_map(values: np.ndarray) -> np.ndarray:
@@ -59,54 +77,6 @@ def as_png(picture: Image.Image, **options: Any) -> bytes:
     stream = io.BytesIO()
     picture.save(stream, "PNG", **options)
     return stream.getvalue()
-
-
-def prediction_paths(stem: pathlib.Path) -> list[pathlib.Path]:
-    """The paths of the files that `write_prediction` writes: STEM_index.png, ..."""
-    return [stem.with_name(f"{stem.name}_{kind}.png") for kind in _KINDS]
-
-
-def is_prediction(path: pathlib.Path) -> bool:
-    """Whether a file is a picture that `write_prediction` wrote.
-
-    Returns False for unreadable files.
-    """
-    if path.suffix != ".png" or not path.is_file():
-        return False
-    try:
-        file = path.open("rb")
-    except OSError:
-        return False
-    with file:
-        return "\0".join(_SOFTWARE).encode() in file.read(_HEAD)
-
-
-def write_prediction(
-    stem: pathlib.Path, index: np.ndarray, image: np.ndarray, palette: Palette
-) -> list[pathlib.Path]:
-    """Writes STEM_index.png, STEM_color.png and STEM_overlay.png.
-
-    Args:
-      stem: path without a suffix; its folder must exist.
-      index: (h,w) uint8 classes. The file is a palette PNG: its values are the
-        classes, and viewers show the colors.
-      image: (h,w,1 or 3) uint8.
-      palette: class -> RGB.
-
-    Returns:
-      The three paths.
-    """
-    colors = colorize(index, palette)
-    # A palette turns a gray picture into mode "P" and leaves its values unchanged.
-    indexed = Image.fromarray(index)
-    indexed.putpalette(colorize(np.arange(256), palette).tobytes())
-    shown = (Image.fromarray(colors), Image.fromarray(overlay(image, colors)))
-    mark = PngImagePlugin.PngInfo()
-    mark.add_text(*_SOFTWARE)
-    paths = prediction_paths(stem)
-    for path, picture in zip(paths, (indexed, *shown), strict=True):
-        write_bytes(path, as_png(picture, pnginfo=mark))
-    return paths
 
 
 def panel(rows: Sequence[Sequence[np.ndarray]], captions: Sequence[str]) -> Image.Image:

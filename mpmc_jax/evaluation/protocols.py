@@ -30,6 +30,8 @@ from mpmc_jax.types import Array
 NetworkFn = Callable[[Array], Array]
 
 _PADDING_LABEL = 0
+# The smallest side of the windows in which `whole` predicts large images.
+_LARGE_WINDOW = 512
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,6 +94,13 @@ class EvalProtocol:
         """The protocol that predicts every pixel of an image."""
         return self
 
+    def for_large_images(self) -> "Slide | None":
+        """The windows in which large images are predicted; None if they need none.
+
+        Softmax is averaged, in windows of the crop's size but at least 512 pixels.
+        """
+        return SlideAEL(max(self.size, _LARGE_WINDOW), self.scales, self.flip)
+
     def once(self, network: NetworkFn, images: Array) -> Array:
         """The scores of one view: (b,h,w,c) -> (b,h,w,C)."""
         return network(images)
@@ -119,8 +128,12 @@ class EvalProtocol:
 
     def to_probabilities(self, scores: Array) -> Array:
         """Converts what `scores` returned to probabilities."""
-        averaged = self.scales != (1.0,) or self.flip
-        return scores if averaged or self.probabilities else _softmax(scores)
+        return scores if self.gives_probabilities else _softmax(scores)
+
+    @property
+    def gives_probabilities(self) -> bool:
+        """Whether `scores` returns probabilities instead of logits."""
+        return self.probabilities or self.scales != (1.0,) or self.flip
 
     def probed(self, images: Array, labels: Array) -> tuple[Array, Array]:
         """The images and labels on which the patch classifier is evaluated."""
@@ -135,6 +148,15 @@ class Slide(EvalProtocol):
     def spans(self, side: int) -> list[windows.Span]:
         """The start and length of the windows along one axis."""
         return windows.shifted_spans(side, self.size)
+
+    def for_large_images(self) -> "Slide | None":
+        return self
+
+    def of_window(self, network: NetworkFn, images: Array) -> Array:
+        """The scores of windows, each seen at all scales and flips by itself."""
+        views = EvalProtocol(self.size, self.scales, self.flip)
+        found = views.scores(network, images)
+        return views.to_probabilities(found) if self.gives_probabilities else found
 
     def once(self, network: NetworkFn, images: Array) -> Array:
         _, rows, columns, _ = images.shape
@@ -221,6 +243,9 @@ class PerVolume(EvalProtocol):
     rounds_size = False
     metric = "dice"
     by_volume = True
+
+    def for_large_images(self) -> Slide | None:
+        return None  # The network sees slices of one size.
 
     def once(self, network: NetworkFn, images: Array) -> Array:
         size = images.shape[1:3]

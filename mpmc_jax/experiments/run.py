@@ -99,6 +99,8 @@ class Run:
     def predict(self, images: Image | list[Any]) -> np.ndarray | list[np.ndarray]:
         """Segments images at their own size, by the run's protocol.
 
+        Images of more than 4 million pixels are predicted in overlapping windows.
+
         Args:
           images: one image or a list of images, each an array (h,w,c) of the type
             that the data set stores (for most: RGB, uint8), or the path of a file.

@@ -12,6 +12,8 @@ import math
 from collections.abc import Iterable
 from fractions import Fraction
 
+import numpy as np
+
 from mpmc_jax.models.layers import ConvSpec
 
 
@@ -55,6 +57,14 @@ class ReceptiveField:
     def starts(self, count: int) -> list[int]:
         """Lists the first row of positions 0..count-1, from the first one's."""
         return [math.floor(i * self.stride) for i in range(count)]
+
+    def spans(self, side: int, count: int) -> np.ndarray:
+        """Returns the pixels of positions along an axis: (count,2) first, after last.
+
+        They are cut off at the border of the image.
+        """
+        start = np.array(self.starts(count)) - self.padding
+        return np.clip(np.stack([start, start + self.size], axis=1), 0, side)
 
 
 def compose(windows: Iterable[Window]) -> ReceptiveField:

@@ -40,7 +40,7 @@ def draw_view(seed):
     targets, valid = patch_targets(label[None], CLASSES, FIELD)
     grid = targets.shape[1:3]
     sides = list(zip(label.shape, grid, strict=True))
-    rows, columns = (patches.spans(side, count, FIELD) for side, count in sides)
+    rows, columns = (FIELD.spans(side, count) for side, count in sides)
     row, column = (nearest_patch(side, count, FIELD) for side, count in sides)
     view = patches.PatchView(
         label=label,

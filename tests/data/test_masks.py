@@ -15,7 +15,8 @@ from mpmc_jax.data import check, decode, masks, registry
 from mpmc_jax.data.dataset import open_dataset
 from mpmc_jax.data.masks import MaskFormat, decode_mask, read_mask
 from mpmc_jax.data.raster_formats import UnreadableImage
-from mpmc_jax.evaluation.pictures import write_prediction
+from mpmc_jax.evaluation.predict import Band
+from mpmc_jax.evaluation.prediction_files import paths, write_prediction
 from tests.support.data_sets import make_folder
 
 LABEL = np.resize(np.array([0, 1, 2, 1, 0], np.uint8), (20, 24))
@@ -308,10 +309,10 @@ def test_our_own_predictions_are_masks(folder):
     for path in (folder / "masks").iterdir():
         label = np.asarray(Image.open(path)) % 3
         stem = path.with_suffix("")
-        written = write_prediction(stem, label, np.zeros((20, 24, 1)), RED_GREEN)
-        written[0].replace(path)
-        for other in written[1:]:
-            other.unlink()
+        targets = paths(stem, ["index"])
+        band = Band(0, label, None)
+        write_prediction(targets, [band], np.zeros((20, 24, 1)), RED_GREEN)
+        targets["index"].replace(path)
     assert problems(folder) == ()
 
 

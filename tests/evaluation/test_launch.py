@@ -17,10 +17,10 @@ from launch import evaluate as launch_evaluate
 from launch import predict as launch_predict
 from mpmc_jax import atomic_write
 from mpmc_jax.data.dataset import DatasetFacts, open_dataset
-from mpmc_jax.evaluation import metrics, pictures
+from mpmc_jax.evaluation import metrics, prediction_files
 from mpmc_jax.experiments import predict
 from mpmc_jax.experiments import run as runs
-from mpmc_jax.experiments.predict import find_images
+from mpmc_jax.experiments.predict_inputs import find_images
 from mpmc_jax.models import ModelConfig
 from mpmc_jax.pixels import RGB
 from mpmc_jax.plugins.base import Identity
@@ -226,7 +226,7 @@ def test_predict_does_not_read_its_own_pictures(run, tmp_path, capsys, below):
     capsys.readouterr()
     _predict(*command)
     said = capsys.readouterr().out
-    assert "not read: 3 pictures of an earlier prediction" in said
+    assert "not read: 3 files of an earlier prediction" in said
     assert "0 of 1 image written" in said
     assert "1 of 1 image already done; --overwrite replaces" in said
     _predict(*command, "--overwrite")
@@ -281,16 +281,17 @@ def test_one_bad_file_does_not_end_predict(run, tmp_path, monkeypatch, capsys):
     """Whatever it raises, and pipes that would be waited for."""
     folder = tmp_path / "in"
     folder.mkdir()
-    for name in ("a", "b", "c", "d"):
-        Image.fromarray(_picture(0)[1]).save(folder / f"{name}.png")
+    names = ("a", "b", "c", "d")
+    for seed, name in enumerate(names):
+        Image.fromarray(_picture(seed)[1]).save(folder / f"{name}.png")
+    contents = {(folder / f"{name}.png").read_bytes(): name for name in names}
     os.mkfifo(folder / "pipe.png")
     os.mkfifo(tmp_path / "pipe.png")
     errors = {"a": MemoryError(), "b": ZeroDivisionError("odd\nfile"), "c": None}
-    decoded = iter(errors.values())
     read = predict.decode_array
 
     def decode_array(content, pixels):
-        error = next(decoded)
+        error = errors[contents[content]]
         if error is not None:
             raise error
         return read(content, pixels)
@@ -345,7 +346,7 @@ def test_a_full_disk_ends_predict_with_one_line(run, tmp_path, monkeypatch):
             raise OSError(errno.ENOSPC, "No space left on device", str(path))
         atomic_write.write_bytes(path, content)
 
-    monkeypatch.setattr(pictures, "write_bytes", write_bytes)
+    monkeypatch.setattr(prediction_files, "write_bytes", write_bytes)
     with pytest.raises(SystemExit) as stopped:
         _predict(f"--input={tmp_path}", f"--output={tmp_path / 'out'}")
     assert stopped.value.code == (

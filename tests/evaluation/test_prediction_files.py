@@ -1,0 +1,282 @@
+"""The files that launch.predict reads and writes, and what bad ones do to others."""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import nibabel
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+
+from configs import base
+from launch import predict as launch_predict
+from mpmc_jax.data.dataset import DatasetFacts
+from mpmc_jax.evaluation.evaluator import PatchProbe
+from mpmc_jax.experiments import predict
+from mpmc_jax.experiments import run as runs
+from mpmc_jax.models import ModelConfig
+from mpmc_jax.pixels import GRAY, RGB, PixelFormat
+from mpmc_jax.plugins.base import Identity
+from mpmc_jax.types import Prediction
+
+SCENE = PixelFormat(2, (0.5,), (0.5,), "float32", low=(0.0,), high=(1.0,))
+VOLUME = PixelFormat(1, (0.0,), (1.0,), "float32", low=(0.0,), high=(1.0,))
+GEOREFERENCE = [
+    (33550, "d", 3, (0.5, 0.5, 0.0), True),
+    (33922, "d", 6, (0.0, 0.0, 0.0, 4e5, 5e6, 0.0), True),
+    (34735, "H", 8, (1, 1, 0, 1, 3072, 0, 1, 32632), True),
+]
+
+
+class _Bright(nn.Module):
+    """Class 1 where an image is brighter than its normalization's mean."""
+
+    num_classes: int = 2
+
+    @nn.compact
+    def __call__(self, images):
+        value = images.mean(-1) + self.param("bias", nn.initializers.zeros, ())
+        return Prediction(logits=jnp.stack([-value, value], -1))
+
+
+class _Tap(Identity):
+    """A plug-in whose patches are those of the first layer."""
+
+    taps = ("layer1",)
+
+
+@pytest.fixture
+def make_run(monkeypatch):
+    def make(pixels=RGB, **replaced):
+        module = _Bright()
+        config = base.get_base()
+        config.eval.batch_size = 2
+        image = jnp.zeros((1, 4, 4, pixels.channels))
+        run = runs.Run(
+            config=config,
+            facts=DatasetFacts(
+                "toy", ("a", "b"), ((9, 9, 9), (250, 0, 0)), pixels, "0"
+            ),
+            model=ModelConfig(num_classes=2),
+            module=module,
+            variables=module.init(jax.random.key(0), image),
+            step=1,
+            network_name="a",
+            plugin=_Tap(),
+            probe=None,
+            manifest={},
+        )
+        run = dataclasses.replace(run, **replaced)
+        monkeypatch.setattr(runs, "load_run", lambda workdir, checkpoint="best": run)
+        return run
+
+    return make
+
+
+def _predict(*arguments):
+    launch_predict.main(["--workdir=run", *map(str, arguments)])
+
+
+def _image(size, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
+
+
+def _names(folder):
+    return {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
+
+
+def _expected(run, image):
+    scores = run.predictor.probabilities(image)
+    return scores.argmax(-1), scores
+
+
+def test_probabilities_and_entropy(make_run, tmp_path):
+    run, image = make_run(), _image((10, 14))
+    Image.fromarray(image).save(tmp_path / "a.png")
+    kinds = "--outputs=index,probabilities,entropy"
+    _predict(f"--input={tmp_path / 'a.png'}", f"--output={tmp_path / 'out'}", kinds)
+    out = tmp_path / "out"
+    assert _names(out) == {"a_index.png", "a_probabilities.npz", "a_entropy.png"}
+    classes, scores = _expected(run, image)
+    np.testing.assert_array_equal(np.asarray(Image.open(out / "a_index.png")), classes)
+    with np.load(out / "a_probabilities.npz") as found:
+        np.testing.assert_allclose(found["probabilities"], scores, atol=1e-3)
+    entropy = -(scores * np.log(scores)).sum(-1) / np.log(2)
+    with Image.open(out / "a_entropy.png") as found:
+        np.testing.assert_allclose(np.asarray(found), 255 * entropy, atol=0.51)
+    # They are this program's: found again, and not read as images.
+    _predict(f"--input={tmp_path}", f"--output={tmp_path / 'out'}", kinds)
+
+
+@pytest.mark.parametrize(
+    ("outputs", "said"),
+    [
+        ("index,colour", "'colour' is unknown; valid: index, color"),
+        ("patches", "has no patch classifier"),
+    ],
+)
+def test_outputs_that_cannot_be_written(make_run, tmp_path, outputs, said):
+    make_run()
+    Image.fromarray(_image((8, 8))).save(tmp_path / "a.png")
+    with pytest.raises(SystemExit, match=said):
+        _predict(f"--input={tmp_path}", f"--output={tmp_path}", f"--outputs={outputs}")
+
+
+def test_a_list_names_images_and_their_folders_are_kept(make_run, tmp_path):
+    make_run()
+    (tmp_path / "data" / "x").mkdir(parents=True)
+    for name in ("data/a.png", "data/x/a.png", "b.png"):
+        Image.fromarray(_image((8, 8))).save(tmp_path / name)
+    lines = ["a.png", "x/a.png", "", str(tmp_path / "b.png"), "absent.png"]
+    (tmp_path / "data" / "list.txt").write_text("\n".join(lines))
+    with pytest.raises(SystemExit) as stopped:
+        _predict(
+            f"--input={tmp_path / 'data' / 'list.txt'}",
+            f"--output={tmp_path / 'out'}",
+            "--outputs=color",
+        )
+    assert str(stopped.value.code).endswith("absent.png: no file")
+    wanted = {"a_color.png", "x/a_color.png", "b_color.png"}
+    assert _names(tmp_path / "out") == wanted
+
+
+def test_images_of_many_sizes_equal_single_predictions(make_run, tmp_path):
+    run = make_run()
+    sizes = [(9, 12), (7, 12), (9, 12), (9, 12), (300, 12), (7, 12)]
+    for seed, size in enumerate(sizes):
+        Image.fromarray(_image(size, seed)).save(tmp_path / f"{seed}.png")
+    (tmp_path / "4b.png").write_bytes((tmp_path / "0.png").read_bytes()[:80])
+    arguments = (f"--input={tmp_path}", "--outputs=index", "--window_above=2000")
+    with pytest.raises(SystemExit, match=r"4b\.png"):
+        _predict(*arguments, f"--output={tmp_path / 'out'}")
+    for seed, size in enumerate(sizes):
+        found = Image.open(tmp_path / "out" / f"{seed}_index.png")
+        expected = _expected(run, _image(size, seed))[0]
+        np.testing.assert_array_equal(np.asarray(found), expected)
+
+
+def test_padding_shares_a_program_and_is_cut_off(make_run, tmp_path):
+    run = make_run()
+    for seed, size in enumerate([(9, 12), (7, 15)]):
+        Image.fromarray(_image(size, seed)).save(tmp_path / f"{seed}.png")
+    _predict(f"--input={tmp_path}", f"--output={tmp_path / 'out'}", "--pad_to=16")
+    for seed, size in enumerate([(9, 12), (7, 15)]):
+        found = np.asarray(Image.open(tmp_path / "out" / f"{seed}_index.png"))
+        # The toy network sees single pixels: padding changes nothing.
+        np.testing.assert_array_equal(found, _expected(run, _image(size, seed))[0])
+
+
+def test_a_large_image_is_written_band_by_band(make_run, tmp_path):
+    run, image = make_run(), _image((1100, 40))
+    Image.fromarray(image).save(tmp_path / "a.png")
+    outputs = "--outputs=index,color,overlay,probabilities,entropy"
+    out = tmp_path / "out"
+    _predict(f"--input={tmp_path}", f"--output={out}", outputs, "--window_above=99")
+    classes, scores = _expected(run, image)
+    np.testing.assert_array_equal(np.asarray(Image.open(out / "a_index.png")), classes)
+    with np.load(out / "a_probabilities.npz") as found:
+        np.testing.assert_allclose(found["probabilities"], scores, atol=1e-3)
+
+
+def test_a_georeference_is_kept(make_run, tmp_path):
+    run = make_run(SCENE)
+    scene = np.random.default_rng(0).random((12, 15, 2), np.float32)
+    options = {"planarconfig": "contig", "extratags": GEOREFERENCE}
+    tifffile.imwrite(tmp_path / "a.tif", scene, photometric="minisblack", **options)
+    out = tmp_path / "out"
+    outputs = "--outputs=index,color,probabilities"
+    _predict(f"--input={tmp_path}", f"--output={out}", outputs)
+    assert _names(out) == {"a_index.tif", "a_color.png", "a_probabilities.tif"}
+    classes, scores = _expected(run, scene)
+    for name, expected in (("index", classes), ("probabilities", scores)):
+        with tifffile.TiffFile(out / f"a_{name}.tif") as found:
+            np.testing.assert_allclose(found.asarray(), expected, atol=1e-6)
+            tags = found.pages.first.tags
+            for code, _, _, value, _ in GEOREFERENCE:
+                assert tags[code].value == value
+    first = {path: path.read_bytes() for path in out.iterdir()}
+    _predict(f"--input={tmp_path}", f"--output={out}", outputs, "--overwrite")
+    assert first == {path: path.read_bytes() for path in out.iterdir()}
+
+
+@pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
+def test_a_nifti_volume_is_predicted_on_its_grid(make_run, tmp_path, ending, capsys):
+    run = make_run(VOLUME)
+    values = np.random.default_rng(0).integers(-50, 900, (9, 11, 5)).astype(np.int16)
+    affine = np.diag([1.5, 1.5, 8, 1.0])
+    nibabel.save(nibabel.Nifti1Image(values, affine), tmp_path / f"a{ending}")
+    out = tmp_path / "out"
+    _predict(f"--input={tmp_path}", f"--output={out}", "--outputs=index,color")
+    slices = {f"a/{i + 1:04d}_color.png" for i in range(5)}
+    assert _names(out) == slices | {"a_index.nii.gz"}
+    found = nibabel.load(out / "a_index.nii.gz")
+    assert found.get_data_dtype() == np.uint8
+    np.testing.assert_array_equal(found.affine, affine)
+    unit = ((values.T - values.min()) / np.ptp(values)).astype(np.float32)
+    expected = [_expected(run, each[..., None])[0] for each in unit]
+    np.testing.assert_array_equal(np.asarray(found.dataobj), np.transpose(expected))
+    assert "1 of 1 image written" in capsys.readouterr().out
+    _predict(f"--input={tmp_path}", f"--output={out}", "--outputs=index,color")
+    assert "1 of 1 image already done" in capsys.readouterr().out
+
+
+def test_pages_of_a_tiff_are_images_unless_they_are_channels(make_run, tmp_path):
+    run = make_run()
+    pages = [_image((8, 10), seed) for seed in range(3)]
+    tifffile.imwrite(tmp_path / "a.tif", np.stack(pages), photometric="rgb")
+    _predict(f"--input={tmp_path}", f"--output={tmp_path / 'out'}", "--outputs=index")
+    for number, page in enumerate(pages, 1):
+        found = Image.open(tmp_path / "out" / "a" / f"{number:04d}_index.png")
+        np.testing.assert_array_equal(np.asarray(found), _expected(run, page)[0])
+    run = make_run(SCENE)
+    scene = np.random.default_rng(0).random((2, 12, 15), np.float32)
+    tifffile.imwrite(tmp_path / "b.tif", scene, photometric="minisblack")
+    _predict(f"--input={tmp_path / 'b.tif'}", f"--output={tmp_path / 'scene'}")
+    assert "b_index.png" in _names(tmp_path / "scene")
+
+
+def test_a_damaged_volume_does_not_end_the_others(make_run, tmp_path):
+    make_run(GRAY)
+    (tmp_path / "a.nii.gz").write_bytes(b"no volume")
+    (tmp_path / "b.nii").write_bytes(b"\0" * 400)
+    Image.fromarray(_image((8, 8))).save(tmp_path / "c.png")
+    with pytest.raises(SystemExit) as stopped:
+        _predict(f"--input={tmp_path}", f"--output={tmp_path / 'out'}")
+    lines = str(stopped.value.code).splitlines()
+    assert len(lines) == 2 and "a.nii.gz: " in lines[0] and "b.nii: " in lines[1]
+    assert "c_index.png" in _names(tmp_path / "out")
+
+
+def test_patches_state_classes_and_the_pixels_that_they_cover(make_run, tmp_path):
+    def apply(variables, images, labels):
+        logits = jnp.stack([images[:, ::4, ::4, 0], -images[:, ::4, ::4, 0]], -1)
+        return logits, logits > 0, logits[..., 0] > -99
+
+    make_run(probe=PatchProbe({}, apply))
+    image = _image((40, 44))
+    Image.fromarray(image).save(tmp_path / "a.png")
+    out = tmp_path / "out"
+    _predict(f"--input={tmp_path}", f"--output={out}", "--outputs=patches")
+    with np.load(out / "a_patches.npz") as found:
+        assert found["probabilities"].shape == (10, 11, 2)
+        np.testing.assert_allclose(found["probabilities"].sum(-1), 1, atol=2e-3)
+        assert found["rows"].shape == (10, 2) and found["columns"].shape == (11, 2)
+        assert found["rows"].min() == 0 and found["columns"].max() == 44
+    with pytest.raises(SystemExit, match="leave patches out of --outputs"):
+        _predict(
+            f"--input={tmp_path / 'a.png'}",
+            f"--output={tmp_path / 'large'}",
+            "--outputs=patches",
+            "--window_above=99",
+        )
+
+
+def test_batches_are_as_large_as_one_image_may_be(make_run):
+    run = make_run()
+    writer = predict.PredictionWriter(run, None, overwrite=False)
+    images = [predict._Image(None, (1500, 1500), {}, None)] * 3
+    assert {len(batch.images) for batch in writer._batches(images)} == {3}
+    assert {batch.rows for batch in writer._batches(images)} == {3}
