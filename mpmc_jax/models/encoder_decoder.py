@@ -111,8 +111,9 @@ class EncoderDecoder(nn.Module):
     @nn.nowrap
     def upsample(self, logits_bhwc: Array, size: tuple[int, int]) -> Array:
         """Resizes (b,h,w,c) to (b,*size,c), bilinearly."""
-        resize = resize_half_pixel if self.half_pixel else resize_align_corners
-        return resize(logits_bhwc, size)
+        if self.half_pixel:
+            return resize_half_pixel(logits_bhwc, size)
+        return resize_align_corners(logits_bhwc, size, gradient_dtype=self.dtype)
 
     def __call__(self, images_bhwc: Array, *, train: bool = False) -> Prediction:
         """Predicts logits, auxiliary ones too, at the size of the images."""

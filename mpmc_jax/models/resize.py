@@ -63,8 +63,14 @@ def _symbolic_matrix(source: int, target: int) -> Array:
     )
 
 
-def resize_align_corners(x_bhwc: Array, size: tuple[int, int]) -> Array:
-    """Resizes bilinearly so that corner pixels coincide: (b,h,w,c) -> (b,*size,c)."""
+def resize_align_corners(
+    x_bhwc: Array, size: tuple[int, int], gradient_dtype: str = "float64"
+) -> Array:
+    """Resizes bilinearly so that corner pixels coincide: (b,h,w,c) -> (b,*size,c).
+
+    On GPUs the gradient is rounded to `gradient_dtype`, where that is narrower, before
+    it is summed in float32: arrays of scores of all pixels are a step's largest.
+    """
     _, height, width, _ = x_bhwc.shape
     if (height, width) == tuple(size):
         return x_bhwc
@@ -77,7 +83,7 @@ def resize_align_corners(x_bhwc: Array, size: tuple[int, int]) -> Array:
         return resize_by(rows, columns, x_bhwc)
     ratio = _whole_ratio((height, width), size)
     if ratio and target_platform() == "gpu":
-        return _enlarge(ratio, x_bhwc)
+        return _enlarge(_Whole(ratio, gradient_dtype), x_bhwc)
     axes = _Enlargement(height, size[0]), _Enlargement(width, size[1])
     if target_platform() == "gpu" and all(1 < n <= m for n, m in axes):
         return _enlarge_by_gathers(axes, x_bhwc)
@@ -226,10 +232,23 @@ def _gathered(
     return out
 
 
+class _Whole(NamedTuple):
+    """An enlargement by a whole number.
+
+    Attributes:
+      ratio: positions per interval of the source.
+      gradient_dtype: what the gradient is rounded to, where that is narrower.
+    """
+
+    ratio: int
+    gradient_dtype: str
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 @traced_once
-def _enlarge(ratio: int, x_bhwc: Array) -> Array:
+def _enlarge(by: _Whole, x_bhwc: Array) -> Array:
     """Enlarges (b,h,w,c) to (b,ratio(h-1)+1,ratio(w-1)+1,c)."""
+    ratio = by.ratio
     batch, height, width, channels = x_bhwc.shape
     # The last row and column begin intervals of their own, of which the first position
     # counts.
@@ -247,14 +266,19 @@ def _enlarge(ratio: int, x_bhwc: Array) -> Array:
     return out_bhwc[:, :rows, :columns].astype(x_bhwc.dtype)
 
 
-def _enlarge_forward(ratio: int, x_bhwc: Array) -> tuple[Array, None]:
-    return _enlarge(ratio, x_bhwc), None
+def _enlarge_forward(by: _Whole, x_bhwc: Array) -> tuple[Array, None]:
+    return _enlarge(by, x_bhwc), None
 
 
 @traced_once
-def _enlarge_backward(ratio: int, residuals: None, dy_bhwc: Array) -> tuple[Array]:
+def _enlarge_backward(by: _Whole, residuals: None, dy_bhwc: Array) -> tuple[Array]:
     """Sums what each corner gave to the positions of its intervals, in one reading."""
     del residuals
+    ratio, gradient_dtype = by
+    dtype = dy_bhwc.dtype
+    if jnp.finfo(gradient_dtype).bits < jnp.finfo(dtype).bits:
+        # Without the barrier XLA would keep the wider dtype.
+        dy_bhwc = lax.optimization_barrier(dy_bhwc.astype(gradient_dtype))
     batch, rows, columns, channels = dy_bhwc.shape
     height, width = (rows - 1) // ratio + 1, (columns - 1) // ratio + 1
     beyond = ((0, 0), (0, ratio - 1), (0, ratio - 1), (0, 0))
@@ -276,7 +300,7 @@ def _enlarge_backward(ratio: int, residuals: None, dy_bhwc: Array) -> tuple[Arra
         # A far corner of the last interval lies beyond the map and got nothing.
         moved = jnp.pad(sum_bhwc, ((0, 0), (row, 0), (column, 0), (0, 0)))
         dx_bhwc = dx_bhwc + moved[:, :height, :width]
-    return (dx_bhwc.astype(dy_bhwc.dtype),)
+    return (dx_bhwc.astype(dtype),)
 
 
 _enlarge.defvjp(_enlarge_forward, _enlarge_backward)

@@ -259,6 +259,28 @@ def test_the_forms_of_enlarging_for_gpus_equal_the_products():
     assert len(errors) == 12 and max(errors) < 1e-12, errors
 
 
+def test_the_gradient_of_enlarging_is_rounded_where_asked():
+    x = np.random.default_rng(0).normal(size=(2, 3, 4, 3)).astype(np.float32)
+    given = np.random.default_rng(1).normal(size=(2, 9, 13, 3)).astype(np.float32)
+
+    @functools.partial(jax.jit, static_argnames="dtype")
+    def gradient(given, dtype):
+        enlarge = functools.partial(
+            resize_align_corners, size=(9, 13), gradient_dtype=dtype
+        )
+        out, back = jax.vjp(enlarge, x)
+        return out, back(given)[0]
+
+    rounded = np.asarray(given.astype(jnp.bfloat16).astype(np.float32))
+    for platform, taken in (("gpu", rounded), ("cpu", given)):
+        with platforms.compiled_for(platform):
+            out, found = gradient(given, "bfloat16")
+            full, expected = gradient(taken, "float32")
+        np.testing.assert_array_equal(out, full)
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+    assert abs(rounded - given).max() > 1e-3
+
+
 def max_pool_errors() -> list[float]:
     """The form for GPUs against XLA's windows, with ties, whose first gets all."""
 

@@ -60,6 +60,9 @@ def test_the_lowered_step_has_no_wide_window_and_writes_no_full_size_scores():
     assert 0 < max(map(int, moving)) <= WIDEST
     writers = writers_of_scores(text)
     assert "add" in writers and not writers & set(ALONE)
+    # Their gradients, which XLA writes, are rounded: one function that all views call.
+    rounded = rf"bf16\[\d+,{tiny.CROP},{tiny.CROP},{tiny.CLASSES}\]\S* opt-barrier"
+    assert len(re.findall(rounded, text)) == 1
 
 
 @pytest.mark.full
