@@ -16,6 +16,8 @@ from mpmc_jax.analysis.pseudo_label_maps import (
     unlabeled_ids,
 )
 from mpmc_jax.experiments.run import open_split
+from mpmc_jax.methods.pseudo_labels import Threshold
+from mpmc_jax.methods.registry import thresholds
 from mpmc_jax.types import IGNORE_LABEL
 
 # Pixels per image that the areas under ROC curves are computed from, drawn at random.
@@ -48,10 +50,11 @@ class Quality:
     """Sums over images of what `row` reports.
 
     Attributes:
-      threshold: least confidence of a pseudo-label that counts in training.
+      threshold: least confidence of a pseudo-label that counts in training; one number,
+        or one per class.
     """
 
-    threshold: float
+    threshold: Threshold
 
     def __post_init__(self) -> None:
         # Right and wrong pixels: their number, confident ones, lambda_s, the oracle's.
@@ -64,9 +67,11 @@ class Quality:
         known = label != IGNORE_LABEL
         right = (maps.label == label)[known]
         scores = np.stack([maps.weight, maps.confidence, maps.oracle])[:, known]
+        least = np.asarray(self.threshold, np.float64)
+        least = least[maps.label[known]] if least.ndim else np.full(right.shape, least)
         for row, chosen in enumerate((right, ~right)):
             weight, confidence, oracle = scores[:, chosen].astype(np.float64)
-            confident = confidence >= self.threshold
+            confident = confidence >= least[chosen]
             parts = (chosen.sum(), confident.sum(), weight.sum(), oracle.sum())
             self._sums[row] += parts
         rng = np.random.default_rng(self._images)
@@ -115,7 +120,7 @@ def measure(saved: SavedRun) -> dict[str, Any]:
     chosen = [i for i, name in enumerate(source.ids) if name in unlabeled]
     if not chosen:
         raise ValueError("none of the unlabeled images has a label to compare with")
-    quality = Quality(run.config.method.threshold)
+    quality = Quality(thresholds(run.config))
     for number in chosen:
         example = source[number]
         inputs = (jnp.asarray(x[None]) for x in (example.image, example.label))

@@ -7,7 +7,7 @@ import ml_collections
 from mpmc_jax.data import decode, registry, splits
 from mpmc_jax.data.class_weights import median_frequency_weights
 from mpmc_jax.data.dataset import DatasetInfo, EvalSource, open_dataset
-from mpmc_jax.data.geometry.cropping import CropConfig
+from mpmc_jax.data.geometry.cropping import ClassFocus, CropConfig
 from mpmc_jax.data.pipeline import PipelineConfig, TrainPipeline
 from mpmc_jax.models.registry import encoder_normalization
 from mpmc_jax.pixels import NORMALIZATIONS, PixelFormat
@@ -144,6 +144,7 @@ def build_train(
         scale_base=data.scale_base,
         flip=data.flip,
         fill=streams.fill,
+        focus=_build_focus(config, streams, info),
     )
     settings = PipelineConfig(
         batch_size=config.train.batch_size,
@@ -159,6 +160,32 @@ def build_train(
         process_count=process_count,
     )
     return TrainPipeline(info, build_split(config, info), settings)
+
+
+def _build_focus(
+    config: ml_collections.ConfigDict, streams: Streams, info: DatasetInfo
+) -> ClassFocus | None:
+    """Returns the configured focus of labeled crops on classes; None without one.
+
+    Raises:
+      ValueError: classes that there are not, or crops that are whole images.
+    """
+    imbalance = config.imbalance
+    if not imbalance.crop_probability:
+        return None
+    if streams.geometry == "acdc":
+        raise ValueError(
+            f"imbalance.crop_probability={imbalance.crop_probability}: with "
+            "data.geometry='acdc' crops are whole images; leave it at 0"
+        )
+    count = info.facts.num_classes
+    classes = tuple(imbalance.crop_classes) or tuple(range(1, count))
+    if not set(classes) <= set(range(count)):
+        raise ValueError(
+            f"imbalance.crop_classes={classes}: give numbers of the classes 0 to "
+            f"{count - 1}, or () for all but class 0"
+        )
+    return ClassFocus(imbalance.crop_probability, classes)
 
 
 def _configured(streams: Streams, data: ml_collections.ConfigDict) -> Streams:

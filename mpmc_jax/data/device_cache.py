@@ -16,6 +16,7 @@ import numpy as np
 from mpmc_jax.data import crop_plan, decode
 from mpmc_jax.data.dataset import DatasetInfo
 from mpmc_jax.data.geometry.cropping import CropConfig, fill_color, to_bytes
+from mpmc_jax.data.geometry.focus import focused
 from mpmc_jax.data.geometry.registry import Draw, build_geometry
 from mpmc_jax.data.parallel_map import map_with_progress
 from mpmc_jax.data.splits import Split
@@ -40,6 +41,8 @@ class PlanReader:
       ids: position in the list -> id.
       draw: draws where a crop comes from.
       taps, stride: see `crop_plan.plan`.
+      labels: (n,h,w) labels of the list's images, or None; only a focus on classes
+        reads them.
     """
 
     sizes: np.ndarray
@@ -47,6 +50,7 @@ class PlanReader:
     draw: Draw
     taps: int
     stride: int
+    labels: np.ndarray | None = None
 
     def crops(
         self, position: int, rng: np.random.Generator, settings: Sequence[CropConfig]
@@ -56,6 +60,9 @@ class PlanReader:
         found = []
         for crop in settings:
             cut = self.draw(rng, (rows, columns), crop)
+            if self.labels is not None and crop.focus is not None:
+                label_hw = self.labels[position, :rows, :columns]
+                cut = focused(rng, cut, label_hw, crop.focus)
             arrays = crop_plan.plan(
                 cut, (rows, columns), crop, taps=self.taps, stride=self.stride
             )
@@ -151,6 +158,7 @@ class DeviceCache:
             draw=self._geometry.draw,
             taps=crop_plan.taps_needed(self._geometry.resampling, shrink),
             stride=self.arrays[name]["image"].shape[2],
+            labels=self.arrays[name].get("label"),
         )
 
     def cut(self, arrays: PyTree, batch: Batch) -> Batch:

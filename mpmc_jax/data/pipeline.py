@@ -23,6 +23,7 @@ from mpmc_jax.data import decode
 from mpmc_jax.data.dataset import DatasetInfo
 from mpmc_jax.data.device_cache import DeviceCache
 from mpmc_jax.data.geometry.cropping import CropConfig, size_of, to_bytes
+from mpmc_jax.data.geometry.focus import focused
 from mpmc_jax.data.geometry.registry import Draw, build_geometry
 from mpmc_jax.data.partner_loader import PartnerLoader
 from mpmc_jax.data.raster_formats import UnreadableImage
@@ -145,6 +146,8 @@ class RecordReader:
         crops = []
         for setting in settings:
             cut = self.draw(rng, size_of(decoded), setting)
+            if label_hw is not None and setting.focus is not None:
+                cut = focused(rng, cut, label_hw, setting.focus)
             image = cut.image(decoded, setting, self.pixels)
             crop = {"extent": cut.extent(), "index": np.array(position, np.int32)}
             if label_hw is None:
@@ -371,7 +374,7 @@ class TrainPipeline:
         if config.streams.source_scales is not None:
             low, high = config.streams.source_scales
             source_crop = dataclasses.replace(
-                config.crop, scale_min=low, scale_max=high
+                config.crop, scale_min=low, scale_max=high, focus=None
             )
         read = ReadLabeled(self._reader("labeled"), config.crop, source_crop)
         return self._stream("labeled", read)

@@ -154,6 +154,13 @@ def _imbalance() -> dict:
         "class_weights": (),
         # Exponent of the focal loss; 0 is cross-entropy.
         "focal_gamma": 2.0,
+        # Probability that a labeled crop is centered on a pixel of one of these classes
+        # (numbers; (): all but class 0), drawn among those that the image has.
+        "crop_probability": 0.0,
+        "crop_classes": (),
+        # One confidence per class below which its pseudo-labels do not count, instead
+        # of method.threshold; (): that one for all.
+        "thresholds": (),
     }
 
 

@@ -81,12 +81,13 @@ class AugSeg(base.Method):
 
     Attributes:
       group_size: number of images mixed with each other; per GPU in published runs.
-      threshold: pseudo-labels below this confidence do not count.
+      threshold: pseudo-labels below this confidence do not count; one
+        number, or one per class.
       ema_decay: largest decay of the teacher.
     """
 
     group_size: int
-    threshold: float = 0.95
+    threshold: pseudo_labels.Threshold = 0.95
     ema_decay: float = 0.999
 
     streams = Streams(geometry="augseg", fill="mean", order="drawn")
@@ -174,7 +175,9 @@ class AugSeg(base.Method):
             students["student"], images, dropout_keys=inputs.dropout_keys
         )
         labeled, unlabeled = both.halves()
-        confident = targets.confidence >= self.threshold
+        confident = pseudo_labels.is_confident(
+            targets.confidence, targets.label, self.threshold
+        )
         supervised = base.supervised_part(labeled, inputs.label)
         counts = confident & (targets.label != IGNORE_LABEL)
         view = View(

@@ -55,7 +55,8 @@ class MeanTeacher(base.Method):
 
     Attributes:
       group_size: number of images mixed with each other.
-      threshold: pseudo-labels below this confidence do not count.
+      threshold: pseudo-labels below this confidence do not count; one
+        number, or one per class.
       ema_decay: largest decay of the teacher.
       cutmix: whether the strong view is mixed.
       loss: L_u, see `training.objective.view_loss`.
@@ -68,7 +69,7 @@ class MeanTeacher(base.Method):
     """
 
     group_size: int
-    threshold: float = 0.95
+    threshold: pseudo_labels.Threshold = 0.95
     ema_decay: float = 0.999
     cutmix: bool = True
     loss: ViewLoss = "ce"
@@ -139,7 +140,9 @@ class MeanTeacher(base.Method):
     ) -> Outputs:
         mixed = self._mix(inputs, inputs.strong)
         labeled, unlabeled, student = self._passes(students["student"], inputs, mixed)
-        confident = targets["confidence"] >= self.threshold
+        confident = pseudo_labels.is_confident(
+            targets["confidence"], targets["label"], self.threshold
+        )
         supervised = base.supervised_part(labeled, inputs.label)
         view = View(
             logits=unlabeled.logits,

@@ -27,6 +27,23 @@ def confidence_and_label(logits_bhwc: Array) -> tuple[Array, Array]:
     return 1 / jnp.exp(shifted).sum(axis=-1), label_bhw
 
 
+# The least confidence that counts: one number, or one per class.
+Threshold = float | tuple[float, ...]
+
+
+def is_confident(
+    confidence_bhw: Array, label_bhw: Array, threshold: Threshold
+) -> Array:
+    """Whether the confidence of each pseudo-label reaches its threshold: (b,h,w) bool.
+
+    Where the label is void, an answer is given that nothing may depend on.
+    """
+    if isinstance(threshold, float | int):
+        return confidence_bhw >= threshold
+    of_class = jnp.asarray(threshold, confidence_bhw.dtype)
+    return confidence_bhw >= jnp.take(of_class, label_bhw, mode="clip")
+
+
 def entropy(logits_bhwc: Array) -> Array:
     """The entropy -sum_c p_c log(p_c + 1e-10) of each pixel: (b,h,w), no gradient."""
     logits_bhwc = jax.lax.stop_gradient(at_least_float32(logits_bhwc))

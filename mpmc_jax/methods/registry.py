@@ -13,6 +13,7 @@ from mpmc_jax.methods.checks import check_choice
 from mpmc_jax.methods.cps import CPS, PlainCPS
 from mpmc_jax.methods.fixmatch import AverageFixMatch, FixMatch
 from mpmc_jax.methods.mean_teacher import MeanTeacher
+from mpmc_jax.methods.pseudo_labels import Threshold
 from mpmc_jax.methods.supervised import SupervisedOnly
 from mpmc_jax.methods.u2pl.contrast import PixelContrast
 from mpmc_jax.methods.u2pl.method import U2PL
@@ -51,6 +52,11 @@ def _groups(config: ml_collections.ConfigDict) -> int:
     return max(config.train.batch_size // max(config.train.group_size, 1), 1)
 
 
+def thresholds(config: ml_collections.ConfigDict) -> Threshold:
+    """Returns the least confidence of a pseudo-label: for all classes, or one each."""
+    return tuple(config.imbalance.thresholds) or config.method.threshold
+
+
 def _supervised(config: ml_collections.ConfigDict, context: MethodContext) -> Method:
     del context
     return SupervisedOnly(ema_decay=config.method.ema_decay)
@@ -60,7 +66,7 @@ def _mean_teacher(config: ml_collections.ConfigDict, context: MethodContext) -> 
     del context
     return MeanTeacher(
         group_size=config.train.group_size,
-        threshold=config.method.threshold,
+        threshold=thresholds(config),
         ema_decay=config.method.ema_decay,
         cutmix=config.method.cutmix,
         loss=config.method.unlabeled_loss,
@@ -71,7 +77,7 @@ def _mean_teacher(config: ml_collections.ConfigDict, context: MethodContext) -> 
 def _unimatch(config: ml_collections.ConfigDict, context: MethodContext) -> Method:
     return UniMatch(
         perturbed=tuple(context.perturbed.items()),
-        threshold=config.method.threshold,
+        threshold=thresholds(config),
         ema_decay=config.method.ema_decay,
         loss=config.method.unlabeled_loss,
     )
@@ -81,7 +87,7 @@ def _unimatch_v2(config: ml_collections.ConfigDict, context: MethodContext) -> M
     return UniMatchV2(
         group_size=config.train.group_size,
         perturbed=tuple(context.perturbed.items()),
-        threshold=config.method.threshold,
+        threshold=thresholds(config),
         ema_decay=config.method.ema_decay,
         loss=config.method.unlabeled_loss,
     )
@@ -90,7 +96,7 @@ def _unimatch_v2(config: ml_collections.ConfigDict, context: MethodContext) -> M
 def _fixmatch(config: ml_collections.ConfigDict, context: MethodContext) -> Method:
     del context
     common = {
-        "threshold": config.method.threshold,
+        "threshold": thresholds(config),
         "ema_decay": config.method.ema_decay,
         "loss": config.method.unlabeled_loss,
     }
@@ -114,7 +120,7 @@ def _augseg(config: ml_collections.ConfigDict, context: MethodContext) -> Method
     del context
     return AugSeg(
         group_size=config.train.group_size,
-        threshold=config.method.threshold,
+        threshold=thresholds(config),
         ema_decay=config.method.ema_decay,
     )
 
@@ -161,7 +167,7 @@ def _ael(config: ml_collections.ConfigDict, context: MethodContext) -> Method:
         groups=groups,
         dropout=tuple(context.dropout.items()),
         axis_name=context.axis_name,
-        threshold=config.method.threshold,
+        threshold=thresholds(config),
         ema_decay=config.method.ema_decay,
         query_classes=ael.query_classes,
         unqueried=ael.unqueried,
@@ -174,6 +180,8 @@ def _ael(config: ml_collections.ConfigDict, context: MethodContext) -> Method:
 
 # Settings of the section `method` that some methods do not read, and their defaults.
 _OPTIONAL = {"unlabeled_loss": "ce", "cutmix": True, "normalization": "joint"}
+# Methods whose pseudo-labels do not depend on their confidence.
+_WITHOUT_THRESHOLD = ("supervised", "u2pl", "cps")
 
 
 class _Entry(NamedTuple):
@@ -235,10 +243,28 @@ def build_method(config: ml_collections.ConfigDict, context: MethodContext) -> M
         )
     entry = _entry(config.method.name)
     _check_optional(config)
+    _check_thresholds(config, context.num_classes)
     method = entry.make(config, context)
     return dataclasses.replace(
         method, pixels=context.pixels, element_dropout=context.element_dropout
     )
+
+
+def _check_thresholds(config: ml_collections.ConfigDict, num_classes: int) -> None:
+    """Raises ValueError for thresholds by class that do not fit or are not read."""
+    given, name = tuple(config.imbalance.thresholds), config.method.name
+    if not given:
+        return
+    if name in _WITHOUT_THRESHOLD:
+        raise ValueError(
+            f"imbalance.thresholds={given}: {name} has no threshold of confidence; "
+            "leave it at ()"
+        )
+    if len(given) != num_classes or not all(0 <= each <= 1 for each in given):
+        raise ValueError(
+            f"imbalance.thresholds={given}: give {num_classes} numbers in [0, 1], one "
+            "per class, or () for method.threshold"
+        )
 
 
 def _check_optional(config: ml_collections.ConfigDict) -> None:

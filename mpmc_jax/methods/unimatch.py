@@ -68,13 +68,14 @@ class UniMatch(base.Method):
     Attributes:
       perturbed: (tap, channels) of the encoder outputs whose channels are dropped.
       strong_coefficients: name of each strong view -> its coefficient.
-      threshold: pseudo-labels below this confidence do not count.
+      threshold: pseudo-labels below this confidence do not count; one
+        number, or one per class.
       ema_decay: if positive, an average is kept for evaluation only.
       loss: the loss of the three unlabeled terms, see `training.objective.view_loss`.
     """
 
     perturbed: tuple[tuple[str, int], ...]
-    threshold: float = 0.95
+    threshold: pseudo_labels.Threshold = 0.95
     ema_decay: float = 0.0
     loss: ViewLoss = "ce"
     scale: float = dataclasses.field(default=0.5, kw_only=True)
@@ -180,7 +181,8 @@ class UniMatch(base.Method):
             inputs, (confidence, label), targets, perturbed, strong, teachers["student"]
         )
         # As published, over all pixels of the weak view, including padding.
-        metrics = {"confident_weak": base.sum_and_count(confidence >= self.threshold)}
+        confident = pseudo_labels.is_confident(confidence, label, self.threshold)
+        metrics = {"confident_weak": base.sum_and_count(confident)}
         return Outputs((supervised,), views, {"student": student}, state, metrics)
 
     def _weak_pass(
@@ -251,7 +253,7 @@ class UniMatch(base.Method):
         regions = self.regions(inputs)
 
         def view(name, passed, image, confidence, label, coefficient) -> View:
-            confident = confidence >= self.threshold
+            confident = pseudo_labels.is_confident(confidence, label, self.threshold)
             return View(
                 logits=passed.logits,
                 taps=passed.taps,

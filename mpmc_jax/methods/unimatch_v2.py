@@ -62,14 +62,15 @@ class UniMatchV2(base.Method):
       group_size: number of images mixed with each other; even.
       perturbed: (tap, channels) of the encoder outputs whose channels are dropped.
         Those of one width share a mask.
-      threshold: pseudo-labels below this confidence do not count.
+      threshold: pseudo-labels below this confidence do not count; one
+        number, or one per class.
       ema_decay: largest decay of the teacher.
       loss: L_s1 and L_s2, see `training.objective.view_loss`.
     """
 
     group_size: int
     perturbed: tuple[tuple[str, int], ...]
-    threshold: float = 0.95
+    threshold: pseudo_labels.Threshold = 0.95
     ema_decay: float = 0.996
     loss: ViewLoss = "ce"
     scale: float = dataclasses.field(default=0.5, kw_only=True)
@@ -154,7 +155,7 @@ class UniMatchV2(base.Method):
             perturbation=inputs.perturbation,
         )
         regions, (confidence, label) = self.regions(inputs), targets
-        confident = confidence >= self.threshold
+        confident = pseudo_labels.is_confident(confidence, label, self.threshold)
         views = [
             View(
                 logits=passed.logits,

@@ -169,8 +169,9 @@ def evaluations_since_best(scores: Sequence[float | None]) -> int:
     """
     best, since = -math.inf, 0
     for score in scores:
-        improved = score is not None and score > best
-        best, since = (score, 0) if improved else (best, since + 1)
+        since += 1
+        if score is not None and score > best:
+            best, since = score, 0
     return since
 
 

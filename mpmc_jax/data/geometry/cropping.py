@@ -28,6 +28,28 @@ FILLS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 
 
 @dataclasses.dataclass(frozen=True)
+class ClassFocus:
+    """How often crops are centered on a pixel of some classes.
+
+    Attributes:
+      probability: share of the crops that are.
+      classes: the classes; one that the image has is drawn for each crop.
+
+    Raises:
+      ValueError: the probability is not in [0, 1].
+    """
+
+    probability: float
+    classes: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.probability <= 1:
+            raise ValueError(
+                f"imbalance.crop_probability={self.probability}: must lie in [0, 1]"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
 class CropConfig:
     """The size of crops and the range of the random resize.
 
@@ -38,6 +60,7 @@ class CropConfig:
       scale_base: the long side that factors refer to; 0 for the image's own.
       flip: whether half of the crops are mirrored horizontally.
       fill: color of the padding, a key of `FILLS`.
+      focus: how often labeled crops are centered on chosen classes; None for never.
     """
 
     size: int
@@ -46,6 +69,7 @@ class CropConfig:
     scale_base: int = 0
     flip: bool = True
     fill: str = "black"
+    focus: ClassFocus | None = None
 
     def __post_init__(self) -> None:
         if self.size < 1:
@@ -131,6 +155,25 @@ class Placement:
         columns = pick(label_hw.shape[1], self.resized[1])[left:right]
         canvas = np.full((config.size, config.size), self.label_fill, np.uint8)
         return self._on_canvas(label_hw[rows[:, None], columns[None, :]], canvas)
+
+    def centered(self, pixel: tuple[int, int], size: tuple[int, int]) -> "Placement":
+        """Moves the window so that a pixel is in its middle, as far as the image goes.
+
+        Args:
+          pixel: row and column in the image as stored.
+          size: rows and columns of that image.
+        """
+        top, left, bottom, right = self.window
+        height, width = bottom - top, right - left
+        corner = []
+        for at, length, resized, side in zip(
+            pixel, size, self.resized, (height, width), strict=True
+        ):
+            middle = (at + 0.5) * resized / length
+            corner.append(min(max(int(middle - side / 2), 0), resized - side))
+        top, left = corner
+        window = (top, left, top + height, left + width)
+        return dataclasses.replace(self, window=window)
 
     def _on_canvas(self, window: np.ndarray, canvas: np.ndarray) -> np.ndarray:
         top, left, bottom, right = self.extent()

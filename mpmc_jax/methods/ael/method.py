@@ -44,7 +44,8 @@ class AEL(base.Method):
       groups: number of groups in a batch.
       dropout: (map of the decoder, channels), where a tenth of the channels is dropped.
       axis_name: the device axis, over which the memory is kept the same.
-      threshold: pseudo-labels below this confidence are void.
+      threshold: pseudo-labels below this confidence are void; one
+        number, or one per class.
       ema_decay: largest decay of the teacher.
       query_classes: number of draws of a class to copy into labeled images.
       unqueried: classes that are never drawn for copying.
@@ -64,7 +65,7 @@ class AEL(base.Method):
     groups: int
     dropout: tuple[tuple[str, int], ...]
     axis_name: str | None = None
-    threshold: float = 0.7
+    threshold: pseudo_labels.Threshold = 0.7
     ema_decay: float = 0.99
     query_classes: int = 1
     unqueried: tuple[int, ...] = ()
@@ -219,7 +220,8 @@ class AEL(base.Method):
         return targets, {"student": teacher.batch_stats}, state
 
     def _void(self, confidence: Array, label: Array) -> Array:
-        return jnp.where(confidence < self.threshold, IGNORE_LABEL, label)
+        confident = pseudo_labels.is_confident(confidence, label, self.threshold)
+        return jnp.where(confident, label, IGNORE_LABEL)
 
     def views(
         self,
