@@ -32,6 +32,7 @@ myst_heading_anchors = 4
 nb_execution_mode = "force" if os.environ.get("MPMC_EXECUTE_NOTEBOOKS") else "off"
 nb_execution_raise_on_error = True
 nb_execution_timeout = 1200
+nb_merge_streams = True
 
 # Docstrings quote code in single backticks.
 default_role = "code"

@@ -21,7 +21,10 @@ source launch/venv.sh
 if ! "$python" -c 'import mpmc_jax, myst_nb, sphinx_book_theme' 2>/dev/null; then
   run "$python" -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
 fi
-# The reference imports the package; it needs no accelerator.
+# The reference imports the package, and notebooks run programs; neither needs an
+# accelerator.
 export JAX_PLATFORMS=cpu
+PATH=$(cd "$(dirname "$python")" && pwd):$PATH
+export PATH
 "$python" -m sphinx --quiet --fresh-env --fail-on-warning -c docs . "$folder"
 echo "written to $folder"

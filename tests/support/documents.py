@@ -15,6 +15,8 @@ PAGES = [
 ]
 # A directive of the site, such as {toctree}, is fenced like code.
 _FENCE = re.compile(r"^```([^`\n]*)\n(.*?)^```$", flags=re.DOTALL | re.MULTILINE)
+# What a notebook states about itself, before its title.
+_HEADER = re.compile(r"\A---\n.*?^---\n+", flags=re.DOTALL | re.MULTILINE)
 
 
 def name_of(path):
@@ -23,15 +25,21 @@ def name_of(path):
 
 
 def prose(text):
-    """A page without its fenced code."""
-    return _FENCE.sub("", text)
+    """A page without its fenced code, and without a notebook's header."""
+    return _FENCE.sub("", _HEADER.sub("", text))
+
+
+def code_blocks(path, *languages):
+    """The page's blocks of fenced code."""
+    for language, block in _FENCE.findall(path.read_text()):
+        if language in languages:
+            yield block
 
 
 def code(path, *languages):
     """The page's lines of fenced code, continued lines joined."""
-    for language, block in _FENCE.findall(path.read_text()):
-        if language in languages:
-            yield from re.sub(r" *\\\n *", " ", block).splitlines()
+    for block in code_blocks(path, *languages):
+        yield from re.sub(r" *\\\n *", " ", block).splitlines()
 
 
 def programs(line):

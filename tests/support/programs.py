@@ -33,13 +33,13 @@ ENVIRONMENT = os.environ | {
 }
 
 
-def start(*arguments, output=subprocess.PIPE, below=(), **environment):
+def start(*arguments, output=subprocess.PIPE, below=(), cwd=ROOT, **environment):
     """A program in a process, as an argument of the command `below` if there is one."""
     # A shell's background jobs ignore Ctrl-C, and what they start would as well.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     return subprocess.Popen(
         [*below, sys.executable, "-m", *map(str, arguments)],
-        cwd=ROOT,
+        cwd=cwd,
         env=ENVIRONMENT | environment,
         stdout=output,
         stderr=subprocess.STDOUT,
