@@ -43,12 +43,13 @@ def measure(screen: Screen, heads: tuple[PyTree, ...], crops: Crops) -> dict[str
       classifier "oracle" (whether the class occurs in the pixel's patch), weights
       by name, (b,h,w) each, and "hamming", the share of right decisions.
     """
+    assert crops.label is not None  # `Screen.crops` reads labels.
     images = network_input(crops.image, screen.run.facts.pixels)
     scores = screen.run.module.apply(screen.run.variables, images).logits
     confidence, pseudo = confidence_and_label(scores)
     taps, found = screen.taps(images), []
     for plugin, head in zip(screen.plugins, heads, strict=True):
-        logits = plugin.classifier().apply(head, taps[plugin.tap], train=False)
+        logits: Any = plugin.classifier().apply(head, taps[plugin.tap], train=False)
         targets, valid = screen.truth(plugin, crops)
         certain = jnp.where(targets, CERTAIN, -CERTAIN).astype(logits.dtype)
         maps = {"oracle": _weights(certain, pseudo, "sigmoid", "none", plugin)}

@@ -96,6 +96,7 @@ class Screen:
 
     def truth(self, plugin: MPMC, crops: Crops) -> tuple[Array, Array]:
         """Finds the classes of every patch, and which patches have a labeled pixel."""
+        assert crops.label is not None  # `crops` reads labels.
         return patch_targets(
             crops.label, plugin.num_classes, plugin.field, size=plugin.tap_size
         )
