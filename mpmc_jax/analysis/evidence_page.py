@@ -47,13 +47,14 @@ def page(place: Place) -> str:
         *(f"On {_where(each)}: {each.power()}" for each in found),
         "## What is shown",
         _verdicts(found),
+        _not_run(found),
         _costs(found, place),
     ]
     for pattern in ("evidence0.md", "*/evidence0.md"):
         for path in sorted(place.folder.glob(pattern)):
             parts.append(_lowered(path.read_text()))
     parts += [_lowered(each.markdown()) for each in found]
-    return "\n\n".join(part.strip() for part in parts) + "\n"
+    return "\n\n".join(part.strip() for part in parts if part) + "\n"
 
 
 def _where(found: PairedSummary) -> str:
@@ -79,6 +80,25 @@ def _verdicts(found: list[PairedSummary]) -> str:
         if own
     ]
     return "\n\n".join(parts) or "No pair has been run."
+
+
+def _not_run(found: list[PairedSummary]) -> str:
+    """Lists the pairs without a single seed, by stage and data set."""
+    begun = {_where(each): each for each in found}
+    lines = []
+    for name, experiment in registry.OWN.items():
+        for dataset in experiment.settings:
+            where = f"{dataset}, stage {name[-1]}"
+            measured = {
+                difference.pair
+                for difference in (begun[where].differences if where in begun else ())
+                if difference.last
+            }
+            pairs = [pair for pair in experiment.pairs if pair not in measured]
+            if pairs:
+                named = ", ".join(f"{pair.row} - {pair.against}" for pair in pairs)
+                lines.append(f"- {where}: {named}")
+    return "Not measured:\n\n" + "\n".join(lines) if lines else ""
 
 
 def _said(difference: Difference) -> str:

@@ -15,7 +15,7 @@ from mpmc_jax.analysis.base import Drawing, drawing_of
 from mpmc_jax.data.dataset import DatasetFacts
 from mpmc_jax.experiments.base_config import get_base
 from mpmc_jax.experiments.build import build_base
-from mpmc_jax.experiments.paper.base import Cell, Pair, Table
+from mpmc_jax.experiments.paper.base import Cell, Pair, Table, text
 from mpmc_jax.experiments.paper.results import Outcome, Place, read_outcome
 from mpmc_jax.training import workdir as workdir_lib
 from mpmc_jax.training.metric_writer import read_metrics
@@ -73,6 +73,7 @@ class Scores:
     Attributes:
       label: its name.
       last, best: by seed, of the last and of the best evaluation.
+      evaluations: how many each run had, of which the best is taken.
       hours: of training, without compiling and evaluating, of all its runs.
       missing: what is not finished; "" for nothing.
     """
@@ -80,6 +81,7 @@ class Scores:
     label: str
     last: tuple[float, ...]
     best: tuple[float, ...]
+    evaluations: tuple[int, ...]
     hours: float
     missing: str
 
@@ -135,15 +137,18 @@ class PairedSummary:
                 ("question", "", "minus", "seeds", "last", "best", "verdict"),
                 [_difference_cells(each) for each in self.differences],
             ),
-            "Scores in %, mean and standard deviation over seeds; hours of training, "
-            "without compiling and evaluating.",
+            "Scores in %, mean and standard deviation over seeds; best of each run's "
+            "evaluations; hours of training, without compiling and evaluating.",
             _grid(
-                ("", "seeds", "last", "best", "hours", "missing"),
+                ("", "seeds", "last", "best", "evaluations", "hours", "missing"),
                 [_score_cells(each) for each in self.scores],
             ),
         ]
         if table.experiment.note:
             parts.append(table.experiment.note)
+        if common := table.experiment.settings.get(table.dataset):
+            named = ", ".join(f"`{key}={text(common[key])}`" for key in common)
+            parts.append(f"Settings of all runs: {named}.")
         return "\n\n".join(parts) + "\n"
 
     def drawing(self) -> Drawing:
@@ -231,6 +236,7 @@ def _scores(
         table.rows[cell.row],
         tuple(100 * outcome.last() for outcome in done),
         tuple(100 * outcome.best() for outcome in done),
+        tuple(len(outcome.evaluations) for outcome in done),
         sum(hours),
         ", ".join(missing),
     )
@@ -281,6 +287,7 @@ def _score_cells(each: Scores) -> tuple[str, ...]:
         str(len(each.last)),
         _shown(each.last, ".1f", statistics.stdev),
         _shown(each.best, ".1f", statistics.stdev),
+        ", ".join(map(str, sorted(set(each.evaluations)))),
         f"{each.hours:.2f}",
         each.missing,
     )

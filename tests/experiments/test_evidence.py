@@ -149,9 +149,12 @@ def test_the_page_has_every_run_that_is_there_whatever_it_shows(write):
     assert "+20.0 (1 seed)" in text[few:]
     hours = 5 * STEPS * 4 / SPEED / 3600
     assert f"Costs: {hours:.1f} hours of training in 5 runs" in text
+    unmeasured = text[text.index("Not measured") :]
+    assert "- camvid, stage 2: detached - labeled, " in unmeasured
+    assert "paper - off" not in unmeasured.split("- acdc, stage 2: ")[0]
     assert "\n## Stage 0\n" in text and "## evidence2 on camvid" in text
     # Stage 1 shares the run without MPMC, and is there with it.
-    assert "## evidence1 on camvid" in text and "on acdc" not in text
+    assert "## evidence1 on camvid" in text and "evidence1 on acdc" not in text
 
 
 def test_settings_of_an_experiment_give_way_to_the_command_line(capsys, tmp_path):
