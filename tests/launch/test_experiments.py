@@ -143,6 +143,21 @@ def test_every_experiment_runs_and_prints_its_table(place, environment, capsys, 
 
 
 @pytest.mark.full
+def test_our_own_experiment_compares_pairs_of_runs(place, environment, capsys):
+    rows = ("--only=off,labeled", "--jobs=2")
+    command = arguments(place, "evidence2", *rows)[1:]
+    experiments.main([*command])
+    table = (place / "out" / "evidence2_synthetic.md").read_text()
+    assert table in capsys.readouterr().out
+    (pair,) = [x for x in table.splitlines() if x.startswith("| Does L_l^M help? |")]
+    assert "| B: L_l^M alone | A: mean teacher, cross-entropy | 1 |" in pair
+    assert pair.endswith("| too few seeds |")
+    assert (place / "out" / "README.md").exists()
+    experiments.main([*command])
+    assert capsys.readouterr().err.count("finished already") == 2
+
+
+@pytest.mark.full
 def test_one_that_is_killed_goes_on_and_finishes(place):
     command = arguments(place, "table6", "--only=off,both", "--seeds=3", "--steps=6")
     process = start(*command)
