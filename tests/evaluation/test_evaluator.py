@@ -68,6 +68,27 @@ def test_counts_do_not_depend_on_batch_size_or_devices(
     assert (result.num_images, result.pad_to, result.programs) == (len(SIZES), 0, 3)
 
 
+@pytest.mark.parametrize("name", ["whole", "slide_unimatch", "center_crop"])
+def test_a_single_image_is_less_than_a_batch_and_has_fewer_rows_than_devices(
+    variables, name
+):
+    source = make_source([(18, 18)])
+    found = [
+        Evaluator(
+            _Net(),
+            NUM_CLASSES,
+            batch_size=batch_size,
+            protocol=build_protocol(name, 12),
+            devices=jax.local_devices()[:num_devices],
+        ).run(variables, source)
+        for batch_size, num_devices in ((1, 1), (16, 4))
+    ]
+    for result in found:
+        assert result.num_images == 1
+        np.testing.assert_array_equal(result.confusion, found[0].confusion)
+        assert set(result.scalars(NAMES)) >= {"miou", "iou/a"}
+
+
 def test_counts_do_not_depend_on_order(variables):
     source, shuffled = make_source(SIZES), make_source(SIZES)
     np.random.default_rng(1).shuffle(shuffled)

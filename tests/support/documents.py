@@ -51,7 +51,7 @@ def programs(line):
 
 def config_of(arguments) -> ml_collections.ConfigDict:
     """The configuration that `launch.train` would make of its arguments."""
-    values = dict(flag.removeprefix("--").split("=", 1) for flag in arguments)
+    values = dict(flag.removeprefix("--").partition("=")[::2] for flag in arguments)
     file, _, argument = values["config"].partition(":")
     if file == "my_data/config.py":  # What `launch.prepare_data --init` writes.
         file = "configs/folder.py"

@@ -248,8 +248,12 @@ def _imbalance(source: Source, report: check.Report) -> list[str]:
     ]
     if not rare:
         return []
+    numbers = tuple(i for i, share in enumerate(shares) if 0 < share < _RARE)
     return [
         f"# Rare classes, of the pixels: {shorten(rare)}.",
-        "# Dice gives them more weight than cross-entropy alone; remove the first #:",
+        "# Dice gives them more weight than cross-entropy alone, and crops can be",
+        "# centered on them; remove the first # of these lines:",
         '# config.method.supervised_loss = "ce_dice"',
+        "# config.imbalance.crop_probability = 0.5",
+        f"# config.imbalance.crop_classes = {numbers}",
     ]
