@@ -76,9 +76,11 @@ def image(content: bytes, kind: str, alt: str, caption: str = "") -> str:
       alt: what it shows, for those who do not see it.
       caption: written below it.
     """
-    data = base64.b64encode(content).decode()
     below = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
-    return (
-        f'<figure><img src="data:image/{kind};base64,{data}" alt="{escape(alt)}">'
-        f"{below}</figure>"
-    )
+    source = data_uri(content, kind)
+    return f'<figure><img src="{source}" alt="{escape(alt)}">{below}</figure>'
+
+
+def data_uri(content: bytes, kind: str) -> str:
+    """Returns the address of a picture that is in the page itself, see `image`."""
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
