@@ -94,6 +94,13 @@ STAGE1 = Experiment(
 _LABELED = {**_BASE, "mpmc.unlabeled": False, "mpmc.lambda_s": False}
 # And lambda_s weighs pseudo-labels, 1 for the patch's most probable class.
 _MAX = {**_BASE, "mpmc.unlabeled": False, "mpmc.lambda_scale": "max"}
+# What stage 0 finds to tell right from wrong best.
+_LOGIT = {
+    **_BASE,
+    "mpmc.unlabeled": False,
+    "mpmc.confidence": "softmax_logit",
+    "mpmc.lambda_scale": "mean",
+}
 _UNIFORM = {**_BASE, "mpmc.unlabeled": False, "mpmc.uniform": True}
 _HARD = {
     **_BASE,
@@ -120,6 +127,7 @@ STAGE2 = Experiment(
         "uniform": _arm("F: B, mean lambda_s everywhere", _UNIFORM),
         "shuffled": _arm("G: D, lambda_s shuffled", {**_MAX, "mpmc.shuffle": True}),
         "hard": _arm("H: B, L_u^M with hard targets and lambda_m of mean 1", _HARD),
+        "logit": _arm("I: B, lambda_s from the softmax of logits, mean 1", _LOGIT),
     },
     _COLUMNS,
     note="A constant lambda cancels in Dice, so all arms train on cross-entropy. In C "
@@ -134,6 +142,8 @@ STAGE2 = Experiment(
         Pair("paper", "off", "Does the paper's MPMC help?"),
         Pair("paper", "uniform", "Is it more than a smaller alpha?"),
         Pair("hard", "labeled", "Does L_u^M help beyond L_l^M?"),
+        Pair("logit", "off", "Does L_l^M with stage 0's best lambda_s help?"),
+        Pair("logit", "labeled", "Does that lambda_s help beyond L_l^M?"),
     ),
     settings=_SETTINGS,
 )
