@@ -41,7 +41,7 @@ autodoc_member_order = "bysource"
 
 html_theme = "sphinx_book_theme"
 html_title = "mpmc_jax"
-html_theme_options = {"show_toc_level": 2}
+html_theme_options = {"show_toc_level": 2, "navbar_persistent": []}
 html_copy_source = False
 # The root of the site leads to its front page.
 html_additional_pages = {"index": "index.html"}
