@@ -175,11 +175,12 @@ def fit(config: ml_collections.ConfigDict) -> None:
     config_checks.expand_paths(config)
     config_checks.check_ranges(config)
     jax.config.update("jax_default_matmul_precision", config.matmul_precision)
+    config = config.copy_and_resolve_references()
+    config.train.parallel = "pmap"  # shard_map computes the same
+    config.imbalance.class_weights = ()  # to count them may take minutes
     facts, pipeline, _ = prepare(config)
     held = pipeline.device_cache.bytes if pipeline.device_cache is not None else 0
-    config = config.copy_and_resolve_references()
-    config.data.resident, config.imbalance.class_weights = False, ()
-    config.train.parallel = "pmap"  # shard_map computes the same
+    config.data.resident = False
     devices = config.train.devices or len(jax.devices())
     first = build_parallel(next(candidates(config, devices)))
     available = first.memory() - held

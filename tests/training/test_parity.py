@@ -119,12 +119,23 @@ def test_a_silent_plugin_moves_nothing(method):
 BOTH = {"kinds": ("pmap", "shard_map")}
 # One image a group, requests, and a memory that every micro-batch moves.
 PARTS = {"devices": 2, "train__accumulation": 2}
+# Losses that rank pixels, and thresholds by class.
+IMBALANCE = {
+    "method__supervised_loss": "focal_lovasz",
+    "imbalance__thresholds": (0.2, 0.3, 0.25, 0.2),
+}
 
 
 @pytest.mark.full
 @pytest.mark.parametrize(
     ("method", "changes"),
-    [("mean_teacher", BOTH), ("augseg", {}), ("u2pl", DRAWN), ("ael", PARTS)],
+    [
+        ("mean_teacher", BOTH),
+        ("fixmatch", IMBALANCE),
+        ("augseg", {}),
+        ("u2pl", DRAWN),
+        ("ael", PARTS),
+    ],
 )
 def test_devices_and_mappings_agree(method, changes):
     """UniMatch's turn is on the U-Net, below, and in test_golden.py."""
