@@ -100,7 +100,7 @@ def train(
     """Trains from `state` (on the host) until the run ends; returns the last state.
 
     Args:
-      evaluate: metrics of an unreplicated state, with `config.metric` among them.
+      evaluate: metrics of an unreplicated state, `config.metric` where it is defined.
       names: returns the ids of a batch's images, for messages.
       place: puts a batch on the devices.
       recompute_bn_stats: the replicated state -> the same with recomputed statistics,
@@ -325,7 +325,9 @@ class _Run:
             raise _interrupted(self.stop.requested, done) from interrupted
         self.report.write(done, scores)
         self.report.sync(done)
-        metric, score = self.config.metric, scores[self.config.metric]
+        metric = self.config.metric
+        # A class that is neither there nor predicted, as in center crops, has no score.
+        score = scores.get(metric, math.nan)
         took = duration(time.monotonic() - begin)
         _LOG.info("step %d  %s %.4f  (%s)", done, metric, score, took)
         self.checkpointer.rank(done, score if math.isfinite(score) else None)

@@ -250,6 +250,16 @@ def test_patience_survives_restarts_and_keeps_the_best(tmp_path, caplog):
     assert int(go(cfg, place, 15, **patient).step) == 15
 
 
+def test_an_evaluation_without_the_score_ranks_lowest(tmp_path):
+    def evaluate(state):
+        return (
+            {"val/miou": 0.1} if int(state.step) == 3 else {"val/pixel_accuracy": 1.0}
+        )
+
+    go(tiny.config("method=supervised"), tmp_path, 6, evaluate=evaluate)
+    assert manager.find(tmp_path / "checkpoints", "best") == 3
+
+
 def test_patience_is_decided_by_process_0(tmp_path, monkeypatch):
     """The others have no metrics.jsonl."""
     monkeypatch.setattr(metric_writer.MetricWriter, "history", lambda self, name: [])
