@@ -1,5 +1,6 @@
 """Prediction: the class of every pixel of stored images, at full size."""
 
+import copy
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -97,6 +98,12 @@ class Predictor:
         self._choose = BoundedJit(
             lambda scores: jnp.argmax(scores, axis=-1).astype(jnp.uint8)
         )
+
+    def with_variables(self, variables: PyTree) -> "Predictor":
+        """Returns the same predictor for other variables; they share programs."""
+        other = copy.copy(self)
+        _, other._variables = _replicate(variables, self._devices)
+        return other
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
         """The class of every pixel: (h,w,c) as stored -> (h,w) uint8.

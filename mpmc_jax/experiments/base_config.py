@@ -331,6 +331,11 @@ def _train() -> dict:
         "patience": 0,
         # Newest checkpoints to keep besides the best one.
         "keep": 2,
+        # Validation images that each evaluation shows in TensorBoard: image, truth,
+        # prediction, and lambda_s with MPMC.
+        "panels": 0,
+        # Project of Weights & Biases to which metrics go too; "": none.
+        "wandb": "",
     }
 
 

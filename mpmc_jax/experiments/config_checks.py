@@ -25,6 +25,7 @@ _NOT_NEGATIVE = (
     "u2pl.warmup_epochs",
     "ael.scale",
     "train.precise_bn",
+    "train.panels",
     "mpmc.alpha",
     "mpmc.beta",
     "mpmc.labeled_weight",

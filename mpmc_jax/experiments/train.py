@@ -35,6 +35,7 @@ from mpmc_jax.experiments.evaluation import (
 from mpmc_jax.experiments.identity import RunIdentity, data_facts
 from mpmc_jax.experiments.pretrained import initial_weights
 from mpmc_jax.experiments.run import open_model_and_method
+from mpmc_jax.experiments.validation_panels import make_panels
 from mpmc_jax.paths import as_path
 from mpmc_jax.text import quantity
 from mpmc_jax.training import (
@@ -46,9 +47,10 @@ from mpmc_jax.training import (
 from mpmc_jax.training import workdir as workdir_lib
 from mpmc_jax.training.checkpoint.files import check_path
 from mpmc_jax.training.checkpoint.manager import Checkpointer
-from mpmc_jax.training.metric_writer import MetricWriter
+from mpmc_jax.training.metric_writer import MetricWriter, Picture
 from mpmc_jax.training.parallel import Parallel
 from mpmc_jax.training.state import TrainState, begin_with, to_host
+from mpmc_jax.training.wandb_writer import WandbWriter, load_wandb
 from mpmc_jax.types import Batch, PyTree
 
 _LOG = logging.getLogger(__name__)
@@ -94,7 +96,7 @@ def train(
             config.seed, training.setup, checkpointer, pretrained
         )
         identity.write(directory, training.pipeline)
-        writer = training.metric_writer(directory, int(state.step))
+        writer = training.metric_writer(directory, int(state.step), config)
         data = training.pipeline.iterator(position)
         with contextlib.closing(data), contextlib.closing(writer), checkpointer:
             return loop.train(
@@ -109,6 +111,7 @@ def train(
                 names=functools.partial(image_ids, training.pipeline.split),
                 place=training.place,
                 recompute_bn_stats=training.recompute_bn_stats,
+                panels=training.panels,
             )
 
 
@@ -125,6 +128,7 @@ class Training:
       loop_config: the run's length, and how often it logs, evaluates and saves.
       validate: evaluates a state on the validation split.
       recompute_bn_stats: see `make_bn_recompute`.
+      panels: see `make_panels`.
     """
 
     facts: DatasetFacts
@@ -135,15 +139,23 @@ class Training:
     loop_config: loop.LoopConfig
     validate: Callable[[TrainState], dict[str, float]]
     recompute_bn_stats: Callable[[TrainState], TrainState] | None
+    panels: Callable[[TrainState], dict[str, Picture]] | None
 
     def data_facts(self) -> dict[str, Any]:
         """Describes the data, which may not change when the run resumes."""
         weights = self.setup.step.supervised_loss.class_weights
         return data_facts(self.facts, self.pipeline, weights)
 
-    def metric_writer(self, directory: Path, start: int) -> MetricWriter:
+    def metric_writer(
+        self, directory: Path, start: int, config: ml_collections.ConfigDict
+    ) -> MetricWriter:
         """Makes the writer of the run's metrics from step `start` on."""
-        step = self.setup.step
+        step, project = self.setup.step, config.train.wandb
+
+        def further() -> list[WandbWriter]:
+            settings = config.to_dict()
+            return [WandbWriter(project, directory, settings)] if project else []
+
         return MetricWriter(
             directory,
             start,
@@ -151,6 +163,7 @@ class Training:
             self.setup.step.method.streams.images(step.batch_size, step.group_size),
             classes=self.facts.class_names,
             rampup=step.rampup,
+            further=further,
         )
 
 
@@ -163,6 +176,8 @@ def build_training(config: ml_collections.ConfigDict) -> Training:
     """
     config_checks.expand_paths(config)
     config_checks.check_ranges(config)
+    if config.train.wandb:
+        load_wandb()
     jax.config.update("jax_default_matmul_precision", config.matmul_precision)
     facts, pipeline, setup = prepare(config)
     parallel = build_parallel(config)
@@ -182,6 +197,7 @@ def build_training(config: ml_collections.ConfigDict) -> Training:
         loop_config,
         validate=make_validation(config, setup, facts),
         recompute_bn_stats=make_bn_recompute(config, setup, pipeline, parallel, place),
+        panels=make_panels(config, setup, facts),
     )
 
 

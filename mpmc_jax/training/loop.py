@@ -8,7 +8,7 @@ import dataclasses
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any, NoReturn, Protocol
 
@@ -21,7 +21,7 @@ from mpmc_jax.text import quantity
 from mpmc_jax.training.checkpoint.manager import Checkpointer
 from mpmc_jax.training.compiled_steps import Programs
 from mpmc_jax.training.config import METRICS_LAG, StepConfig
-from mpmc_jax.training.metric_writer import MetricWriter, duration
+from mpmc_jax.training.metric_writer import MetricWriter, Picture, duration
 from mpmc_jax.training.metrics_queue import Pending, RefusedError
 from mpmc_jax.training.parallel import Parallel
 from mpmc_jax.training.signals import BlockInterrupted, StopRequest
@@ -96,22 +96,22 @@ def train(
     names: Callable[[Batch], dict[str, list[str]]],
     place: Callable[[Batch], Batch],
     recompute_bn_stats: Callable[[TrainState], TrainState] | None = None,
+    panels: Callable[[TrainState], Mapping[str, Picture]] | None = None,
 ) -> TrainState:
     """Trains from `state` (on the host) until the run ends; returns the last state.
 
     Args:
       evaluate: metrics of an unreplicated state, `config.metric` where it is defined.
       names: returns the ids of a batch's images, for messages.
-      place: puts a batch on the devices.
-      recompute_bn_stats: the replicated state -> the same with recomputed statistics,
-        which the evaluation and all later steps use.
+      recompute_bn_stats: gives a replicated state new statistics, which it keeps.
+      panels: draws predictions of one copy of the state, after each evaluation.
 
     Raises:
       NonFiniteError: the update was refused; the state before it is saved.
       Interrupted: a signal came, here or to another process; the state is saved.
     """
     start = int(state.step)
-    callbacks = evaluate, checkpointer, report, names, recompute_bn_stats
+    callbacks = evaluate, checkpointer, report, names, recompute_bn_stats, panels
     run = _Run(config, step_config.method, parallel, data, *callbacks)
     programs = Programs(parallel, step_config)
     run.request_first(state)
@@ -191,6 +191,7 @@ class _Run:
     report: MetricWriter
     names: Callable[[Batch], dict[str, list[str]]]
     recompute_bn_stats: Callable[[TrainState], TrainState] | None
+    panels: Callable[[TrainState], Mapping[str, Picture]] | None
     stop: StopRequest = dataclasses.field(default_factory=StopRequest)
     pending: Pending = dataclasses.field(default_factory=Pending)
     state: Any = None
@@ -331,6 +332,8 @@ class _Run:
         took = duration(time.monotonic() - begin)
         _LOG.info("step %d  %s %.4f  (%s)", done, metric, score, took)
         self.checkpointer.rank(done, score if math.isfinite(score) else None)
+        if self.panels is not None and distributed.is_first():
+            self.report.write_pictures(done, self.panels(state))
 
     def save_last_good_state(self) -> int:
         """Saves the state of the devices, at any step; returns its step."""

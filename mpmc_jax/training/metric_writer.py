@@ -1,6 +1,10 @@
-"""Writes the metrics of a run to the terminal, metrics.jsonl and TensorBoard."""
+"""Writes the metrics of a run to the terminal, metrics.jsonl and TensorBoard.
+
+`Writer` is the interface of TensorBoard's and further writers.
+"""
 
 import contextlib
+import dataclasses
 import json
 import logging
 import math
@@ -8,9 +12,9 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import tqdm
 from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore
@@ -56,6 +60,31 @@ def setup_logging() -> None:
     logger.propagate = False
 
 
+@dataclasses.dataclass(frozen=True)
+class Picture:
+    """A picture as a PNG file, with its size in pixels."""
+
+    png: bytes
+    height: int
+    width: int
+
+
+class Writer(Protocol):
+    """Gets what a run measures, besides metrics.jsonl."""
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Adds the numbers of a step; raises OSError if that fails."""
+
+    def write_pictures(self, step: int, pictures: Mapping[str, Picture]) -> None:
+        """Adds pictures by name; raises OSError if that fails."""
+
+    def flush(self) -> None:
+        """Flushes what was added to disk; raises OSError if that fails."""
+
+    def close(self) -> None:
+        """Ends writing; raises no error."""
+
+
 class MetricWriter:
     """Writes the metrics of a run; only process 0 writes.
 
@@ -70,6 +99,7 @@ class MetricWriter:
       images: labeled and unlabeled images per step.
       classes: names of the classes, for their shares.
       rampup: see `ClassWatch`.
+      further: makes further writers, in process 0 alone.
     """
 
     def __init__(
@@ -80,6 +110,7 @@ class MetricWriter:
         images: int,
         classes: Sequence[str] = (),
         rampup: int = 0,
+        further: Callable[[], Sequence[Writer]] = tuple,
     ) -> None:
         self._active = distributed.is_first()
         self._steps = steps
@@ -94,7 +125,7 @@ class MetricWriter:
             return
         _drop_after(self._path, start)
         self._file = self._path.open("a")
-        self._events = _EventFile(workdir / "tensorboard", start)
+        self._writers = [_EventFile(workdir / "tensorboard", start), *further()]
         self._bar = tqdm.tqdm(
             total=steps,
             initial=start,
@@ -189,7 +220,7 @@ class MetricWriter:
         self._timed = -untimed
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        """Writes one line of metrics.jsonl, and the same to TensorBoard.
+        """Writes one line of metrics.jsonl, and the same to all writers.
 
         Raises:
           OSError: the line could not be written; the message names the file.
@@ -199,7 +230,19 @@ class MetricWriter:
         with self._writing(step):
             self._file.write(to_json({"step": step, **values}) + "\n")
             self._file.flush()
-            self._events.write(step, values)
+            for writer in self._writers:
+                writer.write(step, values)
+
+    def write_pictures(self, step: int, pictures: Mapping[str, Picture]) -> None:
+        """Writes pictures by name, where there is a place for them.
+
+        Raises:
+          OSError: see `write`.
+        """
+        if self._active:
+            with self._writing(step):
+                for writer in self._writers:
+                    writer.write_pictures(step, pictures)
 
     def sync(self, step: int) -> None:
         """Flushes all lines to disk, so that a checkpoint's steps have all of theirs.
@@ -211,7 +254,8 @@ class MetricWriter:
             return
         with self._writing(step):
             os.fsync(self._file.fileno())
-            self._events.flush()
+            for writer in self._writers:
+                writer.flush()
 
     @contextlib.contextmanager
     def _writing(self, step: int) -> Iterator[None]:
@@ -228,7 +272,8 @@ class MetricWriter:
         """Closes the files and the bar."""
         if self._active:
             self._bar.close()
-            self._events.close()
+            for writer in self._writers:
+                writer.close()
             # It writes what is left; a full disk was already reported.
             with contextlib.suppress(OSError):
                 self._file.close()
@@ -341,6 +386,22 @@ class _EventFile:
             # may give two classes the same tag.
             one = Summary.Value(tag=name, simple_value=value)
             self._put(step=step, summary=Summary(value=[one]))
+        self._flush_sometimes()
+
+    def write_pictures(self, step: int, pictures: Mapping[str, Picture]) -> None:
+        """Adds pictures; see `write`."""
+        for name, picture in pictures.items():
+            image = Summary.Image(
+                height=picture.height,
+                width=picture.width,
+                colorspace=3,
+                encoded_image_string=picture.png,
+            )
+            one = Summary.Value(tag=name, image=image)
+            self._put(step=step, summary=Summary(value=[one]))
+        self._flush_sometimes()
+
+    def _flush_sometimes(self) -> None:
         if time.monotonic() - self._flushed > _FLUSH_EVERY:
             self.flush()
 

@@ -29,6 +29,8 @@ _MAY_CHANGE = (
     "train.checkpoint_every",
     "train.patience",
     "train.keep",
+    "train.panels",
+    "train.wandb",
     "eval.batch_size",
 )
 # Those that may also differ between the processes of one run.

@@ -69,6 +69,7 @@ def go(
     log_every=1,
     recompute_bn_stats=None,
     patience=0,
+    panels=None,
 ):
     """Trains, or goes on, to `steps`; returns the last state."""
     directory.mkdir(exist_ok=True)
@@ -94,6 +95,7 @@ def go(
             names=lambda batch: {"labeled": [f"id{i}" for i in batch.labeled.index]},
             place=parallel.place,
             recompute_bn_stats=recompute_bn_stats,
+            panels=panels,
         )
 
 
@@ -122,6 +124,21 @@ def test_a_stop_request_saves_and_the_run_goes_on(tmp_path):
     stopped = go(cfg, tmp_path / "stopped", 4)
     whole = go(cfg, tmp_path / "whole", 4)
     chex.assert_trees_all_equal(stopped, whole)
+
+
+def test_panels_are_drawn_after_each_evaluation(tmp_path, monkeypatch):
+    written = []
+    monkeypatch.setattr(
+        metric_writer.MetricWriter,
+        "write_pictures",
+        lambda self, step, pictures: written.append((step, pictures)),
+    )
+
+    def panels(state):
+        return {"panels/a": int(state.step)}
+
+    go(tiny.config("method=supervised"), tmp_path / "run", 6, panels=panels)
+    assert written == [(3, {"panels/a": 3}), (6, {"panels/a": 6})]
 
 
 @pytest.mark.parametrize("how", ["stops before", "killed behind its line", "fails"])

@@ -209,6 +209,42 @@ def tf_records(path):
     return records
 
 
+class _Kept:
+    """A writer that keeps what it gets."""
+
+    def __init__(self):
+        self.got = []
+
+    def write(self, step, values):
+        self.got.append((step, dict(values)))
+
+    def write_pictures(self, step, pictures):
+        self.got.append((step, dict(pictures)))
+
+    def flush(self):
+        self.got.append("flushed")
+
+    def close(self):
+        self.got.append("closed")
+
+
+def test_further_writers_get_numbers_and_pictures(tmp_path):
+    kept, picture = _Kept(), metric_writer.Picture(b"a PNG", 2, 3)
+    made = metric_writer.MetricWriter(tmp_path, 0, 9, images=4, further=lambda: [kept])
+    made.write(1, {"val/miou": 0.5})
+    made.write_pictures(1, {"panels/a": picture})
+    made.sync(1)
+    made.close()
+    pictures = (1, {"panels/a": picture})
+    assert kept.got == [(1, {"val/miou": 0.5}), pictures, "flushed", "closed"]
+    (path,) = (tmp_path / "tensorboard").iterdir()
+    values = [Event.FromString(record).summary.value for record in tf_records(path)]
+    (image,) = [v for found in values for v in found if v.tag == "panels/a"]
+    assert (image.image.height, image.image.width) == (2, 3)
+    assert image.image.encoded_image_string == b"a PNG"
+    assert len(read_metrics(tmp_path)) == 1
+
+
 def test_log_lines_escape_what_a_terminal_would_obey(capfd):
     logger = logging.getLogger("mpmc_jax")
     kept = logger.handlers[:], logger.level, logger.propagate
