@@ -14,6 +14,13 @@ from mpmc_jax.text import quantity
 
 # Seeds that are looked for.
 _SEEDS = range(20)
+_COMMANDS = """```sh
+python -m launch.experiments --name=evidence0 --output=results/evidence RUN...
+python -m launch.experiments --name=evidence1 --seeds=0,1,2 --lists=ACDC/splits \\
+    --output=results/evidence
+```
+
+and the same with `evidence2` and `evidence3`, and `--dataset=camvid` for `--lists`."""
 _HEADINGS = {
     "better": "Shown to be better",
     "worse": "Shown to be worse",
@@ -44,7 +51,9 @@ def page(place: Place) -> str:
     found = list(summaries(place))
     parts = [
         "# Does MPMC help? Measured in runs of minutes",
+        _summary(found),
         *(f"On {_where(each)}: {each.power()}" for each in found),
+        _COMMANDS,
         "## What is shown",
         _verdicts(found),
         _not_run(found),
@@ -55,6 +64,27 @@ def page(place: Place) -> str:
             parts.append(_lowered(path.read_text()))
     parts += [_lowered(each.markdown()) for each in found]
     return "\n\n".join(part.strip() for part in parts if part) + "\n"
+
+
+def _summary(found: list[PairedSummary]) -> str:
+    """Says what stage 2 has found out, in a sentence."""
+    arms = [
+        difference
+        for each in found
+        if each.table.experiment is registry.OWN["evidence2"]
+        for difference in each.differences
+        if difference.last
+    ]
+    if not arms:
+        return (
+            "**Not known yet**: no arm of MPMC (stage 2) has been run, so nothing here "
+            "says whether MPMC helps."
+        )
+    counts = {
+        verdict: sum(arm.verdict() == verdict for arm in arms) for verdict in _HEADINGS
+    }
+    said = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
+    return f"Of {quantity(len(arms), 'difference')} between arms (stage 2): {said}."
 
 
 def _where(found: PairedSummary) -> str:

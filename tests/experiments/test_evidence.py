@@ -149,6 +149,8 @@ def test_the_page_has_every_run_that_is_there_whatever_it_shows(write):
     assert "+20.0 (1 seed)" in text[few:]
     hours = 5 * STEPS * 4 / SPEED / 3600
     assert f"Costs: {hours:.1f} hours of training in 5 runs" in text
+    # Of labeled - off and paper - off.
+    assert "0 better, 1 worse, 0 not shown, 1 too few seeds." in text
     unmeasured = text[text.index("Not measured") :]
     assert "- camvid, stage 2: detached - labeled, " in unmeasured
     assert "paper - off" not in unmeasured.split("- acdc, stage 2: ")[0]
@@ -165,6 +167,7 @@ def test_settings_of_an_experiment_give_way_to_the_command_line(capsys, tmp_path
     assert config.optimizer.lag == 1
     assert "lr" not in table.runs[2].name
     experiments.main(["--name=evidence2", "--summarize", f"--output={tmp_path}"])
+    assert "no arm of MPMC (stage 2)" in (tmp_path / "README.md").read_text()
     assert (tmp_path / "evidence2_acdc.md").read_text() in capsys.readouterr().out
     with pytest.raises(SystemExit, match="one labeled part; --splits names 2"):
         both = ["--dataset=camvid", "--splits=1_8,1_4"]

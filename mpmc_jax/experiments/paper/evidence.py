@@ -87,6 +87,8 @@ STAGE1 = Experiment(
             "unimatch",
         )
     ),
+    note="On ACDC, mean teacher's averaged batch-norm statistics include unlabeled "
+    "slices, which may be a part of its gain (results/mean_teacher_acdc).",
     settings=_SETTINGS,
 )
 
