@@ -4,6 +4,7 @@
 the same folder, or in a folder of it), and leaves out nothing that is there.
 """
 
+import textwrap
 from collections.abc import Iterator
 
 from mpmc_jax.analysis import paired
@@ -14,6 +15,7 @@ from mpmc_jax.text import quantity
 
 # Seeds that are looked for.
 _SEEDS = range(20)
+_COLUMNS = 88
 _COMMANDS = """```sh
 python -m launch.experiments --name=evidence0 --output=results/evidence RUN...
 python -m launch.experiments --name=evidence1 --seeds=0,1,2 --lists=ACDC/splits \\
@@ -63,7 +65,25 @@ def page(place: Place) -> str:
         for path in sorted(place.folder.glob(pattern)):
             parts.append(_lowered(path.read_text()))
     parts += [_lowered(each.markdown()) for each in found]
-    return "\n\n".join(part.strip() for part in parts if part) + "\n"
+    return _in_lines("\n\n".join(part.strip() for part in parts if part))
+
+
+def _in_lines(text: str) -> str:
+    """Breaks lines that are too long; those of tables and commands stay."""
+    lines, is_code = [], False
+    for line in text.splitlines():
+        is_code ^= line.startswith("```")
+        if is_code or line.startswith("|"):
+            lines.append(line)
+            continue
+        lines += textwrap.wrap(
+            line,
+            _COLUMNS,
+            subsequent_indent="  " if line.startswith("- ") else "",
+            break_long_words=False,
+            break_on_hyphens=False,
+        ) or [""]
+    return "\n".join(lines) + "\n"
 
 
 def _summary(found: list[PairedSummary]) -> str:

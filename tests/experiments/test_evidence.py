@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import numpy as np
 import pytest
@@ -143,6 +144,10 @@ def test_the_page_has_every_run_that_is_there_whatever_it_shows(write):
             write_run(run, (0.1, score))
     (place.folder / "evidence0.md").write_text("# Stage 0\n\ntext\n")
     text = evidence_page.page(place)
+    for long in text.splitlines():
+        assert len(long) <= 88 or long.startswith("|"), long
+    # Lines are joined, to be compared whatever their breaks.
+    text = re.sub(r"(?<!\n)\n *(?=[^\s|#`-])", " ", text)
     worse, few = text.index("Shown to be worse"), text.index("Too few seeds")
     line = "Does L_l^M help? B: L_l^M alone minus A: mean teacher, cross-entropy: -9.5"
     assert worse < text.index(f"- camvid, stage 2: {line} ± 0.5 (2 seeds)") < few
