@@ -147,7 +147,7 @@ def test_the_page_has_every_run_that_is_there_whatever_it_shows(write):
     for long in text.splitlines():
         assert len(long) <= 88 or long.startswith("|"), long
     # Lines are joined, to be compared whatever their breaks.
-    text = re.sub(r"(?<!\n)\n *(?=[^\s|#`-])", " ", text)
+    text = re.sub(r"\n  (?=\S)|(?<!\n)\n(?=[^\s|#`-])", " ", text)
     worse, few = text.index("Shown to be worse"), text.index("Too few seeds")
     line = "Does L_l^M help? B: L_l^M alone minus A: mean teacher, cross-entropy: -9.5"
     assert worse < text.index(f"- camvid, stage 2: {line} ± 0.5 (2 seeds)") < few
