@@ -83,8 +83,8 @@ def candidates(
     """Yields what to try, the best first.
 
     The batch is the configured one, or the next larger one whose groups divide over the
-    devices. Rematerialization changes no number and comes first; accumulation changes
-    the batches of batch norm.
+    devices. Rematerialization comes first, because it changes rounding alone;
+    accumulation changes the batches of batch norm.
     """
     train = config.train
     groups = -(-train.batch_size // (train.group_size * devices))
