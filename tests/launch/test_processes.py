@@ -59,6 +59,29 @@ def test_two_processes_train_as_one(tmp_path):
     _evaluate_together(tmp_path / "two")
 
 
+@pytest.mark.full
+def test_two_processes_end_early_together(tmp_path):
+    """A score that never rises ends both at the second evaluation, and once more."""
+    prepare_synthetic(tmp_path / "data", train=13, val=4)
+    command = (
+        f"--config={CONFIG.replace('unimatch', 'supervised')}",
+        f"--config.data.data_dir={tmp_path / 'data'}",
+        "--config.train.devices=0",
+        *SMALL,
+        "--config.train.eval_every=2",
+        "--config.train.patience=1",
+        "--config.eval.best_metric=iou/pole",
+        # Nothing is learned, and no pole is ever predicted.
+        "--config.optimizer.lr=0.0",
+        f"--workdir={tmp_path / 'run'}",
+    )
+    for _ in range(2):
+        outputs = _pair("launch.train", *command)
+        assert "ending at step 4 of 6: no higher val/iou/pole in 1 eval" in outputs[0]
+        scores = [x for x in read_metrics(tmp_path / "run") if "val/iou/pole" in x]
+        assert [(x["step"], x["val/iou/pole"]) for x in scores] == [(2, 0), (4, 0)]
+
+
 def _pair(program, *command):
     """What two processes of a program said, which must have ended well."""
     address = free_address()
