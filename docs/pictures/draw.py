@@ -1,8 +1,8 @@
 """Draws the pictures of mpmc_in_pictures.md from procedural scenes and a trained run.
 
-    python docs/pictures/draw.py runs/quickstart [--data_dir=data]
+    PYTHONPATH=. python docs/pictures/draw.py runs/quickstart [--data_dir=data]
 
-The run is that of `bash launch/quickstart.sh`.
+The run is that of `bash launch/quickstart.sh`. --output names another folder.
 """
 
 import argparse
@@ -37,8 +37,7 @@ _PATCHES = ((25, 8), (24, 27), (31, 46))
 _SHOWN = ("car", "person", "pole")
 
 
-def _save(canvas: Canvas, name: str) -> None:
-    path = _FOLDER / f"{name}.png"
+def _save(canvas: Canvas, path: pathlib.Path) -> None:
     canvas.savefig(path, dpi=_DPI)
     print(path)
 
@@ -47,7 +46,7 @@ def _bytes(unit: np.ndarray) -> np.ndarray:
     return np.rint(255 * np.asarray(unit)).astype(np.uint8)
 
 
-def draw_views() -> None:
+def draw_views(folder: pathlib.Path) -> None:
     """Draws the views of an unlabeled image, and how two of them are mixed."""
     scenes = [synthetic.draw_scene(0, index, _SIZE) for index in (3, 8)]
     weak = [jnp.asarray(image[:160, :160] / 255.0) for image, _ in scenes]
@@ -68,10 +67,10 @@ def draw_views() -> None:
     canvas, axes = style.picture_grid(rows, captions)
     for column in (2, 3):
         style.box(axes[0, column], (top, bottom), (left, right), style.ORANGE)
-    _save(canvas, "views")
+    _save(canvas, folder / "views.png")
 
 
-def draw_patches() -> None:
+def draw_patches(folder: pathlib.Path) -> None:
     """Draws patches, the classes in them, and the targets of three classes."""
     image, label = synthetic.draw_scene(0, 3, _SIZE)
     config = ModelConfig(backbone="resnet18", num_classes=len(_NAMES))
@@ -107,16 +106,18 @@ def draw_patches() -> None:
         axes[0, 2].text(0.17, place, wrapped, fontsize=10, va="center")
     for axis, name in zip(axes[1], _SHOWN, strict=True):
         axis.set_title(f"patches with the class {name}")
-    _save(canvas, "patches")
+    _save(canvas, folder / "patches.png")
 
 
-def draw_weights(run: SavedRun, count: int = 3) -> None:
+def draw_weights(folder: pathlib.Path, run: SavedRun, count: int = 3) -> None:
     """Draws pseudo-labels, which of them are wrong, and lambda_s."""
     restored = run.classifying
     predict = pseudo_label_function(restored)
     source = open_split(restored, "val")
     rows, weights = [], []
-    for number in [i for i in range(len(source)) if source.size(i) == _SIZE][:count]:
+    for number in [i for i in range(len(source)) if source.size(i) == source.size(0)][
+        :count
+    ]:
         example = source[number]
         found = predict(
             jnp.asarray(example.image[None]), jnp.asarray(example.label[None])
@@ -139,7 +140,7 @@ def draw_weights(run: SavedRun, count: int = 3) -> None:
     for axis, weight in zip(axes[:, 3], weights, strict=True):
         shown = axis.imshow(weight, vmin=0.5, vmax=1.5, cmap="viridis")
     canvas.colorbar(shown, ax=axes[:, 3], shrink=0.6)
-    _save(canvas, "weights")
+    _save(canvas, folder / "weights.png")
 
 
 def _boxes(axis: Axes, places: Sequence[tuple[str, float, float, str]]) -> None:
@@ -157,7 +158,7 @@ def _boxes(axis: Axes, places: Sequence[tuple[str, float, float, str]]) -> None:
         axis.text(x, y, text, ha="center", va="center", fontsize=9)
 
 
-def draw_overview() -> None:
+def draw_overview(folder: pathlib.Path) -> None:
     """Draws what goes where in a training step."""
     canvas = Canvas(figsize=(9.2, 3.9))
     axis = canvas.subplots()
@@ -197,20 +198,29 @@ def draw_overview() -> None:
                 start, end, arrowstyle="-|>", mutation_scale=12, color="0.3"
             )
         )
-    _save(canvas, "overview")
+    _save(canvas, folder / "overview.png")
+
+
+def draw(folder: pathlib.Path, run: SavedRun) -> None:
+    """Draws all pictures into a folder."""
+    with style.applied():
+        draw_overview(folder)
+        draw_views(folder)
+        draw_patches(folder)
+        draw_weights(folder, run)
 
 
 def main() -> None:
-    """Draws all pictures."""
+    """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", help="directory of a run on the synthetic scenes")
     parser.add_argument("--data_dir", default="", help="its data, if they have moved")
+    parser.add_argument("--output", default=_FOLDER, help="folder for the pictures")
     args = parser.parse_args()
-    with style.applied():
-        draw_overview()
-        draw_views()
-        draw_patches()
-        draw_weights(SavedRun(pathlib.Path(args.run), data_dir=args.data_dir))
+    draw(
+        pathlib.Path(args.output),
+        SavedRun(pathlib.Path(args.run), "best", args.data_dir),
+    )
 
 
 if __name__ == "__main__":

@@ -70,8 +70,9 @@ def test_the_site_builds_with_its_notebooks(tmp_path):
     missing = [name for name in _NEEDED if not importlib.util.find_spec(name)]
     if missing:
         pytest.skip(f"not installed: {', '.join(missing)} (pip install '.[docs]')")
+    folder = tmp_path / "site"
     done = subprocess.run(
-        ["bash", "launch/docs.sh", "--execute", str(tmp_path)],
+        ["bash", "launch/docs.sh", "--execute", str(folder)],
         cwd=ROOT,
         env=ENVIRONMENT | {"MPMC_VENV": sys.prefix},
         capture_output=True,
@@ -81,14 +82,14 @@ def test_the_site_builds_with_its_notebooks(tmp_path):
     )
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     # The theme keeps templates in `_static`.
-    paths = [path for path in tmp_path.rglob("*.html") if "_static" not in path.parts]
+    paths = [path for path in folder.rglob("*.html") if "_static" not in path.parts]
     pages = {path: _Page(path) for path in paths}
-    assert {tmp_path / "index.html", tmp_path / "docs" / "api.html"} <= pages.keys()
+    assert {folder / "index.html", folder / "docs" / "api.html"} <= pages.keys()
     assert not [*_broken_links(pages)]
     assert not [*_not_local(pages)]
     # What the notebooks print is on their pages.
     for name, text in (("first_run", "steps: 200"), ("own_data", "mean IoU")):
-        assert text in (tmp_path / "docs" / "notebooks" / f"{name}.html").read_text()
+        assert text in (folder / "docs" / "notebooks" / f"{name}.html").read_text()
 
 
 def test_the_first_run_is_the_quick_start():
