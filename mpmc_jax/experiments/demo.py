@@ -185,7 +185,10 @@ class Demo:
             )
         top = "".join(f'<th scope="col">{each}</th>' for each in head)
         note = "" if presence is None else f"<caption>{_CAPTION}</caption>"
-        return f"<table>{note}<tr>{top}</tr>{''.join(rows)}</table>"
+        return (
+            '<div class="wide" tabindex="0" role="region" aria-label="classes">'
+            f"<table>{note}<tr>{top}</tr>{''.join(rows)}</table></div>"
+        )
 
     def _maps(
         self,

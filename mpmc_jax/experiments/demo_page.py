@@ -17,7 +17,9 @@ _STYLE = """
 .stack .colors { position: absolute; inset: 0; opacity: var(--shown, .5);
   image-rendering: pixelated; }
 .wrong { border-left: .3rem solid #c0392b; padding-left: .6rem; font-weight: 600; }
-.legend { overflow-x: auto; font-size: .85rem; }
+.min_value, .max_value { color: inherit !important; }
+.dark .download-link { color: #93c5fd !important; }
+.wide { overflow-x: auto; font-size: .85rem; }
 .legend table { width: 100%; border-collapse: collapse; }
 .legend caption { caption-side: bottom; text-align: left; font-size: .8rem; }
 .legend td, .legend th { text-align: right; padding: .2rem .3rem; }

@@ -142,43 +142,66 @@ def browser():
         opened.close()
 
 
-@pytest.mark.filterwarnings("default")  # of gradio and what it imports
-@pytest.mark.parametrize("width", [390, 1280])
-def test_the_page_in_a_browser(run, image, tmp_path, browser, width):
+@pytest.fixture
+def served(run, tmp_path):
+    """The address of the page."""
     pytest.importorskip("gradio")
     gradio = demo_page.load_gradio()
     demo = Demo(run, tmp_path / "out" / "results")
     page = demo_page.make_page(gradio, demo, "a <run>", "png")
     options = {"port": 0, "max_bytes": 10**6, "block": False}
-    url = demo_page.show(gradio, page, tmp_path / "out", **options)
-    assert url.startswith("http://127.0.0.1:")
+    yield demo_page.show(gradio, page, tmp_path / "out", **options)
+    page.close()
+
+
+def _choose(view, url, file):
+    """Opens the page and chooses a file."""
+    view.goto(url)
+    chosen = view.locator("#file input[type=file]")
+    chosen.wait_for(state="attached", timeout=60_000)
+    chosen.set_input_files(file)
+    view.locator("#picture img.colors").wait_for(timeout=60_000)
+    return chosen
+
+
+_OF_GRADIO = pytest.mark.filterwarnings("default")
+
+
+@_OF_GRADIO
+@pytest.mark.parametrize("width", [390, 1280])
+def test_the_page_in_a_browser(image, tmp_path, browser, served, width):
+    assert served.startswith("http://127.0.0.1:")
     hosts, view = set(), browser.new_page(viewport={"width": width, "height": 900})
     view.on("request", lambda request: hosts.add(request.url.split("/")[2]))
-    try:
-        view.goto(url)
-        chosen = view.locator("#file input[type=file]")
-        chosen.wait_for(state="attached", timeout=60_000)
-        chosen.set_input_files(image)
-        colors = view.locator("#picture img.colors")
-        colors.wait_for(timeout=60_000)
-        assert view.locator("#legend").inner_text().count("<bright>") == 1
-        assert view.locator("#maps figure").count() == 4
-        assert view.locator("#download").inner_text().count("scene_") == 4
-        view.locator("#opacity input[type=range]").fill("90")
-        view.wait_for_function(
-            "getComputedStyle(document.querySelector('.colors')).opacity == '0.9'"
-        )
-        assert view.evaluate("document.documentElement.scrollWidth") <= width
-        view.locator("#file button").first.click()
-        wrong = tmp_path / "notes.txt"
-        wrong.write_text("no image")
-        chosen.set_input_files(wrong)
-        alert = view.locator("#message [role=alert]")
-        alert.wait_for(timeout=60_000)
-        assert "notes.txt was not predicted: not a PNG" in alert.inner_text()
-        assert colors.count() == 0
-        # data: URIs have no host; nothing comes from the network.
-        assert {host for host in hosts if ":" in host} == {url.split("/")[2]}
-        assert all(":" in host or ";" in host for host in hosts)
-    finally:
-        page.close()
+    chosen = _choose(view, served, image)
+    assert view.locator("#legend").inner_text().count("<bright>") == 1
+    assert view.locator("#maps figure").count() == 4
+    assert view.locator("#download").inner_text().count("scene_") == 4
+    view.locator("#opacity input[type=range]").fill("90")
+    view.wait_for_function(
+        "getComputedStyle(document.querySelector('.colors')).opacity == '0.9'"
+    )
+    assert view.evaluate("document.documentElement.scrollWidth") <= width
+    view.locator("#file button").first.click()
+    wrong = tmp_path / "notes.txt"
+    wrong.write_text("no image")
+    chosen.set_input_files(wrong)
+    alert = view.locator("#message [role=alert]")
+    alert.wait_for(timeout=60_000)
+    assert "notes.txt was not predicted: not a PNG" in alert.inner_text()
+    assert view.locator("#picture img").count() == 0
+    # Pictures in the page have no host; nothing comes from the network.
+    assert {host for host in hosts if ";" not in host} == {served.split("/")[2]}
+
+
+@_OF_GRADIO
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_serious(image, browser, served, scheme):
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright")
+    size = {"width": 390, "height": 900}
+    view = browser.new_page(viewport=size, color_scheme=scheme)
+    _choose(view, served, image)
+    view.wait_for_timeout(1000)  # until colors have faded in
+    found = axe.Axe().run(view).response["violations"]
+    serious = [each for each in found if each["impact"] in ("serious", "critical")]
+    assert not serious, [(each["id"], each["nodes"][0]["html"]) for each in serious]
