@@ -8,7 +8,7 @@ give the run's hours.
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -78,28 +78,30 @@ def scaled(
 
 
 def candidates(
-    config: ml_collections.ConfigDict, devices: int
+    config: ml_collections.ConfigDict, devices: int, remats: Sequence[str] = REMATS
 ) -> Iterator[ml_collections.ConfigDict]:
     """Yields what to try, the best first.
 
     The batch is the configured one, or the next larger one whose groups divide over the
     devices. Rematerialization comes first, because it changes rounding alone;
     accumulation changes the batches of batch norm.
+
+    Args:
+      config: the configuration.
+      devices: number of devices.
+      remats: values of `model.remat` to try.
     """
     train = config.train
     groups = -(-train.batch_size // (train.group_size * devices))
     batch = groups * train.group_size * devices
     for accumulation in range(min(train.accumulation, groups), groups + 1):
         if groups % accumulation == 0:
-            for remat in REMATS[REMATS.index(config.model.remat) :]:
+            for remat in remats:
                 yield scaled(config, batch, accumulation, remat)
 
 
 def choose(
-    config: ml_collections.ConfigDict,
-    devices: int,
-    available: int,
-    compile_step: Compile,
+    tries: Iterable[ml_collections.ConfigDict], available: int, compile_step: Compile
 ) -> tuple[ml_collections.ConfigDict, Program]:
     """Returns the first candidate that fits `available` bytes per device.
 
@@ -110,7 +112,7 @@ def choose(
       ValueError: none fits.
     """
     known: dict[str, tuple[int, Program]] = {}
-    for candidate in candidates(config, devices):
+    for candidate in tries:
         remat, accumulation = candidate.model.remat, candidate.train.accumulation
         if remat in known:
             before, program = known[remat]
@@ -121,9 +123,9 @@ def choose(
             return candidate, program
         known[remat] = accumulation, program
     raise ValueError(
-        f"not even {quantity(config.train.group_size, 'labeled image')} per step and "
-        f"device fit into {available / 1e9:.3g} GB: lower data.crop or model.width, "
-        "choose a smaller model.backbone, or set model.dtype=bfloat16"
+        f"not even one group of images per device fits into {available / 1e9:.3g} GB: "
+        "lower train.group_size, data.crop or model.width, choose a smaller "
+        "model.backbone, or set model.dtype=bfloat16"
     )
 
 
@@ -197,7 +199,11 @@ def fit(config: ml_collections.ConfigDict) -> None:
         fixed = compiled.memory_analysis().argument_size_in_bytes
         return Program(peak, fixed, compiled, setup)
 
-    chosen, program = choose(config, devices, available, compile_step)
+    remats = REMATS[REMATS.index(config.model.remat) :]
+    if jax.default_backend() == "cpu":  # There XLA saves nothing by it.
+        remats = remats[:1]
+    tries = candidates(config, devices, remats)
+    chosen, program = choose(tries, available, compile_step)
     print(f"Use {describe(chosen)}")
     print(_describe_hours(chosen, program), flush=True)
     # On a CPU a larger batch takes as much longer.

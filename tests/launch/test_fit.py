@@ -40,15 +40,17 @@ PER_IMAGE = {"off": 40, "cheap": 30, "all": 10}
 def test_what_changes_least_is_chosen(available, chosen, tried):
     """A batch of 8 in groups of 2."""
     made = []
-    found, _ = fit.choose(_config(), 1, available, _measure(PER_IMAGE, made))
+    tries = fit.candidates(_config(), 1)
+    found, _ = fit.choose(tries, available, _measure(PER_IMAGE, made))
     assert (found.train.accumulation, found.model.remat) == chosen
     assert found.train.batch_size == 8 and found.optimizer.lr == 0.1
     assert made == tried
 
 
 def test_nothing_that_fits_names_what_to_change():
-    with pytest.raises(ValueError, match="not even 2 labeled images per step and dev"):
-        fit.choose(_config(), 1, 110, _measure(PER_IMAGE, []))
+    tries = fit.candidates(_config(), 1)
+    with pytest.raises(ValueError, match="not even one group of images per device"):
+        fit.choose(tries, 110, _measure(PER_IMAGE, []))
 
 
 def test_groups_fill_all_devices_and_the_rate_follows_the_batch():
@@ -62,8 +64,9 @@ def test_groups_fill_all_devices_and_the_rate_follows_the_batch():
 
 
 def test_settings_that_are_saved_already_are_not_given_up():
-    saving = _config(train__accumulation=2, model__remat="all")
-    tried = [(c.train.accumulation, c.model.remat) for c in fit.candidates(saving, 1)]
+    saving = _config(train__accumulation=2)
+    tries = fit.candidates(saving, 1, ("all",))
+    tried = [(c.train.accumulation, c.model.remat) for c in tries]
     assert tried == [(2, "all"), (4, "all")]
 
 
