@@ -60,9 +60,10 @@ def is_nifti(path: pathlib.Path) -> bool:
 def is_tiff_stack(path: pathlib.Path, pixels: PixelFormat) -> bool:
     """Whether a file is a TIFF whose pages are several images, not channels of one."""
     with _tiff_or_none(path) as tiff:
-        if tiff is None or len(tiff.pages) < 2:
+        images = 0 if tiff is None else raster_formats.count_images(tiff)
+        if tiff is None or images < 2:
             return False
-        channels = len(tiff.pages) == pixels.channels
+        channels = images == pixels.channels
         return not (channels and tiff.pages.first.samplesperpixel == 1)
 
 

@@ -238,6 +238,17 @@ def test_pages_of_a_tiff_are_images_unless_they_are_channels(make_run, tmp_path)
     assert "b_index.png" in _names(tmp_path / "scene")
 
 
+def test_smaller_copies_in_a_tiff_are_no_images(make_run, tmp_path):
+    """A cloud-optimized GeoTIFF has its overviews as further pages."""
+    run, image = make_run(), _image((64, 80))
+    with tifffile.TiffWriter(tmp_path / "a.tif") as file:
+        file.write(image, photometric="rgb", tile=(32, 32), extratags=GEOREFERENCE)
+        file.write(image[::2, ::2], photometric="rgb", subfiletype=1)
+    _predict(f"--input={tmp_path}", f"--output={tmp_path / 'out'}", "--outputs=index")
+    found = tifffile.imread(tmp_path / "out" / "a_index.tif")
+    np.testing.assert_array_equal(found, _expected(run, image)[0])
+
+
 def test_a_damaged_volume_does_not_end_the_others(make_run, tmp_path):
     make_run(GRAY)
     (tmp_path / "a.nii.gz").write_bytes(b"no volume")
