@@ -13,7 +13,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from mpmc_jax import memory
 from mpmc_jax.evaluation.bands import scores_by_band
 from mpmc_jax.evaluation.bounded_jit import BoundedJit
-from mpmc_jax.evaluation.protocols import EvalProtocol
+from mpmc_jax.evaluation.protocols import EvalProtocol, Slide
 from mpmc_jax.evaluation.size_limit import check_size
 from mpmc_jax.models.preprocess import normalize, to_unit
 from mpmc_jax.pixels import PixelFormat
@@ -130,6 +130,13 @@ class Predictor:
         large = size[0] * size[1] > self.window_above
         return large and self.protocol.for_large_images() is not None
 
+    @property
+    def windows_are_exact(self) -> bool:
+        """Whether windows give what the protocol gives, as it has windows itself."""
+        protocol = self.protocol
+        one_view = protocol.scales == (1.0,) and not protocol.flip
+        return isinstance(protocol, Slide) and one_view
+
     def rows_per_batch(self, size: tuple[int, int], most: int) -> int:
         """How many images of a size share a batch, at most `most` per device.
 
@@ -167,7 +174,7 @@ class Predictor:
         return classes, np.asarray(found)[: len(images)]
 
     def bands(
-        self, image: np.ndarray, *, probabilities: bool = False
+        self, image: np.ndarray, *, probabilities: bool = False, windows: bool = False
     ) -> Iterator[Band]:
         """Yields the predictions of an image from top to bottom.
 
@@ -176,33 +183,34 @@ class Predictor:
         Args:
           image: (h,w,c) as stored.
           probabilities: whether to return them; the next band may overwrite them.
+          windows: whether to predict an image of any size in windows.
 
         Raises:
           ValueError: the image is too large for the device's memory.
         """
-        if not self.uses_windows(image.shape[:2]):
+        if not (windows or self.uses_windows(image.shape[:2])):
             classes, found = self.batch(image[None], probabilities=probabilities)
             yield Band(0, classes[0], None if found is None else found[0])
             return
-        windows = self.protocol.for_large_images()
-        assert windows is not None  # See `uses_windows`.
+        protocol = self.protocol.for_large_images()
+        assert protocol is not None  # See `uses_windows`.
         rows, columns = image.shape[:2]
         # The classes and pictures, then the scores of one row of windows.
         check_size(1, (rows, columns), 1, free=self._free, devices=1)
-        tallest = min(windows.size, rows)
+        tallest = min(protocol.size, rows)
         depth = image.shape[2] + self._num_classes
         check_size(1, (tallest, columns), depth, free=self._free, devices=1)
 
         def score(stored: np.ndarray) -> np.ndarray:
             placed = self._normalize(self._place(stored))
-            return np.asarray(windows.of_window(self._network, placed))[: len(stored)]
+            return np.asarray(protocol.of_window(self._network, placed))[: len(stored)]
 
         found = scores_by_band(
-            windows, score, image, self._num_classes, len(self._devices)
+            protocol, score, image, self._num_classes, len(self._devices)
         )
         for top, scores in found:
             classes = scores.argmax(-1).astype(np.uint8)
-            if probabilities and not windows.gives_probabilities:
+            if probabilities and not protocol.gives_probabilities:
                 scores = scipy.special.softmax(scores, axis=-1)
             yield Band(top, classes, scores if probabilities else None)
 

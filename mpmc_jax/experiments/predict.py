@@ -33,6 +33,8 @@ from mpmc_jax.text import quantity
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 
 T = TypeVar("T")
+# Fewer images of a size are not worth compiling programs for it.
+_FEW = 8
 # What a file is that is not predicted as an image: results exist, or it has several.
 _DONE, _STACK = "done", "stack"
 
@@ -229,10 +231,8 @@ class PredictionWriter:
         self, images: Sequence[_Image]
     ) -> Iterator[tuple[_Image, np.ndarray | None]]:
         """Segments images and yields each with its classes; None where it failed."""
-        large = [x for x in images if self._predictor.uses_windows(x.size)]
-        batches = self._batches(
-            [x for x in images if not self._predictor.uses_windows(x.size)]
-        )
+        windowed, whole = self._divide(images)
+        batches = self._batches(whole)
         writing: collections.deque[tuple[_Image, concurrent.futures.Future]]
         writing = collections.deque()
         with concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1) as pool:
@@ -252,11 +252,25 @@ class PredictionWriter:
                     yield self._finish(*writing.popleft())
             while writing:
                 yield self._finish(*writing.popleft())
-        for image in large:
-            classes, error = _attempt(self._predict_large, image)
+        for image in windowed:
+            classes, error = _attempt(self._predict_in_windows, image)
             if error is not None:
                 self._fail(image.file, error)
             yield image, classes
+
+    def _divide(self, images: Sequence[_Image]) -> tuple[list[_Image], list[_Image]]:
+        """Divides images into those predicted in windows and those in batches.
+
+        In windows are large images, and those of rare sizes where it changes nothing:
+        windows share a program, whatever the image's size.
+        """
+        predictor, parts = self._predictor, ([], [])
+        counts = collections.Counter(image.size for image in images)
+        exact = predictor.windows_are_exact and self._patches is None
+        for image in images:
+            rare = exact and counts[image.size] < _FEW
+            parts[not (rare or predictor.uses_windows(image.size))].append(image)
+        return parts
 
     def _batches(self, images: Sequence[_Image]) -> list[_Batch]:
         """Groups images by the size of their arrays, and cuts groups into batches."""
@@ -307,14 +321,16 @@ class PredictionWriter:
 
         return of_row
 
-    def _predict_large(self, image: _Image) -> np.ndarray:
+    def _predict_in_windows(self, image: _Image) -> np.ndarray:
         if self._patches is not None:
             raise ValueError(
                 "it is predicted in windows, and the patch classifier takes whole "
                 "images; leave patches out of --outputs, or raise --window_above"
             )
         stored = image.read()
-        bands = self._predictor.bands(stored, probabilities=self._probabilities)
+        bands = self._predictor.bands(
+            stored, probabilities=self._probabilities, windows=True
+        )
         return self._write(image, bands, stored, None)
 
     def _write(

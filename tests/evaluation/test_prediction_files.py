@@ -158,6 +158,22 @@ def test_images_of_many_sizes_equal_single_predictions(make_run, tmp_path):
         np.testing.assert_array_equal(np.asarray(found), expected)
 
 
+def test_rare_sizes_share_the_windows_of_a_sliding_protocol(make_run, tmp_path):
+    run = make_run()
+    run.config.eval.protocol, run.config.data.crop = "slide_u2pl", 8
+    sizes = [(9, 12)] * 8 + [(11, 13), (20, 9)]
+    for seed, size in enumerate(sizes):
+        Image.fromarray(_image(size, seed)).save(tmp_path / f"{seed}.png")
+    writer = predict.PredictionWriter(run, tmp_path, overwrite=False)
+    images = [predict._Image(None, size, {}, None) for size in sizes]
+    windowed, whole = writer._divide(images)
+    assert [image.size for image in windowed] == sizes[8:] and len(whole) == 8
+    _predict(f"--input={tmp_path}", f"--output={tmp_path / 'out'}")
+    for seed, size in enumerate(sizes):
+        found = np.asarray(Image.open(tmp_path / "out" / f"{seed}_index.png"))
+        np.testing.assert_array_equal(found, _expected(run, _image(size, seed))[0])
+
+
 def test_padding_shares_a_program_and_is_cut_off(make_run, tmp_path):
     run = make_run()
     for seed, size in enumerate([(9, 12), (7, 15)]):
