@@ -17,6 +17,7 @@ UNET = {
     "mpmc__tap": "auto",
     "eval__protocol": "volume",
 }
+TAPS = {"unet": "stage1", "dpt": "block1"}
 DPT = {"data__crop": 40, "model__name": "dpt", "model__backbone": "tiny_dinov2"}
 
 
@@ -34,4 +35,6 @@ def test_every_figure_is_drawn_of_other_networks(tmp_path, network):
         trained = train_pair(tmp_path, **DPT)
     for name, (runs, options, column) in FIGURES.items():
         options = {} if "classes" in options else options
+        if "taps" in options:
+            options = {**options, "taps": TAPS[network]}
         draw(trained, name, tmp_path / "figures", (runs, options, column))
