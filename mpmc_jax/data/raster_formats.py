@@ -89,17 +89,17 @@ def exceeds_pillow(content: bytes) -> bool:
             separated = page.photometric == tifffile.PHOTOMETRIC.SEPARATED
             color = bands == 3 or (bands == 4 and separated)
             whole = bands == 1 or (color and page.bitspersample == 8)
-            return count_images(tiff) > 1 or page.is_reduced or not whole
+            return len(image_pages(tiff)) > 1 or page.is_reduced or not whole
         except Exception as error:  # See `_open_tiff`.
             raise UnreadableImage(
                 f"not a TIFF file of one image ({reason(error)})"
             ) from error
 
 
-def count_images(tiff: tifffile.TiffFile) -> int:
-    """Counts the pages of a TIFF without smaller copies and masks of other pages."""
-    pages = (page.aspage() for page in tiff.pages)
-    return sum(not page.is_reduced and not page.is_mask for page in pages)
+def image_pages(tiff: tifffile.TiffFile) -> list[int]:
+    """Lists the pages of a TIFF without smaller copies and masks of other pages."""
+    pages = enumerate(page.aspage() for page in tiff.pages)
+    return [i for i, page in pages if not page.is_reduced and not page.is_mask]
 
 
 def type_of_tiff(content: bytes) -> str:

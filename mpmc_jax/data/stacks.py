@@ -60,7 +60,7 @@ def is_nifti(path: pathlib.Path) -> bool:
 def is_tiff_stack(path: pathlib.Path, pixels: PixelFormat) -> bool:
     """Whether a file is a TIFF whose pages are several images, not channels of one."""
     with _tiff_or_none(path) as tiff:
-        images = 0 if tiff is None else raster_formats.count_images(tiff)
+        images = 0 if tiff is None else len(raster_formats.image_pages(tiff))
         if tiff is None or images < 2:
             return False
         channels = images == pixels.channels
@@ -172,26 +172,31 @@ def _tiff(
         content = files.enter_context(
             mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         )
-    first = tiff.pages.first
+    pages = raster_formats.image_pages(tiff)
+    first = tiff.pages[pages[0]].aspage()
     rows, columns = int(first.imagelength), int(first.imagewidth)
     turned = _ORIENTATION in first.tags and first.tags[_ORIENTATION].value > 4
+    size = (columns, rows) if turned else (rows, columns)
     lock = threading.Lock()
 
     def read(index: int) -> np.ndarray:
         with lock:  # tifffile seeks in the file.
-            page = tiff.pages[index].aspage()
+            page = tiff.pages[pages[index]].aspage()
             raster_formats.check_bytes(page.shape, np.dtype(page.dtype))
             raster_formats.check_segments(content, page)
             values = page.asarray()
         if page.planarconfig == tifffile.PLANARCONFIG.SEPARATE and values.ndim == 3:
             values = np.moveaxis(values, 0, -1)
         tag = page.tags.get(_ORIENTATION)
-        return _convert(
-            raster_formats.orient(values, tag.value if tag else 1), index, pixels
-        )
+        values = raster_formats.orient(values, tag.value if tag else 1)
+        if values.shape[:2] != size:
+            raise UnreadableImage(
+                f"page {index + 1} has another size than the first; store its pages "
+                "as files of their own"
+            )
+        return _convert(values, index, pixels)
 
-    size = (columns, rows) if turned else (rows, columns)
-    return Stack(size, len(tiff.pages), read, files.close)
+    return Stack(size, len(pages), read, files.close)
 
 
 def _convert(values: np.ndarray, index: int, pixels: PixelFormat) -> np.ndarray:

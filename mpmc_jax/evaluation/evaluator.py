@@ -40,12 +40,14 @@ class PatchProbe:
       apply: (variables, normalized images (b,h,w,c), labels (b,h,w)) -> logits
         (b,h',w',C), targets (b,h',w',C) bool, valid (b,h',w') bool, for h' x w'
         patches. Pass the same function every time: a new one is compiled again.
+      multiple: `apply` sees the largest multiple of so many rows and columns.
     """
 
     variables: PyTree
     apply: Callable[[PyTree, Array, Array], tuple[Array, Array, Array]] = struct.field(
         pytree_node=False
     )
+    multiple: int = struct.field(pytree_node=False, default=1)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -135,6 +135,10 @@ class EvalProtocol:
         """Whether `scores` returns probabilities instead of logits."""
         return self.probabilities or self.scales != (1.0,) or self.flip
 
+    def probed_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Rows and columns of `probed` images, for images of a size."""
+        return size
+
     def probed(self, images: Array, labels: Array) -> tuple[Array, Array]:
         """The images and labels on which the patch classifier is evaluated."""
         return images, labels
@@ -252,8 +256,11 @@ class PerVolume(EvalProtocol):
         square = (self.size, self.size)
         return resize(network(resize(images, size=square)), size=size)
 
+    def probed_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        return self.size, self.size
+
     def probed(self, images: Array, labels: Array) -> tuple[Array, Array]:
-        size = (self.size, self.size)
+        size = self.probed_size(labels.shape[1:3])
         return resize(images, size=size), resize_nearest(labels, size=size)
 
 

@@ -150,7 +150,8 @@ def make_probe_builder(setup: Setup) -> Callable[[TrainState], PatchProbe | None
         teachers, head = select_teachers(setup.step, state)
         teacher = teachers[network]
         variables = {"params": teacher.params, "batch_stats": teacher.batch_stats}
-        return PatchProbe({"network": variables, "head": head}, apply)
+        both = {"network": variables, "head": head}
+        return PatchProbe(both, apply, module.multiple)
 
     return build
 

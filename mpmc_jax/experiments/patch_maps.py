@@ -29,11 +29,13 @@ class Patches(NamedTuple):
 
     Attributes:
       probabilities: (b,r,c,C) for r x c patches.
-      field: the pixels that a patch covers.
+      rows: (r,2) first row that a patch covers, and the one after its last.
+      columns: (c,2) the same for columns.
     """
 
     probabilities: np.ndarray
-    field: ReceptiveField
+    rows: np.ndarray
+    columns: np.ndarray
 
     def arrays(self, row: int, size: tuple[int, int]) -> dict[str, np.ndarray]:
         """Returns one image's probabilities, and the pixels that patches cover.
@@ -44,8 +46,8 @@ class Patches(NamedTuple):
         """
         found = self.probabilities[row]
         rows, columns = (
-            self.field.spans(side, count)
-            for side, count in zip(size, found.shape[:2], strict=True)
+            np.minimum(self.rows, size[0]),
+            np.minimum(self.columns, size[1]),
         )
         inside = [np.count_nonzero(x[:, 0] < x[:, 1]) for x in (rows, columns)]
         return {
@@ -60,6 +62,7 @@ class PatchClassifier:
     """A run's patch classifier, for images without labels."""
 
     probe: PatchProbe
+    protocol: EvalProtocol
     field: ReceptiveField
     presence: Callable[[PyTree, np.ndarray], Array]
     weigh: LambdaFn
@@ -67,7 +70,23 @@ class PatchClassifier:
     def classify(self, images: np.ndarray) -> Patches:
         """Returns the classes of the patches of images (b,h,w,c) as stored."""
         found = np.asarray(self.presence(self.probe.variables, images))
-        return Patches(found, self.field)
+        size = images.shape[1:3]
+        rows, columns = map(
+            self._covered, size, self.protocol.probed_size(size), found.shape[1:3]
+        )
+        return Patches(found, rows, columns)
+
+    def _covered(self, side: int, probed: int, count: int) -> np.ndarray:
+        """Returns the pixels (count,2) of an image's side that patches cover.
+
+        Args:
+          side: pixels of the image.
+          probed: pixels to which it is resized for the patch classifier.
+          count: number of patches.
+        """
+        spans = self.field.spans(probed - probed % self.probe.multiple, count)
+        first, after_last = spans.T * side
+        return np.stack([first // probed, -(-after_last // probed)], axis=1)
 
     def lambda_s(self, images: np.ndarray, classes: np.ndarray) -> np.ndarray:
         """Returns lambda_s (b,h,w) of the predicted classes (b,h,w) of images."""
@@ -88,6 +107,7 @@ def patch_classifier(run: Run) -> PatchClassifier:
 
     return PatchClassifier(
         run.probe,
+        protocol,
         receptive_field(run.model, run.plugin.taps[0]),
         BoundedJit(presence),
         lambda_function(run.plugin, protocol, pixels),

@@ -39,6 +39,10 @@ _FEW = 8
 _DONE, _STACK = "done", "stack"
 
 
+class DiskError(OSError):
+    """No further image could be written, as on a full disk."""
+
+
 @dataclasses.dataclass(frozen=True)
 class _Image:
     """An image to predict.
@@ -127,7 +131,7 @@ class PredictionWriter:
             ending.
 
         Raises:
-          OSError: no further image could be written, as on a full disk.
+          DiskError: no further image could be written.
         """
         images: list[_Image] = []
         volumes: list[pathlib.Path] = []
@@ -236,8 +240,10 @@ class PredictionWriter:
         writing: collections.deque[tuple[_Image, concurrent.futures.Future]]
         writing = collections.deque()
         with concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-            loaded = map_in_order(self._load, batches)
-            for batch, (stored, errors) in zip(batches, loaded, strict=True):
+            in_order = (image for batch in batches for image in batch.images)
+            loaded = map_in_order(functools.partial(_attempt, _load), in_order)
+            for batch in batches:
+                stored, errors = self._stack(batch, loaded)
                 found, failure = _attempt(self._predict_batch, batch, stored)
                 for row, (image, error) in enumerate(
                     zip(batch.images, errors, strict=True)
@@ -287,16 +293,23 @@ class PredictionWriter:
                 batches.append(_Batch(size, rows, members[start : start + rows]))
         return batches
 
-    def _load(self, batch: _Batch) -> tuple[np.ndarray, list[Exception | None]]:
-        """Reads a batch; an image that cannot be read is black and has an error."""
+    def _stack(
+        self,
+        batch: _Batch,
+        loaded: Iterator[tuple[np.ndarray | None, Exception | None]],
+    ) -> tuple[np.ndarray, list[Exception | None]]:
+        """Stacks a batch's images; one that could not be read is black, with its error.
+
+        Args:
+          batch: the batch.
+          loaded: images and errors, of which it takes those of this batch.
+        """
         pixels = self._facts.pixels
         shape = (batch.rows, *batch.size, pixels.channels)
         stored, errors = np.zeros(shape, pixels.dtype), []
         for row, image in enumerate(batch.images):
-            found, error = _attempt(image.read)
-            if found is not None and found.shape[:2] != image.size:
-                error = ValueError("the file changed while it was read")
-            elif found is not None:
+            found, error = next(loaded)
+            if found is not None:
                 stored[row, : image.size[0], : image.size[1]] = found
             errors.append(error)
         return stored, errors
@@ -366,10 +379,10 @@ class PredictionWriter:
         """Records that a file could not be segmented.
 
         Raises:
-          OSError: no further image could be written.
+          DiskError: no further image could be written.
         """
         if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
-            raise OSError(
+            raise DiskError(
                 f"{error.filename or file}: {error.strerror}; "
                 f"{quantity(self.written, 'image')} written; run the same command "
                 "again for the others"
@@ -378,12 +391,26 @@ class PredictionWriter:
         self._failed.setdefault(file, f"{file}: {lines[0] if lines else repr(error)}")
 
 
+def _load(image: _Image) -> np.ndarray:
+    """Reads an image.
+
+    Raises:
+      ValueError: it has another size than before.
+    """
+    stored = image.read()
+    if stored.shape[:2] != image.size:
+        raise ValueError("the file changed while it was read")
+    return stored
+
+
 def _attempt(
     function: Callable[..., T], *args: Any
 ) -> tuple[T | None, Exception | None]:
-    """Returns a function's value or the error that it raised."""
+    """Returns a function's value or the error that it raised, but for `DiskError`."""
     try:
         return function(*args), None
+    except DiskError:
+        raise
     # Decoders raise errors of their own, a network fails on sizes that it cannot take,
     # and memory on images that are too large; the next image may succeed.
     except Exception as error:

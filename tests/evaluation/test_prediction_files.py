@@ -1,6 +1,8 @@
 """The files that launch.predict reads and writes, and what bad ones do to others."""
 
 import dataclasses
+import errno
+import time
 
 import flax.linen as nn
 import jax
@@ -14,6 +16,7 @@ from PIL import Image
 from configs import base
 from launch import predict as launch_predict
 from mpmc_jax.data.dataset import DatasetFacts
+from mpmc_jax.evaluation import prediction_files
 from mpmc_jax.evaluation.evaluator import PatchProbe
 from mpmc_jax.experiments import predict
 from mpmc_jax.experiments import run as runs
@@ -252,6 +255,78 @@ def test_pages_of_a_tiff_are_images_unless_they_are_channels(make_run, tmp_path)
     tifffile.imwrite(tmp_path / "b.tif", scene, photometric="minisblack")
     _predict(f"--input={tmp_path / 'b.tif'}", f"--output={tmp_path / 'scene'}")
     assert "b_index.png" in _names(tmp_path / "scene")
+
+
+def test_a_stack_has_its_full_pages_alone(make_run, tmp_path):
+    """Each page has a smaller copy and a mask behind it."""
+    run = make_run()
+    pages = [_image((64, 80), seed) for seed in range(2)]
+    with tifffile.TiffWriter(tmp_path / "a.tif") as file:
+        for page in pages:
+            file.write(page, photometric="rgb", contiguous=False)
+            file.write(page[::2, ::2], photometric="rgb", subfiletype=1)
+            file.write(page[..., 0] > 99, photometric="mask", subfiletype=4)
+    out = tmp_path / "out"
+    _predict(f"--input={tmp_path}", f"--output={out}", "--outputs=index")
+    assert _names(out) == {"a/0001_index.png", "a/0002_index.png"}
+    for number, page in enumerate(pages, 1):
+        found = Image.open(out / "a" / f"{number:04d}_index.png")
+        np.testing.assert_array_equal(np.asarray(found), _expected(run, page)[0])
+
+
+def test_a_full_disk_ends_predict_within_a_stack(make_run, tmp_path, monkeypatch):
+    """The files behind it are left alone, as after an image."""
+    make_run()
+    pages = np.stack([_image((8, 10), seed) for seed in range(2)])
+    for name in ("a", "b"):
+        tifffile.imwrite(tmp_path / f"{name}.tif", pages, photometric="rgb")
+    tried = []
+
+    def write_bytes(path, content):
+        tried.append(path.parent.name)
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(prediction_files, "write_bytes", write_bytes)
+    with pytest.raises(SystemExit) as stopped:
+        _predict(f"--input={tmp_path}", f"--output={tmp_path / 'out'}")
+    (line,) = str(stopped.value.code).splitlines()
+    assert "0001_index.png: No space left on device; 0 images written" in line
+    assert set(tried) == {"a"}
+
+
+def test_a_stack_with_pages_of_two_sizes_is_named(make_run, tmp_path):
+    make_run()
+    with tifffile.TiffWriter(tmp_path / "a.tif") as file:
+        for size in ((8, 10), (8, 10), (9, 10)):
+            file.write(_image(size), photometric="rgb", contiguous=False)
+    with pytest.raises(SystemExit, match="page 3 has another size than the first"):
+        _predict(f"--input={tmp_path}", f"--output={tmp_path / 'out'}")
+
+
+def test_few_images_are_read_ahead(make_run, tmp_path, monkeypatch):
+    """However many share a batch; here each batch has 8 images, on four devices."""
+    make_run()
+    for seed in range(24):
+        Image.fromarray(_image((8, 10), seed)).save(tmp_path / f"{seed}.png")
+    monkeypatch.setattr("os.cpu_count", lambda: 1)
+    read, decode_array, seen = [], predict.decode_array, []
+
+    def decode(content, pixels):
+        read.append(len(content))
+        return decode_array(content, pixels)
+
+    def predict_batch(self, batch, stored):
+        assert len(batch.images) == 8
+        time.sleep(0.2)  # for what is read meanwhile
+        seen.append(len(read))
+        return whole(self, batch, stored)
+
+    whole = predict.PredictionWriter._predict_batch
+    monkeypatch.setattr(predict, "decode_array", decode)
+    monkeypatch.setattr(predict.PredictionWriter, "_predict_batch", predict_batch)
+    _predict(f"--input={tmp_path}", f"--output={tmp_path / 'out'}")
+    assert len(seen) == 3 and seen[0] <= 8 + 2
+    assert len(_names(tmp_path / "out")) == 3 * 24
 
 
 def test_smaller_copies_in_a_tiff_are_no_images(make_run, tmp_path):

@@ -384,6 +384,7 @@ def test_whole_patches_of_any_image_are_classified():
     images, labels = jnp.zeros((1, 27, 45, 3)), jnp.zeros((1, 27, 45), jnp.int32)
     shapes = jax.eval_shape(probe.apply, probe.variables, images, labels)
     assert [each.shape[:3] for each in shapes] == [(1, 3, 5)] * 3
+    assert (27 // probe.multiple, 45 // probe.multiple) == (3, 5)
 
 
 @pytest.mark.full
