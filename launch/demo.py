@@ -4,7 +4,7 @@ python -m launch.demo --workdir=runs/camvid [--checkpoint=best|last|STEP] [--por
 
 The page shows the prediction over the image, the classes with their shares and
 confidence, and with MPMC the classes in each patch and lambda_s; all results can be
-downloaded. It is shown by gradio: `pip install 'mpmc-jax[demo]'`. It listens on
+downloaded. It is shown by gradio: `pip install '.[demo]'`. It listens on
 127.0.0.1 alone, shares nothing, and sends no telemetry.
 """
 

@@ -160,7 +160,7 @@ def describe(config: ml_collections.ConfigDict) -> str:
         "train.batch_size": config.train.batch_size,
         "train.accumulation": config.train.accumulation,
         "model.remat": config.model.remat,
-        "optimizer.lr": f"{config.optimizer.lr:.4g}",
+        "optimizer.lr": f"{config.optimizer.lr:.6g}",
     }
     return " ".join(f"--config.{name}={value}" for name, value in values.items())
 

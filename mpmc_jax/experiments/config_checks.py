@@ -31,7 +31,6 @@ _NOT_NEGATIVE = (
     "mpmc.labeled_weight",
     "mpmc.gamma_pos",
     "mpmc.gamma_neg",
-    "mpmc.gate",
     "mpmc.warmup_epochs",
     "optimizer.lr",
     "optimizer.head_multiplier",

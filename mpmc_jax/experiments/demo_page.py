@@ -50,7 +50,7 @@ def load_gradio() -> Any:
     except ImportError as error:
         raise ValueError(
             f"the page is shown by gradio, which cannot be imported ({error}); "
-            "`pip install 'mpmc-jax[demo]'` installs it"
+            "`pip install '.[demo]'` installs it"
         ) from error
 
 

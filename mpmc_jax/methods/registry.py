@@ -260,7 +260,8 @@ def _check_thresholds(config: ml_collections.ConfigDict, num_classes: int) -> No
             f"imbalance.thresholds={given}: {name} has no threshold of confidence; "
             "leave it at ()"
         )
-    if len(given) != num_classes or not all(0 <= each <= 1 for each in given):
+    numbers = all(isinstance(each, (int, float)) for each in given)
+    if len(given) != num_classes or not (numbers and all(0 <= t <= 1 for t in given)):
         raise ValueError(
             f"imbalance.thresholds={given}: give {num_classes} numbers in [0, 1], one "
             "per class, or () for method.threshold"

@@ -68,8 +68,9 @@ def resize_align_corners(
 ) -> Array:
     """Resizes bilinearly so that corner pixels coincide: (b,h,w,c) -> (b,*size,c).
 
-    On GPUs the gradient is rounded to `gradient_dtype`, where that is narrower, before
-    it is summed in float32: arrays of scores of all pixels are a step's largest.
+    Enlarging by a whole number on GPUs rounds the gradient to `gradient_dtype`, where
+    that is narrower, and sums it in float32: arrays of scores of all pixels are a
+    step's largest. Nothing else rounds it.
     """
     _, height, width, _ = x_bhwc.shape
     if (height, width) == tuple(size):

@@ -320,7 +320,7 @@ class _Run:
         try:
             alone = distributed.is_alone()
             with self.stop.interruptible() if alone else nullcontext():
-                scores = self.evaluate(state)
+                scores = {self.config.metric: math.nan, **self.evaluate(state)}
         except BlockInterrupted as interrupted:
             self.checkpointer.wait()
             raise _interrupted(self.stop.requested, done) from interrupted
@@ -328,7 +328,7 @@ class _Run:
         self.report.sync(done)
         metric = self.config.metric
         # A class that is neither there nor predicted, as in center crops, has no score.
-        score = scores.get(metric, math.nan)
+        score = scores[metric]
         took = duration(time.monotonic() - begin)
         _LOG.info("step %d  %s %.4f  (%s)", done, metric, score, took)
         self.checkpointer.rank(done, score if math.isfinite(score) else None)

@@ -27,7 +27,7 @@ def load_wandb() -> Any:
     except ImportError as error:
         raise ValueError(
             f"train.wandb needs wandb, which cannot be imported ({error}); "
-            "`pip install 'mpmc-jax[wandb]'` installs it"
+            "`pip install '.[wandb]'` installs it"
         ) from error
 
 

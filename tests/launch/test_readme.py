@@ -92,7 +92,8 @@ def test_every_command_in_code_parses(monkeypatch, line):
         options = _options(monkeypatch, program)
         assert {_name(argument) for argument in arguments} <= options
         config_of(arguments)
-        assert any(argument.startswith("--workdir=") for argument in arguments)
+        if "--fit" not in arguments:  # which trains nothing
+            assert any(argument.startswith("--workdir=") for argument in arguments)
     else:
         _parse(monkeypatch, program, arguments)
 

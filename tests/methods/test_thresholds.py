@@ -30,15 +30,17 @@ def test_methods_take_thresholds_by_class(method):
     tiny.check_trace(config)
 
 
+@pytest.mark.full
 def test_equal_thresholds_are_one_threshold():
     """A step, which a threshold that nothing reaches changes."""
-    argument, same = "method=augseg", {"method__threshold": 0.0}
-    _, (one,) = tiny.run(tiny.config(argument, **same), 1)
-    _, (equal,) = tiny.run(tiny.config(argument, imbalance__thresholds=(0.0,) * 4), 1)
+    argument, some = "method=augseg", 0.26  # reached by some pixels
+    _, (one,) = tiny.run(tiny.config(argument, method__threshold=some), 1)
+    _, (equal,) = tiny.run(tiny.config(argument, imbalance__thresholds=(some,) * 4), 1)
     assert equal.values == one.values
-    unequal = tiny.config(argument, imbalance__thresholds=(0.0, 1.0, 0.0, 1.0))
+    assert 0 < one.values["confident"] < 1
+    unequal = tiny.config(argument, imbalance__thresholds=(some, 1.0, some, 1.0))
     _, (other,) = tiny.run(unequal, 1)
-    assert 0 < other.values["confident"] < one.values["confident"]
+    assert other.values["confident"] < one.values["confident"]
 
 
 @pytest.mark.parametrize(
@@ -46,6 +48,7 @@ def test_equal_thresholds_are_one_threshold():
     [
         ("unimatch", (0.9, 0.9), r"give 4 numbers in \[0, 1\], one per class"),
         ("unimatch", (0.9, 0.9, 0.9, 1.5), r"give 4 numbers in \[0, 1\]"),
+        ("unimatch", ("0.9",) * 4, r"give 4 numbers in \[0, 1\]"),
         ("cps", (0.9,) * 4, "cps has no threshold of confidence; leave it at"),
         ("u2pl", (0.9,) * 4, "u2pl has no threshold"),
     ],

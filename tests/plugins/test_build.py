@@ -42,6 +42,7 @@ def test_build_passes_every_key_on():
         ("head", "heavy", "paper, lite"),
         ("windows", (1, 5), r"\(1, 3, 7, 19\)"),
         ("windows", (), r"\(1, 3, 7, 19\)"),
+        ("gate", 1.5, "give a probability, or 0 for no gate"),
     ],
 )
 def test_build_refuses_and_names_the_valid_values(key, value, message):

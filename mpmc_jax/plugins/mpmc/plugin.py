@@ -96,8 +96,8 @@ class MPMC(Plugin):
         "all" (D26); for ablations.
       shuffle: whether lambda_s is permuted among the confident pixels of one
         pseudo-class of an image; for ablations.
-      uniform: whether every pixel of a view has the mean lambda_s of its confident
-        pixels; for ablations.
+      uniform: whether every pixel of a view has the mean lambda_s of the view's
+        confident pixels in this micro-batch; for ablations.
       gate: beyond the paper, lambda_s is 1 where the head gives the pseudo-class at
         least this probability, and else 0; 0: as `confidence` and `lambda_scale` say.
       temperature: beyond the paper, what divides the head's logits before gamma.
@@ -449,13 +449,20 @@ def build(settings: dict[str, Any], tap: TapInfo) -> MPMC:
     """Builds MPMC from the values of the configuration's section `mpmc`.
 
     Raises:
-      ValueError: a value outside its choices.
+      ValueError: a value outside its choices, or one that another leaves unread.
     """
     for key, valid in _CHOICES.items():
         if settings[key] not in valid:
             raise ValueError(
                 f"mpmc.{key} is {settings[key]!r}; valid: {', '.join(valid)}"
             )
+    gate = settings["gate"]
+    if not 0 <= gate <= 1:
+        raise ValueError(f"mpmc.gate={gate}: give a probability, or 0 for no gate")
+    if gate and settings["temperature"] != 1:
+        raise ValueError(
+            f"mpmc.gate={gate} does not read mpmc.temperature; leave it at 1"
+        )
     if tap.field.size >= tap.crop:
         logging.warning(
             "A patch of %s (%d pixels) covers the whole crop (%d): every patch holds "
