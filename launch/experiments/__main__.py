@@ -12,8 +12,9 @@ python -m launch.experiments --name=panels --options=images=2 --output=out runs/
 An experiment trains its runs into OUTPUT/runs/, skips what is finished, resumes what is
 not, and goes on after a run that fails. It then writes OUTPUT/<name>.md, .csv, .png and
 .svg: ours beside the published values. evidence1 to evidence3 are our own and write
-OUTPUT/<name>_<dataset>.*: differences of pairs of runs of equal seeds. README.md beside
-them has all of their stages that are there, and evidence0.md.
+OUTPUT/<name>_<dataset>.*, by default in runs/evidence: differences of pairs of runs of
+equal seeds. README.md beside them has all of their stages that are there, and
+evidence0.md. A directory that holds a run of that name with other settings is refused.
 --config.KEY=VALUE is passed on to every run; {backbone} in it stands for the run's own.
 --dry_run prints the commands and the hours that they will take; --print_commands prints
 one line per run, for launch/slurm.sh or launch/tpu_pod.sh; --summarize gathers whatever
@@ -40,7 +41,7 @@ from mpmc_jax.data.registry import DATASETS
 from mpmc_jax.experiments import config_checks
 from mpmc_jax.experiments.paper.base import PlannedRun, Table, plan
 from mpmc_jax.experiments.paper.registry import all_experiments
-from mpmc_jax.experiments.paper.results import Place, read_outcome
+from mpmc_jax.experiments.paper.results import Place, other_settings, read_outcome
 from mpmc_jax.paths import as_path
 from mpmc_jax.text import printable, quantity
 
@@ -174,10 +175,19 @@ def _run(args: argparse.Namespace, more: Sequence[str]) -> int:
     """Plans an experiment and does with it what is asked; returns how many failed."""
     table = _plan(args)
     settings = _settings(args, more)
-    place = Place(as_path("--output", args.output or "runs/paper"))
+    own = bool(table.experiment.pairs)
+    output = args.output or ("runs/evidence" if own else "runs/paper")
+    place = Place(
+        as_path("--output", output), lambda run: _configuration(_flags(run, settings))
+    )
+    if own:
+        evidence_page.check_replaceable(place)
     flags_of = {run.name: _flags(run, settings) for run in table.runs}
     # Whatever is wrong with the settings shows before the first run.
     configs = {run.name: _configuration(flags_of[run.name]) for run in table.runs}
+    for run in () if args.summarize else table.runs:
+        if other := other_settings(run, place):
+            raise ValueError(f"{place.workdir(run)} {other}")
     commands = {
         run.name: [
             "launch.train",
@@ -313,7 +323,7 @@ def _write_summary(table: Table, place: Place) -> None:
     """Writes and prints the summary, and draws the experiment's figure."""
     if table.experiment.pairs:
         _write(paired.summarize(table, place), place, f"{table.name}_{table.dataset}")
-        write_text(place.folder / "README.md", evidence_page.page(place))
+        evidence_page.write(place)
         return
     paper = plan(table.name, table.experiment)
     configs = [_configuration(run.flags()).to_dict() for run in paper.runs]

@@ -1,14 +1,19 @@
-"""The page of all stages of the evidence: what is shown, what is not, and the costs.
+"""The page of all stages of the evidence: all differences, their p-values, the costs.
 
 `page(place)` reads the runs of stages 1 to 3 and the pages of stage 0 (evidence0.md in
 the same folder, or in a folder of it), and leaves out nothing that is there.
 """
 
+import math
+import posixpath
+import re
 import textwrap
 from collections.abc import Iterator
+from pathlib import Path
 
 from mpmc_jax.analysis import paired
-from mpmc_jax.analysis.paired import Difference, PairedSummary
+from mpmc_jax.analysis.paired import VERDICTS, Difference, PairedSummary
+from mpmc_jax.atomic_write import write_text
 from mpmc_jax.experiments.paper import base, registry
 from mpmc_jax.experiments.paper.results import Place, read_outcome
 from mpmc_jax.text import quantity
@@ -23,12 +28,35 @@ python -m launch.experiments --name=evidence1 --seeds=0,1,2 --lists=ACDC/splits 
 ```
 
 and the same with `evidence2` and `evidence3`, and `--dataset=camvid` for `--lists`."""
-_HEADINGS = {
-    "better": "Shown to be better",
-    "worse": "Shown to be worse",
-    "not shown": "Not shown either way",
-    "too few seeds": "Too few seeds to say",
-}
+_TITLE = "# Does MPMC help? Measured in runs of minutes"
+
+
+def _path(place: Place) -> Path:
+    return place.folder / "README.md"
+
+
+def check_replaceable(place: Place) -> None:
+    """Checks that the page would replace no other file.
+
+    Raises:
+      ValueError: the folder has a README.md that is not such a page.
+    """
+    path = _path(place)
+    if path.exists() and not path.read_text(errors="replace").startswith(_TITLE):
+        raise ValueError(
+            f"{path} is not a page of this experiment and would be replaced; choose "
+            "another --output"
+        )
+
+
+def write(place: Place) -> None:
+    """Writes the page as README.md into the folder.
+
+    Raises:
+      ValueError: see `check_replaceable`.
+    """
+    check_replaceable(place)
+    write_text(_path(place), page(place))
 
 
 def summaries(place: Place) -> Iterator[PairedSummary]:
@@ -52,18 +80,20 @@ def page(place: Place) -> str:
     """Makes the page as Markdown."""
     found = list(summaries(place))
     parts = [
-        "# Does MPMC help? Measured in runs of minutes",
+        _TITLE,
         _summary(found),
         *(f"On {_where(each)}: {each.power()}" for each in found),
         _COMMANDS,
-        "## What is shown",
+        "## Differences",
+        paired.CHANCE,
         _verdicts(found),
         _not_run(found),
         _costs(found, place),
     ]
     for pattern in ("evidence0.md", "*/evidence0.md"):
         for path in sorted(place.folder.glob(pattern)):
-            parts.append(_lowered(path.read_text()))
+            folder = path.parent.relative_to(place.folder).as_posix()
+            parts.append(_lowered(_moved_from(folder, path.read_text())))
     parts += [_lowered(each.markdown()) for each in found]
     return _in_lines("\n\n".join(part.strip() for part in parts if part))
 
@@ -101,7 +131,7 @@ def _summary(found: list[PairedSummary]) -> str:
             "says whether MPMC helps."
         )
     counts = {
-        verdict: sum(arm.verdict() == verdict for arm in arms) for verdict in _HEADINGS
+        verdict: sum(arm.verdict() == verdict for arm in arms) for verdict in VERDICTS
     }
     said = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
     return f"Of {quantity(len(arms), 'difference')} between arms (stage 2): {said}."
@@ -111,6 +141,15 @@ def _where(found: PairedSummary) -> str:
     return f"{found.table.dataset}, stage {found.table.name[-1]}"
 
 
+def _moved_from(folder: str, text: str) -> str:
+    """Makes links to files relative to the folder above, not to `folder`."""
+
+    def link(found: re.Match[str]) -> str:
+        return f"]({posixpath.normpath(posixpath.join(folder, found[1]))})"
+
+    return re.sub(r"\]\((?![a-z]+:|#)([^)]+)\)", link, text)
+
+
 def _lowered(text: str) -> str:
     """Lowers the page's first heading by one level."""
     return f"#{text}"
@@ -118,14 +157,14 @@ def _lowered(text: str) -> str:
 
 def _verdicts(found: list[PairedSummary]) -> str:
     """Lists every pair that has a run, by verdict."""
-    lines = {verdict: [] for verdict in _HEADINGS}
+    lines = {verdict: [] for verdict in VERDICTS}
     for each in found:
         for difference in each.differences:
             if difference.last:
                 line = f"- {_where(each)}: {_said(difference)}"
                 lines[difference.verdict()].append(line)
     parts = [
-        f"{_HEADINGS[verdict]}:\n\n" + "\n".join(own)
+        f"{verdict.capitalize()}:\n\n" + "\n".join(own)
         for verdict, own in lines.items()
         if own
     ]
@@ -155,6 +194,10 @@ def _said(difference: Difference) -> str:
     mean, error = (difference.as_row()[f"last_{name}"] for name in ("mean", "error"))
     number = f"{mean:+.1f}" + ("" if error == "" else f" ± {error:.1f}")
     seeds = quantity(len(difference.last), "seed")
+    if not math.isnan(p := difference.p_value()):
+        seeds += f", p = {p:.2g}"
+    if difference.left_out:
+        seeds += f", {difference.left_out} without a finite score"
     return (
         f"{difference.pair.question} {difference.label} minus {difference.against}: "
         f"{number} ({seeds})"

@@ -1,14 +1,17 @@
 """The summary of our own experiments: differences of pairs of runs of equal seeds.
 
-`summarize(table, place)` reads whatever the runs' directories hold. A difference is
-shown if its mean exceeds twice its standard error.
+`summarize(table, place)` reads whatever the runs' directories hold. A verdict says
+whether a mean exceeds twice its standard error; p-values are those of paired t-tests.
 """
 
+import collections
 import dataclasses
 import math
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from scipy import special, stats
 
 from mpmc_jax.analysis import style
 from mpmc_jax.analysis.base import Drawing, drawing_of
@@ -20,11 +23,36 @@ from mpmc_jax.experiments.paper.results import Outcome, Place, read_outcome
 from mpmc_jax.training import workdir as workdir_lib
 from mpmc_jax.training.metric_writer import read_metrics
 
-# Standard errors by which a mean must exceed 0 to be shown, and those that a true
-# difference must lie above that to be shown in four of five repetitions.
-_SHOWN, _POWER = 2.0, 0.84
-# Numbers of seeds for which the page says what they can show.
+# Standard errors that a verdict asks for.
+_ERRORS = 2
+_BETTER = f"better by more than {_ERRORS} standard errors"
+_WORSE = f"worse by more than {_ERRORS} standard errors"
+_WITHIN = f"within {_ERRORS} standard errors"
+_FEW = "too few seeds"
+VERDICTS = (_BETTER, _WORSE, _WITHIN, _FEW)
+# The p-value below which a t-test finds a difference, and how often it must.
+_LEVEL, _POWER = 0.05, 0.8
+# Numbers of seeds for which the page says what they let a t-test find.
 _SEEDS = (3, 5, 10)
+
+
+def by_chance(seeds: int) -> float:
+    """Computes how often a mean without true difference exceeds the verdict's errors.
+
+    It is better in half of these cases, and worse in the others.
+    """
+    return 2 * float(stats.t.sf(_ERRORS, seeds - 1))
+
+
+CHANCE = (
+    f"Without any true difference, a mean exceeds {_ERRORS} standard errors, in either "
+    "direction, in "
+    + ", ".join(
+        f"{by_chance(seeds):.0%} of cases with {seeds} seeds" for seeds in _SEEDS
+    )
+    + ". p is that of a paired t-test, for each pair alone: of many pairs, some are "
+    "small by chance."
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +63,7 @@ class Difference:
       pair: the rows.
       label, against: their names in the table.
       last, best: differences of the last and of the best evaluations.
+      left_out: finished pairs of runs that lack a finite score.
     """
 
     pair: Pair
@@ -42,15 +71,26 @@ class Difference:
     against: str
     last: tuple[float, ...]
     best: tuple[float, ...]
+    left_out: int = 0
 
     def verdict(self) -> str:
-        """Says whether the last scores show a difference."""
+        """Says which of `VERDICTS` the last scores have."""
         if len(self.last) < 2:
-            return "too few seeds"
+            return _FEW
         mean, error = statistics.fmean(self.last), standard_error(self.last)
-        if abs(mean) <= _SHOWN * error:
-            return "not shown"
-        return "better" if mean > 0 else "worse"
+        if abs(mean) <= _ERRORS * error:
+            return _WITHIN
+        return _BETTER if mean > 0 else _WORSE
+
+    def p_value(self) -> float:
+        """Computes the p-value of a paired t-test of the last scores, two-sided.
+
+        NaN for fewer than two seeds, or if all differences are equal.
+        """
+        if len(set(self.last)) < 2:
+            return math.nan
+        ratio = abs(statistics.fmean(self.last)) / standard_error(self.last)
+        return 2 * float(stats.t.sf(ratio, len(self.last) - 1))
 
     def as_row(self) -> dict[str, Any]:
         """The difference as a row of a CSV file; empty where a number is unknown."""
@@ -58,12 +98,14 @@ class Difference:
             "row": self.pair.row,
             "against": self.pair.against,
             "seeds": len(self.last),
+            "left_out": self.left_out,
         }
         for name in ("last", "best"):
             values = getattr(self, name)
             row[f"{name}_mean"] = statistics.fmean(values) if values else ""
             row[f"{name}_error"] = standard_error(values) if len(values) > 1 else ""
-        return row | {"verdict": self.verdict()}
+        p = self.p_value()
+        return row | {"p": "" if math.isnan(p) else p, "verdict": self.verdict()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,11 +130,19 @@ class Scores:
 
 @dataclasses.dataclass(frozen=True)
 class PairedSummary:
-    """An experiment's scores and differences, one column of its table."""
+    """An experiment's scores and differences, one column of its table.
+
+    Attributes:
+      table: the planned runs.
+      scores: by row.
+      differences: by pair.
+      configs: by name of a run that is there, its settings by dotted names.
+    """
 
     table: Table
     scores: tuple[Scores, ...]
     differences: tuple[Difference, ...]
+    configs: Mapping[str, Mapping[str, Any]]
 
     @property
     def deviation(self) -> float:
@@ -108,11 +158,11 @@ class PairedSummary:
         return math.sqrt(sum(squares) / sum(freedom))
 
     def power(self) -> str:
-        """Says which differences a number of seeds can show."""
+        """Says which differences a number of seeds lets a t-test find."""
         if math.isnan(self.deviation):
             return (
                 "No pair of rows has two seeds yet, so it is not known which "
-                "differences could be shown."
+                "differences could be found."
             )
         shown = ", ".join(
             f"{detectable(self.deviation, seeds):.1f} with {seeds} seeds"
@@ -121,7 +171,8 @@ class PairedSummary:
         return (
             f"Paired differences deviate by {self.deviation:.1f} points from seed to "
             "seed (pooled over all pairs below). The smallest true differences that "
-            f"are shown in four of five repetitions are {shown}."
+            f"a paired t-test finds (p < {_LEVEL}) in four of five repetitions are "
+            f"{shown}."
         )
 
     def markdown(self) -> str:
@@ -131,10 +182,10 @@ class PairedSummary:
             f"# {table.name} on {table.dataset}: {table.experiment.title}",
             self.power(),
             "Differences of runs with the same split, order of images and initial "
-            "weights, in points, with their standard errors. Better or worse: the mean "
-            f"at the last evaluation exceeds {_SHOWN:g} standard errors.",
+            "weights, in points, with their standard errors. Verdicts and p: of the "
+            f"last evaluation. {CHANCE}",
             _grid(
-                ("question", "", "minus", "seeds", "last", "best", "verdict"),
+                ("question", "", "minus", "seeds", "last", "best", "p", "verdict"),
                 [_difference_cells(each) for each in self.differences],
             ),
             "Scores in %, mean and standard deviation over seeds; best of each run's "
@@ -146,10 +197,27 @@ class PairedSummary:
         ]
         if table.experiment.note:
             parts.append(table.experiment.note)
-        if common := table.experiment.settings.get(table.dataset):
-            named = ", ".join(f"`{key}={text(common[key])}`" for key in common)
-            parts.append(f"Settings of all runs: {named}.")
+        if self.configs:
+            parts += self._settings()
         return "\n\n".join(parts) + "\n"
+
+    def _settings(self) -> list[str]:
+        """Says with what the runs were trained, of the experiment's settings."""
+        common, varied = [], []
+        for key in self.table.experiment.settings.get(self.table.dataset, {}):
+            runs = collections.defaultdict(list)
+            for name, config in self.configs.items():
+                runs[text(config[key])].append(f"`{name}`")
+            (usual, _), *others = sorted(runs.items(), key=lambda each: -len(each[1]))
+            if others:
+                named = (f"{value} in {', '.join(names)}" for value, names in others)
+                varied.append(f"- `{key}`: {'; '.join(named)}; {usual} in the others")
+            else:
+                common.append(f"`{key}={usual}`")
+        parts = [f"Settings of all runs: {', '.join(common)}."] if common else []
+        if varied:
+            parts.append("Settings in which runs differ:\n\n" + "\n".join(varied))
+        return parts
 
     def drawing(self) -> Drawing:
         """The plot of the differences, and their numbers."""
@@ -159,12 +227,14 @@ class PairedSummary:
 
 
 def detectable(deviation: float, seeds: int) -> float:
-    """Computes the true difference that is shown in four of five repetitions.
+    """Computes the true difference that a t-test finds in four of five repetitions.
 
-    The mean of normal differences of this deviation exceeds twice its standard error
-    with a probability of 0.8.
+    For normal differences of this deviation, its statistic has a noncentral t
+    distribution, and exceeds Student's quantile with a probability of 0.8.
     """
-    return (_SHOWN + _POWER) * deviation / math.sqrt(seeds)
+    least = stats.t.ppf(1 - _LEVEL / 2, seeds - 1)
+    errors = special.nctdtrinc(seeds - 1, 1 - _POWER, least)
+    return float(errors) * deviation / math.sqrt(seeds)
 
 
 def standard_error(values: Sequence[float]) -> float:
@@ -191,7 +261,12 @@ def summarize(table: Table, place: Place) -> PairedSummary:
         if pair.row in cells and pair.against in cells
     ]
     scores = [_scores(table, cell, outcomes, place) for cell in table.cells]
-    return PairedSummary(table, tuple(scores), tuple(differences))
+    configs = {
+        name: workdir_lib.flatten(workdir_lib.complete(outcome.config))
+        for name, outcome in outcomes.items()
+        if outcome.config
+    }
+    return PairedSummary(table, tuple(scores), tuple(differences), configs)
 
 
 def _difference(
@@ -202,18 +277,29 @@ def _difference(
 ) -> Difference:
     """Compares the finished runs of two rows, seed by seed."""
     found: dict[str, list[float]] = {"last": [], "best": []}
+    left_out = 0
     for run, other in zip(cells[pair.row].runs, cells[pair.against].runs, strict=True):
         one, two = outcomes[run.name], outcomes[other.name]
-        if one.state == two.state == "finished":
-            found["last"].append(100 * (one.last() - two.last()))
-            found["best"].append(100 * (one.best() - two.best()))
+        if not one.state == two.state == "finished":
+            continue
+        if not (_is_finite(one) and _is_finite(two)):
+            left_out += 1
+            continue
+        found["last"].append(100 * (one.last() - two.last()))
+        found["best"].append(100 * (one.best() - two.best()))
     return Difference(
         pair,
         table.rows[pair.row],
         table.rows[pair.against],
         tuple(found["last"]),
         tuple(found["best"]),
+        left_out,
     )
+
+
+def _is_finite(outcome: Outcome) -> bool:
+    """Whether the last and the best score of a run are numbers."""
+    return math.isfinite(outcome.last()) and math.isfinite(outcome.best())
 
 
 def _scores(
@@ -221,12 +307,12 @@ def _scores(
 ) -> Scores:
     """Gathers the scores of one row."""
     own = [(run, outcomes[run.name]) for run in cell.runs]
-    done = [outcome for _, outcome in own if outcome.state == "finished"]
-    missing = [
-        f"seed {run.seed}: {_state(outcome)}"
-        for run, outcome in own
-        if outcome.state != "finished"
-    ]
+    done, missing = [], []
+    for run, outcome in own:
+        if outcome.state == "finished" and _is_finite(outcome):
+            done.append(outcome)
+        else:
+            missing.append(f"seed {run.seed}: {_state(outcome)}")
     hours = [
         training_hours(outcome, place.workdir(run) / "metrics.jsonl")
         for run, outcome in own
@@ -243,6 +329,8 @@ def _scores(
 
 
 def _state(outcome: Outcome) -> str:
+    if outcome.state == "finished":
+        return "no finite score"
     if outcome.state == "unfinished":
         return f"step {outcome.step} of {outcome.steps}"
     return f"{outcome.state}: {outcome.reason}" if outcome.reason else outcome.state
@@ -270,13 +358,16 @@ def training_hours(outcome: Outcome, metrics: Any) -> float:
 
 
 def _difference_cells(each: Difference) -> tuple[str, ...]:
+    p = each.p_value()
+    left_out = f" ({each.left_out} without a finite score)" if each.left_out else ""
     return (
         each.pair.question,
         each.label,
         each.against,
-        str(len(each.last)),
+        f"{len(each.last)}{left_out}",
         _shown(each.last, "+.1f", standard_error),
         _shown(each.best, "+.1f", standard_error),
+        "-" if math.isnan(p) else f"{p:.2g}",
         each.verdict(),
     )
 
@@ -317,12 +408,12 @@ def _plot(differences: Sequence[Difference]):
             markerfacecolor="none",
         )
         if each.last:
-            error = _SHOWN * standard_error(each.last) if len(each.last) > 1 else 0.0
+            error = _ERRORS * standard_error(each.last) if len(each.last) > 1 else 0.0
             mean = statistics.fmean(each.last)
             axis.errorbar(mean, y, xerr=error, fmt="D", color=style.BLUE)
     axis.axvline(0, color=style.GRAY, linestyle=":", marker="")
     names = [f"{each.label} - {each.against}" for each in differences]
     axis.set_yticks(range(len(names)), [style.wrapped(name, 3.4) for name in names])
     axis.set_ylim(len(names) - 0.5, -0.5)
-    axis.set_xlabel("points at the last evaluation; lines: two standard errors")
+    axis.set_xlabel(f"points at the last evaluation; lines: {_ERRORS} standard errors")
     return canvas

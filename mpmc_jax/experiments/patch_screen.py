@@ -123,6 +123,8 @@ def open_screen(run: Run, taps: Sequence[str], head: str) -> Screen:
     # Only the data and the patch classifiers follow from it, whatever the method.
     config.method.name = "supervised"
     config.data.resident = False
+    # Labels must not choose where the measured crops lie.
+    config.imbalance.crop_probability = 0.0
     config.mpmc.enabled, config.mpmc.head = True, head
     _, method = build_base(
         config,

@@ -13,6 +13,7 @@ from launch.experiments import __main__ as experiments
 from mpmc_jax import load_run
 from mpmc_jax.analysis import registry
 from mpmc_jax.analysis.examples import open_common
+from mpmc_jax.experiments.patch_screen import open_screen
 
 # Figure -> which runs it takes, its options, columns of its table.
 FIGURES = {
@@ -122,6 +123,20 @@ def test_a_row_of_stage_0_per_threshold_and_score(drawn):
     # Pseudo-labels are those of the run, whatever weighs them.
     for name in ("baseline", "mpmc"):
         assert len({row["accuracy"] for row in all_pixels if row["run"] == name}) == 1
+
+
+def test_labels_do_not_choose_where_the_crops_of_stage_0_lie(trained):
+    run = load_run(trained.mpmc)
+    ids = str(trained.mpmc / "splits" / "unlabeled.txt")
+
+    def first():
+        return next(open_screen(run, ["layer1"], "lite").crops(ids))
+
+    expected = first().image
+    # Class 1 would be at the center of every crop.
+    run.config.imbalance.crop_probability = 1.0
+    run.config.imbalance.crop_classes = (1,)
+    np.testing.assert_array_equal(first().image, expected)
 
 
 def test_every_valid_patch_is_in_a_bin_of_table4(trained, drawn):

@@ -6,14 +6,14 @@ import re
 
 import numpy as np
 import pytest
+from scipy import stats
 
-from configs.base import get_base
 from launch.experiments import __main__ as experiments
 from mpmc_jax.analysis import evidence_page, paired
 from mpmc_jax.experiments.paper import base, registry
 from mpmc_jax.experiments.paper.base import Choice, Experiment, Pair
-from mpmc_jax.experiments.paper.results import Place
 from mpmc_jax.pixels import RGB
+from tests.support.planned import place_of
 
 STEPS, SPEED = 20, 0.01
 TOY = Experiment(
@@ -26,8 +26,22 @@ TOY = Experiment(
     },
     {"4": base.labeled_part("4")},
     pairs=(Pair("on", "off", "Does it help?"), Pair("late", "off", "And this?")),
-    settings={"synthetic": {"train.steps": STEPS, "optimizer.lr": 0.5}},
+    settings={
+        "synthetic": {
+            "train.steps": STEPS,
+            "optimizer.lr": 0.5,
+            "optimizer.lag": 0,
+            "train.batch_size": 4,
+        }
+    },
 )
+
+
+BETTER = "better by more than 2 standard errors"
+
+
+def difference(last):
+    return paired.Difference(Pair("a", "b", "?"), "A", "B", last, last)
 
 
 def planned(name, **how):
@@ -37,12 +51,10 @@ def planned(name, **how):
 @pytest.fixture
 def write(tmp_path):
     """Returns the function that writes a run's files, and the folder of all runs."""
-    place = Place(tmp_path)
+    place = place_of(tmp_path, f"--config.train.steps={STEPS}")
 
     def write_run(run, scores):
-        config = get_base()
-        config.data.name, config.train.steps = run.dataset, STEPS
-        config.method.name, config.train.batch_size = "supervised", 4
+        config = place.configure(run)
         directory = place.workdir(run)
         directory.mkdir(parents=True)
         (directory / "config.json").write_text(json.dumps(config.to_dict()))
@@ -87,7 +99,7 @@ def test_a_difference_is_the_mean_of_pairs_and_its_error(write):
     row = on.as_row()
     np.testing.assert_allclose(row["last_mean"], 31 / 3)
     np.testing.assert_allclose(row["last_error"], deviation / 3**0.5)
-    assert (row["seeds"], row["verdict"]) == (3, "better")
+    assert (row["seeds"], row["verdict"]) == (3, BETTER)
     np.testing.assert_allclose(late.last, [0], atol=1e-9)
     assert late.verdict() == "too few seeds" and late.as_row()["last_error"] == ""
     np.testing.assert_allclose(found.deviation, deviation)
@@ -96,40 +108,103 @@ def test_a_difference_is_the_mean_of_pairs_and_its_error(write):
     missing = "seed 1: step 10 of 20, seed 2: not run"
     assert [each.missing for each in found.scores] == ["", "", missing]
     text = found.markdown()
-    least = f"{2.84 * deviation / 3**0.5:.1f} with 3 seeds"
+    least = f"{paired.detectable(deviation, 3):.1f} with 3 seeds"
     assert least in text.split("\n\n")[1]
     assert "| Does it help? | On | Off | 3 | +10.3 ± 0.9 | " in text
+    assert f"| {stats.ttest_1samp([10, 12, 9], 0).pvalue:.2g} | {BETTER} |" in text
     assert found.drawing().png[:4] == b"\x89PNG"
 
 
 @pytest.mark.parametrize(
     "last, verdict",
     [
-        ((1.0, 2.0, 1.5), "better"),
-        ((-1.0, -2.0, -1.5), "worse"),
-        ((1.0, -2.0, 3.0), "not shown"),
+        ((1.0, 2.0, 1.5), BETTER),
+        ((-1.0, -2.0, -1.5), "worse by more than 2 standard errors"),
+        ((1.0, -2.0, 3.0), "within 2 standard errors"),
         ((5.0,), "too few seeds"),
         ((), "too few seeds"),
     ],
 )
-def test_what_is_shown_exceeds_two_standard_errors(last, verdict):
-    pair = Pair("a", "b", "?")
-    assert paired.Difference(pair, "A", "B", last, last).verdict() == verdict
+def test_a_verdict_compares_with_two_standard_errors(last, verdict):
+    assert difference(last).verdict() == verdict
 
 
-def test_power_is_that_of_repeated_experiments():
-    """Of simulated experiments, four of five show the difference."""
+def test_p_values_are_those_of_a_paired_t_test():
+    for last in ((1.0, 2.0, 1.5), (-3.0, 1.0, -2.0, -1.0), (4.0, 5.0)):
+        expected = stats.ttest_1samp(last, 0).pvalue
+        np.testing.assert_allclose(difference(last).p_value(), expected)
+        assert difference(last).as_row()["p"] == difference(last).p_value()
+    for unknown in ((), (5.0,), (0.0, 0.0, 0.0)):
+        assert difference(unknown).as_row()["p"] == ""
+
+
+@pytest.mark.parametrize("seeds", [3, 5, 30, 100])
+def test_power_is_that_of_repeated_experiments(seeds):
+    """Of simulated experiments, a t-test finds the difference in four of five."""
     rng = np.random.default_rng(0)
-    for seeds in (30, 100):
-        truth = paired.detectable(1.5, seeds)
-        found = rng.normal(truth, 1.5, (4000, seeds))
-        error = found.std(axis=1, ddof=1) / seeds**0.5
-        share = (found.mean(axis=1) > 2 * error).mean()
-        np.testing.assert_allclose(share, 0.8, atol=0.03)
+    truth = paired.detectable(1.5, seeds)
+    found = rng.normal(truth, 1.5, (4000, seeds))
+    p = stats.ttest_1samp(found, 0, axis=1).pvalue
+    np.testing.assert_allclose((p < 0.05).mean(), 0.8, atol=0.03)
+
+
+@pytest.mark.parametrize("seeds", [3, 5])
+def test_chance_alone_exceeds_two_standard_errors_as_the_page_says(seeds):
+    found = np.random.default_rng(0).normal(0, 1.5, (4000, seeds))
+    verdicts = [difference(tuple(last)).verdict() for last in found]
+    share = 1 - verdicts.count("within 2 standard errors") / 4000
+    np.testing.assert_allclose(share, paired.by_chance(seeds), atol=0.02)
+    assert "18% of cases with 3 seeds" in paired.CHANCE
+
+
+def test_a_score_that_is_not_finite_is_left_out_and_counted(write):
+    write_run, place = write
+    table = base.plan("toy", TOY, seeds=(0, 1, 2))
+    runs = {cell.row: cell.runs for cell in table.cells}
+    for run in runs["off"]:
+        write_run(run, (0.1, 0.2))
+    for run, last in zip(runs["on"], (0.3, None, 0.5), strict=True):
+        write_run(run, (0.1, last))
+    found = paired.summarize(table, place)
+    on = found.differences[0]
+    np.testing.assert_allclose(on.last, [10, 30])
+    assert (on.left_out, on.verdict()) == (1, "within 2 standard errors")
+    text = found.markdown()
+    assert "| On | Off | 2 (1 without a finite score) | +20.0 ± 10.0 |" in text
+    np.testing.assert_allclose(found.scores[1].last, [30, 50])
+    assert found.scores[1].missing == "seed 1: no finite score"
+
+
+def test_settings_are_those_of_the_runs(write):
+    write_run, place = write
+    table = base.plan("toy", TOY)
+    text = paired.summarize(table, place).markdown()
+    assert "Settings" not in text
+    for run in table.runs:
+        write_run(run, (0.1, 0.2))
+    late = table.runs[2]
+    # How often a run is evaluated may differ from the plan.
+    text = paired.summarize(table, place).markdown()
+    common = f"`train.steps={STEPS}`, `optimizer.lr=0.5`, `train.batch_size=4`"
+    assert f"Settings of all runs: {common}." in text
+    assert f"- `optimizer.lag`: 1 in `{late.name}`; 0 in the others" in text
+
+
+def test_no_other_readme_is_replaced(tmp_path):
+    path = tmp_path / "README.md"
+    path.write_text("# Results\n")
+    place = place_of(tmp_path)
+    arguments = ["--name=evidence1", f"--output={tmp_path}"]
+    for more in ([], ["--summarize"]):
+        with pytest.raises(SystemExit, match="README.md is not a page of this exper"):
+            experiments.main([*arguments, *more])
+    assert path.read_text() == "# Results\n" and [*tmp_path.iterdir()] == [path]
+    path.write_text(evidence_page.page(place))
+    evidence_page.write(place)
 
 
 def test_nothing_run_is_said_to_show_nothing(tmp_path):
-    found = paired.summarize(base.plan("toy", TOY), Place(tmp_path))
+    found = paired.summarize(base.plan("toy", TOY), place_of(tmp_path))
     assert "not known" in found.markdown()
     assert {each.verdict() for each in found.differences} == {"too few seeds"}
     assert found.drawing().rows[0]["last_mean"] == ""
@@ -143,19 +218,27 @@ def test_the_page_has_every_run_that_is_there_whatever_it_shows(write):
         for run, score in zip(runs[row], last, strict=False):
             write_run(run, (0.1, score))
     (place.folder / "evidence0.md").write_text("# Stage 0\n\ntext\n")
+    (place.folder / "other").mkdir()
+    links = "[a](../../b/c.md) [d](https://e.org/f) [g](h.png)"
+    (place.folder / "other" / "evidence0.md").write_text(f"# Other\n\n{links}\n")
     text = evidence_page.page(place)
+    assert "[a](../b/c.md) [d](https://e.org/f) [g](other/h.png)" in text
     for long in text.splitlines():
         assert len(long) <= 88 or long.startswith("|"), long
     # Lines are joined, to be compared whatever their breaks.
     text = re.sub(r"\n  (?=\S)|(?<!\n)\n(?=[^\s|#`-])", " ", text)
-    worse, few = text.index("Shown to be worse"), text.index("Too few seeds")
+    worse = text.index("Worse by more than 2 standard errors:")
+    few = text.index("Too few seeds:")
     line = "Does L_l^M help? B: L_l^M alone minus A: mean teacher, cross-entropy: -9.5"
-    assert worse < text.index(f"- camvid, stage 2: {line} ± 0.5 (2 seeds)") < few
+    assert worse < text.index(f"- camvid, stage 2: {line} ± 0.5 (2 seeds, p =") < few
     assert "+20.0 (1 seed)" in text[few:]
-    hours = 5 * STEPS * 4 / SPEED / 3600
+    # Mean teacher reads as many unlabeled images as labeled ones.
+    hours = 5 * STEPS * (4 + 4) / SPEED / 3600
     assert f"Costs: {hours:.1f} hours of training in 5 runs" in text
     # Of labeled - off and paper - off.
-    assert "0 better, 1 worse, 0 not shown, 1 too few seeds." in text
+    counted = (0, BETTER), (1, BETTER.replace("better", "worse"))
+    counted += (0, "within 2 standard errors"), (1, "too few seeds")
+    assert ", ".join(f"{count} {verdict}" for count, verdict in counted) in text
     unmeasured = text[text.index("Not measured") :]
     assert "- camvid, stage 2: detached - labeled, " in unmeasured
     assert "paper - off" not in unmeasured.split("- acdc, stage 2: ")[0]

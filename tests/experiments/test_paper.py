@@ -10,7 +10,12 @@ from launch.experiments import __main__ as experiments
 from mpmc_jax.analysis import summary
 from mpmc_jax.experiments.paper import base, registry
 from mpmc_jax.experiments.paper.base import Choice, Experiment, labeled_part
-from mpmc_jax.experiments.paper.results import Place, last_line, read_outcome
+from mpmc_jax.experiments.paper.results import (
+    last_line,
+    other_settings,
+    read_outcome,
+)
+from tests.support.planned import place_of
 
 TOY = Experiment(
     "A comparison",
@@ -94,11 +99,11 @@ def test_bad_arguments_name_the_valid_ones():
         base.plan("table6", experiment, seeds=(1, 1))
 
 
-def write_run(place, run, scores, steps=20, **classes):
+def write_run(place, run, scores, steps=20, changes=None, **classes):
     """The files of a run that was evaluated every five steps."""
-    config = get_base()
+    config = place.configure(run)
     config.train.steps = steps
-    config.data.name = run.dataset
+    config.update_from_flattened_dict(changes or {})
     directory = place.workdir(run)
     directory.mkdir(parents=True)
     (directory / "config.json").write_text(json.dumps(config.to_dict()))
@@ -113,7 +118,7 @@ def write_run(place, run, scores, steps=20, **classes):
 
 
 def test_the_summary_is_the_scores_mean_and_deviation(toy, tmp_path):
-    place = Place(tmp_path)
+    place = place_of(tmp_path, "--config.train.steps=20")
     table = base.plan("toy", toy, seeds=(0, 1, 2))
     by_row = {cell.row: cell.runs for cell in table.cells}
     off = [[0.1, 0.3, 0.2, 0.25], [0.2, 0.2, 0.4, 0.35], [0.1, 0.1, 0.1, 0.3]]
@@ -140,7 +145,7 @@ def test_the_summary_is_the_scores_mean_and_deviation(toy, tmp_path):
 
 
 def test_class_columns_are_read_at_the_same_evaluations(toy, tmp_path):
-    place = Place(tmp_path)
+    place = place_of(tmp_path, "--config.train.steps=20")
     experiment = dataclasses.replace(toy, per_class=True)
     table = base.plan("toy", experiment)
     for run in table.runs:
@@ -151,7 +156,7 @@ def test_class_columns_are_read_at_the_same_evaluations(toy, tmp_path):
 
 
 def test_what_is_known_about_a_run(toy, tmp_path):
-    place = Place(tmp_path)
+    place = place_of(tmp_path, "--config.train.steps=20")
     first, second = base.plan("toy", toy).runs
     assert read_outcome(first, place).state == "not run"
     write_run(place, first, [0.1, None])
@@ -167,6 +172,61 @@ def test_what_is_known_about_a_run(toy, tmp_path):
     found = read_outcome(second, place)
     assert (found.state, found.reason) == ("failed", "no data")
     assert last_line(place.log(second)) == "it printed nothing"
+
+
+def test_a_run_with_other_settings_is_named_and_never_counted(toy, tmp_path):
+    place = place_of(tmp_path, "--config.train.steps=20")
+    table = base.plan("toy", toy)
+    off, on = table.runs
+    scores = [0.1, 0.3, 0.2, 0.25]
+    # What does not change the result may differ, and paths of the lists.
+    harmless = {"data.data_dir": "elsewhere", "data.labeled_ids": "labeled.txt"}
+    write_run(place, off, scores, changes=harmless)
+    assert read_outcome(off, place).state == "finished"
+    write_run(place, on, scores, changes={"optimizer.lr": 0.5, "data.crop": 7})
+    planned = place.configure(on)
+    found = other_settings(on, place)
+    assert found == (
+        f"holds another run (data.crop=7 there, {planned.data.crop} planned; "
+        f"optimizer.lr=0.5 there, {planned.optimizer.lr} planned); choose another "
+        "--output"
+    )
+    outcome = read_outcome(on, place)
+    assert (outcome.state, outcome.reason) == ("failed", found)
+    made = summary.summarize(table, place, [])
+    assert [line.last for line in made.lines] == [(25,), ()]
+    assert f"- `{on.name}`: {found}" in made.markdown()
+    arguments = ["--name=toy", f"--output={tmp_path}", "--config.train.steps=20"]
+    with pytest.raises(SystemExit, match=f"{on.name} holds another run"):
+        experiments.main([*arguments, "--dry_run"])
+
+
+def test_tables_share_a_folder_and_our_own_have_another(capsys):
+    names = {}
+    for name, experiment in registry.EXPERIMENTS.items():
+        for run in base.plan(name, experiment).runs:
+            config = experiments._configuration(run.flags()).to_dict()
+            assert names.setdefault(run.name, config) == config
+    for name, folder in (("table3", "runs/paper/"), ("evidence1", "runs/evidence/")):
+        experiments.main([f"--name={name}", "--only=supervised", "--print_commands"])
+        assert f"--workdir={folder}runs/acdc-sup" in capsys.readouterr().out
+
+
+def test_a_run_counts_by_its_own_metric_and_patience(toy, tmp_path):
+    flags = {"eval.best_metric": "iou/sky", "train.patience": 2}
+    place = place_of(
+        tmp_path,
+        "--config.train.steps=20",
+        *(f"--config.{name}={value}" for name, value in flags.items()),
+    )
+    first, second = base.plan("toy", toy).runs
+    write_run(place, first, [0.1, 0.2, 0.3], sky=[0.4, 0.5, 0.4])
+    found = read_outcome(first, place)
+    assert (found.state, found.metric) == ("unfinished", "val/iou/sky")
+    assert (found.last(), found.best(), found.best("val/miou")) == (0.4, 0.5, 0.2)
+    write_run(place, second, [0.1, 0.2, 0.3], sky=[0.5, 0.4, 0.4])
+    found = read_outcome(second, place)
+    assert (found.state, found.step, found.steps) == ("finished", 15, 20)
 
 
 def test_the_command_line_lists_plans_and_refuses(capsys, tmp_path):
@@ -199,8 +259,9 @@ def test_hours_are_those_of_the_measured_speed(capsys, tmp_path):
     (run,) = base.plan(
         "table6", registry.EXPERIMENTS["table6"], only=["off"], splits=["1_8"]
     ).runs
-    write_run(Place(tmp_path), run, [0.1], steps=2000)
-    path = Place(tmp_path).workdir(run) / "metrics.jsonl"
+    place = place_of(tmp_path)
+    write_run(place, run, [0.1], steps=2000)
+    path = place.workdir(run) / "metrics.jsonl"
     speeds = (1.0, 4.0, 100.0)
     text = [json.dumps({"step": 1, "train/images_per_second": x}) for x in speeds]
     path.write_text("\n".join([*text, ""]))

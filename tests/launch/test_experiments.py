@@ -11,10 +11,11 @@ from launch.experiments import __main__ as experiments
 from launch.experiments import processes
 from mpmc_jax.experiments.paper import base, registry
 from mpmc_jax.experiments.paper.base import Choice, Experiment, labeled_part
-from mpmc_jax.experiments.paper.results import Place, read_outcome
+from mpmc_jax.experiments.paper.results import read_outcome
 from mpmc_jax.training.loop import Interrupted
 from tests.support import programs
 from tests.support.data_sets import prepare_synthetic
+from tests.support.planned import place_of
 from tests.support.programs import run, start
 
 _ARGUMENT = {"method": "supervised", "mpmc": "off"}
@@ -76,7 +77,7 @@ def python(code):
 
 
 def test_a_run_that_fails_leaves_the_others(tmp_path, capsys):
-    runs, place = planned(3), Place(tmp_path)
+    runs, place = planned(3), place_of(tmp_path)
     codes = ["print('fine')", "import sys; sys.exit('error: no such thing')", ""]
     commands = {r.name: python(c) for r, c in zip(runs, codes, strict=True)}
     assert processes.train_all(runs, commands, place, jobs=2) == 1
@@ -97,7 +98,7 @@ def test_a_run_that_fails_leaves_the_others(tmp_path, capsys):
 
 def test_devices_are_shared_among_the_runs(tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3")
-    runs, place = planned(2), Place(tmp_path)
+    runs, place = planned(2), place_of(tmp_path)
     show = "import os, time; print(os.environ['CUDA_VISIBLE_DEVICES']); time.sleep(1)"
     commands = {each.name: python(show) for each in runs}
     processes.train_all(runs, commands, place, jobs=2)
@@ -107,7 +108,7 @@ def test_devices_are_shared_among_the_runs(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_the_runs_and_starts_no_more(tmp_path, number):
-    runs, place = planned(2), Place(tmp_path)
+    runs, place = planned(2), place_of(tmp_path)
     stop = f"import os, signal, time; os.kill(os.getppid(), {int(number)})"
     code = f"{stop}\ntime.sleep(60)"
     commands = {each.name: python(code) for each in runs}
@@ -170,7 +171,10 @@ def test_one_that_is_killed_goes_on_and_finishes(place):
         only=["off", "both"],
         changes={"backbone": "resnet18"},
     ).runs
-    saved = Place(place / "out").workdir(runs[0]) / "checkpoints" / "2"
+    flags = [x for x in SMALL if x.startswith("--config.")]
+    steps = ("--config.train.steps=6", f"--config.data.data_dir={place / 'data'}")
+    out = place_of(place / "out", *steps, *flags)
+    saved = out.workdir(runs[0]) / "checkpoints" / "2"
     deadline = time.monotonic() + 600
     while not saved.is_dir():
         assert process.poll() is None, process.communicate()[0][-4000:]
@@ -179,10 +183,10 @@ def test_one_that_is_killed_goes_on_and_finishes(place):
     process.send_signal(signal.SIGKILL)
     process.communicate()
     output = run(*command)
-    log = Place(place / "out").log(runs[0]).read_text()
+    log = out.log(runs[0]).read_text()
     assert "resuming from step" in log and "FAILED" not in output
     for each in runs:
-        assert read_outcome(each, Place(place / "out")).state == "finished"
+        assert read_outcome(each, out).state == "finished"
 
 
 @pytest.mark.full

@@ -90,7 +90,7 @@ class PlannedRun:
       argument: parts of the configuration's argument.
       settings: those of the row.
       seed: the run's seed.
-      common: settings of all runs of the experiment, which the name leaves out.
+      common: settings of all runs of the experiment.
     """
 
     dataset: str
@@ -107,7 +107,11 @@ class PlannedRun:
 
     @property
     def name(self) -> str:
-        """A name for the run's directory that no other configuration has."""
+        """A name for the run's directory, which no other run of the experiment has.
+
+        It leaves out what all runs have in common, so that experiments share runs; see
+        `results.other_settings` for directories of runs with other settings.
+        """
         parts = [self.dataset, *(self.argument.get(key, "") for key in _NAMING)]
         parts += [f"{key}={text(value)}" for key, value in self.settings.items()]
         parts.append(f"seed{self.seed}")

@@ -3,8 +3,11 @@
 import dataclasses
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
+
+import ml_collections
 
 from mpmc_jax.experiments.base_config import get_base
 from mpmc_jax.experiments.build import total_steps
@@ -12,9 +15,15 @@ from mpmc_jax.experiments.evaluation import make_protocol
 from mpmc_jax.experiments.paper.base import PlannedRun
 from mpmc_jax.text import printable
 from mpmc_jax.training import workdir as workdir_lib
+from mpmc_jax.training.loop import evaluations_since_best
 from mpmc_jax.training.metric_writer import read_metrics
 
 State = Literal["not run", "failed", "unfinished", "finished"]
+# Settings in which a saved run may differ from the planned one: the format of files,
+# and paths of the user's machine; the run's name has the labeled part.
+_MAY_DIFFER = {"format_version", "data.labeled_ids", "data.unlabeled_ids"}
+# Settings that an error line names.
+_NAMED = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,9 +32,11 @@ class Place:
 
     Attributes:
       folder: holds runs/, with a directory for each run, and logs/.
+      configure: makes the configuration of a planned run.
     """
 
     folder: Path
+    configure: Callable[[PlannedRun], ml_collections.ConfigDict]
 
     def workdir(self, run: PlannedRun) -> Path:
         """The directory of a run."""
@@ -78,8 +89,39 @@ def _number(lines: tuple[dict[str, Any], ...], name: str) -> float:
     return math.nan if value is None else float(value)
 
 
+def other_settings(run: PlannedRun, place: Place) -> str:
+    """Says that the directory holds another run than the planned one.
+
+    Returns:
+      A line that names the settings that differ; "" if none does, or there is no run.
+    """
+    config = _read_json(place.workdir(run) / workdir_lib.CONFIG)
+    if not config:
+        return ""
+    there = workdir_lib.flatten(workdir_lib.complete(config))
+    planned = workdir_lib.trained_on(place.configure(run), {})["config"]
+    here = workdir_lib.flatten(planned)
+    # A run of an older version lacks some settings.
+    names = (there.keys() & here.keys()) - _MAY_DIFFER
+    differ = [
+        f"{name}={there[name]!r} there, {here[name]!r} planned"
+        for name in sorted(names)
+        if there[name] != here[name]
+    ]
+    if not differ:
+        return ""
+    more = [f"{len(differ) - _NAMED} more"] if len(differ) > _NAMED else []
+    said = "; ".join(differ[:_NAMED] + more)
+    return f"holds another run ({said}); choose another --output"
+
+
 def read_outcome(run: PlannedRun, place: Place) -> Outcome:
-    """Reads what is known about a run; a damaged file counts as one that is missing."""
+    """Reads what is known about a run; a damaged file counts as one that is missing.
+
+    A run of the same name with other settings counts as failed, without scores.
+    """
+    if other := other_settings(run, place):
+        return Outcome("failed", other)
     directory = place.workdir(run)
     config = _read_json(directory / workdir_lib.CONFIG)
     manifest = _read_json(directory / workdir_lib.MANIFEST)
@@ -90,7 +132,8 @@ def read_outcome(run: PlannedRun, place: Place) -> Outcome:
     base = get_base()
     base.update(workdir_lib.complete(config))
     steps = total_steps(base, manifest["steps_per_epoch"])
-    metric = f"val/{make_protocol(base).metric}"
+    chosen = base.eval.best_metric
+    metric = f"val/{make_protocol(base).metric if chosen == 'auto' else chosen}"
     lines = ()
     try:
         metrics = read_metrics(directory / "metrics.jsonl")
@@ -100,7 +143,9 @@ def read_outcome(run: PlannedRun, place: Place) -> Outcome:
     except ValueError as error:
         reason = str(error)
     step = int(lines[-1]["step"]) if lines else 0
-    state: State = "finished" if step == steps else "failed" if reason else "unfinished"
+    stalled = evaluations_since_best([line[metric] for line in lines])
+    finished = step == steps or stalled >= base.train.patience > 0
+    state: State = "finished" if finished else "failed" if reason else "unfinished"
     return Outcome(
         state,
         "" if state == "finished" else reason,
