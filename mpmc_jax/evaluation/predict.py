@@ -231,7 +231,7 @@ def _replicate(
 ) -> tuple[NamedSharding | None, PyTree]:
     """Puts variables on all devices; also returns how a batch is split over them."""
     if len(devices) == 1:
-        return None, variables
+        return None, jax.device_put(variables, devices[0])
     mesh = jax.make_mesh(
         (len(devices),), ("batch",), axis_types=(AxisType.Auto,), devices=devices
     )

@@ -106,7 +106,7 @@ def patch_classifier(run: Run) -> PatchClassifier:
         return jax.nn.sigmoid(logits)
 
     return PatchClassifier(
-        run.probe,
+        jax.device_put(run.probe),
         protocol,
         receptive_field(run.model, run.plugin.taps[0]),
         BoundedJit(presence),

@@ -96,7 +96,8 @@ def train(
             config.seed, training.setup, checkpointer, pretrained
         )
         identity.write(directory, training.pipeline)
-        writer = training.metric_writer(directory, int(state.step), config)
+        with agreement.failing_together():
+            writer = training.metric_writer(directory, int(state.step), config)
         data = training.pipeline.iterator(position)
         with contextlib.closing(data), contextlib.closing(writer), checkpointer:
             return loop.train(
@@ -149,7 +150,11 @@ class Training:
     def metric_writer(
         self, directory: Path, start: int, config: ml_collections.ConfigDict
     ) -> MetricWriter:
-        """Makes the writer of the run's metrics from step `start` on."""
+        """Makes the writer of the run's metrics from step `start` on.
+
+        Raises:
+          ValueError: see `WandbWriter`.
+        """
         step, project = self.setup.step, config.train.wandb
 
         def further() -> list[WandbWriter]:

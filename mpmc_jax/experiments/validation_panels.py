@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import jax
 import ml_collections
 from PIL import Image
 
@@ -46,8 +47,10 @@ def make_panels(
         network = evaluated_network(config, setup, state)
         variables = select(state, network.student, averaged=network.averaged)
         if predictor is None:
-            predictor = Predictor(module, variables, facts.pixels, protocol)
-        predict, head = predictor.with_variables(variables), probe(state)
+            # Without variables, which would stay on the device while training goes on.
+            predictor = Predictor(module, {}, facts.pixels, protocol)
+        predict = predictor.with_variables(variables)
+        head = jax.device_put(probe(state))
         found = {}
         for index in chosen:
             example = source[index]

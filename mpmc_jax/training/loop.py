@@ -18,6 +18,7 @@ import numpy as np
 from mpmc_jax import distributed
 from mpmc_jax.methods.base import Method
 from mpmc_jax.text import quantity
+from mpmc_jax.training.checkpoint.files import first_line
 from mpmc_jax.training.checkpoint.manager import Checkpointer
 from mpmc_jax.training.compiled_steps import Programs
 from mpmc_jax.training.config import METRICS_LAG, StepConfig
@@ -332,8 +333,22 @@ class _Run:
         took = duration(time.monotonic() - begin)
         _LOG.info("step %d  %s %.4f  (%s)", done, metric, score, took)
         self.checkpointer.rank(done, score if math.isfinite(score) else None)
-        if self.panels is not None and distributed.is_first():
-            self.report.write_pictures(done, self.panels(state))
+        self.draw_panels(done, state)
+
+    def draw_panels(self, done: int, state: TrainState) -> None:
+        """Draws and writes the panels; after an error, warns and draws no more."""
+        if self.panels is None or not distributed.is_first():
+            return
+        try:
+            pictures = self.panels(state)
+        # An image that cannot be read, or memory: training needs no pictures.
+        except Exception as error:
+            self.panels = None
+            _LOG.warning(
+                "no panels from step %d on (train.panels): %s", done, first_line(error)
+            )
+            return
+        self.report.write_pictures(done, pictures)
 
     def save_last_good_state(self) -> int:
         """Saves the state of the devices, at any step; returns its step."""

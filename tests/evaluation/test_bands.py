@@ -78,6 +78,31 @@ def test_windows_are_seen_at_all_scales_and_flipped():
     )
 
 
+@pytest.mark.parametrize("devices", [1, 4])
+def test_variables_are_uploaded_once(monkeypatch, devices):
+    """Not with each batch and window, as those on the host would be."""
+    used = []
+
+    class _Recording(_Smooth):
+        def apply(self, variables, images):
+            used.append(variables["params"])
+            return super().apply(variables, images)
+
+    monkeypatch.setattr("mpmc_jax.evaluation.predict.BoundedJit", lambda f: f)
+    predictor = Predictor(
+        _Recording(),
+        {"params": np.ones(3)},
+        RGB,
+        build_protocol("whole", 20),
+        devices=jax.local_devices()[:devices],
+        window_above=0,
+    )
+    predictor(_image((8, 8)))
+    predictor.with_variables({"params": np.zeros(3)})(_image((8, 8)))
+    assert len(used) == 2
+    assert all(isinstance(each, jax.Array) for each in used)
+
+
 def test_a_batch_is_shared_by_devices_and_filled_up():
     protocol, image = build_protocol("whole", 20), _image()
     one = Predictor(_Smooth(), {}, RGB, protocol)

@@ -276,6 +276,33 @@ def test_all_processes_end_where_one_is_refused(data, tmp_path):
 
 
 @pytest.mark.full
+def test_all_processes_end_where_wandb_starts_no_run(data, tmp_path):
+    """The first alone writes to it, and the others do not wait for the first."""
+    stub = 'def init(**options):\n    raise RuntimeError("no login")\n'
+    (tmp_path / "wandb.py").write_text(stub)
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    command = (
+        f"--config={SUPERVISED}",
+        f"--config.data.data_dir={data}",
+        *SMALL,
+        "--config.train.wandb=seg",
+        "--config.train.devices=0",
+        f"--coordinator={free_address()}",
+        "--processes=2",
+        f"--workdir={tmp_path / 'run'}",
+    )
+    pair = [
+        start("launch.train", *command, f"--process={index}", PYTHONPATH=path)
+        for index in range(2)
+    ]
+    first, second = (_finish(process, 1) for process in pair)
+    said = "train.wandb='seg': wandb starts no run (no login); `wandb login`"
+    assert f"process 0 of 2: error: {said}" in first
+    assert f"process 1 of 2: error: process 0 failed: {said}" in second
+    assert "Traceback" not in first + second
+
+
+@pytest.mark.full
 @pytest.mark.parametrize("dead", [0, 1])
 def test_a_process_that_dies_ends_the_others_which_name_it(data, tmp_path, dead):
     pair = _pair(data, tmp_path / "run")

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import os
 import signal
 import time
@@ -139,6 +140,22 @@ def test_panels_are_drawn_after_each_evaluation(tmp_path, monkeypatch):
 
     go(tiny.config("method=supervised"), tmp_path / "run", 6, panels=panels)
     assert written == [(3, {"panels/a": 3}), (6, {"panels/a": 6})]
+
+
+def test_panels_that_cannot_be_drawn_end_no_run(tmp_path, caplog):
+    drawn = []
+
+    def panels(state):
+        drawn.append(int(state.step))
+        raise OSError("a.png: truncated\nat all")
+
+    with caplog.at_level(logging.WARNING):
+        state = go(tiny.config("method=supervised"), tmp_path / "run", 6, panels=panels)
+    assert int(state.step) == 6 and drawn == [3]
+    said = [record.getMessage() for record in caplog.records]
+    assert [x for x in said if "panels" in x] == [
+        "no panels from step 3 on (train.panels): a.png: truncated"
+    ]
 
 
 @pytest.mark.parametrize("how", ["stops before", "killed behind its line", "fails"])
