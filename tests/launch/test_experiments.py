@@ -190,12 +190,16 @@ def test_one_that_is_killed_goes_on_and_finishes(place):
 
 
 @pytest.mark.full
-def test_a_planted_nan_costs_its_own_row_alone(place, environment, monkeypatch, capsys):
+def test_a_planted_nan_costs_its_own_row_alone(
+    place, environment, monkeypatch, capsys, tmp_path
+):
     monkeypatch.setitem(registry.EXPERIMENTS, "toy", TOY)
     empty = {"source": "", "columns": [], "rows": {}}
     monkeypatch.setattr(base, "read_published", lambda name: empty)
     with pytest.raises(SystemExit, match="error: 1 run failed"):
-        experiments.main([*arguments(place, "toy")[1:], "--steps=4"])
+        # In a folder of its own: a table has a run named as `good` is, of other length.
+        more = ("--steps=4", f"--output={tmp_path}")
+        experiments.main([*arguments(place, "toy", *more)[1:]])
     table = capsys.readouterr().out
     rows = {x.split("|")[1].strip(): x for x in table.splitlines() if "| 4 |" in x}
     assert rows["Good"].endswith("|  |") and rows["Better"].endswith("|  |")
