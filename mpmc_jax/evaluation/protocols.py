@@ -260,7 +260,8 @@ class PerVolume(EvalProtocol):
         return self.size, self.size
 
     def probed(self, images: Array, labels: Array) -> tuple[Array, Array]:
-        size = self.probed_size(labels.shape[1:3])
+        rows, columns = labels.shape[1:3]
+        size = self.probed_size((rows, columns))
         return resize(images, size=size), resize_nearest(labels, size=size)
 
 
