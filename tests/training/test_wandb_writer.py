@@ -93,5 +93,5 @@ def test_what_wandb_does_not_take_is_said_once(wandb, tmp_path, caplog):
 
 def test_without_wandb_it_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(ValueError, match=r"pip install 'mpmc-jax\[wandb\]'"):
+    with pytest.raises(ValueError, match=r"pip install '\.\[wandb\]'"):
         wandb_writer.load_wandb()
