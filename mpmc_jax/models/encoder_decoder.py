@@ -113,7 +113,9 @@ class EncoderDecoder(nn.Module):
         """Resizes (b,h,w,c) to (b,*size,c), bilinearly."""
         if self.half_pixel:
             return resize_half_pixel(logits_bhwc, size)
-        return resize_align_corners(logits_bhwc, size, gradient_dtype=self.dtype)
+        # Of float64 images everything is computed in float64, see `encode`.
+        narrow = None if logits_bhwc.dtype == jnp.float64 else self.dtype
+        return resize_align_corners(logits_bhwc, size, gradient_dtype=narrow)
 
     def __call__(self, images_bhwc: Array, *, train: bool = False) -> Prediction:
         """Predicts logits, auxiliary ones too, at the size of the images."""

@@ -64,7 +64,7 @@ def _symbolic_matrix(source: int, target: int) -> Array:
 
 
 def resize_align_corners(
-    x_bhwc: Array, size: tuple[int, int], gradient_dtype: str = "float64"
+    x_bhwc: Array, size: tuple[int, int], gradient_dtype: str | None = None
 ) -> Array:
     """Resizes bilinearly so that corner pixels coincide: (b,h,w,c) -> (b,*size,c).
 
@@ -238,11 +238,11 @@ class _Whole(NamedTuple):
 
     Attributes:
       ratio: positions per interval of the source.
-      gradient_dtype: what the gradient is rounded to, where that is narrower.
+      gradient_dtype: what the gradient is rounded to, where that is narrower; or None.
     """
 
     ratio: int
-    gradient_dtype: str
+    gradient_dtype: str | None
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -277,7 +277,7 @@ def _enlarge_backward(by: _Whole, residuals: None, dy_bhwc: Array) -> tuple[Arra
     del residuals
     ratio, gradient_dtype = by
     dtype = dy_bhwc.dtype
-    if jnp.finfo(gradient_dtype).bits < jnp.finfo(dtype).bits:
+    if gradient_dtype and jnp.finfo(gradient_dtype).bits < jnp.finfo(dtype).bits:
         # Without the barrier XLA would keep the wider dtype.
         dy_bhwc = lax.optimization_barrier(dy_bhwc.astype(gradient_dtype))
     batch, rows, columns, channels = dy_bhwc.shape
