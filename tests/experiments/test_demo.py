@@ -122,7 +122,7 @@ def test_wrong_and_large_files_give_a_message(run, image, tmp_path):
 
 def test_without_gradio_it_is_named(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "gradio", None)
-    with pytest.raises(ValueError, match=r"pip install 'mpmc-jax\[demo\]'"):
+    with pytest.raises(ValueError, match=r"pip install '\.\[demo\]'"):
         demo_page.load_gradio()
 
 
