@@ -134,6 +134,7 @@ def test_a_program_for_any_size_predicts_as_the_run_does(convolutional, tmp_path
         np.testing.assert_allclose(probabilities, exact, atol=1e-5)
 
 
+@pytest.mark.full
 def test_windows_are_inside_a_program_for_one_size(convolutional, tmp_path):
     for protocol in ("slide_u2pl", "slide_unimatch"):
         run = with_protocol(convolutional, protocol=protocol, crop=24, flip=True)
