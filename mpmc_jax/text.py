@@ -1,6 +1,8 @@
 """Text of messages: counts, short lists, names that are safe on a terminal."""
 
 import unicodedata
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 # Unicode categories: control characters, line and paragraph separators, and the lone
 # surrogates that stand for bytes of a name that are not UTF-8.
@@ -14,6 +16,12 @@ def quantity(number: int, noun: str) -> str:
     if number == 1:
         return f"1 {noun}"
     return f"{number} {noun}{'es' if noun.endswith(('s', 'ch', 'x')) else 's'}"
+
+
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """Formats a Markdown table: a line for the head, for the rule, for each row."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
 
 
 def has_control(name: str) -> bool:

@@ -28,6 +28,7 @@ from mpmc_jax.data.build import build_train
 from mpmc_jax.experiments import run as runs
 from mpmc_jax.experiments.build import Setup, build_parallel, build_setup, init_state
 from mpmc_jax.paths import as_path
+from mpmc_jax.text import markdown_table
 from mpmc_jax.training.compiled_steps import Programs
 from mpmc_jax.training.manifest import git_revision, make_manifest
 from mpmc_jax.training.state import TrainState, to_host
@@ -201,9 +202,8 @@ def table(lines: Sequence[dict[str, Any]]) -> str:
     def shown(value: Any) -> str:
         return f"{value:.3g}" if isinstance(value, float) else str(value)
 
-    rows = [COLUMNS, ("---",) * len(COLUMNS)]
-    rows += [tuple(shown(line[name]) for name in COLUMNS) for line in lines]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"
+    rows = [[shown(line[name]) for name in COLUMNS] for line in lines]
+    return markdown_table(COLUMNS, rows) + "\n"
 
 
 def missed(line: dict[str, Any]) -> list[str]:

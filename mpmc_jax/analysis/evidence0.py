@@ -24,6 +24,7 @@ from mpmc_jax.losses.pixel import labeled_pixels
 from mpmc_jax.methods.pseudo_labels import confidence_and_label
 from mpmc_jax.plugins.mpmc import MPMC, adaptive_weights
 from mpmc_jax.plugins.mpmc.lambda_weights import CONFIDENCES
+from mpmc_jax.text import markdown_table
 from mpmc_jax.training.manifest import git_revision
 from mpmc_jax.types import Array, Crops, PyTree
 
@@ -241,7 +242,7 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
     names = list(dict.fromkeys(row["score"] for row in rows))
     head = ["run", "tap", "windows", "patch", "% of crop", "Hamming", "threshold"]
     head += ["coverage", "accuracy", "oracle removes", *names, "goes on"]
-    lines = [head, ["---"] * len(head)]
+    lines = []
     for group in _by_geometry(rows):
         first = group[0]
         lines.append(
@@ -263,7 +264,7 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
                 "yes" if goes_on(group) else "no",
             ]
         )
-    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    table = markdown_table(head, lines)
     return (
         "# Evidence, stage 0: patch classifiers on networks that do not change\n\n"
         "Of pseudo-labels at least as confident as the threshold: coverage, accuracy, "

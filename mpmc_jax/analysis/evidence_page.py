@@ -15,7 +15,7 @@ from mpmc_jax.analysis import paired
 from mpmc_jax.analysis.paired import VERDICTS, Difference, PairedSummary
 from mpmc_jax.atomic_write import write_text
 from mpmc_jax.experiments.paper import base, registry
-from mpmc_jax.experiments.paper.results import Place, read_outcome
+from mpmc_jax.experiments.paper.results import Place
 from mpmc_jax.text import quantity
 
 # Seeds that are looked for.
@@ -88,7 +88,7 @@ def page(place: Place) -> str:
         paired.CHANCE,
         _verdicts(found),
         _not_run(found),
-        _costs(found, place),
+        _costs(found),
     ]
     for pattern in ("evidence0.md", "*/evidence0.md"):
         for path in sorted(place.folder.glob(pattern)):
@@ -204,18 +204,13 @@ def _said(difference: Difference) -> str:
     )
 
 
-def _costs(found: list[PairedSummary], place: Place) -> str:
+def _costs(found: list[PairedSummary]) -> str:
     """Says how many hours all runs trained, and by which revisions."""
-    runs = {run.name: run for each in found for run in each.table.runs}
-    hours, revisions, count = 0.0, set(), 0
-    for run in runs.values():
-        outcome = read_outcome(run, place)
-        if outcome.config:
-            metrics = place.workdir(run) / "metrics.jsonl"
-            hours += paired.training_hours(outcome, metrics)
-            revisions.add(str(outcome.manifest.get("revision"))[:7])
-            count += 1
+    # Stages share runs.
+    runs = {name: run for each in found for name, run in each.begun.items()}
+    hours = sum(run.hours for run in runs.values())
+    revisions = sorted({run.revision[:7] for run in runs.values()})
     return (
-        f"Costs: {hours:.1f} hours of training in {quantity(count, 'run')}, without "
-        f"compiling and evaluating. Revisions: {', '.join(sorted(revisions)) or '-'}."
+        f"Costs: {hours:.1f} hours of training in {quantity(len(runs), 'run')}, "
+        f"without compiling and evaluating. Revisions: {', '.join(revisions) or '-'}."
     )

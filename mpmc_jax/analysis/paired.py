@@ -9,6 +9,7 @@ import dataclasses
 import math
 import statistics
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from scipy import special, stats
@@ -20,6 +21,7 @@ from mpmc_jax.experiments.base_config import get_base
 from mpmc_jax.experiments.build import build_base
 from mpmc_jax.experiments.paper.base import Cell, Pair, Table, text
 from mpmc_jax.experiments.paper.results import Outcome, Place, read_outcome
+from mpmc_jax.text import markdown_table
 from mpmc_jax.training import workdir as workdir_lib
 from mpmc_jax.training.metric_writer import read_metrics
 
@@ -129,6 +131,21 @@ class Scores:
 
 
 @dataclasses.dataclass(frozen=True)
+class BegunRun:
+    """What a run that is there was trained with, and what it cost.
+
+    Attributes:
+      settings: by dotted names.
+      hours: of training, without compiling and evaluating.
+      revision: of the code.
+    """
+
+    settings: Mapping[str, Any]
+    hours: float
+    revision: str
+
+
+@dataclasses.dataclass(frozen=True)
 class PairedSummary:
     """An experiment's scores and differences, one column of its table.
 
@@ -136,13 +153,13 @@ class PairedSummary:
       table: the planned runs.
       scores: by row.
       differences: by pair.
-      configs: by name of a run that is there, its settings by dotted names.
+      begun: the runs that are there, by name.
     """
 
     table: Table
     scores: tuple[Scores, ...]
     differences: tuple[Difference, ...]
-    configs: Mapping[str, Mapping[str, Any]]
+    begun: Mapping[str, BegunRun]
 
     @property
     def deviation(self) -> float:
@@ -184,20 +201,20 @@ class PairedSummary:
             "Differences of runs with the same split, order of images and initial "
             "weights, in points, with their standard errors. Verdicts and p: of the "
             f"last evaluation. {CHANCE}",
-            _grid(
+            markdown_table(
                 ("question", "", "minus", "seeds", "last", "best", "p", "verdict"),
                 [_difference_cells(each) for each in self.differences],
             ),
             "Scores in %, mean and standard deviation over seeds; best of each run's "
             "evaluations; hours of training, without compiling and evaluating.",
-            _grid(
+            markdown_table(
                 ("", "seeds", "last", "best", "evaluations", "hours", "missing"),
                 [_score_cells(each) for each in self.scores],
             ),
         ]
         if table.experiment.note:
             parts.append(table.experiment.note)
-        if self.configs:
+        if self.begun:
             parts += self._settings()
         return "\n\n".join(parts) + "\n"
 
@@ -206,8 +223,8 @@ class PairedSummary:
         common, varied = [], []
         for key in self.table.experiment.settings.get(self.table.dataset, {}):
             runs = collections.defaultdict(list)
-            for name, config in self.configs.items():
-                runs[text(config[key])].append(f"`{name}`")
+            for name, run in self.begun.items():
+                runs[text(run.settings[key])].append(f"`{name}`")
             (usual, _), *others = sorted(runs.items(), key=lambda each: -len(each[1]))
             if others:
                 named = (f"{value} in {', '.join(names)}" for value, names in others)
@@ -260,13 +277,13 @@ def summarize(table: Table, place: Place) -> PairedSummary:
         for pair in table.experiment.pairs
         if pair.row in cells and pair.against in cells
     ]
-    scores = [_scores(table, cell, outcomes, place) for cell in table.cells]
-    configs = {
-        name: workdir_lib.flatten(workdir_lib.complete(outcome.config))
-        for name, outcome in outcomes.items()
-        if outcome.config
+    begun = {
+        run.name: _begun(outcomes[run.name], place.workdir(run))
+        for run in table.runs
+        if outcomes[run.name].config
     }
-    return PairedSummary(table, tuple(scores), tuple(differences), configs)
+    scores = [_scores(table, cell, outcomes, begun) for cell in table.cells]
+    return PairedSummary(table, tuple(scores), tuple(differences), begun)
 
 
 def _difference(
@@ -303,21 +320,20 @@ def _is_finite(outcome: Outcome) -> bool:
 
 
 def _scores(
-    table: Table, cell: Cell, outcomes: Mapping[str, Outcome], place: Place
+    table: Table,
+    cell: Cell,
+    outcomes: Mapping[str, Outcome],
+    begun: Mapping[str, BegunRun],
 ) -> Scores:
     """Gathers the scores of one row."""
-    own = [(run, outcomes[run.name]) for run in cell.runs]
     done, missing = [], []
-    for run, outcome in own:
+    for run in cell.runs:
+        outcome = outcomes[run.name]
         if outcome.state == "finished" and _is_finite(outcome):
             done.append(outcome)
         else:
             missing.append(f"seed {run.seed}: {_state(outcome)}")
-    hours = [
-        training_hours(outcome, place.workdir(run) / "metrics.jsonl")
-        for run, outcome in own
-        if outcome.config
-    ]
+    hours = [begun[run.name].hours for run in cell.runs if run.name in begun]
     return Scores(
         table.rows[cell.row],
         tuple(100 * outcome.last() for outcome in done),
@@ -336,7 +352,16 @@ def _state(outcome: Outcome) -> str:
     return f"{outcome.state}: {outcome.reason}" if outcome.reason else outcome.state
 
 
-def training_hours(outcome: Outcome, metrics: Any) -> float:
+def _begun(outcome: Outcome, directory: Path) -> BegunRun:
+    """Reads what a run was trained with, and what it cost."""
+    return BegunRun(
+        workdir_lib.flatten(workdir_lib.complete(outcome.config)),
+        _training_hours(outcome, directory / "metrics.jsonl"),
+        str(outcome.manifest.get("revision")),
+    )
+
+
+def _training_hours(outcome: Outcome, metrics: Path) -> float:
     """Computes the hours that a run's steps took, from the speeds that it wrote."""
     config = get_base()
     config.update(workdir_lib.complete(outcome.config))
@@ -389,11 +414,6 @@ def _shown(values: Sequence[float], form: str, spread: Any) -> str:
         return "-"
     mean = f"{statistics.fmean(values):{form}}"
     return f"{mean} ± {spread(values):.1f}" if len(values) > 1 else mean
-
-
-def _grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _plot(differences: Sequence[Difference]):

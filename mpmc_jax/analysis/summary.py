@@ -16,7 +16,7 @@ from mpmc_jax.analysis import style
 from mpmc_jax.analysis.base import Drawing, drawing_of
 from mpmc_jax.experiments.paper.base import Cell, Table
 from mpmc_jax.experiments.paper.results import Outcome, Place, read_outcome
-from mpmc_jax.text import quantity
+from mpmc_jax.text import markdown_table, quantity
 from mpmc_jax.training.workdir import flatten
 
 # Settings that a reader needs to compare a run with the paper's.
@@ -106,7 +106,7 @@ class Summary:
             "evaluation; the difference is best minus published; a gain is over the "
             "row's baseline at the same seed."
             + (f" Published: {table.source}." if table.source else ""),
-            _grid(
+            markdown_table(
                 ("", "labels", "last", "best", "published", "difference", "gain")
                 + ("published gain", ""),
                 [_cells(line) for line in self.lines],
@@ -121,7 +121,7 @@ class Summary:
             parts.append(table.experiment.note)
         if self.differences:
             parts.append("How these runs differ from the paper's:")
-            parts.append(_grid(("", "here", "paper"), self.differences))
+            parts.append(markdown_table(("", "here", "paper"), self.differences))
         return "\n\n".join(parts) + "\n"
 
     def drawing(self) -> Drawing:
@@ -251,11 +251,6 @@ def _cells(line: Line) -> tuple[str, ...]:
         _number(line.published_gain, "+.1f"),
         line.state,
     )
-
-
-def _grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
 
 
 def _shown(values: Sequence[float], form: str = ".1f") -> str:

@@ -45,6 +45,12 @@ def make_evaluator(
     )
 
 
+def metric_name(config: ml_collections.ConfigDict) -> str:
+    """Returns the metric that `eval.best_metric` names; "auto" is the protocol's."""
+    chosen = config.eval.best_metric
+    return make_protocol(config).metric if chosen == "auto" else chosen
+
+
 def best_metric(
     config: ml_collections.ConfigDict, setup: Setup, facts: DatasetFacts
 ) -> str:
@@ -54,9 +60,9 @@ def best_metric(
       ValueError: there is no such metric, or it is of a class that no validation image
         has.
     """
-    chosen, protocol = config.eval.best_metric, make_protocol(config)
-    if chosen == "auto":
-        return protocol.metric
+    chosen, protocol = metric_name(config), make_protocol(config)
+    if config.eval.best_metric == "auto":
+        return chosen
     names, kinds = ["miou", "pixel_accuracy"], {"iou": facts.class_names}
     if protocol.by_volume:
         names, kinds = [*names, "dice"], {**kinds, "dice": facts.class_names[1:]}

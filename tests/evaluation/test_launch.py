@@ -5,43 +5,25 @@ import errno
 import json
 import os
 
-import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from configs import base
 from launch import evaluate as launch_evaluate
 from launch import predict as launch_predict
 from mpmc_jax import atomic_write
-from mpmc_jax.data.dataset import DatasetFacts, open_dataset
+from mpmc_jax.data.dataset import open_dataset
 from mpmc_jax.evaluation import metrics, prediction_files
 from mpmc_jax.experiments import predict
 from mpmc_jax.experiments import run as runs
 from mpmc_jax.experiments.predict_inputs import find_images
-from mpmc_jax.models import ModelConfig
-from mpmc_jax.pixels import RGB
-from mpmc_jax.plugins.base import Identity
-from mpmc_jax.types import Prediction
+from tests.support.bright_run import bright_run
 from tests.support.data_sets import prepare_synthetic
 from tests.support.toy_source import Example, Source
 
 NAMES = ("dark", "bright")
 PALETTE = ((10, 20, 30), (200, 100, 50))
-
-
-class _Threshold(nn.Module):
-    """Class 1 where the image is brighter than its middle."""
-
-    num_classes: int = 2
-
-    @nn.compact
-    def __call__(self, images):
-        bias = self.param("bias", nn.initializers.zeros, ())
-        brightness = images.mean(-1) + bias
-        return Prediction(logits=jnp.stack([-brightness, brightness], -1))
 
 
 def _picture(seed, size=(12, 16)):
@@ -51,21 +33,9 @@ def _picture(seed, size=(12, 16)):
 
 @pytest.fixture
 def run(monkeypatch):
-    module = _Threshold()
-    config = base.get_base()
-    config.eval.batch_size, config.eval.pad_to = 2, 8
-    run = runs.Run(
-        config=config,
-        facts=DatasetFacts("toy", NAMES, PALETTE, RGB, fingerprint="0"),
-        model=ModelConfig(num_classes=2),
-        module=module,
-        variables=module.init(jax.random.key(0), jnp.zeros((1, 4, 4, 3))),
-        step=7,
-        network_name="teacher",
-        plugin=Identity(),
-        probe=None,
-        manifest={"seed": 0},
-    )
+    named = {"step": 7, "network_name": "teacher", "manifest": {"seed": 0}}
+    run = bright_run(NAMES, PALETTE, **named)
+    run.config.eval.batch_size, run.config.eval.pad_to = 2, 8
     monkeypatch.setattr(runs, "load_run", lambda workdir, checkpoint="best": run)
     return run
 

@@ -1,11 +1,8 @@
 """The files that launch.predict reads and writes, and what bad ones do to others."""
 
-import dataclasses
 import errno
 import time
 
-import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import nibabel
 import numpy as np
@@ -13,17 +10,14 @@ import pytest
 import tifffile
 from PIL import Image
 
-from configs import base
 from launch import predict as launch_predict
-from mpmc_jax.data.dataset import DatasetFacts
 from mpmc_jax.evaluation import prediction_files
 from mpmc_jax.evaluation.evaluator import PatchProbe
 from mpmc_jax.experiments import predict
 from mpmc_jax.experiments import run as runs
-from mpmc_jax.models import ModelConfig
 from mpmc_jax.pixels import GRAY, RGB, PixelFormat
 from mpmc_jax.plugins.base import Identity
-from mpmc_jax.types import Prediction
+from tests.support.bright_run import bright_run
 
 SCENE = PixelFormat(2, (0.5,), (0.5,), "float32", low=(0.0,), high=(1.0,))
 VOLUME = PixelFormat(1, (0.0,), (1.0,), "float32", low=(0.0,), high=(1.0,))
@@ -32,17 +26,6 @@ GEOREFERENCE = [
     (33922, "d", 6, (0.0, 0.0, 0.0, 4e5, 5e6, 0.0), True),
     (34735, "H", 8, (1, 1, 0, 1, 3072, 0, 1, 32632), True),
 ]
-
-
-class _Bright(nn.Module):
-    """Class 1 where an image is brighter than its normalization's mean."""
-
-    num_classes: int = 2
-
-    @nn.compact
-    def __call__(self, images):
-        value = images.mean(-1) + self.param("bias", nn.initializers.zeros, ())
-        return Prediction(logits=jnp.stack([-value, value], -1))
 
 
 class _Tap(Identity):
@@ -54,25 +37,10 @@ class _Tap(Identity):
 @pytest.fixture
 def make_run(monkeypatch):
     def make(pixels=RGB, **replaced):
-        module = _Bright()
-        config = base.get_base()
-        config.eval.batch_size = 2
-        image = jnp.zeros((1, 4, 4, pixels.channels))
-        run = runs.Run(
-            config=config,
-            facts=DatasetFacts(
-                "toy", ("a", "b"), ((9, 9, 9), (250, 0, 0)), pixels, "0"
-            ),
-            model=ModelConfig(num_classes=2),
-            module=module,
-            variables=module.init(jax.random.key(0), image),
-            step=1,
-            network_name="a",
-            plugin=_Tap(),
-            probe=None,
-            manifest={},
-        )
-        run = dataclasses.replace(run, **replaced)
+        palette = ((9, 9, 9), (250, 0, 0))
+        given = {"plugin": _Tap(), **replaced}
+        run = bright_run(("a", "b"), palette, pixels, **given)
+        run.config.eval.batch_size = 2
         monkeypatch.setattr(runs, "load_run", lambda workdir, checkpoint="best": run)
         return run
 

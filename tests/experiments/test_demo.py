@@ -4,34 +4,16 @@ import dataclasses
 import re
 import shutil
 
-import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
-from configs import base
-from mpmc_jax.data.dataset import DatasetFacts
 from mpmc_jax.evaluation.evaluator import PatchProbe
 from mpmc_jax.experiments import demo_page
 from mpmc_jax.experiments.demo import Demo
-from mpmc_jax.experiments.run import Run
-from mpmc_jax.models import ModelConfig
-from mpmc_jax.pixels import RGB
 from mpmc_jax.plugins.base import Identity
-from mpmc_jax.types import Prediction
-
-
-class _Bright(nn.Module):
-    """Class 1 where an image is brighter than its normalization's mean."""
-
-    num_classes: int = 2
-
-    @nn.compact
-    def __call__(self, images):
-        value = images.mean(-1) + self.param("bias", nn.initializers.zeros, ())
-        return Prediction(logits=jnp.stack([-value, value], -1))
+from tests.support.bright_run import bright_run
 
 
 class _Patches(Identity):
@@ -51,20 +33,11 @@ def _apply(variables, images, labels):
 
 @pytest.fixture
 def run():
-    module = _Bright()
-    return Run(
-        config=base.get_base(),
-        facts=DatasetFacts(
-            "toy", ("dark", "<bright>"), ((9, 9, 9), (250, 0, 0)), RGB, "0"
-        ),
-        model=ModelConfig(num_classes=2),
-        module=module,
-        variables=module.init(jax.random.key(0), jnp.zeros((1, 4, 4, 3))),
-        step=1,
-        network_name="a",
+    return bright_run(
+        ("dark", "<bright>"),
+        ((9, 9, 9), (250, 0, 0)),
         plugin=_Patches(),
         probe=PatchProbe({}, _apply),
-        manifest={},
     )
 
 
