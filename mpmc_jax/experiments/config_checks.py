@@ -83,12 +83,16 @@ def check_keys(arguments: list[str]) -> None:
         if argument.startswith("--config.") and name not in valid:
             section, _, key = name.rpartition(".")
             near = {
-                k.rpartition(".")[2]: k for k in valid if k.startswith(f"{section}.")
+                k.rpartition(".")[2]: k
+                for k in valid
+                if not section or k.startswith(f"{section}.")
             }
-            # Within a section that exists, only the key is compared.
-            close = difflib.get_close_matches(key if near else name, near or valid, n=1)
+            # Without a section, or within one that exists, only the key is compared.
+            close = difflib.get_close_matches(
+                key if near else name, near or valid, n=1, cutoff=0.7
+            )
             hint = f"did you mean {near.get(close[0], close[0])!r}? " if close else ""
-            if near or not close:
+            if (section and near) or not close:
                 hint += f"valid: {', '.join(near.values() or valid)}"
             raise ValueError(f"unknown configuration key {name!r}; {hint}".rstrip())
 
