@@ -181,7 +181,7 @@ def test_a_run_with_other_settings_is_named_and_never_counted(toy, tmp_path):
     scores = [0.1, 0.3, 0.2, 0.25]
     # What does not change the result may differ, and paths of the lists.
     harmless = {"data.data_dir": "elsewhere", "data.labeled_ids": "labeled.txt"}
-    write_run(place, off, scores, changes=harmless)
+    write_run(place, off, scores, changes={**harmless, "mpmc.tap": "layer2"})
     assert read_outcome(off, place).state == "finished"
     write_run(place, on, scores, changes={"optimizer.lr": 0.5, "data.crop": 7})
     planned = place.configure(on)
@@ -191,6 +191,10 @@ def test_a_run_with_other_settings_is_named_and_never_counted(toy, tmp_path):
         f"optimizer.lr=0.5 there, {planned.optimizer.lr} planned); choose another "
         "--output"
     )
+    # Alpha is read without MPMC too.
+    elsewhere = place_of(tmp_path / "alpha", "--config.train.steps=20")
+    write_run(elsewhere, off, scores, changes={"mpmc.alpha": 2.0})
+    assert "mpmc.alpha=2.0 there" in other_settings(off, elsewhere)
     outcome = read_outcome(on, place)
     assert (outcome.state, outcome.reason) == ("failed", found)
     made = summary.summarize(table, place, [])

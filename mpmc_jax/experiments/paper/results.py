@@ -103,6 +103,10 @@ def other_settings(run: PlannedRun, place: Place) -> str:
     here = workdir_lib.flatten(planned)
     # A run of an older version lacks some settings.
     names = (there.keys() & here.keys()) - _MAY_DIFFER
+    if not (there["mpmc.enabled"] or here["mpmc.enabled"]):
+        # alpha weighs L_u without MPMC too.
+        unread = {x for x in names if x.startswith("mpmc.")} - {"mpmc.alpha"}
+        names -= unread
     differ = [
         f"{name}={there[name]!r} there, {here[name]!r} planned"
         for name in sorted(names)
