@@ -60,6 +60,11 @@ def _pairs(root):
         ("images/deep/er/x{}.png", "masks/x{}_L.png", "deep/er/x{}"),
         ("images/{}.png", "images/{}_mask.png", "{}"),
         ("{}.png", "{}-mask.png", "{}"),
+        ("images/IMG_{}.png", "masks/IMG_{}_mask.png", "IMG_{}"),
+        ("images/IMG {} (x).png", "masks/a/IMG {} (x) mask.png", "IMG {} (x)"),
+        ("IMG_{}.png", "IMG_{}_mask.png", "IMG_{}"),
+        ("images/img_{}_rgb.png", "masks/img_{}_mask.png", "img_{}_rgb"),
+        ("img_{}_rgb.png", "img_{}_mask.png", "img_{}_rgb"),
         ("all/images/{}.png", "all/masks/{}.png", "all/{}"),
     ],
 )

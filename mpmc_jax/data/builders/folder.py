@@ -227,8 +227,8 @@ def _compare(
         )
     if orphans and images:
         problems.append(
-            f"{directory / 'images'}: no image for {shorten(orphans)}; a mask must "
-            "have the name of its image, in folders of the same names"
+            f"{directory}: no image for {shorten(orphans)}; a mask must have the name "
+            "of its image, in folders of the same names"
         )
     both = sorted(set(images) & set(unlabeled))
     if both and found.annotations is None:

@@ -9,11 +9,13 @@ Any of these, where the folders may also be called as in `IMAGE_FOLDERS` and
 
 An id is the path of the image without the folder of images and without its ending, in
 composed Unicode (NFC). A mask has the id of its image. Otherwise it is paired by its
-name without a word such as "_mask" or "gt_", or, if that is unique, by its file name.
+name without a word such as "_mask" or "gt_", then by that of the image without a word
+such as "IMG_", or, if that is unique, by its file name.
 """
 
 import collections
 import dataclasses
+import itertools
 import pathlib
 import re
 from collections.abc import Iterable
@@ -169,10 +171,13 @@ def _side_by_side(
     found: dict[str, pathlib.Path],
 ) -> tuple[dict[str, pathlib.Path], dict[str, pathlib.Path]]:
     """Divides files of one folder into images and masks by their names."""
-    bare = {key: _bare(key, _MASK_AFFIX) for key in found}
-    images = {key for key in found if bare[key] == key}
-    known = images | {_bare(key, _IMAGE_AFFIX) for key in images}
-    masks = {key for key in found if bare[key] != key and bare[key] in known}
+    images = {key for key in found if _of_mask(key) == key}
+    known = images | {_of_image(key) for key in images}
+    masks = {
+        key
+        for key in found
+        if key not in images and not known.isdisjoint((_of_mask(key), _of_both(key)))
+    }
     return (
         {key: path for key, path in found.items() if key not in masks},
         {key: path for key, path in found.items() if key in masks},
@@ -187,6 +192,27 @@ def _bare(key: str, affix: re.Pattern[str]) -> str:
     return folder + slash + name
 
 
+def _of_image(key: str) -> str:
+    return _bare(key, _IMAGE_AFFIX)
+
+
+def _of_mask(key: str) -> str:
+    return _bare(key, _MASK_AFFIX)
+
+
+def _of_both(key: str) -> str:
+    return _of_image(_of_mask(key))
+
+
+def _file_name(key: str) -> str:
+    return key.rpartition("/")[2]
+
+
+# How the ids of an image and of its mask are made equal, in this order: a mask may keep
+# the image's words, as in IMG_0001_mask, replace them, or keep some of them.
+_WAYS = ((str, _of_mask), (_of_image, _of_mask), (_of_image, _of_both))
+
+
 def _pair(
     images: dict[str, pathlib.Path],
     masks: dict[str, pathlib.Path],
@@ -196,17 +222,11 @@ def _pair(
     """Returns the masks by the id of their image."""
     paired = {key: path for key, path in masks.items() if key in images}
     rest = {key: path for key, path in masks.items() if key not in images}
-    ways = (
-        (lambda key: _bare(key, _IMAGE_AFFIX), lambda key: _bare(key, _MASK_AFFIX)),
-        (
-            lambda key: _bare(key, _IMAGE_AFFIX).rpartition("/")[2],
-            lambda key: _bare(key, _MASK_AFFIX).rpartition("/")[2],
-        ),
-    )
     examples = []
-    for image_name, mask_name in ways:
-        of_images = unique((image_name(k), k) for k in images if k not in paired)
-        of_masks = unique((mask_name(key), key) for key in rest)
+    for place, (of_image, of_mask) in itertools.product((str, _file_name), _WAYS):
+        left = [key for key in images if key not in paired]
+        of_images = unique((place(of_image(key)), key) for key in left)
+        of_masks = unique((place(of_mask(key)), key) for key in rest)
         for name in of_masks.keys() & of_images.keys():
             key = of_images[name]
             paired[key] = rest.pop(of_masks[name])
@@ -217,9 +237,9 @@ def _pair(
             f"{len(examples)} masks are paired by the rest of their names, such as "
             f"{mask} with {images[key].name}"
         )
-    taken = {_bare(key, _IMAGE_AFFIX): path for key, path in paired.items()}
+    taken = {_of_image(key): path for key, path in paired.items()} | paired
     for key, path in rest.items():
-        other = taken.get(_bare(key, _MASK_AFFIX))
+        other = taken.get(_of_mask(key))
         if other is not None:
             problems.append(f"{path}: {other.name} is a mask of the same image")
     return paired | rest
