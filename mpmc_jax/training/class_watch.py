@@ -14,6 +14,8 @@ _LOG = logging.getLogger(__name__)
 # A class is gone where its share of the confident pseudo-labels is below this part of
 # its share of the labels.
 _GONE = 0.01
+# Fewer confident pixels than this share teach little, and are of the easiest classes.
+_FEW = 0.05
 
 
 class ClassWatch:
@@ -22,8 +24,8 @@ class ClassWatch:
     Shares are compared over windows of a tenth of the run (10 to 1000 steps), so that a
     class that a few batches happen to lack does not matter. The first window begins
     after the first tenth of the run and after the ramp-up: before that, a network is
-    confident of the most common classes alone. A window without any confident
-    pseudo-label is skipped.
+    confident of the most common classes alone. A window of hardly any confident
+    pseudo-labels is skipped.
 
     Args:
       classes: names of the classes.
@@ -47,9 +49,16 @@ class ClassWatch:
         self._sums = {
             kind: np.zeros(len(self._classes)) for kind in ("label", "pseudo")
         }
+        self._confident = 0.0
 
-    def add(self, shares: Mapping[str, np.ndarray]) -> None:
-        """Adds the shares of a step, (c,) by kind; NaN where nothing was counted."""
+    def add(self, shares: Mapping[str, np.ndarray], confident: float) -> None:
+        """Adds a step.
+
+        Args:
+          shares: of the classes, (c,) by kind; NaN where nothing was counted.
+          confident: the share of the pixels that have a pseudo-label.
+        """
+        self._confident += confident / self._window
         for kind, sums in self._sums.items():
             sums += np.nan_to_num(shares.get(kind, 0.0))
         self._step += 1
@@ -61,7 +70,7 @@ class ClassWatch:
 
     def _judge(self) -> None:
         label, pseudo = self._sums["label"], self._sums["pseudo"]
-        if not label.sum() or not pseudo.sum():
+        if not label.sum() or not pseudo.sum() or self._confident < _FEW:
             return
         label, pseudo = label / label.sum(), pseudo / pseudo.sum()
         gone = {

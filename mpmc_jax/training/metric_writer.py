@@ -166,7 +166,7 @@ class MetricWriter:
                 names = (f"share/{kind}/{each}" for each in self._classes)
                 named.update(zip(names, of_classes, strict=True))
             if self._active:
-                self._watch.add(shares)
+                self._watch.add(shares, float(values.get("confident", 0.0)))
         for name, value in {**values, **named}.items():
             if not math.isnan(value):
                 summed, steps = self._means.get(name, (0.0, 0))

@@ -14,12 +14,15 @@ LABEL = np.array([0.9, 0.06, 0.04])
 NOTHING = np.full(3, np.nan)
 
 
-def warnings(caplog, pseudo, *, steps=300, start=0, rampup=0, label=LABEL):
+def warnings(
+    caplog, pseudo, *, steps=300, start=0, rampup=0, label=LABEL, confident=0.06
+):
     """Warnings of a run whose pseudo-labels at step t have the shares pseudo(t)."""
     watch = ClassWatch(NAMES, start, steps, rampup)
     with caplog.at_level(logging.WARNING):
         for step in range(start, steps):
-            watch.add({"label": label, "pseudo": np.asarray(pseudo(step), float)})
+            shares = {"label": label, "pseudo": np.asarray(pseudo(step), float)}
+            watch.add(shares, confident)
     return [record.getMessage() for record in caplog.records]
 
 
@@ -42,6 +45,8 @@ def test_a_class_that_is_gone_is_named_once(caplog):
         (lambda step: [1, 0, 0] if step < 30 else LABEL, {}),
         # So it may be until the ramp-up is over.
         (lambda step: [1, 0, 0] if step < 90 else LABEL, {"rampup": 80}),
+        # The first confident pixels of a run are those of the easiest classes.
+        (lambda step: [1, 0, 0], {"confident": 0.04}),
         # Nothing confident is no class gone.
         (lambda step: NOTHING, {}),
         # Of the labels' share a fiftieth is left.
@@ -63,7 +68,7 @@ def test_no_warning(caplog, pseudo, changes):
 def test_supervision_alone_has_no_pseudo_labels_to_miss(caplog):
     watch = ClassWatch(NAMES, 0, 100)
     for _ in range(100):
-        watch.add({"label": LABEL})
+        watch.add({"label": LABEL}, 0.0)
     assert not caplog.records
 
 
