@@ -258,6 +258,20 @@ def test_odd_json_never_ends_in_a_traceback(write, file, tmp_path):
         check.check_source(source)
 
 
+def test_images_without_shapes_and_boxes_without_outlines_are_told(tmp_path):
+    _coco(tmp_path, [np.ravel(SQUARE).tolist()])
+    source = registry.read_source("folder", str(tmp_path), ("background", "leaf"))
+    assert source.problems == ()
+    blank = next(note for note in source.notes if "without a shape" in note)
+    assert "1 image of the COCO annotations" in blank and ": 2; if they" in blank
+    (tmp_path / "unlabeled.txt").write_text("2\n")
+    assert "2" not in _labels(tmp_path, ("background", "leaf"))
+    _coco(tmp_path, [])
+    source = registry.read_source("folder", str(tmp_path), ("background", "leaf"))
+    assert "2 annotations without an outline" in source.problems[0]
+    assert "with ids 0, 1; draw" in source.problems[0]
+
+
 def test_holes_and_names_of_absent_files(tmp_path):
     label = np.zeros(SIZE, np.uint8)
     shapes.fill(label, [SQUARE, HOLE], 1)

@@ -111,7 +111,18 @@ def find(
         found = _coco(coco, images, problems) if coco else None
     if found is not None:
         found.read = {path.relative_to(directory).parts[0] for path in documents}
+        _note_blank(directory, found, notes)
     return found
+
+
+def _note_blank(directory: pathlib.Path, found: Annotations, notes: list[str]) -> None:
+    blank = [key for key, drawing in found.drawings.items() if not drawing.shapes]
+    if blank:
+        notes.append(
+            f"{directory}: {quantity(len(blank), 'image')} of the {found.kind} "
+            f"annotations without a shape, all background: {shorten(blank)}; if they "
+            "were not annotated, list them in unlabeled.txt"
+        )
 
 
 def _load(path: pathlib.Path, problems: list[str]) -> Any:
@@ -265,7 +276,7 @@ def _coco(
     by_path = {path: key for key, path in images.items()}
     by_name = layout.unique((key.rpartition("/")[2], key) for key in images)
     for path, facts in documents.items():
-        absent = []
+        absent, boxes = [], []
         try:
             categories |= {
                 each["id"]: str(each["name"]) for each in facts["categories"]
@@ -274,6 +285,8 @@ def _coco(
             for each in facts["annotations"]:
                 shapes.setdefault(each["image_id"], []).append(each)
                 used.add(each["category_id"])
+                if not each["segmentation"]:
+                    boxes.append(each["image_id"])
             for each in facts["images"]:
                 name = lists.composed(each["file_name"])
                 key = by_path.get(path.parent / name) or lists.resolve(name, images)
@@ -287,6 +300,12 @@ def _coco(
                 names[key] = f"{path} ({name})"
         except _MALFORMED as error:
             problems.append(f"{path}: not a COCO file of segments ({error!r})")
+        if boxes:
+            problems.append(
+                f"{path}: {quantity(len(boxes), 'annotation')} without an outline "
+                f'("segmentation"), of the images with ids {shorten(boxes)}; draw '
+                "outlines, as boxes are no masks, or remove them from it"
+            )
         if absent:
             problems.append(
                 f"{path}: names {quantity(len(absent), 'absent image')}: "
