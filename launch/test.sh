@@ -22,6 +22,8 @@ if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
     echo "== installing into $venv"
     "$python" -m pip install --quiet --upgrade pip
     "$python" -m pip install --quiet --editable '.[dev]'
+    # See [export] in pyproject.toml.
+    "$python" -m pip install --quiet --no-deps 'jax2onnx>=0.17,<0.18'
     echo "$wanted" >"$stamp"
 fi
 

@@ -14,6 +14,7 @@ import tempfile
 import pytest
 
 from tests.support import x64
+from tests.support.browser import chromium
 from tests.support.xla import device_flags
 
 _WORKER = "PYTEST_XDIST_WORKER" in os.environ
@@ -45,6 +46,13 @@ def _compiled_programs_are_dropped():
     x64.end()
     if "jax" in sys.modules:
         sys.modules["jax"].clear_caches()
+
+
+@pytest.fixture
+def browser():
+    """A browser that opens pages."""
+    with chromium() as opened:
+        yield opened
 
 
 @pytest.fixture(scope="session", autouse=True)

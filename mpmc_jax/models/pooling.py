@@ -210,10 +210,8 @@ def _seen(windows: _Windows, x_bhwd: Array) -> Iterator[tuple[int, Array]]:
 
     Padding is below every number.
     """
-    none = (0, 0, 0)
-    border = [(*pads, 0) for pads in windows.pads]
-    lowest = jnp.array(-np.inf, x_bhwd.dtype)
-    padded_bhwd = lax.pad(x_bhwd, lowest, (none, *border, none))
+    border = ((0, 0), *windows.pads, (0, 0))
+    padded_bhwd = jnp.pad(x_bhwd, border, constant_values=-np.inf)
     span = windows.size - 1
     for tap, offsets in _taps(windows):
         rows, columns = (

@@ -6,6 +6,7 @@ import re
 import pytest
 
 from launch import report
+from tests.support.browser import serious_violations
 
 
 class _Text(html.parser.HTMLParser):
@@ -28,11 +29,16 @@ class _Text(html.parser.HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def page(trained, tmp_path_factory):
+def written(trained, tmp_path_factory):
     output = tmp_path_factory.mktemp("report") / "new" / "report.html"
     arguments = [str(trained.baseline), str(trained.mpmc), f"--output={output}"]
     report.main([*arguments, "--images=1"])
-    return _Text(output.read_text())
+    return output
+
+
+@pytest.fixture
+def page(written):
+    return _Text(written.read_text())
 
 
 def test_the_page_needs_no_other_file(page):
@@ -60,6 +66,20 @@ def test_the_page_compares_runs(page):
     assert {"sky", "road", "mean"} <= {*classes}
     shares = [text for text in classes if re.fullmatch(r"\d+(\.\d)?|-", text)]
     assert len(shares) == 2 * (9 + 1)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1280])
+def test_the_page_fits_and_axe_finds_nothing_serious(written, browser, width, scheme):
+    size = {"width": width, "height": 900}
+    view = browser.new_page(viewport=size, color_scheme=scheme)
+    view.goto(written.as_uri())
+    assert view.evaluate("document.documentElement.scrollWidth") <= width
+    assert view.evaluate(
+        "[...document.images].every((image) => image.naturalWidth > 0)"
+    )
+    assert not serious_violations(view)
 
 
 def test_mistakes_are_one_line(trained, tmp_path):

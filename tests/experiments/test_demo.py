@@ -2,7 +2,6 @@
 
 import dataclasses
 import re
-import shutil
 
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +13,7 @@ from mpmc_jax.experiments import demo_page
 from mpmc_jax.experiments.demo import Demo
 from mpmc_jax.plugins.base import Identity
 from tests.support.bright_run import bright_run
+from tests.support.browser import serious_violations
 
 
 class _Patches(Identity):
@@ -100,22 +100,6 @@ def test_without_gradio_it_is_named(monkeypatch):
 
 
 @pytest.fixture
-def browser():
-    """Chromium without a window, driven by playwright."""
-    sync_api = pytest.importorskip("playwright.sync_api")
-    names = ("chromium", "chromium-browser", "google-chrome")
-    found = next(filter(None, map(shutil.which, names)), None)
-    if found is None:
-        pytest.skip("no Chromium on the PATH")
-    with sync_api.sync_playwright() as playwright:
-        opened = playwright.chromium.launch(
-            executable_path=found, args=["--no-sandbox"]
-        )
-        yield opened
-        opened.close()
-
-
-@pytest.fixture
 def served(run, tmp_path):
     """The address of the page."""
     pytest.importorskip("gradio")
@@ -170,11 +154,8 @@ def test_the_page_in_a_browser(image, tmp_path, browser, served, width):
 @_OF_GRADIO
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_finds_nothing_serious(image, browser, served, scheme):
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright")
     size = {"width": 390, "height": 900}
     view = browser.new_page(viewport=size, color_scheme=scheme)
     _choose(view, served, image)
     view.wait_for_timeout(1000)  # until colors have faded in
-    found = axe.Axe().run(view).response["violations"]
-    serious = [each for each in found if each["impact"] in ("serious", "critical")]
-    assert not serious, [(each["id"], each["nodes"][0]["html"]) for each in serious]
+    assert not serious_violations(view)
