@@ -37,6 +37,7 @@ from launch import cli
 from launch.experiments import hours, processes
 from mpmc_jax.analysis import base, evidence_page, paired, registry, summary
 from mpmc_jax.atomic_write import write_text
+from mpmc_jax.data.dataset import open_dataset
 from mpmc_jax.data.registry import DATASETS
 from mpmc_jax.experiments import config_checks
 from mpmc_jax.experiments.paper.base import PlannedRun, Table, plan
@@ -79,8 +80,10 @@ def main(arguments: list[str] | None = None) -> None:
                 sys.exit(f"error: {quantity(failed, 'run')} failed")
         elif args.name in registry.FIGURES:
             raise ValueError("name the directory of at least one run")
+        elif not args.name:
+            raise ValueError("give --name=NAME; --list lists the names")
         else:
-            valid = ", ".join([*all_experiments(), *registry.FIGURES])
+            valid = ", ".join({**all_experiments(), **registry.FIGURES})
             raise ValueError(f"--name={args.name} is unknown; valid: {valid}")
 
 
@@ -208,6 +211,7 @@ def _run(args: argparse.Namespace, more: Sequence[str]) -> int:
     python = [sys.executable, "-m", "launch.experiments.child"]
     failed = 0
     if not args.summarize:
+        _check_prepared(table, configs, place)
         failed = processes.train_all(
             table.runs,
             {name: [*python, *command] for name, command in commands.items()},
@@ -296,6 +300,16 @@ def _configuration(arguments: Sequence[str]) -> ml_collections.ConfigDict:
         raise ValueError(f"{shlex.join(arguments)}: {reason}") from error
     config_checks.check_ranges(config)
     return config
+
+
+def _check_prepared(
+    table: Table, configs: Mapping[str, ml_collections.ConfigDict], place: Place
+) -> None:
+    """Raises FileNotFoundError if runs that are left lack their prepared data set."""
+    left = [run for run in table.runs if read_outcome(run, place).state != "finished"]
+    data = [configs[run.name].data for run in left]
+    for data_dir, name in dict.fromkeys((each.data_dir, each.name) for each in data):
+        open_dataset(data_dir, name)
 
 
 def _print_hours(

@@ -55,7 +55,8 @@ def train_all(
                 slot = slots.pop(0)
                 process = _start(run, commands[run.name], place, slot, jobs)
                 running[process] = run, slot, time.monotonic()
-                _say(run, f"started; {quantity(len(waiting), 'run')} to come")
+                left = quantity(len(waiting), "run")
+                _say(run, f"started; {left} to come (log: {place.log(run)})")
             for process in list(running):
                 if stopped:
                     process.send_signal(stopped[0])

@@ -106,6 +106,16 @@ def test_devices_are_shared_among_the_runs(tmp_path, monkeypatch):
     assert shown == ["0,2\n", "1,3\n"]
 
 
+def test_what_is_missing_is_said_before_the_first_run(tmp_path, place, capsys):
+    with pytest.raises(SystemExit, match="give --name=NAME; --list lists the names"):
+        experiments.main([])
+    absent = arguments(place, "table5", f"--data_dir={tmp_path}")[1:]
+    with pytest.raises(SystemExit, match="no prepared data set 'synthetic' in"):
+        experiments.main([*absent, f"--output={tmp_path / 'out'}"])
+    assert "started" not in capsys.readouterr().err
+    assert not (tmp_path / "out" / "logs").exists()
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_the_runs_and_starts_no_more(tmp_path, number):
     runs, place = planned(2), place_of(tmp_path)
