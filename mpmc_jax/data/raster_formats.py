@@ -278,7 +278,7 @@ def _read_npy(content: bytes) -> np.ndarray:
     if len(content) - start != count * dtype.itemsize:
         raise UnreadableImage(
             f"truncated or damaged ({len(content) - start} bytes of data, "
-            f"{count * dtype.itemsize} expected)"
+            f"{count * dtype.itemsize} expected); copy it again"
         )
     flat = np.frombuffer(content, dtype, count, start)
     return flat.reshape(shape, order="F" if fortran else "C")

@@ -272,6 +272,20 @@ def test_images_without_shapes_and_boxes_without_outlines_are_told(tmp_path):
     assert "with ids 0, 1; draw" in source.problems[0]
 
 
+def test_faults_of_a_coco_file_are_named(tmp_path):
+    _coco(tmp_path, [np.ravel(SQUARE).tolist()])
+    path = tmp_path / "annotations" / "instances.json"
+    facts = json.loads(path.read_text())
+    facts["annotations"][1]["category_id"] = 9
+    path.write_text(json.dumps(facts))
+    source = registry.read_source("folder", str(tmp_path), ("background", "leaf"))
+    assert f"{path}: annotations have the category_id 9, which" in source.problems[0]
+    path.write_text(json.dumps(facts)[:-9])
+    source = registry.read_source("folder", str(tmp_path), ("background", "leaf"))
+    (damaged,) = source.problems
+    assert "not JSON" in damaged and damaged.endswith("; copy or export it again")
+
+
 def test_holes_and_names_of_absent_files(tmp_path):
     label = np.zeros(SIZE, np.uint8)
     shapes.fill(label, [SQUARE, HOLE], 1)

@@ -170,6 +170,43 @@ def test_classes_are_proposed(masks, expected, tmp_path):
     assert np.flatnonzero(report.pixels[:255]).size == len(facts["classes"])
 
 
+@pytest.mark.parametrize(
+    "usual, expected, remark",
+    [
+        # A stray value leaves 0 and 255 the two classes, and `check` names it.
+        (
+            np.where(LABEL == 3, 255, 0).astype(np.uint8),
+            {"classes": ["background", "foreground"], "binary": True},
+            None,
+        ),
+        (LABEL, 5, "only one mask holds 77 ({})"),
+        (COLORS[LABEL], 5, "only one mask holds (77, 77, 77) ({})"),
+    ],
+)
+def test_a_value_in_one_mask_alone_is_told(usual, expected, remark, tmp_path):
+    for i in range(6):
+        _image(tmp_path / "images" / f"{i}.png", i)
+        _mask(tmp_path / "masks" / f"{i}.png", usual)
+    stray = usual.copy()
+    stray[:4, :4] = 77
+    odd = tmp_path / "masks" / "4.png"
+    _mask(odd, stray)
+    found = {path.stem: path for path in (tmp_path / "masks").iterdir()}
+    proposal = survey.propose(tmp_path, found)
+    told = [each for each in proposal.remarks if each.startswith("only one mask")]
+    if isinstance(expected, int):
+        assert len(proposal.facts["classes"]) == expected
+    else:
+        assert proposal.facts == expected
+        (tmp_path / "classes.json").write_text(json.dumps(proposal.facts))
+        (problem,) = check.check_source(
+            registry.read_source("folder", str(tmp_path))
+        ).problems
+        assert f"{odd}: holds 77" in problem
+    assert len(told) == (remark is not None)
+    assert not told or told[0].startswith(f"{remark.format(odd)}; if it is a mistake")
+
+
 def test_blends_at_borders_are_no_classes(tmp_path):
     mask = np.zeros(SIZE, np.uint8)
     mask[:, 16:] = 255
@@ -272,7 +309,9 @@ def test_init_lists_images_without_masks(tmp_path, capsys):
     _image(tmp_path / "photos" / "p.png", 9)
     _init(root, tmp_path / "data", f"--unlabeled={tmp_path / 'photos'}")
     out = capsys.readouterr().out
-    assert "unlabeled.txt written, with 4 images of no mask: a 4, a 5, a 6, a 7" in out
+    assert (
+        "unlabeled.txt written, with 4 images without a mask: a 4, a 5, a 6, a 7" in out
+    )
     ids = open_dataset(str(tmp_path / "data"), "folder").ids
     assert ids["train"][3:] == ("a 4", "a 5", "a 6", "a 7", "u", "photos/p")
     # Not where a mask has no image: its name may be misspelled.

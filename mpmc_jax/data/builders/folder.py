@@ -146,11 +146,12 @@ def open_folder(
     """Finds images with masks or annotations; `read_source` has the arguments."""
     layout = layout_lib.find(directory, problems)
     notes += layout.notes
-    annotations = None
+    annotations, before = None, len(problems)
     if not layout.masks_folder and not layout.masks:
         annotations = annotations_lib.find(directory, layout.images, problems, notes)
         if annotations is None:
-            layout_lib.report_absent(directory, layout, problems)
+            if len(problems) == before:
+                layout_lib.report_absent(directory, layout, problems)
         else:
             count = quantity(len(annotations.drawings), "image")
             notes.append(

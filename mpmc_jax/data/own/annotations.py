@@ -129,7 +129,7 @@ def _load(path: pathlib.Path, problems: list[str]) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError, OSError) as error:
-        problems.append(f"{path}: not JSON ({error})")
+        problems.append(f"{path}: not JSON ({error}); copy or export it again")
         return None
 
 
@@ -282,6 +282,13 @@ def _coco(
                 each["id"]: str(each["name"]) for each in facts["categories"]
             }
             shapes: dict[int, list[dict]] = {}
+            called = {each["category_id"] for each in facts["annotations"]}
+            if unknown := sorted(called - categories.keys()):
+                problems.append(
+                    f"{path}: annotations have the category_id {shorten(unknown)}, "
+                    f'which "categories" lacks; add it there, or mend the annotations'
+                )
+                continue
             for each in facts["annotations"]:
                 shapes.setdefault(each["image_id"], []).append(each)
                 used.add(each["category_id"])

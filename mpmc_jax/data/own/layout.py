@@ -22,7 +22,7 @@ from collections.abc import Iterable
 
 from mpmc_jax.data import files
 from mpmc_jax.data.lists import IMAGE_SUFFIXES, composed
-from mpmc_jax.text import shorten
+from mpmc_jax.text import quantity, shorten
 
 IMAGE_FOLDERS = ("images", "image", "imgs", "img", "jpegimages")
 MASK_FOLDERS = (
@@ -234,8 +234,8 @@ def _pair(
     if examples:
         key, mask = min(examples)
         notes.append(
-            f"{len(examples)} masks are paired by the rest of their names, such as "
-            f"{mask} with {images[key].name}"
+            f"{quantity(len(examples), 'mask')} paired by the rest of the name, such "
+            f"as {mask} with {images[key].name}"
         )
     taken = {_of_image(key): path for key, path in paired.items()} | paired
     for key, path in rest.items():

@@ -123,7 +123,7 @@ def write_unlabeled(directory: pathlib.Path, more: str = "") -> list[str]:
     with path.open("x", encoding="utf-8") as file:
         file.writelines(f"{key}\n" for key in [*without, *others])
     count = quantity(len(without), "image")
-    return [f"{path} written, with {count} of no mask: {shorten(without)}"]
+    return [f"{path} written, with {count} without a mask: {shorten(without)}"]
 
 
 def _as_json(facts: dict) -> str:

@@ -23,6 +23,8 @@ from mpmc_jax.types import IGNORE_LABEL
 _MOST_CLASSES = IGNORE_LABEL
 # So many values in no square are still classes, such as lines of one pixel.
 _FEW = 2
+# Where this part of the masks holds 0 and 255 alone, other values are mistakes.
+_MOST = 0.8
 
 
 _KINDS = {
@@ -74,25 +76,25 @@ def propose(directory: pathlib.Path, found: Mapping[str, pathlib.Path]) -> Propo
     """
     paths = list(found.values())
     outcomes = parallel_map.map_with_progress(_try, paths, "reading masks")
-    stored: list[Stored] = []
+    stored: dict[pathlib.Path, Stored] = {}
     errors: list[str] = []
     for path, outcome in zip(paths, outcomes, strict=True):
         if isinstance(outcome, Stored):
-            stored.append(outcome)
+            stored[path] = outcome
         else:
             errors.append(f"{path}: {outcome}")
     if not stored:
         first = errors[0] if errors else f"{directory} holds no mask"
         raise ValueError(f"no classes can be proposed: {first}")
     known = names.find(directory)
-    kinds = collections.Counter(each.kind for each in stored)
+    kinds = collections.Counter(each.kind for each in stored.values())
     remarks = [f"{quantity(kinds[kind], 'mask')} {_KINDS[kind]}" for kind in kinds]
     if errors:
         count = quantity(len(errors), "mask")
         remarks.append(f"{count} not read: {shorten(errors, 1)}")
     if known.path:
         remarks.append(f"class names are those of {known.path}")
-    colors = _palette_colors(stored) if kinds["palette"] else {}
+    colors = _palette_colors([*stored.values()]) if kinds["palette"] else {}
     if kinds["colors"] or (kinds["palette"] and colors):
         facts = _from_colors(stored, colors, known, remarks)
     else:
@@ -197,13 +199,37 @@ def _palette_colors(stored: list[Stored]) -> dict[int, Color]:
     return dict(enumerate(colors))
 
 
+def _note_lone(
+    stored: Mapping[pathlib.Path, Stored], classes: list, remarks: list[str]
+) -> None:
+    """Adds a remark on classes that a single mask of several holds."""
+    holders = {
+        each: [path for path, mask in stored.items() if each in mask.counts]
+        for each in classes
+    }
+    lone = [f"{each} ({paths[0]})" for each, paths in holders.items() if not paths[1:]]
+    if lone and len(stored) > 1:
+        remarks.append(
+            f"only one mask holds {shorten(lone, 3)}; if it is a mistake, mend the "
+            "mask, remove classes.json and run this again"
+        )
+
+
+def _mostly_binary(stored: Mapping[pathlib.Path, Stored]) -> bool:
+    """Returns whether nearly all masks hold 0 and 255 alone."""
+    held = [mask.counts.keys() for mask in stored.values()]
+    binary = sum(keys <= {0, IGNORE_LABEL} for keys in held)
+    return binary >= _MOST * len(held) and any(IGNORE_LABEL in keys for keys in held)
+
+
 def _from_values(
-    stored: list[Stored], known: names.Known, remarks: list[str]
+    stored: Mapping[pathlib.Path, Stored], known: names.Known, remarks: list[str]
 ) -> dict[str, Any]:
     """Proposes classes of masks whose values are the classes."""
-    values = _classes(stored)
+    values = _classes([*stored.values()])
     classes = [value for value in values if value not in (IGNORE_LABEL, -1)]
-    if set(values) == {0, IGNORE_LABEL}:
+    counted = classes in ([*range(len(classes))], [*range(1, len(classes) + 1)])
+    if set(values) == {0, IGNORE_LABEL} or not counted and _mostly_binary(stored):
         remarks.append("0 and 255 are two classes")
         return {"classes": known.two(), "binary": True}
     if any(value % 1 or not 0 <= value < 256 for value in classes):
@@ -223,6 +249,7 @@ def _from_values(
             return {"classes": known.two()}
         return {"classes": known.of_values(every)}
     remarks.append(f"the values have gaps and are read as gray: {shorten(classes, 12)}")
+    _note_lone(stored, classes, remarks)
     facts = {
         "classes": known.of_values(classes),
         "palette": [[value] * 3 for value in classes],
@@ -231,14 +258,14 @@ def _from_values(
 
 
 def _from_colors(
-    stored: list[Stored],
+    stored: Mapping[pathlib.Path, Stored],
     indexed: dict[int, Color],
     known: names.Known,
     remarks: list[str],
 ) -> dict[str, Any]:
     """Proposes classes of masks whose colors are the classes."""
-    shown = [_as_colors(each) for each in stored]
-    colors = _classes(shown)
+    shown = {path: _as_colors(each) for path, each in stored.items()}
+    colors = _classes([*shown.values()])
     if known.path is None:
         known = names.published(colors)
         if known.colors:
@@ -256,6 +283,7 @@ def _from_colors(
     remarks.append(f"{quantity(len(classes), 'color')} are classes")
     if void:
         remarks.append(f"void: {shorten(void)}")
+    _note_lone(shown, classes, remarks)
     facts: dict[str, Any] = {
         "classes": known.of_colors(classes),
         "palette": [list(color) for color in classes],
