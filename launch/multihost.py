@@ -15,7 +15,7 @@ import jax
 
 from launch import cli, rendezvous
 from mpmc_jax import distributed
-from mpmc_jax.text import quantity
+from mpmc_jax.text import first_line, quantity
 from mpmc_jax.training.agreement import SharedError
 
 # A process without a heartbeat for this long counts as dead, and the others exit.
@@ -140,7 +140,7 @@ def exit_on_failure() -> Iterator[None]:
         if isinstance(error, jax.errors.JaxRuntimeError):
             print(
                 f"error: {name} failed, or lost another process "
-                f"({str(error).splitlines()[0]}); JAX names a lost one below within "
+                f"({first_line(error)}); JAX names a lost one below within "
                 f"{HEARTBEAT_SECONDS} s. The newest checkpoint is intact: start all "
                 "processes again",
                 file=sys.stderr,

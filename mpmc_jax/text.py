@@ -50,6 +50,18 @@ def _escape(char: str) -> str:
     return char.encode("unicode_escape").decode()
 
 
+def first_line(error: BaseException, limit: int | None = 200) -> str:
+    """Returns the first line of an error's message, or its type where it has none.
+
+    Args:
+      error: the error.
+      limit: characters after which the line is cut; None keeps all.
+    """
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    line = printable(lines[0].rstrip())
+    return line if limit is None or len(line) <= limit else f"{line[:limit]} ..."
+
+
 def shorten(items: list, limit: int = 5) -> str:
     """Formats a list for a message: the first few items and the number of others."""
     text = ", ".join(map(printable, items[:limit]))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from mpmc_jax.text import has_control, printable, quantity, shorten
+from mpmc_jax.text import first_line, has_control, printable, quantity, shorten
 
 
 def test_what_a_terminal_would_obey_is_escaped():
@@ -20,3 +20,15 @@ def test_what_a_terminal_would_obey_is_escaped():
 )
 def test_a_noun_fits_its_number(number, noun, expected):
     assert quantity(number, noun) == expected
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (ValueError(), "ValueError"),
+        (ValueError("\n  first\x1b \nsecond"), "first\\x1b"),
+        (ValueError("x" * 300), "x" * 200 + " ..."),
+    ],
+)
+def test_an_error_is_shortened_to_one_line(error, expected):
+    assert first_line(error) == expected

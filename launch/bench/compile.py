@@ -13,6 +13,7 @@ from jax.experimental import topologies
 from launch.bench.memory import lower_step
 from launch.bench.timing import program_figures
 from mpmc_jax.models.platform import compiled_for
+from mpmc_jax.text import first_line
 from mpmc_jax.training.parallel import Layout
 
 _COLLECTIVE = re.compile(
@@ -65,7 +66,7 @@ def _compile(lowered: Any) -> tuple[Any, str]:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         needed = _NEEDED.search(str(error))
-        return None, needed.group() if needed else str(error).splitlines()[0]
+        return None, needed.group() if needed else first_line(error)
 
 
 def _figures(compiled: Any) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from mpmc_jax.data.decode import Color
 from mpmc_jax.data.raster_formats import UnreadableImage
 from mpmc_jax.data.source import Source
 from mpmc_jax.pixels import PixelFormat
+from mpmc_jax.text import first_line
 
 
 class Records(Sequence[dict]):
@@ -64,10 +65,9 @@ class Records(Sequence[dict]):
             raise self._damaged(name, error) from error
 
     def _damaged(self, what: str, error: Exception) -> ValueError:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
         return ValueError(
-            f"{what} cannot be read from {self._directory} ({reason}): remove that "
-            "folder and prepare the data set again"
+            f"{what} cannot be read from {self._directory} ({first_line(error)}): "
+            "remove that folder and prepare the data set again"
         )
 
 

@@ -15,7 +15,7 @@ from PIL import Image, UnidentifiedImageError
 from mpmc_jax.data import raster_formats
 from mpmc_jax.data.raster_formats import UnreadableImage
 from mpmc_jax.pixels import PixelFormat
-from mpmc_jax.text import quantity
+from mpmc_jax.text import first_line, quantity
 
 Color = tuple[int, int, int]
 # 8-bit gray or RGB as Pillow holds it, anything else as (h,w,c).
@@ -86,7 +86,7 @@ def _load(opened: Image.Image) -> Image.Image:
     # Pillow's decoders have no common error for damaged files.
     except Exception as error:
         raise UnreadableImage(
-            f"truncated or damaged ({raster_formats.reason(error)}); copy it again"
+            f"truncated or damaged ({first_line(error)}); copy it again"
         ) from error
 
 
@@ -107,7 +107,7 @@ def _open(content: bytes) -> Image.Image:
         ) from error
     except Exception as error:  # See `_load`.
         raise UnreadableImage(
-            f"truncated or damaged ({raster_formats.reason(error)}); copy it again"
+            f"truncated or damaged ({first_line(error)}); copy it again"
         ) from error
     raster_formats.check_bytes((*image.size, len(image.getbands())), np.dtype(np.uint8))
     return image

@@ -15,6 +15,8 @@ import numpy as np
 import tifffile
 from PIL import Image
 
+from mpmc_jax.text import first_line
+
 DTYPES = ("uint8", "uint16", "float32")
 # The largest size of a decoded image or volume.
 MAX_BYTES = 1 << 30
@@ -92,7 +94,7 @@ def exceeds_pillow(content: bytes) -> bool:
             return len(image_pages(tiff)) > 1 or page.is_reduced or not whole
         except Exception as error:  # See `_open_tiff`.
             raise UnreadableImage(
-                f"not a TIFF file of one image ({reason(error)})"
+                f"not a TIFF file of one image ({first_line(error)})"
             ) from error
 
 
@@ -245,12 +247,6 @@ def check_deflated(packed: bytes) -> None:
             )
 
 
-def reason(error: BaseException) -> str:
-    """Returns a library's error message as one printable line."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
-
-
 def _npy_header(content: bytes) -> tuple[tuple[int, ...], np.dtype, bool, int]:
     """Reads shape, type, whether the order is Fortran's, and the data's offset."""
     stream = io.BytesIO(content)
@@ -262,7 +258,7 @@ def _npy_header(content: bytes) -> tuple[tuple[int, ...], np.dtype, bool, int]:
     # A damaged header raises many errors, because it is parsed as Python.
     except Exception as error:
         raise UnreadableImage(
-            f"not a .npy file of an image ({reason(error)})"
+            f"not a .npy file of an image ({first_line(error)})"
         ) from error
     if dtype.hasobject:
         raise UnreadableImage(
@@ -292,7 +288,7 @@ def _open_tiff(content: bytes) -> tifffile.TiffFile:
     # tifffile raises many errors for damaged files, such as struct.error and KeyError.
     except Exception as error:
         raise UnreadableImage(
-            f"not a TIFF file of one image ({reason(error)})"
+            f"not a TIFF file of one image ({first_line(error)})"
         ) from error
     return tiff
 
@@ -315,7 +311,7 @@ def _tiff_shape(tiff: tifffile.TiffFile) -> tuple[tuple[int, ...], np.dtype]:
         return shape, np.dtype(series.dtype)
     except Exception as error:  # See `_open_tiff`.
         raise UnreadableImage(
-            f"not a TIFF file of one image ({reason(error)})"
+            f"not a TIFF file of one image ({first_line(error)})"
         ) from error
 
 
@@ -338,8 +334,8 @@ def _read_tiff(content: bytes) -> tuple[np.ndarray, int]:
             raise
         except Exception as error:  # See `_open_tiff`.
             raise UnreadableImage(
-                f"cannot be decoded ({reason(error)}); store it uncompressed or with "
-                "deflate"
+                f"cannot be decoded ({first_line(error)}); store it uncompressed or "
+                "with deflate"
             ) from error
         if _channels_first(series):
             pixels = np.moveaxis(pixels, 0, -1)

@@ -24,7 +24,7 @@ from mpmc_jax.data import raster_formats
 from mpmc_jax.data.decode import as_array, is_picture
 from mpmc_jax.data.raster_formats import UnreadableImage
 from mpmc_jax.pixels import PixelFormat
-from mpmc_jax.text import quantity
+from mpmc_jax.text import first_line, quantity
 
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
 _GEOREFERENCE = (33550, 33922, 34264, 34735, 34736, 34737)
@@ -111,7 +111,7 @@ def open_stack(path: pathlib.Path, pixels: PixelFormat) -> Stack:
         # Neither nibabel's nor tifffile's errors have a common base class.
         except Exception as error:
             raise UnreadableImage(
-                f"truncated or damaged ({raster_formats.reason(error)}); copy it again"
+                f"truncated or damaged ({first_line(error)}); copy it again"
             ) from error
         return dataclasses.replace(opened, close=files.pop_all().close)
 

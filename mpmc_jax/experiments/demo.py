@@ -19,7 +19,7 @@ from mpmc_jax.evaluation import pictures, prediction_files
 from mpmc_jax.evaluation.predict import Band
 from mpmc_jax.experiments.patch_maps import patch_classifier
 from mpmc_jax.experiments.run import Run
-from mpmc_jax.text import quantity
+from mpmc_jax.text import first_line, quantity
 
 MAX_BYTES = 50_000_000
 MAX_PIXELS = 25_000_000
@@ -78,8 +78,7 @@ class Demo:
             return self._answer(path)
         # Decoders raise errors of their own, and a network fails on some sizes.
         except Exception as error:
-            lines = str(error).splitlines() or [repr(error)]
-            said = f"{path.name} was not predicted: {lines[0]}"
+            said = f"{path.name} was not predicted: {first_line(error, limit=None)}"
             return Answer(f'<p role="alert" class="wrong">{web_page.escape(said)}</p>')
 
     def _answer(self, path: pathlib.Path) -> Answer:

@@ -27,7 +27,7 @@ from mpmc_jax.evaluation.predict import WINDOW_ABOVE, Band, Predictor
 from mpmc_jax.experiments.evaluation import make_protocol
 from mpmc_jax.experiments.patch_maps import patch_classifier
 from mpmc_jax.experiments.run import Run
-from mpmc_jax.text import quantity
+from mpmc_jax.text import first_line, quantity
 
 # Errors of the disk, which every further image would cause again.
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
@@ -387,8 +387,7 @@ class PredictionWriter:
                 f"{quantity(self.written, 'image')} written; run the same command "
                 "again for the others"
             ) from error
-        lines = str(error).splitlines()
-        self._failed.setdefault(file, f"{file}: {lines[0] if lines else repr(error)}")
+        self._failed.setdefault(file, f"{file}: {first_line(error, limit=None)}")
 
 
 def _load(image: _Image) -> np.ndarray:

@@ -17,8 +17,7 @@ import numpy as np
 
 from mpmc_jax import distributed
 from mpmc_jax.methods.base import Method
-from mpmc_jax.text import quantity
-from mpmc_jax.training.checkpoint.files import first_line
+from mpmc_jax.text import first_line, quantity
 from mpmc_jax.training.checkpoint.manager import Checkpointer
 from mpmc_jax.training.compiled_steps import Programs
 from mpmc_jax.training.config import METRICS_LAG, StepConfig

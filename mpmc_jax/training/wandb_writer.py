@@ -11,7 +11,7 @@ from typing import Any
 
 from PIL import Image
 
-from mpmc_jax.training.checkpoint.files import first_line
+from mpmc_jax.text import first_line
 from mpmc_jax.training.metric_writer import Picture
 
 _LOG = logging.getLogger(__name__)

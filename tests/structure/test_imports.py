@@ -50,6 +50,7 @@ ALLOWED = {
         "pixels",
         "distributed",
         "memory",
+        "text",
         "precision",
         "atomic_write",
     },

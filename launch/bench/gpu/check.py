@@ -23,6 +23,7 @@ from launch.bench.gpu import hlo, roofline
 from launch.bench.pytorch.run import bench_peers, check_peers
 from launch.bench.step import TimedStep
 from launch.bench.timing import spread
+from mpmc_jax.text import first_line
 
 # No small step begins later than this, in seconds.
 LIMIT = 300
@@ -53,7 +54,7 @@ class _Report:
         try:
             return part(*args)
         except Exception as error:  # whatever it is, the other parts go on
-            reason = str(error).partition("\n")[0]
+            reason = first_line(error)
             self.failed[name] = f"{type(error).__name__}: {reason}"
             return None
 

@@ -19,6 +19,7 @@ from mpmc_jax.data import decode, raster_formats
 from mpmc_jax.data.masks import MaskFormat
 from mpmc_jax.data.raster_formats import UnreadableImage
 from mpmc_jax.data.source import Derived
+from mpmc_jax.text import first_line
 
 _AFFINE_TOLERANCE = 1e-3
 # Volumes kept in memory: threads read all slices of a volume one after the other.
@@ -130,7 +131,7 @@ def _h5(content: bytes, key: str, ndim: int) -> np.ndarray:
     # h5py's errors for damaged files have no common base class.
     except Exception as error:
         raise UnreadableImage(
-            f"not an HDF5 file, or damaged ({raster_formats.reason(error)})"
+            f"not an HDF5 file, or damaged ({first_line(error)})"
         ) from error
 
 
@@ -182,7 +183,7 @@ def _open_nifti(content: bytes) -> Nifti1Image:
     # nibabel's errors for damaged files have no common base class.
     except Exception as error:
         raise UnreadableImage(
-            f"not a NIfTI file, or damaged ({raster_formats.reason(error)})"
+            f"not a NIfTI file, or damaged ({first_line(error)})"
         ) from error
     _check_shape("the volume", shape, dtype, 3)
     raster_formats.check_bytes(shape, np.dtype(np.float64))  # For `_scaled`.
@@ -208,9 +209,7 @@ def _nifti(content: bytes) -> np.ndarray:
     try:
         return np.asarray(image.dataobj).transpose()
     except Exception as error:  # See `_open_nifti`.
-        raise UnreadableImage(
-            f"truncated or damaged ({raster_formats.reason(error)})"
-        ) from error
+        raise UnreadableImage(f"truncated or damaged ({first_line(error)})") from error
 
 
 @functools.lru_cache(_CACHED)

@@ -18,6 +18,7 @@ from mpmc_jax.data import raster_formats
 from mpmc_jax.data.decode import encode_png
 from mpmc_jax.data.raster_formats import UnreadableImage
 from mpmc_jax.data.source import Derived
+from mpmc_jax.text import first_line
 from mpmc_jax.types import IGNORE_LABEL
 
 # A coordinate that no image has.
@@ -104,7 +105,7 @@ def draw(content: bytes) -> bytes:
         except _UNDRAWABLE as error:
             raise UnreadableImage(
                 f"a shape of {shape['name']!r} cannot be drawn "
-                f"({raster_formats.reason(error)}); mend or remove it"
+                f"({first_line(error)}); mend or remove it"
             ) from error
     return encode_png(label_hw)
 

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mpmc_jax import memory
+from mpmc_jax.text import first_line
 
 # Far larger than every published checkpoint with its optimizer, and every header.
 _MOST_BYTES = 16 * 10**9
@@ -288,7 +289,6 @@ def reason_of(error: Exception) -> str:
     asked = re.search(r"GLOBAL ([\w.]+)", str(error))
     if asked:
         return f"it asks for {asked[1]}, which is no data"
-    line = str(error).strip().partition("\n")[0] or type(error).__name__
-    line = line.partition(". ")[0]
+    line = first_line(error).partition(". ")[0]
     is_advice = re.search(r"weights_only|allow_pickle|safe_globals|trust", line)
     return type(error).__name__ if is_advice else line

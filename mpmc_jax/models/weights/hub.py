@@ -11,6 +11,7 @@ import re
 from typing import NamedTuple
 
 from mpmc_jax.models.weights.formats import WeightsError
+from mpmc_jax.text import first_line
 
 PREFIX = "hub:"
 _FILE = "model.safetensors"
@@ -126,19 +127,21 @@ def fetch(file: HubFile) -> pathlib.Path:
     except errors.RemoteEntryNotFoundError as error:
         raise WeightsError(f"{file}: the repository has no such file") from error
     except (OSError, errors.HFValidationError) as error:
-        reason = str(error).split("\n", 1)[0]
         raise WeightsError(
-            f"{file}: cannot be fetched ({reason}); {_OFFLINE}"
+            f"{file}: cannot be fetched ({first_line(error)}); {_OFFLINE}"
         ) from error
     path = pathlib.Path(found)
     _check(file, path)
     return path
 
 
-def push(folder: pathlib.Path, repository: str) -> str:
+def push(folder: pathlib.Path, repository: str, *, public: bool) -> str:
     """Uploads a folder to a repository of the hub, and returns its address.
 
-    The repository is made if there is none.
+    Args:
+      folder: the folder.
+      repository: OWNER/NAME; it is made if there is none.
+      public: whether everybody may read a repository that is made.
 
     Raises:
       WeightsError: it cannot be uploaded; the message says what to do.
@@ -146,15 +149,14 @@ def push(folder: pathlib.Path, repository: str) -> str:
     api = importlib.import_module("huggingface_hub").HfApi(library_name="mpmc_jax")
     errors = importlib.import_module("huggingface_hub.errors")
     try:
-        address = api.create_repo(repository, exist_ok=True)
+        address = api.create_repo(repository, private=not public, exist_ok=True)
         api.upload_folder(
             repo_id=repository, folder_path=folder, commit_message="Add a trained run"
         )
     except (OSError, errors.HFValidationError) as error:
-        reason = str(error).split("\n", 1)[0]
         raise WeightsError(
-            f"--push={repository}: cannot be uploaded ({reason}); log in (`hf auth "
-            f"login`); {folder} is complete"
+            f"--push={repository}: cannot be uploaded ({first_line(error)}); log in "
+            f"(`hf auth login`); {folder} is complete"
         ) from error
     return str(address)
 

@@ -15,6 +15,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from mpmc_jax import distributed
+from mpmc_jax.text import first_line
 from mpmc_jax.training.checkpoint import orbax_logging
 from mpmc_jax.training.checkpoint.integrity import CheckpointError
 
@@ -189,12 +190,6 @@ def of_another_process(error: BaseException | None) -> BaseException | None:
     while error is not None and not isinstance(error, jax.errors.JaxRuntimeError):
         error = error.__cause__ or error.__context__
     return error
-
-
-def first_line(error: Exception) -> str:
-    """Shortens an error to its first line, at most 100 characters."""
-    text = (str(error).splitlines() or [type(error).__name__])[0]
-    return text if len(text) <= 100 else f"{text[:100]} ..."
 
 
 def reason(error: Exception) -> str:

@@ -23,6 +23,7 @@ from orbax.checkpoint import checkpoint_managers
 
 from mpmc_jax import distributed
 from mpmc_jax.atomic_write import write_text
+from mpmc_jax.text import first_line
 from mpmc_jax.training import agreement
 from mpmc_jax.training.checkpoint import files, orbax_logging
 from mpmc_jax.training.checkpoint.integrity import (
@@ -135,7 +136,7 @@ def _reading(directory: Path, step: int) -> Iterator[None]:
                 f"{folder} was deleted while it was read; use another of {others}"
             ) from error
         raise CheckpointError(
-            f"checkpoint {folder} is damaged: {files.first_line(error)}; use "
+            f"checkpoint {folder} is damaged: {first_line(error)}; use "
             f"--checkpoint=STEP with another of {others or 'none'}"
         ) from error
 
@@ -265,7 +266,7 @@ class Checkpointer:
             try:
                 _restore(folder, arrays)
             except Exception as error:  # any error makes the save useless
-                why = files.first_line(error)
+                why = first_line(error)
         if not distributed.all_agree(not why):
             raise CheckpointError(
                 f"{folder} was saved, but it cannot be read back "
@@ -336,7 +337,7 @@ class Checkpointer:
                 except CheckpointError:
                     raise
                 except Exception as error:  # any damage must not end the run
-                    why = files.first_line(error)
+                    why = first_line(error)
             if distributed.all_agree(restored is not None):
                 return restored
             self._manager.close()
