@@ -31,6 +31,9 @@ _GEOREFERENCE = (33550, 33922, 34264, 34735, 34736, 34737)
 _ORIENTATION = 274
 _CHUNK = 1 << 20  # bytes
 
+# Tags of a TIFF file as tifffile writes them: code, type, count, value, written once.
+Tags = tuple[tuple[int, Any, int, Any, bool], ...]
+
 
 @dataclasses.dataclass(frozen=True)
 class Stack:
@@ -57,27 +60,33 @@ def is_nifti(path: pathlib.Path) -> bool:
     return path.name.lower().endswith(NIFTI_SUFFIXES)
 
 
-def is_tiff_stack(path: pathlib.Path, pixels: PixelFormat) -> bool:
-    """Whether a file is a TIFF whose pages are several images, not channels of one."""
-    with _tiff_or_none(path) as tiff:
-        images = 0 if tiff is None else len(raster_formats.image_pages(tiff))
-        if tiff is None or images < 2:
-            return False
-        channels = images == pixels.channels
-        return not (channels and tiff.pages.first.samplesperpixel == 1)
+def inspect_tiff(path: pathlib.Path, pixels: PixelFormat) -> tuple[bool, Tags]:
+    """Finds out whether a TIFF's pages are several images, and where on earth it is.
 
+    Pages of one sample are channels of one image where there are as many as the data
+    set has, unless its images are 8-bit gray or RGB: those have their channels in one
+    page.
 
-def georeference(path: pathlib.Path) -> tuple[tuple[int, Any, int, Any, bool], ...]:
-    """The tags of a TIFF file that place it on the earth, as tifffile writes tags.
-
-    Returns () without such tags, or where pixels are not stored as they are shown.
+    Returns:
+      Whether the pages are several images; and the tags of the georeference, () without
+      one or where pixels are not stored as they are shown. A file that is damaged, or
+      no TIFF, has neither.
     """
     with _tiff_or_none(path) as tiff:
-        tags = {} if tiff is None else tiff.pages.first.tags
-        if _ORIENTATION in tags and tags[_ORIENTATION].value != 1:
-            return ()
-        found = [tags[code] for code in _GEOREFERENCE if code in tags]
-        return tuple((t.code, t.dtype, t.count, t.value, True) for t in found)
+        images = [] if tiff is None else raster_formats.image_pages(tiff)
+        if tiff is None or not images:
+            return False, ()
+        first = tiff.pages[images[0]].aspage()
+        channels = (
+            not is_picture(pixels)
+            and len(images) == pixels.channels
+            and first.samplesperpixel == 1
+        )
+        found = [first.tags[code] for code in _GEOREFERENCE if code in first.tags]
+        if _ORIENTATION in first.tags and first.tags[_ORIENTATION].value != 1:
+            found = []
+        tags = tuple((t.code, t.dtype, t.count, t.value, True) for t in found)
+        return len(images) > 1 and not channels, tags
 
 
 @contextlib.contextmanager
@@ -95,7 +104,7 @@ def _tiff_or_none(path: pathlib.Path) -> Iterator[tifffile.TiffFile | None]:
 
 
 def open_stack(path: pathlib.Path, pixels: PixelFormat) -> Stack:
-    """Opens a NIfTI volume, or a TIFF file for which `is_tiff_stack` is true.
+    """Opens a NIfTI volume, or a TIFF file whose pages are several images.
 
     A volume is scaled from its least and largest value to the range of the data set's
     images, as ACDC is prepared.

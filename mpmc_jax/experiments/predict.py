@@ -59,7 +59,7 @@ class _Image:
     size: tuple[int, int]
     targets: Mapping[str, pathlib.Path]
     read: Callable[[], np.ndarray]
-    tags: tuple = ()
+    tags: stacks.Tags = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,9 +168,9 @@ class PredictionWriter:
                 "a pipe or device, no file" if file.exists() else "no file"
             )
         pixels = self._facts.pixels
-        if stacks.is_nifti(file) or stacks.is_tiff_stack(file, pixels):
+        is_stack, tags = stacks.inspect_tiff(file, pixels)
+        if is_stack or stacks.is_nifti(file):
             return _STACK
-        tags = stacks.georeference(file)
         targets = prediction_files.paths(stem, self._kinds, georeferenced=bool(tags))
         if self._are_done(targets.values()):
             return _DONE
