@@ -33,6 +33,29 @@ def read_lines(path: pathlib.Path) -> list[str]:
       FileNotFoundError: the file does not exist.
       ValueError: the file is neither UTF-8 nor UTF-16 with a byte order mark.
     """
+    return [composed(line) for line in _read_stripped(path)]
+
+
+def read_paths(path: pathlib.Path) -> list[str]:
+    """Reads a list of files, one path per line, relative to the list's folder.
+
+    Accents are returned in the form in which the file's name is stored.
+
+    Raises:
+      FileNotFoundError, ValueError: see `read_lines`.
+    """
+    lines = _read_stripped(path)
+    return [_as_stored(path.parent, line) for line in lines]
+
+
+def _as_stored(folder: pathlib.Path, line: str) -> str:
+    """Returns a path in the Unicode form in which it exists; as it is, if in none."""
+    decomposed = unicodedata.normalize("NFD", line)
+    forms = (line, composed(line), decomposed)
+    return next((form for form in forms if (folder / form).exists()), line)
+
+
+def _read_stripped(path: pathlib.Path) -> list[str]:
     try:
         content = path.read_bytes()
     except FileNotFoundError:
@@ -44,7 +67,7 @@ def read_lines(path: pathlib.Path) -> list[str]:
         raise ValueError(
             f"{path}: not a text file in UTF-8 ({error}); save it as UTF-8"
         ) from error
-    lines = (composed(line.strip()) for line in re.split("\r\n|\r|\n", text))
+    lines = (line.strip() for line in re.split("\r\n|\r|\n", text))
     return [line for line in lines if line]
 
 

@@ -87,14 +87,15 @@ def _stem(path: pathlib.PurePath) -> pathlib.PurePath:
 def _listed(path: pathlib.Path) -> dict[pathlib.Path, pathlib.PurePath]:
     """Reads a list of images, one path per line, relative to the list's folder.
 
-    Results are below --output as the images are below that folder; those of images
-    elsewhere have the file's name alone.
+    Results have the lines' folders below --output; those of a line that is absolute or
+    has ".." have the file's name alone.
     """
     found = {}
-    for line in lists.read_lines(path):
-        file = path.parent / line
-        below = not pathlib.PurePath(line).is_absolute() and ".." not in file.parts
-        found[file] = _stem(pathlib.PurePath(line if below else file.name))
+    for line in map(pathlib.PurePath, lists.read_paths(path)):
+        below = not line.is_absolute() and ".." not in line.parts
+        found[path.parent / line] = _stem(
+            line if below else pathlib.PurePath(line.name)
+        )
     return found
 
 

@@ -56,7 +56,7 @@ def find(
 
 def _listed(path: pathlib.Path, problems: list[str]) -> list[pathlib.Path]:
     try:
-        found = [path.parent / line for line in lists.read_lines(path)]
+        found = [path.parent / line for line in lists.read_paths(path)]
     except ValueError as error:
         problems.append(str(error))
         return []
