@@ -1,7 +1,8 @@
 r"""Writes a trained run as a folder to deploy or to publish.
 
 python -m launch.export --workdir=runs/voc --output=voc \
-    [--formats=weights,stablehlo,onnx] [--size=any|512x1024,...] [--push=OWNER/NAME]
+    [--formats=weights,stablehlo,onnx] [--size=any|512x1024,...] \
+    [--push=OWNER/NAME [--public]]
 
 weights     weights.safetensors, for mpmc_jax.load_run, and a model card, README.md
 stablehlo   a program for jax.export on --platforms, and predict_stablehlo.py
@@ -11,10 +12,9 @@ config.json and classes.json are written beside them. Programs take images as th
 stored, any number of one size, and return the class of every pixel and the
 probabilities of all classes, by the run's protocol. --size=any is possible where whole
 images are predicted by a network that takes any size; other runs have a program for
-each size. --push uploads the folder to the Hugging Face hub, where you are logged in.
+each size. --push uploads the folder to the Hugging Face hub, where you are logged in;
+a repository that it makes is private unless --public is given.
 """
-
-from pathlib import Path
 
 from launch import cli
 from mpmc_jax.experiments import exported, programs
@@ -68,35 +68,41 @@ def main(arguments: list[str] | None = None) -> None:
         "--platforms", default=",".join(programs.PLATFORMS), help="of StableHLO"
     )
     parser.add_argument("--push", default="", metavar="OWNER/NAME", help="on the hub")
+    parser.add_argument(
+        "--public", action="store_true", help="everybody may read what --push uploads"
+    )
     args = parser.parse_args(arguments)
     cli.setup_runtime()
     with cli.user_errors():
         formats = parse_names("--formats", args.formats, FORMATS)
         platforms = parse_names("--platforms", args.platforms, programs.PLATFORMS)
         sizes = parse_sizes(args.size)
+        if args.public and not args.push:
+            raise ValueError("--public is for --push=OWNER/NAME; give both or neither")
+        workdir = as_path("--workdir", args.workdir)
         output = as_path("--output", args.output)
         if output.exists() and (not output.is_dir() or any(output.iterdir())):
             raise ValueError(f"--output={output} is not empty; name a new folder")
-        run = runs.load_run(as_path("--workdir", args.workdir), args.checkpoint)
+        run = runs.load_run(workdir, args.checkpoint)
         forms = [form for form in formats if form != "weights"]
         for form in forms:
             for size in sizes:
                 programs.check_size(run, size, onnx=form == "onnx")
             programs.check_installed(form)
         output.mkdir(parents=True, exist_ok=True)
-        name = Path(args.workdir).resolve().name
         written = exported.write_description(run, output)
         if "weights" in formats:
-            scores = exported.read_scores(Path(args.workdir), run.step)
+            scores = exported.read_scores(workdir, run.step)
             written += exported.write_weights(
-                run, output, name, args.checkpoint, scores
+                run, output, workdir.resolve().name, args.checkpoint, scores
             )
         for form in forms:
             written += exported.write_programs(run, output, form, sizes, platforms)
         for path in written:
             print(printable(f"{path}: {path.stat().st_size / 1e3:,.0f} kB"))
         if args.push:
-            print(printable(f"uploaded to {hub.push(output, args.push)}"))
+            address = hub.push(output, args.push, public=args.public)
+            print(printable(f"uploaded to {address}"))
 
 
 if __name__ == "__main__":

@@ -1,22 +1,24 @@
 """A run as a folder to deploy or to publish.
 
 Its weights with their model card, which `load_run` reads back, and programs that
-predict without this package, each with a loader of a few lines.
+predict without this package, each with a loader of a few lines. Folders of the machine
+that trained the run are left out of all of them.
 """
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import jax
+import ml_collections
 import numpy as np
 
 from mpmc_jax.atomic_write import write_bytes, write_json, write_text
-from mpmc_jax.experiments import programs
+from mpmc_jax.experiments import base_config, programs
 from mpmc_jax.experiments.run import Run
 from mpmc_jax.models.registry import title
-from mpmc_jax.models.weights import convert
+from mpmc_jax.models.weights import convert, hub
 from mpmc_jax.models.weights.convert import Weights
 from mpmc_jax.text import quantity
 from mpmc_jax.training import workdir
@@ -129,8 +131,22 @@ def export(
         whole=True,
         variables=jax.tree.map(np.asarray, run.variables),
         origin=origin,
-        run=workdir.trained_on(run.config, needed),
+        run=workdir.trained_on(_without_folders(run.config), needed),
     )
+
+
+def _without_folders(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """Returns a configuration whose files have no folder, to be published."""
+    made = config.copy_and_resolve_references()
+    made.data.data_dir = base_config.get_base().data.data_dir
+    for section, key in (
+        (made.data, "labeled_ids"),
+        (made.data, "unlabeled_ids"),
+        (made.model, "pretrained"),
+    ):
+        if hub.parse(section[key]) is None:
+            section[key] = PurePath(section[key]).name
+    return made
 
 
 def write_weights(
@@ -160,7 +176,7 @@ def write_description(run: Run, folder: Path) -> list[Path]:
     ]
     written = []
     for name, content in (
-        ("config.json", run.config.to_dict()),
+        ("config.json", _without_folders(run.config).to_dict()),
         ("classes.json", classes),
     ):
         written.append(folder / name)

@@ -6,8 +6,9 @@ probabilities of all classes. The number of images is free; their size is one th
 chosen, or any.
 """
 
+import contextlib
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import ModuleType
 
 import jax
@@ -87,9 +88,21 @@ def to_stablehlo(run: Run, size: Size, platforms: Sequence[str] = PLATFORMS) -> 
     free = export.symbolic_shape("b,h,w")
     shape = (free[0], *(size or free[1:]), run.facts.pixels.channels)
     images = jax.ShapeDtypeStruct(shape, run.facts.pixels.dtype)
-    with compiled_for("any"):
+    with compiled_for("any"), _without_folders():
         made = export.export(jax.jit(segment(run)), platforms=platforms)(images)
     return bytes(made.serialize())
+
+
+@contextlib.contextmanager
+def _without_folders() -> Iterator[None]:
+    """Keeps this machine's folders out of programs, which name the source files."""
+    name = "jax_hlo_source_file_canonicalization_regex"
+    before = jax.config.values[name]
+    jax.config.update(name, r".*[/\\]")
+    try:
+        yield
+    finally:
+        jax.config.update(name, before)
 
 
 def to_onnx(run: Run, size: Size) -> bytes:

@@ -1,6 +1,7 @@
 """Weights of a run that predict without it, and their model card."""
 
 import dataclasses
+import json
 import re
 import sys
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from launch import export
 from mpmc_jax import load_run
 from mpmc_jax.data.dataset import DatasetFacts
 from mpmc_jax.experiments import exported, programs
@@ -84,6 +86,34 @@ def test_three_lines_of_the_card_predict_as_the_run_does(run, tmp_path):
     read = found["run"]
     assert read.config.data.split == "92" and read.facts == run.facts
     assert (read.step, read.network_name, read.model) == (7, "teacher", run.model)
+
+
+def test_folders_of_the_machine_are_not_exported(convolutional, tmp_path):
+    run = convolutional
+    run.config.data.data_dir = run.config.data.labeled_ids = "/home/alice/ids.txt"
+    run.config.model.pretrained = "/home/alice/start.pth"
+    exported.write_description(run, tmp_path)
+    exported.write_weights(run, tmp_path, "streets", "best")
+    exported.write_programs(run, tmp_path, "stablehlo", [(32, 32)], ["cpu"])
+    for path in tmp_path.iterdir():
+        content = path.read_bytes()
+        assert (
+            b"alice" not in content and str(programs.__file__).encode() not in content
+        )
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["data"]["labeled_ids"] == "ids.txt"
+    assert config["model"]["pretrained"] == "start.pth"
+    assert run.config.data.labeled_ids.startswith("/home")
+
+
+def test_a_run_below_the_home_directory_keeps_its_scores(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(export.runs, "load_run", lambda *arguments: run)
+    line = json.dumps({"step": run.step, "val/miou": 0.51234}) + "\n"
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "metrics.jsonl").write_text(line)
+    export.main(["--workdir=~/runs", f"--output={tmp_path / 'out'}"])
+    assert "| 0.5123 |" in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_weights_without_their_run_do_not_predict(run, tmp_path):

@@ -7,7 +7,9 @@ import os
 import subprocess
 import sys
 import threading
+from unittest import mock
 
+import huggingface_hub
 import numpy as np
 import pytest
 from safetensors import numpy as safetensors_numpy
@@ -116,6 +118,15 @@ def test_a_file_is_fetched_once_and_checked(place):
         file.write(b"damage")
     (error,) = _locate(place, name, **gone)
     assert "is damaged" in error and "remove that file" in error
+
+
+@pytest.mark.parametrize("public", [False, True])
+def test_a_pushed_repository_is_private_unless_asked_for(public, monkeypatch, tmp_path):
+    api = mock.create_autospec(huggingface_hub.HfApi)
+    monkeypatch.setattr(huggingface_hub, "HfApi", api)
+    hub.push(tmp_path, "owner/name", public=public)
+    (made,) = api.return_value.create_repo.call_args_list
+    assert made == mock.call("owner/name", private=not public, exist_ok=True)
 
 
 @pytest.mark.parametrize(
