@@ -180,7 +180,8 @@ def _build_focus(
         )
     count = info.facts.num_classes
     classes = tuple(imbalance.crop_classes) or tuple(range(1, count))
-    if not set(classes) <= set(range(count)):
+    # 1.0 is in a range, too, but is no index.
+    if not all(isinstance(label, int) and label in range(count) for label in classes):
         raise ValueError(
             f"imbalance.crop_classes={classes}: give numbers of the classes 0 to "
             f"{count - 1}, or () for all but class 0"

@@ -113,6 +113,7 @@ def test_batches_are_the_same_anywhere_and_from_any_step_on(name, tmp_path):
         ("crop_probability", 1.5, "crop_probability=1.5: must lie in .0, 1."),
         ("crop_classes", (1, 9), "give numbers of the classes 0 to 8, or"),
         ("crop_classes", ("car",), "give numbers of the classes"),
+        ("crop_classes", (1.0,), "give numbers of the classes"),
         ("geometry", "acdc", "with data.geometry='acdc' crops are whole images"),
     ],
 )
