@@ -55,11 +55,12 @@ def image_confidence(logits_bhwc: Array) -> Array:
     """AugSeg's confidence in whole images (section 3.2 of its paper).
 
     The mean over pixels of max_c p_c (1 - H(p) / ln C), with 1e-10 inside the
-    entropy's logarithm; no gradient flows back.
+    entropy's logarithm; no gradient flows back. It is 1 for a single class.
 
     Returns:
       (b,) in 0..1, float32 (float64 for float64 scores).
     """
     confidence_bhw, _ = confidence_and_label(logits_bhwc)
-    certainty_bhw = 1 - entropy(logits_bhwc) / jnp.log(float(logits_bhwc.shape[-1]))
+    most = jnp.log(float(max(logits_bhwc.shape[-1], 2)))
+    certainty_bhw = 1 - entropy(logits_bhwc) / most
     return jnp.mean(confidence_bhw * certainty_bhw, axis=(1, 2))

@@ -195,3 +195,8 @@ def test_image_confidence_of_certainty_and_of_none():
     np.testing.assert_allclose(pseudo_labels.image_confidence(sure), [1.0], atol=1e-6)
     unsure = pseudo_labels.image_confidence(jnp.zeros((1, 2, 2, 3)))
     np.testing.assert_allclose(unsure, [0.0], atol=1e-6)
+
+
+def test_a_single_class_is_certain():
+    found = pseudo_labels.image_confidence(jnp.zeros((1, 2, 2, 1)))
+    np.testing.assert_array_equal(found, [1.0])
