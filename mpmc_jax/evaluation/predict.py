@@ -28,22 +28,6 @@ def network_input(images: Array, pixels: PixelFormat) -> Array:
     return normalize(to_unit(images, pixels, jnp.result_type(float)), pixels)
 
 
-def predict_classes(module: Any, variables: PyTree, images: Array) -> Array:
-    """The most probable class of every pixel.
-
-    Args:
-      module: a segmenter; `module.apply(variables, images)` gives a Prediction at
-        the images' size.
-      variables: {"params", "batch_stats"} of the module.
-      images: (b,h,w,c), see `network_input`.
-
-    Returns:
-      (b,h,w) int32.
-    """
-    logits_bhwc = module.apply(variables, images).logits
-    return jnp.argmax(logits_bhwc, axis=-1).astype(jnp.int32)
-
-
 class Band(NamedTuple):
     """Predictions of some rows of an image.
 

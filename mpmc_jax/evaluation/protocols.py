@@ -122,10 +122,6 @@ class EvalProtocol:
         assert total is not None  # There is a scale.
         return _divide(total, len(self.scales) * (1 + self.flip))
 
-    def class_probabilities(self, network: NetworkFn, images: Array) -> Array:
-        """The scores as probabilities of the classes: (b,h,w,c) -> (b,h,w,C)."""
-        return self.to_probabilities(self.scores(network, images))
-
     def to_probabilities(self, scores: Array) -> Array:
         """Converts what `scores` returned to probabilities."""
         return scores if self.gives_probabilities else _softmax(scores)

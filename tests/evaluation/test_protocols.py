@@ -177,17 +177,17 @@ def test_settings_out_of_range_are_refused(arguments, message):
 
 @pytest.mark.parametrize("views", [{}, {"scales": (0.5, 1.0), "flip": True}])
 @pytest.mark.parametrize("name", PROTOCOLS)
-def test_class_probabilities_sum_to_one_and_rank_as_the_scores(name, views):
+def test_probabilities_sum_to_one_and_rank_as_the_scores(name, views):
     protocol = build_protocol(name, 9, **views)
     images = np.random.default_rng(0).normal(size=(1, 12, 16, 3)).astype(np.float32)
 
     def network(images):
         return 3 * images
 
-    found = np.asarray(protocol.class_probabilities(network, jnp.asarray(images)))
+    scores = protocol.scores(network, jnp.asarray(images))
+    found = np.asarray(protocol.to_probabilities(scores))
     np.testing.assert_allclose(found.sum(-1), 1, rtol=1e-5)
-    scores = np.asarray(protocol.scores(network, jnp.asarray(images)))
-    np.testing.assert_array_equal(found.argmax(-1), scores.argmax(-1))
+    np.testing.assert_array_equal(found.argmax(-1), np.argmax(scores, -1))
     if name == "whole" and not views:
         expected = np.exp(3 * images) / np.exp(3 * images).sum(-1, keepdims=True)
         np.testing.assert_allclose(found, expected, rtol=1e-5)
