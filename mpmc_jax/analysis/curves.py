@@ -7,6 +7,7 @@ from matplotlib.figure import Figure as Canvas
 
 from mpmc_jax.analysis import style
 from mpmc_jax.analysis.base import Drawing, Figure, SavedRun, by_name, drawing_of
+from mpmc_jax.text import markdown_table
 from mpmc_jax.training.metric_writer import read_metrics
 from mpmc_jax.training.workdir import CONFIG, MANIFEST, read_manifest
 
@@ -101,8 +102,8 @@ def table(
     Raises:
       ValueError: a run does not have the number.
     """
-    rows = [f"| run | first {name} (step) | best (step) | last (step) | last/first |"]
-    rows.append("|---|---|---|---|---|")
+    head = ["run", f"first {name} (step)", "best (step)", "last (step)", "last/first"]
+    rows = []
     for run, lines in runs.items():
         points = series(lines, name)
         if not points:
@@ -111,8 +112,8 @@ def table(
         best = max(points, key=lambda point: point[1])
         cells = [f"{value:.4f} ({step})" for step, value in (first, best, last)]
         ratio = f"{last[1] / first[1]:.2f}" if first[1] else "-"
-        rows.append(f"| {run} | {' | '.join(cells)} | {ratio} |")
-    return "\n".join(rows) + "\n"
+        rows.append([run, *cells, ratio])
+    return f"{markdown_table(head, rows)}\n"
 
 
 def _summary(

@@ -32,7 +32,7 @@ class Inputs(struct.PyTreeNode):
 
 @dataclasses.dataclass(frozen=True)
 class SupervisedOnly(base.Method):
-    """Supervised training with cross-entropy (or OHEM): L = L_x.
+    """Supervised training with the loss of `method.supervised_loss`: L = L_x.
 
     Attributes:
       ema_decay: if positive, an average is kept for evaluation only.

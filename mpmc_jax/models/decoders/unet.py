@@ -13,6 +13,7 @@ from flax import linen as nn
 
 from mpmc_jax.models import layers
 from mpmc_jax.models.config import ModelConfig
+from mpmc_jax.models.decoders.heads import dropout_channels
 from mpmc_jax.models.encoders.unet import SLOPE, STAGES, Block, stage_channels
 from mpmc_jax.models.interface import Decoder, Encoder, Tap, feature_maps
 from mpmc_jax.models.layers import ConvSpec
@@ -43,8 +44,8 @@ def build(config: ModelConfig, encoder: Encoder, axis_name: str | None) -> Decod
         tap=Tap(channels[0], windows),
         size_tap=STAGES[0],
         maps=feature_maps(_paths(channels)),
-        dropout_channels=_dropout_channels(
-            config.width, embedding=config.embedding, auxiliary=config.auxiliary
+        dropout_channels=dropout_channels(
+            channels[0], embedding=config.embedding, auxiliary=config.auxiliary
         ),
     )
 
@@ -57,15 +58,6 @@ def _paths(channels: tuple[int, ...]) -> list[tuple[int, int, ConvSpec]]:
         found.append((channels[i + 1], 2 ** (i + 1), ConvSpec(features)))
         found += [(2 * features, 2**i, conv), (features, 2**i, conv)]
     return found
-
-
-def _dropout_channels(
-    width: int, *, embedding: bool, auxiliary: bool
-) -> dict[str, int]:
-    """Returns the heads' maps whose channels U2PL and AEL drop, with their channels."""
-    names = ["embed0", "embed1"] if embedding else []
-    names += ["auxiliary0"] if auxiliary else []
-    return dict.fromkeys(names, stage_channels(width)[0])
 
 
 class UNetDecoder(nn.Module):
@@ -93,13 +85,12 @@ class UNetDecoder(nn.Module):
         train: bool,
         dropout: Mapping[str, Array] | None = None,
     ) -> Prediction:
-        """Decodes all stages; `dropout` multiplies maps, see `_dropout_channels`."""
-        masks = dropout or {}
-        valid = _dropout_channels(
-            self.width, embedding=self.embedding, auxiliary=self.auxiliary
+        """Decodes all stages; `dropout` multiplies maps, see `dropout_channels`."""
+        masks, channels = dropout or {}, stage_channels(self.width)
+        valid = dropout_channels(
+            channels[0], embedding=self.embedding, auxiliary=self.auxiliary
         )
         layers.check_dropout(masks, valid)
-        channels = stage_channels(self.width)
         x_bhwd = self._climb(taps, train)
 
         def conv_norm(name: str, x_bhwd: Array) -> Array:
