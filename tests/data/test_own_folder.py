@@ -65,6 +65,9 @@ def _pairs(root):
         ("IMG_{}.png", "IMG_{}_mask.png", "IMG_{}"),
         ("images/img_{}_rgb.png", "masks/img_{}_mask.png", "img_{}_rgb"),
         ("img_{}_rgb.png", "img_{}_mask.png", "img_{}_rgb"),
+        ("images/image{}.png", "masks/mask{}.png", "image{}"),
+        ("image{}.png", "mask{}.png", "image{}"),
+        ("images/{}.png", "masks/{}.png.png", "{}"),
         ("all/images/{}.png", "all/masks/{}.png", "all/{}"),
     ],
 )

@@ -43,12 +43,24 @@ _MASK_WORDS = (
 _IMAGE_WORDS = "images?|img|im|leftimg8bit|rgb|sat|photo|input"
 
 
-def _affixes(words: str) -> re.Pattern[str]:
-    """Returns a pattern of one such word at the beginning or the end of a name."""
-    return re.compile(rf"^(?:{words})[-_. ]+|[-_. ]+(?:{words})$", re.IGNORECASE)
+_SUFFIXES = "|".join(map(re.escape, IMAGE_SUFFIXES))
 
 
-_MASK_AFFIX, _IMAGE_AFFIX = _affixes(_MASK_WORDS), _affixes(_IMAGE_WORDS)
+def _affixes(words: str, numbered: str) -> re.Pattern[str]:
+    """Returns a pattern of what surrounds the name that image and mask share.
+
+    It is one of `words` at the beginning or the end, one of `numbered` before a digit,
+    as in mask1, or the ending of an image file, as masks called a.jpg.png have it.
+    """
+    return re.compile(
+        rf"^(?:{words})[-_. ]+|^(?:{numbered})(?=\d)|[-_. ]+(?:{words})$|"
+        rf"(?:{_SUFFIXES})$",
+        re.IGNORECASE,
+    )
+
+
+_MASK_AFFIX = _affixes(_MASK_WORDS, "masks?|labels?")
+_IMAGE_AFFIX = _affixes(_IMAGE_WORDS, "images?|img")
 
 
 @dataclasses.dataclass
