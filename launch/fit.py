@@ -14,9 +14,6 @@ from typing import Any
 import jax
 import ml_collections
 
-from launch.bench.memory import lower_step
-from launch.bench.step import random_batch
-from launch.bench.timing import peak_bytes
 from mpmc_jax.data.dataset import DatasetFacts
 from mpmc_jax.data.pipeline import TrainPipeline
 from mpmc_jax.experiments import config_checks
@@ -28,6 +25,7 @@ from mpmc_jax.experiments.build import (
     init_state,
     total_steps,
 )
+from mpmc_jax.experiments.step_program import lower_step, peak_bytes, random_batch
 from mpmc_jax.experiments.train import prepare
 from mpmc_jax.models.rematerialization import REMATS
 from mpmc_jax.text import quantity

@@ -10,8 +10,8 @@ import jax
 import ml_collections
 from jax.experimental import topologies
 
-from launch.bench.memory import lower_step
 from launch.bench.timing import program_figures
+from mpmc_jax.experiments.step_program import lower_step
 from mpmc_jax.models.platform import compiled_for
 from mpmc_jax.text import first_line
 from mpmc_jax.training.parallel import Layout

@@ -8,8 +8,9 @@ from typing import Any
 import jax
 import ml_collections
 
-from launch.bench.step import TimedStep, noise_setup, random_batch
+from launch.bench.step import TimedStep
 from mpmc_jax.experiments.build import Setup, state_shape
+from mpmc_jax.experiments.step_program import noise_setup, random_batch
 from mpmc_jax.training.state import TrainState
 from mpmc_jax.training.train_step import make_keys
 from mpmc_jax.types import Array, Batch, Network, PyTree

@@ -11,8 +11,9 @@ import ml_collections
 import numpy as np
 from flax import linen as nn
 
-from launch.bench.step import CLASSES, bench_step, noise_setup, random_batch, seconds
+from launch.bench.step import bench_step, seconds
 from mpmc_jax.experiments.build import Setup, state_shape
+from mpmc_jax.experiments.step_program import CLASSES, noise_setup, random_batch
 from mpmc_jax.models import layers
 from mpmc_jax.models.layers import ConvSpec
 from mpmc_jax.models.patch_classifier import PROJECTION

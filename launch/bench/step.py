@@ -8,51 +8,16 @@ from typing import Any
 
 import jax
 import ml_collections
-import numpy as np
 
 from launch.bench import profiling
 from launch.bench.timing import empty_cache, matmul_ceiling, program_figures, spread
 from mpmc_jax.experiments.build import (
-    Setup,
-    build_base,
     build_parallel,
-    build_setup,
     init_state,
 )
-from mpmc_jax.pixels import GRAY, RGB
-from mpmc_jax.training.config import AXIS
+from mpmc_jax.experiments.step_program import noise_setup, random_batch
 from mpmc_jax.training.train_step import StepInfo, make_step, make_step_info
-from mpmc_jax.types import Array, Batch, Crops
-
-# Classes and format of the noise, with those of the data set that has others.
-CLASSES = 21
-_OTHERS = {"acdc": (4, GRAY)}
-
-
-def random_batch(config: ml_collections.ConfigDict, setup: Setup) -> Batch:
-    """Noise of the shapes that the method asks for."""
-    rng = np.random.default_rng(0)
-    train, crop = config.train, config.data.crop
-    classes, channels = setup.model.num_classes, setup.model.in_channels
-
-    def crops(name: str, size: int) -> Crops:
-        shape = (size, crop, crop)
-        labeled = name in ("labeled", "source")
-        # Unlabeled crops are bytes whatever the data set stores, see `Crops`.
-        stored = setup.step.method.pixels.dtype if labeled else "uint8"
-        image = rng.integers(0, 256, (*shape, channels), np.uint8)
-        arrays = {
-            "image": image.astype(stored, copy=False),
-            "extent": np.tile(np.array([0, 0, crop, crop], np.int32), (size, 1)),
-            "index": np.arange(size, dtype=np.int32),
-            "batch_index": np.arange(size, dtype=np.int32),
-        }
-        if labeled:
-            arrays["label"] = rng.integers(0, classes, shape, np.uint8)
-        return Crops(**arrays)
-
-    sizes = setup.step.method.streams.sizes(train.batch_size, train.group_size)
-    return Batch(**{name: crops(name, size) for name, size in sizes.items()})
+from mpmc_jax.types import Array
 
 
 def seconds(function: Callable[..., Any], repeats: int, *args: Array) -> list[float]:
@@ -64,21 +29,6 @@ def seconds(function: Callable[..., Any], repeats: int, *args: Array) -> list[fl
         jax.block_until_ready(function(*args))
         times.append(time.perf_counter() - begin)
     return times
-
-
-def noise_setup(
-    config: ml_collections.ConfigDict, axis_name: str | None = AXIS
-) -> Setup:
-    """The parts of a run that needs no data set."""
-    classes, pixels = _OTHERS.get(config.data.name, (CLASSES, RGB))
-    model, method = build_base(
-        config,
-        num_classes=classes,
-        pixels=pixels,
-        num_unlabeled=1000,
-        axis_name=axis_name,
-    )
-    return build_setup(config, model, method, steps_per_epoch=1000, axis_name=axis_name)
 
 
 class TimedStep:

@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 from jax.experimental.compilation_cache import compilation_cache
 
+from mpmc_jax.experiments.step_program import peak_bytes
+
 COMPILED = "/jax/core/compile/backend_compile_duration"
 FOUND = "/jax/compilation_cache/cache_hits"
 
@@ -75,17 +77,6 @@ def resident_bytes(process: int | str = "self") -> int:
     status = pathlib.Path(f"/proc/{process}/statm")
     pages = status.read_text().split()[1] if status.exists() else 0
     return int(pages) * resource.getpagesize()
-
-
-def peak_bytes(compiled: Any) -> int:
-    """What a device holds at once: arguments, results and temporaries."""
-    memory = compiled.memory_analysis()
-    return (
-        memory.temp_size_in_bytes
-        + memory.argument_size_in_bytes
-        + memory.output_size_in_bytes
-        - memory.alias_size_in_bytes
-    )
 
 
 def program_figures(compiled: Any) -> dict[str, float]:

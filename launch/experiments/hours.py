@@ -7,14 +7,13 @@ from typing import NamedTuple
 import jax
 import ml_collections
 
-from launch.bench.memory import lower_step
-from launch.bench.step import noise_setup
 from mpmc_jax.data.build import build_split, dataset_info
 from mpmc_jax.data.builders import acdc, cityscapes, voc
 from mpmc_jax.data.splits import count_labeled
 from mpmc_jax.experiments.build import total_steps
 from mpmc_jax.experiments.paper.base import PlannedRun
 from mpmc_jax.experiments.paper.results import Place
+from mpmc_jax.experiments.step_program import lower_step, noise_setup
 from mpmc_jax.models.platform import compiled_for
 from mpmc_jax.training.metric_writer import read_metrics
 

@@ -6,8 +6,8 @@ import pytest
 from configs import presets
 from launch.bench import smoke_matrix
 from launch.bench.methods import bench_methods, images_passed
-from launch.bench.step import noise_setup
 from mpmc_jax.experiments.build import init_state
+from mpmc_jax.experiments.step_program import noise_setup
 from tests.support import tiny
 from tests.training.test_compiled_steps import U2PL
 

@@ -11,8 +11,7 @@ import ml_collections
 from launch.bench.compile import collectives
 from launch.bench.gpu import devices as gpus
 from launch.bench.gpu import hlo, roofline
-from launch.bench.memory import lower_step
-from launch.bench.timing import peak_bytes
+from mpmc_jax.experiments.step_program import lower_step, peak_bytes
 from mpmc_jax.models.platform import compiled_for
 
 # The rest is left to the driver, to workspaces of libraries, which are not known

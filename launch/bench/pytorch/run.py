@@ -17,9 +17,10 @@ import numpy as np
 from configs import base
 from launch import cli
 from launch.bench.gpu import hlo
-from launch.bench.step import TimedStep, noise_setup, random_batch
+from launch.bench.step import TimedStep
 from launch.bench.timing import spread
 from mpmc_jax.experiments.build import init_state
+from mpmc_jax.experiments.step_program import noise_setup, random_batch
 from mpmc_jax.training.state import TrainState
 from mpmc_jax.training.train_step import make_keys
 from mpmc_jax.types import Batch, PyTree
