@@ -27,9 +27,11 @@ from mpmc_jax.experiments.build import (
 )
 from mpmc_jax.experiments.step_program import lower_step, peak_bytes, random_batch
 from mpmc_jax.experiments.train import prepare
+from mpmc_jax.methods.registry import group_weights
 from mpmc_jax.models.rematerialization import REMATS
 from mpmc_jax.text import quantity
 from mpmc_jax.training.train_step import make_step_info
+from mpmc_jax.training.workdir import flatten
 
 # How many times larger batches are tried, if the configured one fits at once.
 _LARGER = (8, 4, 2)
@@ -65,9 +67,12 @@ def scaled(
     """Returns a configuration with another batch and the learning rate that goes with.
 
     The rate grows in proportion to the batch with SGD (Goyal et al., 2017), and with
-    its square root with AdamW (Malladi et al., NeurIPS 2022).
+    its square root with AdamW (Malladi et al., NeurIPS 2022). Weights of losses stay as
+    they are, also those that by default fall with the number of groups.
     """
     made = config.copy_and_resolve_references()
+    if batch != config.train.batch_size:
+        made.update_from_flattened_dict(group_weights(config))
     ratio = batch / config.train.batch_size
     made.optimizer.lr *= ratio if config.optimizer.name == "sgd" else math.sqrt(ratio)
     made.train.batch_size, made.train.accumulation = batch, accumulation
@@ -160,6 +165,10 @@ def describe(config: ml_collections.ConfigDict) -> str:
         "model.remat": config.model.remat,
         "optimizer.lr": f"{config.optimizer.lr:.6g}",
     }
+    flat = flatten(config.to_dict())
+    for name, weight in group_weights(config).items():
+        if flat[name] == weight:  # It is not left to the batch.
+            values[name] = f"{weight:.6g}"
     return " ".join(f"--config.{name}={value}" for name, value in values.items())
 
 

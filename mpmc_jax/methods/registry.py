@@ -52,6 +52,20 @@ def _groups(config: ml_collections.ConfigDict) -> int:
     return max(config.train.batch_size // max(config.train.group_size, 1), 1)
 
 
+def group_weights(config: ml_collections.ConfigDict) -> dict[str, float]:
+    """Returns the method's weights whose default is 1 / (number of groups), by name.
+
+    A larger batch would lower the default.
+    """
+    default, u2pl = 1 / _groups(config), config.u2pl
+    if config.method.name == "ael":
+        return {"ael.scale": config.ael.scale or default}
+    if config.method.name == "u2pl" and u2pl.contrast == "released":
+        given = u2pl.contrast_weight
+        return {"u2pl.contrast_weight": default if given == -1 else given}
+    return {}
+
+
 def thresholds(config: ml_collections.ConfigDict) -> Threshold:
     """Returns the least confidence of a pseudo-label: for all classes, or one each."""
     return tuple(config.imbalance.thresholds) or config.method.threshold
@@ -174,7 +188,7 @@ def _ael(config: ml_collections.ConfigDict, context: MethodContext) -> Method:
         object_area=ael.object_area,
         presence_area=ael.presence_area,
         delay=ael.delay,
-        scale=ael.scale or 1 / groups,
+        scale=group_weights(config)["ael.scale"],
     )
 
 

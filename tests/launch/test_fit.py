@@ -63,6 +63,18 @@ def test_groups_fill_all_devices_and_the_rate_follows_the_batch():
     assert adamw.optimizer.lr == 0.1
 
 
+@pytest.mark.parametrize(
+    ("method", "weight"), [("ael", "ael.scale"), ("u2pl", "u2pl.contrast_weight")]
+)
+def test_weights_by_the_number_of_groups_stay(method, weight):
+    config = tiny.config(f"method={method}")
+    assert weight not in fit.describe(config)
+    larger = fit.scaled(config, 4 * config.train.batch_size, 1, "off")
+    flag = f"--config.{weight}={config.train.group_size / config.train.batch_size:g}"
+    assert flag in fit.describe(larger)
+    assert flag in fit.describe(fit.scaled(larger, 128, 1, "off"))
+
+
 def test_settings_that_are_saved_already_are_not_given_up():
     saving = _config(train__accumulation=2)
     tries = fit.candidates(saving, 1, ("all",))
