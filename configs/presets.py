@@ -144,6 +144,7 @@ PUBLISHED = {
             "optimizer.weight_decay": 8e-4,
             "method.ohem_min_kept": 50_000,
             "cps.weight": 5.0,
+            "cps.plain_weight": 6.0,
             "eval.protocol": "slide_ael",
         },
         "ael": {

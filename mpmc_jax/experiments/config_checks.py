@@ -98,7 +98,7 @@ def check_keys(arguments: list[str]) -> None:
 
 
 def check_ranges(config: ml_collections.ConfigDict) -> None:
-    """Checks that every number is finite, fits its type and has a valid sign.
+    """Checks that numbers are finite, fit their types, have a valid sign and are read.
 
     Raises:
       ValueError: the message lists the numbers that are not valid.
@@ -110,6 +110,13 @@ def check_ranges(config: ml_collections.ConfigDict) -> None:
     wrong += [
         f"{k}={flat[k]} must not be negative" for k in _NOT_NEGATIVE if not flat[k] >= 0
     ]
+    gamma = base_config.get_base().imbalance.focal_gamma
+    given, loss = config.imbalance.focal_gamma, config.method.supervised_loss
+    if given != gamma and "focal" not in loss.split("_"):
+        wrong.append(
+            f"imbalance.focal_gamma={given} does not act on method.supervised_loss="
+            f"{loss!r}; leave it at {gamma}"
+        )
     if wrong:
         raise ValueError("; ".join(wrong))
 

@@ -103,7 +103,7 @@ class CPS(base.Method):
       loss: L_cps's two terms, see `training.objective.view_loss`.
     """
 
-    weight: float = 1.0
+    weight: float
     ema_decay: float = 0.0
     loss: ViewLoss = "ce"
 
@@ -111,9 +111,10 @@ class CPS(base.Method):
     streams = Streams(partner="same")
     teacher = "student"
     evaluated = "student"
+    weight_setting = "cps.weight"
 
     def __post_init__(self) -> None:
-        checks.check_positive("cps.weight", self.weight)
+        checks.check_positive(self.weight_setting, self.weight)
         if self.ema_decay:
             raise ValueError(
                 f"method.ema_decay={self.ema_decay}: cps keeps no average, its "
@@ -255,9 +256,8 @@ class CPS(base.Method):
 class PlainCPS(CPS):
     """CPS without CutMix: L_cps is over labeled and unlabeled images as they are."""
 
-    weight: float = 1.5
-
     streams = Streams()
+    weight_setting = "cps.plain_weight"
 
     def _taught(self, inputs: Inputs) -> Region:
         real = jnp.concatenate([inputs.labeled_real, inputs.real])

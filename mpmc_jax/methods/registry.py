@@ -122,12 +122,13 @@ def _fixmatch(config: ml_collections.ConfigDict, context: MethodContext) -> Meth
 
 def _cps(config: ml_collections.ConfigDict, context: MethodContext) -> Method:
     del context
-    make = CPS if config.method.cutmix else PlainCPS
-    return make(
-        weight=config.cps.weight,
-        ema_decay=config.method.ema_decay,
-        loss=config.method.unlabeled_loss,
-    )
+    common = {
+        "ema_decay": config.method.ema_decay,
+        "loss": config.method.unlabeled_loss,
+    }
+    if config.method.cutmix:
+        return CPS(weight=config.cps.weight, **common)
+    return PlainCPS(weight=config.cps.plain_weight, **common)
 
 
 def _augseg(config: ml_collections.ConfigDict, context: MethodContext) -> Method:

@@ -52,6 +52,7 @@ _LATER = {
     "eval.best_metric": "auto",
     "fixmatch.teacher": "student",
     "cps.weight": 1.0,
+    "cps.plain_weight": 1.5,
     "mpmc.lambda_m_scale": "none",
     "mpmc.detach": "none",
     "mpmc.shuffle": False,
@@ -83,8 +84,11 @@ def complete(config: dict[str, Any]) -> dict[str, Any]:
 
     Values that have other names now are renamed.
     """
-    whole = dict(config)
-    for name, value in _LATER.items():
+    whole, later, flat = dict(config), dict(_LATER), flatten(config)
+    if flat.get("method.name") == "cps" and flat.get("method.cutmix") is False:
+        # Before it had a weight of its own, CPS without CutMix had that of CPS with it.
+        later["cps.plain_weight"] = flat.get("cps.weight", later["cps.weight"])
+    for name, value in later.items():
         section, _, key = name.partition(".")
         if isinstance(given := whole.get(section, {}), dict):
             whole[section] = {key: value, **given}

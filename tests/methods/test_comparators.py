@@ -296,6 +296,11 @@ def test_taps_of_one_width_share_a_mask_whatever_the_devices():
         ("unimatch_v2", {"method__ema_decay": 0.0}, "method.ema_decay=0.0 is not"),
         ("cps", {"method__ema_decay": 0.9}, "ema_decay=0.9: cps keeps no average"),
         ("cps", {"cps__weight": 0.0}, "cps.weight=0.0: must be positive"),
+        (
+            "cps",
+            {"method__cutmix": False, "cps__plain_weight": 0.0},
+            "cps.plain_weight=0.0: must be positive",
+        ),
         ("fixmatch", {"fixmatch__teacher": "ema"}, "fixmatch.teacher='ema' is unknown"),
         (
             "fixmatch",
@@ -308,6 +313,12 @@ def test_taps_of_one_width_share_a_mask_whatever_the_devices():
 def test_settings_that_do_not_fit_are_refused(argument, changes, message):
     with pytest.raises(ValueError, match=message):
         tiny.setup(tiny.config(f"method={argument}", **changes))
+
+
+@pytest.mark.parametrize(("cutmix", "weight"), [(True, 1.0), (False, 1.5)])
+def test_both_forms_of_cps_have_their_published_weight(cutmix, weight):
+    cfg = tiny.config("method=cps", method__cutmix=cutmix)
+    assert tiny.setup(cfg).step.method.weight == weight
 
 
 @pytest.mark.full

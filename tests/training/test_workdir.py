@@ -118,6 +118,7 @@ def test_a_value_typed_wrong_is_found_or_makes_no_difference(tmp_path, name):
         ("model__width", 0, "model.width=0 must be positive"),
         ("train__group_size", 0, "train.group_size=0 must be positive"),
         ("seed", -1, "seed=-1 must not be negative"),
+        ("imbalance__focal_gamma", 5.0, "focal_gamma=5.0 does not act on .*'ce'"),
         ("optimizer__lr", float("nan"), "optimizer.lr=nan must be finite"),
         ("eval__scales", (1.0, float("inf")), "eval.scales=inf must be finite"),
         ("seed", 2**32, "seed=4294967296 must be less than 2 .. 32"),
@@ -142,6 +143,13 @@ def test_every_number_of_a_configuration_is_looked_at():
         cfg = tiny.config("method=supervised", **{key.replace(".", "__"): math.inf})
         with pytest.raises(ValueError, match=f"^{key}=inf must be finite$"):
             config_checks.check_ranges(cfg)
+
+
+@pytest.mark.parametrize(("cutmix", "weight"), [(True, 1.5), (False, 1.0)])
+def test_cps_without_cutmix_goes_on_with_the_weight_it_had(cutmix, weight):
+    saved = tiny.config("method=cps", method__cutmix=cutmix).to_dict()
+    del saved["cps"]["plain_weight"]
+    assert workdir.complete(saved)["cps"]["plain_weight"] == weight
 
 
 def test_a_run_from_before_a_setting_came_goes_on_with_what_it_did(tmp_path):
