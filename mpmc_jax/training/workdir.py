@@ -100,6 +100,15 @@ def complete(config: dict[str, Any]) -> dict[str, Any]:
     return whole
 
 
+def complete_data(data: dict[str, Any]) -> dict[str, Any]:
+    """Adds what a saved description of data lacks: no value stood for missing data."""
+    pixels = data.get("pixels")
+    if not isinstance(pixels, dict) or not isinstance(pixels.get("low"), list):
+        return data
+    later = {"nodata": [], "nodata_fill": [0.0] * len(pixels["low"])}
+    return {**data, "pixels": {**later, **pixels}}
+
+
 def has_steps(workdir: Path) -> bool:
     """Whether a run saved a step there; a run that did not may be replaced."""
     folder = workdir / CHECKPOINTS
@@ -230,6 +239,7 @@ def read_manifest(workdir: Path, run: dict[str, Any] | None = None) -> dict[str,
             raise WorkdirError(f"{workdir} holds no run: there is no intact {path}")
         return found
     facts = {name: value for name, value in run.items() if name != "config"}
+    facts["data"] = complete_data(facts["data"])
     if found is None:
         return facts
     there = {name: found.get(name) for name in facts}
@@ -314,6 +324,8 @@ def _read_beside(path: Path) -> dict[str, Any] | None:
             and isinstance(found.get("resumed"), list)
         ):
             raise ValueError("no data or no list of resumed parts")
+        if path.name == MANIFEST:
+            found["data"] = complete_data(found["data"])
     except FileNotFoundError:
         _LOG.warning("%s is missing; checkpoints say what they were trained on", path)
     except (ValueError, RecursionError) as error:

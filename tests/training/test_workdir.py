@@ -145,6 +145,21 @@ def test_every_number_of_a_configuration_is_looked_at():
             config_checks.check_ranges(cfg)
 
 
+def test_a_run_from_before_missing_values_goes_on(tmp_path):
+    cfg, old = tiny.config("method=supervised"), {"low": [0.0, 0.0]}
+    new = {**old, "nodata": [], "nodata_fill": [0.0, 0.0]}
+    facts = [{"data": {"pixels": pixels}} for pixels in (old, new)]
+    (tmp_path / "checkpoints" / "3").mkdir(parents=True)
+    _claim(tmp_path, cfg, facts[0])
+    for each in facts:
+        workdir.check(tmp_path, cfg, facts[1])
+        read = workdir.read_manifest(tmp_path, workdir.trained_on(cfg, each))
+        assert read["data"]["pixels"] == new
+    other = {"data": {"pixels": {**new, "nodata": ["nan"]}}}
+    with pytest.raises(workdir.WorkdirError, match=r"data.pixels.nodata: \[\] there"):
+        workdir.check(tmp_path, cfg, other)
+
+
 @pytest.mark.parametrize(("cutmix", "weight"), [(True, 1.5), (False, 1.0)])
 def test_cps_without_cutmix_goes_on_with_the_weight_it_had(cutmix, weight):
     saved = tiny.config("method=cps", method__cutmix=cutmix).to_dict()

@@ -34,7 +34,7 @@ from mpmc_jax.training.checkpoint.integrity import (
     differences,
 )
 from mpmc_jax.training.state import TrainState, to_host
-from mpmc_jax.training.workdir import complete, flatten
+from mpmc_jax.training.workdir import complete, complete_data, flatten
 
 _LOG = logging.getLogger(__name__)
 
@@ -363,7 +363,11 @@ class Checkpointer:
     def _check_run(self, folder: Path) -> None:
         run = _read_meta(folder)["run"]
         there, now = (
-            flatten(each | {"config": complete(each.get("config", {}))})
+            flatten(
+                each
+                | {"config": complete(each.get("config", {}))}
+                | {"data": complete_data(each.get("data", {}))}
+            )
             for each in (run, self._run)
         )
         if lines := differences(there, now):
