@@ -22,6 +22,7 @@ from mpmc_jax.atomic_write import write_bytes
 from mpmc_jax.evaluation.pictures import as_png
 from mpmc_jax.experiments.run import Run, load_run, use_data
 from mpmc_jax.training.checkpoint import files
+from mpmc_jax.training.metric_writer import read_metrics
 from mpmc_jax.training.workdir import CHECKPOINTS
 
 _DPI = 110
@@ -54,6 +55,11 @@ class SavedRun:
     def restored(self) -> Run:
         """The run, restored at the first use; see `load_run` for its errors."""
         return use_data(load_run(self.workdir, self.checkpoint), self.data_dir)
+
+    @functools.cached_property
+    def metrics(self) -> list[dict[str, float]]:
+        """The lines of metrics.jsonl; see `read_metrics` for its errors."""
+        return read_metrics(self.workdir / "metrics.jsonl")
 
     @property
     def classifying(self) -> Run:

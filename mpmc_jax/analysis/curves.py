@@ -8,7 +8,6 @@ from matplotlib.figure import Figure as Canvas
 from mpmc_jax.analysis import style
 from mpmc_jax.analysis.base import Drawing, Figure, SavedRun, by_name, drawing_of
 from mpmc_jax.text import markdown_table
-from mpmc_jax.training.metric_writer import read_metrics
 from mpmc_jax.training.workdir import CONFIG, MANIFEST, read_manifest
 
 # What is copied of a run: its settings, versions, metrics and results.
@@ -44,10 +43,7 @@ class Curves(Figure):
     def draw(self, runs: Sequence[SavedRun]) -> Drawing:
         """Draws one panel per number, one line per run; reads the runs' files alone."""
         named = by_name(runs)
-        lines = {
-            name: read_metrics(run.workdir / "metrics.jsonl")
-            for name, run in named.items()
-        }
+        lines = {name: run.metrics for name, run in named.items()}
         names = (self.score or choose_score(lines), self.loss)
         rows = [
             {"run": run, "step": step, "name": name, "value": value}

@@ -19,7 +19,6 @@ from mpmc_jax.analysis.figure3 import Figure3
 from mpmc_jax.analysis.reliability import Reliability
 from mpmc_jax.evaluation.metrics import iou
 from mpmc_jax.paths import as_path
-from mpmc_jax.training.metric_writer import read_metrics
 from mpmc_jax.training.workdir import flatten
 
 # What each section shows, for those who read it first.
@@ -85,9 +84,7 @@ def _shown(drawing: Drawing, what: str) -> str:
 
 def _overview(named: Mapping[str, SavedRun]) -> str:
     """Makes the table of the runs: what they are and their scores."""
-    lines = {
-        name: read_metrics(run.workdir / "metrics.jsonl") for name, run in named.items()
-    }
+    lines = {name: run.metrics for name, run in named.items()}
     score = choose_score(lines)
     rows = []
     for name, run in named.items():
