@@ -249,7 +249,9 @@ class PredictionWriter:
                     zip(batch.images, errors, strict=True)
                 ):
                     if found is None or error is not None:
-                        self._fail(image.file, error or failure)
+                        cause = error or failure
+                        assert cause is not None  # One of them is why.
+                        self._fail(image.file, cause)
                         yield image, None
                         continue
                     written = pool.submit(self._write, image, *found(row))
@@ -375,7 +377,7 @@ class PredictionWriter:
             self._fail(image.file, error)
         return image, classes
 
-    def _fail(self, file: pathlib.Path, error: Exception | None) -> None:
+    def _fail(self, file: pathlib.Path, error: Exception) -> None:
         """Records that a file could not be segmented.
 
         Raises:
