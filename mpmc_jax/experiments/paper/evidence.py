@@ -52,8 +52,8 @@ def _choice(
     return Choice(label, {"method": method, "mpmc": mpmc}, settings or {})
 
 
-# Cross-entropy, to which the size of lambda matters; it cancels in Dice.
-_BASE = {"method.unlabeled_loss": "ce"}
+# What stage 1 chose. Lambda's size matters to cross-entropy; it cancels in Dice.
+_BASE = {"method.unlabeled_loss": "balanced_ce", "method.threshold": 0.0}
 
 
 def _mean_teacher(label: str, **settings: Any) -> Choice:
@@ -69,9 +69,7 @@ STAGE1 = Experiment(
     {
         "supervised": _choice("Supervised", "supervised"),
         "mean_teacher": _choice("Mean teacher, as its preset", "mean_teacher"),
-        "mean_teacher_ce": _choice(
-            "Mean teacher, cross-entropy", "mean_teacher", settings=_BASE
-        ),
+        "mean_teacher_ce": _mean_teacher("cross-entropy", unlabeled_loss="ce"),
         "mean_teacher_ce_07": _mean_teacher(
             "cross-entropy, threshold 0.7", unlabeled_loss="ce", threshold=0.7
         ),
@@ -79,10 +77,10 @@ STAGE1 = Experiment(
             "cross-entropy, threshold 0", unlabeled_loss="ce", threshold=0.0
         ),
         "mean_teacher_0": _mean_teacher("its preset, threshold 0", threshold=0.0),
-        "mean_teacher_balanced_0": _mean_teacher(
-            "balanced cross-entropy, threshold 0",
-            unlabeled_loss="balanced_ce",
-            threshold=0.0,
+        "mean_teacher_balanced_0": _choice(
+            "Mean teacher, balanced cross-entropy, threshold 0",
+            "mean_teacher",
+            settings=_BASE,
         ),
         "unimatch": _choice("UniMatch", "unimatch"),
     },
@@ -128,7 +126,11 @@ def _arm(label: str, settings: Mapping[str, Any]) -> Choice:
     return _choice(label, "mean_teacher", "paper", settings)
 
 
-_OFF = _choice("A: mean teacher, cross-entropy", "mean_teacher", settings=_BASE)
+_OFF = _choice(
+    "A: mean teacher, balanced cross-entropy, threshold 0",
+    "mean_teacher",
+    settings=_BASE,
+)
 STAGE2 = Experiment(
     "Which part of MPMC helps?",
     "acdc",
@@ -144,7 +146,9 @@ STAGE2 = Experiment(
         "logit": _arm("I: B, lambda_s from the softmax of logits, mean 1", _LOGIT),
     },
     _COLUMNS,
-    note="A constant lambda cancels in Dice, so all arms train on cross-entropy. In C "
+    note="A constant lambda cancels in Dice, so all arms train on balanced "
+    "cross-entropy, at threshold 0, where stage 0's oracle removes a tenth of the wrong "
+    "weight, and which was best in stage 1. In C "
     "nothing of MPMC reaches the network: it must equal A up to rounding. Lambda_s of "
     "F is the mean over confident pixels, step by step, of the paper's.",
     pairs=(
