@@ -32,6 +32,8 @@ _WORSE = f"worse by more than {_ERRORS} standard errors"
 _WITHIN = f"within {_ERRORS} standard errors"
 _FEW = "too few seeds"
 VERDICTS = (_BETTER, _WORSE, _WITHIN, _FEW)
+# With two seeds, 30% of means without true difference exceed them.
+_LEAST_SEEDS = 3
 # The p-value below which a t-test finds a difference, and how often it must.
 _LEVEL, _POWER = 0.05, 0.8
 # Numbers of seeds for which the page says what they let a t-test find.
@@ -53,7 +55,8 @@ CHANCE = (
         f"{by_chance(seeds):.0%} of cases with {seeds} seeds" for seeds in _SEEDS
     )
     + ". p is that of a paired t-test, for each pair alone: of many pairs, some are "
-    "small by chance."
+    "small by chance. Seeds change the order of images and the initial weights; the "
+    "labeled images are the same, so that nothing is said of others."
 )
 
 
@@ -65,7 +68,8 @@ class Difference:
       pair: the rows.
       label, against: their names in the table.
       last, best: differences of the last and of the best evaluations.
-      left_out: finished pairs of runs that lack a finite score.
+      left_out: finished pairs of runs that lack a finite score, or that differ in
+        their data.
     """
 
     pair: Pair
@@ -77,7 +81,7 @@ class Difference:
 
     def verdict(self) -> str:
         """Says which of `VERDICTS` the last scores have."""
-        if len(self.last) < 2:
+        if len(self.last) < _LEAST_SEEDS:
             return _FEW
         mean, error = statistics.fmean(self.last), standard_error(self.last)
         if abs(mean) <= _ERRORS * error:
@@ -200,7 +204,8 @@ class PairedSummary:
             self.power(),
             "Differences of runs with the same split, order of images and initial "
             "weights, in points, with their standard errors. Verdicts and p: of the "
-            f"last evaluation. {CHANCE}",
+            f"last evaluation. {CHANCE} Pairs that lack a finite score, or differ in "
+            "their data, are left out.",
             markdown_table(
                 ("question", "", "minus", "seeds", "last", "best", "p", "verdict"),
                 [_difference_cells(each) for each in self.differences],
@@ -299,11 +304,12 @@ def _difference(
         one, two = outcomes[run.name], outcomes[other.name]
         if not one.state == two.state == "finished":
             continue
-        if not (_is_finite(one) and _is_finite(two)):
+        if not (_is_finite(one) and _is_finite(two) and _have_same_data(one, two)):
             left_out += 1
             continue
-        found["last"].append(100 * (one.last() - two.last()))
-        found["best"].append(100 * (one.best() - two.best()))
+        # Without rounding errors, which a t-test may take for a difference.
+        found["last"].append(round(100 * (one.last() - two.last()), 6))
+        found["best"].append(round(100 * (one.best() - two.best()), 6))
     return Difference(
         pair,
         table.rows[pair.row],
@@ -317,6 +323,14 @@ def _difference(
 def _is_finite(outcome: Outcome) -> bool:
     """Whether the last and the best score of a run are numbers."""
     return math.isfinite(outcome.last()) and math.isfinite(outcome.best())
+
+
+def _have_same_data(one: Outcome, two: Outcome) -> bool:
+    """Whether two runs have the same images, and the same of them labeled."""
+    return all(
+        one.manifest["data"].get(name) == two.manifest["data"].get(name)
+        for name in ("fingerprint", "split_crc32")
+    )
 
 
 def _scores(
@@ -384,7 +398,7 @@ def _training_hours(outcome: Outcome, metrics: Path) -> float:
 
 def _difference_cells(each: Difference) -> tuple[str, ...]:
     p = each.p_value()
-    left_out = f" ({each.left_out} without a finite score)" if each.left_out else ""
+    left_out = f" ({each.left_out} left out)" if each.left_out else ""
     return (
         each.pair.question,
         each.label,

@@ -152,7 +152,7 @@ def build_setup(
       ValueError: an unknown name anywhere; the message lists the valid ones.
     """
     plugin = per_network(
-        build_plugin(config, _tap_info(config, model, axis_name)), method.networks
+        build_plugin(config, tap_info(config, model, axis_name)), method.networks
     )
     _check(config, method, plugin)
     teacher = dataclasses.replace(
@@ -205,7 +205,7 @@ def _build_supervised_loss(
     )
 
 
-def _tap_info(
+def tap_info(
     config: ml_collections.ConfigDict, model: ModelConfig, axis_name: str | None
 ) -> TapInfo:
     """Describes the tap that plug-ins read, at the training crop."""

@@ -17,7 +17,7 @@ import optax
 
 from mpmc_jax.data.build import build_train
 from mpmc_jax.evaluation.predict import network_input
-from mpmc_jax.experiments.build import build_base, build_setup
+from mpmc_jax.experiments.build import tap_info
 from mpmc_jax.experiments.run import Run
 from mpmc_jax.losses.multilabel import asymmetric_focal_loss
 from mpmc_jax.models.registry import (
@@ -26,6 +26,7 @@ from mpmc_jax.models.registry import (
     tap_channels,
 )
 from mpmc_jax.plugins.mpmc import MPMC, patch_targets
+from mpmc_jax.plugins.registry import build_plugin
 from mpmc_jax.random_keys import stream_key
 from mpmc_jax.training.optimizer import Schedule, build_optimizer
 from mpmc_jax.types import Array, Crops, Network, PyTree, Streams
@@ -120,26 +121,18 @@ def open_screen(run: Run, taps: Sequence[str], head: str) -> Screen:
       ValueError: an unknown tap or head, or no tap fits.
     """
     config = copy.deepcopy(run.config)
-    # Only the data and the patch classifiers follow from it, whatever the method.
-    config.method.name = "supervised"
-    config.data.resident = False
+    # Crops are of one stream, whatever the run's method reads.
+    config.data.resident, config.data.partner = False, "auto"
     # Labels must not choose where the measured crops lie.
     config.imbalance.crop_probability = 0.0
     config.mpmc.enabled, config.mpmc.head = True, head
-    _, method = build_base(
-        config,
-        num_classes=run.facts.num_classes,
-        pixels=run.facts.pixels,
-        num_unlabeled=0,
-    )
     plugins = []
     for tap in taps or _fitting(run):
         for windows in _WINDOWS:
             config.mpmc.tap, config.mpmc.windows = tap, windows
-            setup = build_setup(
-                config, run.model, method, steps_per_epoch=1, axis_name=None
-            )
-            plugins.append(setup.step.plugin)
+            plugin = build_plugin(config, tap_info(config, run.model, None))
+            assert isinstance(plugin, MPMC)  # It is enabled.
+            plugins.append(plugin)
     return Screen(run, config, tuple(plugins))
 
 

@@ -24,11 +24,18 @@ _FROM_IMAGENET = ("voc", "cityscapes")
 
 
 def initial_weights(
-    config: ml_collections.ConfigDict, model: ModelConfig
+    config: ml_collections.ConfigDict, model: ModelConfig, networks: int = 1
 ) -> tuple[PyTree, dict[str, Any]]:
     """Reads the initial variables of networks, and their entry for the manifest.
 
-    Both are empty without `model.pretrained`.
+    Both are empty without `model.pretrained`. Of a whole network, several networks get
+    the encoder alone: equal ones would teach each other what each knows already, and
+    stay equal.
+
+    Args:
+      config: the run's configuration.
+      model: its networks.
+      networks: how many networks are trained.
 
     Raises:
       WeightsError, FileNotFoundError: the file is missing, cannot be fetched or does
@@ -45,6 +52,15 @@ def initial_weights(
         return {}, {}
     path, where = hub.locate(name)
     weights = weights_lib.load(path)
+    if weights.whole and networks > 1:
+        _LOG.warning(
+            "%s has a whole network; of its weights, method.name=%s takes the encoder: "
+            "its %d networks must differ, so that their decoders begin at random",
+            name,
+            config.method.name,
+            networks,
+        )
+        weights = weights.encoder()
     start = weights_lib.fit(weights, model)
     part = "network" if weights.whole else "encoder"
     _LOG.info("the %s begins with %s", part, name)

@@ -16,7 +16,8 @@ CONFIG = "config.json"
 MANIFEST = "manifest.json"
 CHECKPOINTS = "checkpoints"
 
-# Settings that may change when a run resumes: they decide how it computes, not what.
+# Settings that may change when a run resumes: they decide how it computes, not what;
+# but for train.eval_every, see `rhythm_is_fixed`.
 _MAY_CHANGE = (
     "data.data_dir",
     "data.resident",
@@ -118,6 +119,15 @@ def has_steps(workdir: Path) -> bool:
     )
 
 
+def rhythm_is_fixed(config: ml_collections.ConfigDict) -> bool:
+    """Whether `train.eval_every` changes what is trained.
+
+    Training goes on with batch norm's statistics as `train.precise_bn` recomputes them
+    before each evaluation.
+    """
+    return config.train.precise_bn > 0
+
+
 def trained_on(
     config: ml_collections.ConfigDict, facts: dict[str, Any]
 ) -> dict[str, Any]:
@@ -151,9 +161,9 @@ def check(
 ) -> None:
     """Checks that the steps saved there are of this run; writes nothing.
 
-    Settings that do not change the result may change: devices, threads, intervals, the
-    folder of the data. A file that is missing or damaged is logged and skipped: the
-    checkpoint stores the same.
+    Settings that do not change the result may change: devices, threads, intervals
+    (without `train.precise_bn`), the folder of the data. A file that is missing or
+    damaged is logged and skipped: the checkpoint stores the same.
 
     Raises:
       WorkdirError: another configuration, other data or another format version; the
@@ -166,6 +176,9 @@ def check(
     if (found := _read_beside(path)) is not None:
         _check_version(path, found, config.format_version)
         there, now = flatten(complete(found)), flatten(config.to_dict())
+        rhythm = {"train.eval_every"} if rhythm_is_fixed(config) else set()
+        given, wanted = ({name: x.get(name) for name in rhythm} for x in (there, now))
+        _check_same(path, given, wanted, "the same settings")
         for name in _MAY_CHANGE:
             before, after = there.pop(name, now[name]), now[name]
             if before != after:

@@ -3,7 +3,12 @@
 import numpy as np
 import pytest
 
+from configs import acdc
 from mpmc_jax.analysis import evidence0
+from mpmc_jax.experiments.build import model_config
+from mpmc_jax.experiments.patch_screen import open_screen
+from mpmc_jax.pixels import PixelFormat
+from tests.support.bright_run import bright_run
 
 
 @pytest.fixture
@@ -34,6 +39,19 @@ def test_removed_weight_is_relative_to_the_mean():
     assert evidence0.removed_share(right, np.zeros(4)) is None
     assert evidence0.removed_share(np.ones(4, bool), np.ones(4)) is None
     assert evidence0.removed_share(np.ones(0, bool), np.ones(0)) is None
+
+
+def test_runs_of_every_method_are_screened():
+    pixels = PixelFormat(1, dtype="float32", mean=(0.0,), std=(1.0,))
+    names, palette = ("a", "b", "c", "d"), ((0, 0, 0),) * 4
+    for method in ("mean_teacher", "unimatch", "ael"):
+        config = acdc.get_config(f"method={method},mpmc=off")
+        config.data.crop = 96
+        model = model_config(config, 4, 1)
+        run = bright_run(names, palette, pixels, config=config, model=model)
+        screen = open_screen(run, [], "lite")
+        assert {plugin.tap for plugin in screen.plugins} == {"stage2", "stage3"}
+        assert {plugin.windows for plugin in screen.plugins} == {(1,), (1, 7, 19)}
 
 
 def test_rows_are_of_the_confident_pixels(pixels):

@@ -53,7 +53,7 @@ def write(tmp_path):
     """Returns the function that writes a run's files, and the folder of all runs."""
     place = place_of(tmp_path, f"--config.train.steps={STEPS}")
 
-    def write_run(run, scores):
+    def write_run(run, scores, split=0):
         config = place.configure(run)
         directory = place.workdir(run)
         directory.mkdir(parents=True)
@@ -64,6 +64,7 @@ def write(tmp_path):
             "palette": [[0, 0, 0], [1, 1, 1]],
             "pixels": dataclasses.asdict(RGB),
             "fingerprint": "0",
+            "split_crc32": split,
             "unlabeled": 9,
         }
         manifest = {"steps_per_epoch": 7, "data": data}
@@ -121,7 +122,7 @@ def test_a_difference_is_the_mean_of_pairs_and_its_error(write):
         ((1.0, 2.0, 1.5), BETTER),
         ((-1.0, -2.0, -1.5), "worse by more than 2 standard errors"),
         ((1.0, -2.0, 3.0), "within 2 standard errors"),
-        ((5.0,), "too few seeds"),
+        ((5.0, 5.1), "too few seeds"),
         ((), "too few seeds"),
     ],
 )
@@ -157,6 +158,27 @@ def test_chance_alone_exceeds_two_standard_errors_as_the_page_says(seeds):
     assert "18% of cases with 3 seeds" in paired.CHANCE
 
 
+def test_runs_of_other_labeled_images_are_no_pair(write):
+    write_run, place = write
+    on, off = (base.plan("toy", TOY, seeds=(0, 1)).cells[i].runs for i in (1, 0))
+    for seed, split in ((0, 0), (1, 7)):
+        write_run(off[seed], (0.1, 0.2))
+        write_run(on[seed], (0.1, 0.3), split)
+    found = paired.summarize(base.plan("toy", TOY, seeds=(0, 1)), place)
+    assert (found.differences[0].last, found.differences[0].left_out) == ((10.0,), 1)
+
+
+def test_rounding_errors_are_no_difference(write):
+    write_run, place = write
+    table = base.plan("toy", TOY, seeds=(0, 1, 2))
+    runs = {cell.row: cell.runs for cell in table.cells}
+    for seed, score in enumerate((0.1, 0.3, 0.7)):
+        write_run(runs["off"][seed], (0.1, score))
+        write_run(runs["on"][seed], (0.1, np.nextafter(score, 1)))
+    on = paired.summarize(table, place).differences[0]
+    assert on.verdict() == "within 2 standard errors" and on.as_row()["p"] == ""
+
+
 def test_a_score_that_is_not_finite_is_left_out_and_counted(write):
     write_run, place = write
     table = base.plan("toy", TOY, seeds=(0, 1, 2))
@@ -168,9 +190,9 @@ def test_a_score_that_is_not_finite_is_left_out_and_counted(write):
     found = paired.summarize(table, place)
     on = found.differences[0]
     np.testing.assert_allclose(on.last, [10, 30])
-    assert (on.left_out, on.verdict()) == (1, "within 2 standard errors")
+    assert (on.left_out, on.verdict()) == (1, "too few seeds")
     text = found.markdown()
-    assert "| On | Off | 2 (1 without a finite score) | +20.0 ± 10.0 |" in text
+    assert "| On | Off | 2 (1 left out) | +20.0 ± 10.0 |" in text
     np.testing.assert_allclose(found.scores[1].last, [30, 50])
     assert found.scores[1].missing == "seed 1: no finite score"
 

@@ -191,6 +191,17 @@ def test_a_run_with_other_settings_is_named_and_never_counted(toy, tmp_path):
         f"optimizer.lr=0.5 there, {planned.optimizer.lr} planned); choose another "
         "--output"
     )
+    # Evaluations change training where they recompute batch norm's statistics.
+    rhythm = {"train.eval_every": 5}
+    recomputing = "--config.train.precise_bn=2"
+    for folder, flags, said in (
+        ("plain", (), ""),
+        ("recomputing", (recomputing,), "train.eval_every=5 there"),
+    ):
+        other = place_of(tmp_path / folder, "--config.train.steps=20", *flags)
+        write_run(other, off, scores, changes=rhythm)
+        assert said in other_settings(off, other)
+        assert bool(said) == bool(other_settings(off, other))
     # Alpha is read without MPMC too.
     elsewhere = place_of(tmp_path / "alpha", "--config.train.steps=20")
     write_run(elsewhere, off, scores, changes={"mpmc.alpha": 2.0})

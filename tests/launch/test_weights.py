@@ -166,6 +166,7 @@ def _files(folder):
         pytest.param("unimatch", "whole", marks=pytest.mark.full),
         pytest.param("augseg", "encoder", marks=pytest.mark.full),
         pytest.param("augseg", "whole", marks=pytest.mark.full),
+        ("cps", "whole"),
     ],
 )
 def test_students_and_teachers_begin_with_the_weights(
@@ -177,13 +178,19 @@ def test_students_and_teachers_begin_with_the_weights(
     config.model.pretrained = str(path)
     setup = tiny.setup(config)
     with caplog.at_level(logging.INFO, "mpmc_jax"):
-        variables, origin = pretrained.initial_weights(config, setup.model)
+        networks = setup.step.method.networks
+        variables, origin = pretrained.initial_weights(
+            config, setup.model, len(networks)
+        )
     assert str(path) in caplog.text and origin["sha256"] == checksum(path)
     assert origin["adapted"] is False
     fresh = to_host(tiny.init_state(setup, 0))
     state = begin_with(fresh, variables)
     given = convert.load(path).variables
-    halves = ("backbone", "decoder") if part == "whole" else ("backbone",)
+    # Two networks with one decoder would stay equal.
+    whole = part == "whole" and len(networks) == 1
+    assert ("networks must differ" in caplog.text) == (method == "cps")
+    halves = ("backbone", "decoder") if whole else ("backbone",)
     for collection, tree in (
         ("params", state.params),
         ("batch_stats", state.batch_stats),
@@ -191,18 +198,21 @@ def test_students_and_teachers_begin_with_the_weights(
         ("batch_stats", state.ema_batch_stats),
     ):
         if tree is None:
-            assert method == "unimatch"
+            assert method in ("unimatch", "cps")
             continue
-        for network in setup.step.method.networks:
+        for network in networks:
             for half in halves:
                 chex.assert_trees_all_equal(
                     tree[network][half], given[collection][half]
                 )
     chex.assert_trees_all_equal(state.params[PLUGIN], fresh.params[PLUGIN])
-    decoder = state.params[setup.step.method.networks[0]]["decoder"]
-    begun = fresh.params[setup.step.method.networks[0]]["decoder"]
-    if part == "encoder":
-        chex.assert_trees_all_equal(decoder, begun)
+    for network in () if whole else networks:
+        decoder = state.params[network]["decoder"]
+        chex.assert_trees_all_equal(decoder, fresh.params[network]["decoder"])
+    if method == "cps":
+        decoders = [state.params[network]["decoder"] for network in networks]
+        with pytest.raises(AssertionError):
+            chex.assert_trees_all_equal(*decoders)
     jax.tree.map(
         lambda a, b: np.testing.assert_equal((a.shape, a.dtype), (b.shape, b.dtype)),
         state,

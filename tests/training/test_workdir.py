@@ -84,6 +84,21 @@ def test_how_a_run_is_done_may_change(tmp_path):
     assert _load(tmp_path, tiny.config("method=supervised")).data.data_dir == "moved"
 
 
+def test_evaluations_that_change_training_keep_their_interval(tmp_path):
+    (tmp_path / "checkpoints" / "3").mkdir(parents=True)
+    _claim(tmp_path, tiny.config("method=supervised", train__eval_every=5))
+    _claim(tmp_path, tiny.config("method=supervised", train__eval_every=7))
+    recomputing = {"train__precise_bn": 2}
+    other = tmp_path / "recomputing"
+    (other / "checkpoints" / "3").mkdir(parents=True)
+    _claim(other, tiny.config("method=supervised", train__eval_every=5, **recomputing))
+    changed = tiny.config("method=supervised", train__eval_every=7, **recomputing)
+    with pytest.raises(
+        workdir.WorkdirError, match=r"train\.eval_every: 5 there, 7 now"
+    ):
+        _claim(other, changed)
+
+
 @pytest.mark.parametrize("name", ["config.json", "manifest.json"])
 def test_a_value_typed_wrong_is_found_or_makes_no_difference(tmp_path, name):
     """Every value in turn; what is accepted must be what the run was trained on."""

@@ -99,8 +99,10 @@ def other_settings(run: PlannedRun, place: Place) -> str:
     if not config:
         return ""
     there = workdir_lib.flatten(workdir_lib.complete(config))
-    planned = workdir_lib.trained_on(place.configure(run), {})["config"]
-    here = workdir_lib.flatten(planned)
+    planned = place.configure(run)
+    here = workdir_lib.flatten(workdir_lib.trained_on(planned, {})["config"])
+    if workdir_lib.rhythm_is_fixed(planned):
+        here["train.eval_every"] = planned.train.eval_every
     # A run of an older version lacks some settings.
     names = (there.keys() & here.keys()) - _MAY_DIFFER
     if not (there["mpmc.enabled"] or here["mpmc.enabled"]):
