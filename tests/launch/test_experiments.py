@@ -161,7 +161,7 @@ def test_our_own_experiment_compares_pairs_of_runs(place, environment, capsys):
     table = (place / "out" / "evidence2_synthetic.md").read_text()
     assert table in capsys.readouterr().out
     (pair,) = [x for x in table.splitlines() if x.startswith("| Does L_l^M help? |")]
-    assert "| B: L_l^M alone | A: mean teacher, cross-entropy | 1 |" in pair
+    assert "| B: L_l^M alone | A: mean teacher | 1 |" in pair
     assert pair.endswith("| too few seeds |")
     assert (place / "out" / "README.md").exists()
     experiments.main([*command])

@@ -128,11 +128,7 @@ def _arm(label: str, settings: Mapping[str, Any]) -> Choice:
     return _choice(label, "mean_teacher", "paper", settings)
 
 
-_OFF = _choice(
-    "A: mean teacher, balanced cross-entropy, threshold 0",
-    "mean_teacher",
-    settings=_BASE,
-)
+_OFF = _choice("A: mean teacher", "mean_teacher", settings=_BASE)
 STAGE2 = Experiment(
     "Which part of MPMC helps?",
     "acdc",
