@@ -53,14 +53,7 @@ def initial_weights(
     path, where = hub.locate(name)
     weights = weights_lib.load(path)
     if weights.whole and networks > 1:
-        _LOG.warning(
-            "%s has a whole network; of its weights, method.name=%s takes the encoder: "
-            "its %d networks must differ, so that their decoders begin at random",
-            name,
-            config.method.name,
-            networks,
-        )
-        weights = weights.encoder()
+        weights = _encoder_alone(weights, name, config.method.name)
     start = weights_lib.fit(weights, model)
     part = "network" if weights.whole else "encoder"
     _LOG.info("the %s begins with %s", part, name)
@@ -135,3 +128,16 @@ def open_weights(
         probe=None,
         manifest={"pretrained": weights.origin},
     )
+
+
+def _encoder_alone(
+    weights: weights_lib.Weights, name: str, method: str
+) -> weights_lib.Weights:
+    """Leaves the decoder of a whole network out, and says why."""
+    _LOG.warning(
+        "%s has a whole network; method.name=%s takes its encoder alone: its networks "
+        "must differ, so that their decoders begin at random",
+        name,
+        method,
+    )
+    return weights.encoder()
