@@ -80,10 +80,8 @@ def train(
         directory = as_path("--workdir", os.fspath(workdir))
         check_path(directory.absolute())
         training = build_training(config)
-    setup = training.setup
-    pretrained = functools.cache(
-        lambda: initial_weights(config, setup.model, len(setup.step.method.networks))
-    )
+    model, networks = training.setup.model, training.setup.step.method.networks
+    pretrained = functools.cache(lambda: initial_weights(config, model, len(networks)))
     origin = {}
     if distributed.from_first(not workdir_lib.has_steps(directory)):
         # Weights that do not fit are refused before the directory is taken.
