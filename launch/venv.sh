@@ -5,10 +5,11 @@ declare -F run >/dev/null || source launch/shell.sh
 venv=${MPMC_VENV:-.venv}
 if [ ! -x "$venv/bin/python" ]; then
   base=${PYTHON:-python3}
-  if ! "$base" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))'
+  if ! "$base" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
+    2>/dev/null
   then
-    echo "error: $base is $("$base" --version 2>&1); Python 3.11 to 3.13 is needed:" \
-      "name one in the variable PYTHON" >&2
+    echo "error: $base is $("$base" --version 2>/dev/null || echo absent);" \
+      "Python 3.11 to 3.13 is needed: name one in the variable PYTHON" >&2
     exit 2
   fi
   run "$base" -m venv "$venv"

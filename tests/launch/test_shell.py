@@ -66,6 +66,19 @@ def test_gpu():
     assert program[1:] == ["-m", *PROGRAM]
 
 
+def test_a_python_that_is_absent_or_too_old_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setenv("MPMC_VENV", str(tmp_path / "venv"))
+    monkeypatch.setenv("PYTHON", str(tmp_path / "python3.9"))
+    needed = "Python 3.11 to 3.13 is needed: name one in the variable PYTHON\n"
+    absent = _bash("launch/venv.sh")
+    assert absent.stderr == f"error: {tmp_path}/python3.9 is absent; {needed}"
+    text = '#!/bin/sh\n[ "$1" = --version ] && echo Python 3.9.1\n'
+    _program(tmp_path / "python3.9", text)
+    old = _bash("launch/venv.sh")
+    assert old.stderr == f"error: {tmp_path}/python3.9 is Python 3.9.1; {needed}"
+    assert (absent.returncode, old.returncode) == (2, 2)
+
+
 def _program(path, text):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(f"#!/bin/bash\n{text}")
