@@ -4,6 +4,7 @@ import contextlib
 import copy
 import dataclasses
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -340,51 +341,56 @@ def init_state(setup: Setup, seed: int) -> TrainState:
     """Makes the state at step 0, on one device."""
     # Compiled to run once: optimizing it would take three times as long.
     options = {"xla_backend_optimization_level": 0}
-    return jax.jit(lambda: _init(setup, seed), compiler_options=options)()
+    return _init(setup, seed, functools.partial(jax.jit, compiler_options=options))
 
 
 def state_shape(setup: Setup) -> TrainState:
     """Returns the shapes and types of a state, for restoring one."""
-    return jax.eval_shape(lambda: _init(setup, 0))
+    return jax.eval_shape(lambda: _init(setup, 0, jax.jit))
 
 
-def _init(setup: Setup, seed: int) -> TrainState:
-    """Makes a state; every network has a key of its own, by its name."""
-    key = jax.random.key(seed)
-    params, stats = _init_networks(setup, key, "init")
+def _init(setup: Setup, seed: int, jit: Callable[..., Callable]) -> TrainState:
+    """Makes a state; every network has a key of its own, by its name.
+
+    Compiled by itself, a network's initialization is one program for all methods,
+    plug-ins and seeds.
+    """
+    key, method = jax.random.key(seed), setup.step.method
+    init_network = jit(init_variables, static_argnums=1)
+
+    def init_networks(stream: str) -> tuple[PyTree, PyTree]:
+        networks = {
+            name: init_network(stream_key(key, f"{stream}/{name}"), setup.model)
+            for name in method.networks
+        }
+        return (
+            {name: v["params"] for name, v in networks.items()},
+            {name: v["batch_stats"] for name, v in networks.items()},
+        )
+
+    params, stats = init_networks("init")
     ema_params, ema_stats = params, stats
-    if setup.step.method.independent_teacher_init():
-        ema_params, ema_stats = _init_networks(setup, key, "init/teacher")
+    if method.independent_teacher_init():
+        ema_params, ema_stats = init_networks("init/teacher")
         for name, teacher in ema_params.items():
             # Published runs read both backbones from one file.
             teacher["backbone"] = params[name]["backbone"]
-    head = setup.step.plugin.init(stream_key(key, "init/plugin"), _example_taps(setup))
+    plugin_key = stream_key(key, "init/plugin")
+    head = jit(setup.step.plugin.init)(plugin_key, _example_taps(setup))
     if head:
         params[PLUGIN], stats[PLUGIN] = head["params"], head["batch_stats"]
         ema_params = {**ema_params, PLUGIN: head["params"]}
         ema_stats = {**ema_stats, PLUGIN: head["batch_stats"]}
-    averaged = averages(setup.step.method)
+    averaged = averages(method)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
         batch_stats=stats,
         ema_params=ema_params if averaged else None,
         ema_batch_stats=ema_stats if averaged else None,
-        opt_state=setup.step.optimizer.init(params),
-        method_state=setup.step.method.init(stream_key(key, "init/method")),
+        opt_state=jit(setup.step.optimizer.init)(params),
+        method_state=jit(method.init)(stream_key(key, "init/method")),
         key=jax.random.key_data(key),
-    )
-
-
-def _init_networks(setup: Setup, key: Array, stream: str) -> tuple[PyTree, PyTree]:
-    """Makes parameters and statistics of every network, by name."""
-    networks = {
-        name: init_variables(stream_key(key, f"{stream}/{name}"), setup.model)
-        for name in setup.step.method.networks
-    }
-    return (
-        {name: v["params"] for name, v in networks.items()},
-        {name: v["batch_stats"] for name, v in networks.items()},
     )
 
 
