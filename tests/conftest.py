@@ -22,6 +22,11 @@ if not _WORKER:
     # Workers inherit it, so that what one compiled no other compiles again.
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="mpmc_jax_tests_")
 
+# Hundreds of programs are started, and none of them need parse the package again.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+# Tracing makes many objects, few of them garbage.
+gc.set_threshold(20_000, 10, 50)
+
 os.environ["XLA_FLAGS"] = device_flags(4)
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"

@@ -18,7 +18,7 @@ UNET = {
     "eval__protocol": "volume",
 }
 TAPS = {"unet": "stage1", "dpt": "block1"}
-DPT = {"data__crop": 40, "model__name": "dpt", "model__backbone": "tiny_dinov2"}
+DPT = {"data__crop": 40, "model__name": "dpt", "model__backbone": "shallow_dinov2"}
 
 
 @pytest.mark.full

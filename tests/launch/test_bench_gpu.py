@@ -10,6 +10,7 @@ import pytest
 
 from launch.bench import __main__ as bench
 from launch.bench.gpu import check, devices, hlo, program, roofline
+from tests.support import tiny
 
 TEXT = (pathlib.Path(__file__).parent.parent / "support/gpu_program.hlo").read_text()
 H100 = devices.RATES["h100"]
@@ -177,7 +178,7 @@ FEW = {name: bench.presets.METHODS[name] for name in ("supervised", "unimatch")}
 
 
 def _check(capsys, *arguments):
-    bench.main(["--what=gpu", "--steps=1", "--backbone=resnet18", *arguments])
+    bench.main(["--what=gpu", "--steps=1", f"--backbone={tiny.BACKBONE}", *arguments])
     found = json.loads(capsys.readouterr().out)
     assert found["manifest"]["versions"]["jax"] and found["total_seconds"] > 0
     return found

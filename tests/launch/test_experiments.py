@@ -13,7 +13,7 @@ from mpmc_jax.experiments.paper import base, registry
 from mpmc_jax.experiments.paper.base import Choice, Experiment, labeled_part
 from mpmc_jax.experiments.paper.results import read_outcome
 from mpmc_jax.training.loop import Interrupted
-from tests.support import programs
+from tests.support import programs, tiny
 from tests.support.data_sets import prepare_synthetic
 from tests.support.planned import place_of
 from tests.support.programs import run, start
@@ -46,9 +46,8 @@ ROWS = {
     "supp_table6": "augseg,augseg_mpmc",
 }
 SMALL = (
-    *("--dataset=synthetic", "--splits=4", "--backbone=resnet18", "--steps=2"),
+    *("--dataset=synthetic", "--splits=4", "--steps=2", "--config.train.eval_every=2"),
     *("--config.model.width=8", "--config.data.crop=33", "--config.train.batch_size=4"),
-    "--config.train.eval_every=2",
 )
 
 
@@ -59,10 +58,10 @@ def place(tmp_path_factory):
     return place
 
 
-def arguments(place, name, *more):
+def arguments(place, name, *more, backbone=tiny.BACKBONE):
     return (
         *("launch.experiments", f"--name={name}", f"--output={place / 'out'}"),
-        *(f"--data_dir={place / 'data'}", *SMALL, *more),
+        *(f"--data_dir={place / 'data'}", f"--backbone={backbone}", *SMALL, *more),
     )
 
 
@@ -130,10 +129,16 @@ def test_a_signal_ends_the_runs_and_starts_no_more(tmp_path, number):
 
 
 @pytest.fixture
-def environment(monkeypatch):
-    """The environment of programs, for those that this process starts."""
+def environment(monkeypatch, tmp_path):
+    """What programs have that this process starts: an environment, tiny networks."""
     for name, value in programs.ENVIRONMENT.items():
         monkeypatch.setitem(os.environ, name, value)
+    script = tmp_path / "python"
+    script.write_text(
+        f'#!/bin/sh\nshift\nexec {sys.executable} -m tests.support.small_program "$@"\n'
+    )
+    script.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(script))
 
 
 @pytest.mark.full
@@ -170,7 +175,8 @@ def test_our_own_experiment_compares_pairs_of_runs(place, environment, capsys):
 
 @pytest.mark.full
 def test_one_that_is_killed_goes_on_and_finishes(place):
-    command = arguments(place, "table6", "--only=off,both", "--seeds=3", "--steps=6")
+    more = ("--only=off,both", "--seeds=3", "--steps=6")
+    command = arguments(place, "table6", *more, backbone="resnet18")
     process = start(*command)
     runs = base.plan(
         "table6",

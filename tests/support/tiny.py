@@ -27,8 +27,11 @@ from mpmc_jax.training.train_step import make_step, make_step_info
 from mpmc_jax.types import Batch, Crops
 
 # One block a stage: half of ResNet-18's operations to compile.
-resnet.BACKBONES["tiny"] = resnet.Backbone((1,) * 4, bottleneck=False, deep_stem=False)
-registry.ENCODERS["tiny"] = resnet.build
+BACKBONE = "tiny"
+resnet.BACKBONES[BACKBONE] = resnet.Backbone(
+    (1,) * 4, bottleneck=False, deep_stem=False
+)
+registry.ENCODERS[BACKBONE] = resnet.build
 # Transformers of four blocks: as DINOv2's, on a grid of 5 x 5 patches, and as augreg's;
 # and of two blocks, which decoders read twice.
 for _name, _family, _grid, _levels in (
@@ -54,7 +57,7 @@ def shrink(cfg):
     """A configuration at toy size."""
     cfg.data.crop = CROP
     cfg.model.width = 8
-    cfg.model.backbone = "tiny"
+    cfg.model.backbone = BACKBONE
     cfg.train.batch_size = 8
     cfg.train.group_size = 2
     cfg.train.steps = 20

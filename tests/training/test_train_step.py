@@ -27,6 +27,9 @@ from mpmc_jax.training.train_step import (
 from mpmc_jax.training.trees import all_finite
 from tests.support import tiny
 
+# One program for the tests of the mean teacher.
+TEACHER = {"method__rampup": 2, "method__threshold": 0.0, "method__ema_decay": 0.6}
+
 
 @pytest.fixture(scope="module")
 def unimatch():
@@ -100,8 +103,7 @@ def test_the_weight_of_the_unlabeled_loss_grows_and_then_stays():
 
 
 def test_a_ramp_up_weighs_the_unlabeled_loss():
-    cfg = tiny.config("method=mean_teacher", method__rampup=2, method__threshold=0.0)
-    _, metrics = tiny.run(cfg, 3)
+    _, metrics = tiny.run(tiny.config("method=mean_teacher", **TEACHER), 3)
     for number, each in enumerate(metrics):
         values = each.values
         weight = 0.25 * np.exp(-5 * max(1 - number / 2, 0) ** 2)
@@ -114,11 +116,8 @@ def test_a_ramp_up_weighs_the_unlabeled_loss():
 def test_a_teacher_that_normalizes_by_the_batch_reads_no_running_statistics():
     found = []
     for normalization in ("apart", "joint"):
-        cfg = tiny.config(
-            "method=mean_teacher",
-            method__normalization=normalization,
-            method__threshold=0.0,
-        )
+        changes = {**TEACHER, "method__normalization": normalization}
+        cfg = tiny.config("method=mean_teacher", **changes)
         state = jax.tree.map(np.asarray, tiny.init_state(tiny.setup(cfg), 0))
         stale = jax.tree.map(lambda x: x + 3, state.ema_batch_stats)
         other = state.replace(ema_batch_stats=stale)
@@ -149,7 +148,7 @@ def test_every_parameter_moves(unimatch):
 
 
 def test_mean_teacher_averages_parameters_and_statistics():
-    cfg = tiny.config("method=mean_teacher", method__ema_decay=0.6)
+    cfg = tiny.config("method=mean_teacher", **TEACHER)
     first, _ = tiny.run(cfg, 1)
     second, _ = tiny.run(cfg, 1, state=first)
     # decay at t is min(1 - 1/(t+1), 0.6): a copy first, then one half.
@@ -218,20 +217,22 @@ def test_a_step_that_is_not_finite_is_refused_and_so_are_those_after_it():
 
 
 @pytest.mark.parametrize(
-    ("factor", "scale", "name"),
+    ("changes", "scale", "name"),
     [
         # The heads' rate times the gradient exceeds float32's range.
-        (1e38, 1, "an updated parameter"),
+        (
+            {"optimizer__lr": 10.0, "optimizer__head_multiplier": 1e38},
+            1,
+            "an updated parameter",
+        ),
         # So does the variance, and batch norm divides what it is of by infinity.
-        (1.0, 1e25, "an updated batch-norm statistic"),
+        ({}, 1e25, "an updated batch-norm statistic"),
     ],
 )
 def test_an_update_that_is_not_finite_is_refused_though_its_loss_is(
-    factor, scale, name
+    changes, scale, name
 ):
-    cfg = tiny.config(
-        "method=supervised", optimizer__lr=10.0, optimizer__head_multiplier=factor
-    )
+    cfg = tiny.config("method=supervised", **changes)
     state = tiny.init_state(tiny.setup(cfg), 0)
     kernel = state.params["student"]["backbone"]["stem0"]["conv"]["kernel"]
     params = jax.tree.map(lambda x: x * scale if x is kernel else x, state.params)
