@@ -57,9 +57,11 @@ def train_all(
                 running[process] = run, slot, time.monotonic()
                 left = quantity(len(waiting), "run")
                 _say(run, f"started; {left} to come (log: {place.log(run)})")
-            for process in list(running):
-                if stopped:
+            if stopped:
+                for process, (run, _, _) in running.items():
                     process.send_signal(stopped[0])
+                    _say(run, "stopping after its step, or after compiling")
+            for process in list(running):
                 if stopped or process.poll() is not None:
                     run, slot, begin = running.pop(process)
                     slots.append(slot)

@@ -128,6 +128,42 @@ def test_a_signal_ends_the_runs_and_starts_no_more(tmp_path, number):
     assert not place.log(runs[1]).exists() and not place.failure(runs[0]).exists()
 
 
+_STOPPED_TOGETHER = """
+import os, pathlib, signal, sys, time
+
+mine, other = map(pathlib.Path, sys.argv[1:])
+
+def stop(number, frame):
+    mine.with_suffix(".stopped").touch()
+    while not other.with_suffix(".stopped").exists():
+        time.sleep(0.05)
+    print("together", flush=True)
+    sys.exit()
+
+signal.signal(signal.SIGTERM, stop)
+mine.touch()
+while not other.exists():
+    time.sleep(0.05)
+if mine.name == "1":
+    os.kill(os.getppid(), signal.SIGTERM)
+time.sleep(300)
+"""
+
+
+def test_a_signal_reaches_all_runs_at_once(tmp_path, capsys):
+    runs, place = planned(2), place_of(tmp_path)
+    files = [str(tmp_path / name) for name in "01"]
+    commands = {
+        run.name: [*python(_STOPPED_TOGETHER), *order]
+        for run, order in zip(runs, (files, files[::-1]), strict=True)
+    }
+    with pytest.raises(Interrupted):
+        processes.train_all(runs, commands, place, jobs=2)
+    assert [place.log(run).read_text() for run in runs] == ["together\n"] * 2
+    said = capsys.readouterr().err
+    assert said.count("stopping after its step, or after compiling") == 2
+
+
 @pytest.fixture
 def environment(monkeypatch, tmp_path):
     """What programs have that this process starts: an environment, tiny networks."""
