@@ -315,6 +315,8 @@ def test_arms_differ_from_their_pairs_as_they_say():
     }
     assert changed["detached", "labeled"] == {"mpmc.detach"}
     assert changed["max", "shuffled"] == {"mpmc.shuffle"}
+    assert changed["logit", "logit_shuffled"] == {"mpmc.shuffle"}
+    assert changed["logit_detached", "logit"] == {"mpmc.detach"}
     assert changed["max", "labeled"] == {"mpmc.lambda_s", "mpmc.lambda_scale"}
     assert changed["paper", "off"] == set()
     assert rows["off"].argument["mpmc"] == "off"

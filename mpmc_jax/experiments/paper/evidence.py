@@ -142,6 +142,10 @@ STAGE2 = Experiment(
         "shuffled": _arm("G: D, lambda_s shuffled", {**_MAX, "mpmc.shuffle": True}),
         "hard": _arm("H: B, L_u^M with hard targets and lambda_m of mean 1", _HARD),
         "logit": _arm("I: B, lambda_s from the softmax of logits, mean 1", _LOGIT),
+        "logit_detached": _arm("J: I, head detached", {**_LOGIT, "mpmc.detach": "all"}),
+        "logit_shuffled": _arm(
+            "K: I, lambda_s shuffled", {**_LOGIT, "mpmc.shuffle": True}
+        ),
     },
     _COLUMNS,
     note="A constant lambda cancels in Dice, so all arms train on balanced "
@@ -160,6 +164,9 @@ STAGE2 = Experiment(
         Pair("hard", "labeled", "Does L_u^M help beyond L_l^M?"),
         Pair("logit", "off", "Does L_l^M with stage 0's best lambda_s help?"),
         Pair("logit", "labeled", "Does that lambda_s help beyond L_l^M?"),
+        Pair("logit", "logit_shuffled", "Does it matter where that one is small?"),
+        Pair("logit_detached", "off", "Does that lambda_s help without L_l^M?"),
+        Pair("logit_detached", "logit", "Is it better without L_l^M?"),
     ),
     settings=_SETTINGS,
 )
