@@ -33,6 +33,17 @@ os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
 
 
+_LONGEST = (
+    "test_the_quick_start_reaches_its_mark",
+    "test_the_site_builds_with_its_notebooks",
+)
+
+
+def pytest_collection_modifyitems(items):
+    """The longest tests go first, so that no worker ends with one of them alone."""
+    items.sort(key=lambda item: item.name not in _LONGEST)
+
+
 def pytest_collection_finish():
     """What all tests share stays; the garbage collector need not visit it again."""
     gc.collect()
