@@ -31,6 +31,8 @@ os.environ["XLA_FLAGS"] = device_flags(4)
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
+# Without the source lines of operations, XLA compiles a tenth faster.
+os.environ["JAX_TRACEBACK_IN_LOCATIONS_LIMIT"] = "0"
 
 
 _LONGEST = (
