@@ -43,7 +43,7 @@ class Keys:
 
     def examples(self, name: str) -> Array:
         """(b,) keys, one per example."""
-        # The name of the stream is part of the key: another one draws other numbers.
+        # "record" means example; another word would change what every run draws.
         return self._fold(f"record/{name}", self.example)
 
     def groups(self, name: str) -> Array:

@@ -63,7 +63,8 @@ class Batch(struct.PyTreeNode):
       labeled: crops with labels.
       unlabeled: crops without labels, or None for a supervised method.
       partner: a crop to mix with each unlabeled one, or None. It comes from the same
-        image (UniMatch), or from one that the method requested some steps ago (AEL).
+        image (UniMatch), from another one (UniMatch on ACDC), or from one that the
+        method requested some steps ago (AEL); see `Streams.partner`.
       source: labeled crops to copy objects from (AEL), or None; a crop is entirely
         void if nothing is copied.
     """

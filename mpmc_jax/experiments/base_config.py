@@ -263,15 +263,15 @@ def _mpmc() -> dict:
         "unlabeled": True,
         "lambda_s": True,
         "lambda_m": True,
-        # Ablation: whose losses of the head do not train the network (D26): "none",
-        # "labeled" or "all".
+        # Ablation: images on which the head's losses train the head alone and not the
+        # network (D26): "none", "labeled" or "all".
         "detach": "none",
         # Ablation: lambda_s permuted among the pixels of a pseudo-class of an image.
         "shuffle": False,
         # Ablation: every pixel of a view has its confident pixels' mean lambda_s.
         "uniform": False,
         # Beyond the paper: lambda_s is 0 where the patch classifier gives the pixel's
-        # class less than this probability, else 1; 0: off.
+        # class less than this probability, and 1 elsewhere; with 0 there is no gate.
         "gate": 0.0,
         # Beyond the paper: what divides the patch classifier's logits before gamma.
         "temperature": 1.0,

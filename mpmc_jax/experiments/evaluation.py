@@ -118,9 +118,9 @@ def evaluated_network(
 ) -> EvaluatedNetwork:
     """Returns which network is evaluated; see `check_network` for valid names.
 
-    The teacher is the average of the method's first network. With eval.network=auto it
-    is the teacher where the method averages one, but the first network itself during a
-    warm-up; the phase of the state's last step decides.
+    eval.network=teacher is the average of the method's first network. "auto" is that
+    average where the method keeps one, but the first network itself during a warm-up;
+    the phase of the state's last step decides.
     """
     choice, first = config.eval.network, setup.step.method.networks[0]
     if choice == "auto":
@@ -135,9 +135,9 @@ def evaluated_network(
 def make_probe_builder(setup: Setup) -> Callable[[TrainState], PatchProbe | None]:
     """Returns the function from a state to its patch classifier, None without one.
 
-    The patch classifier is the one that weighs pseudo-labels in training (D24): the
-    teacher's network and head, whatever network is evaluated. All probes share one
-    function, and so its compiled programs.
+    The patch classifier is the one that weighs pseudo-labels in training (D24): head
+    and taps of the network that makes the targets, whatever network is evaluated. All
+    probes share one function, and so its compiled programs.
     """
     plugin = setup.step.plugin
     if not plugin.classifies_patches:

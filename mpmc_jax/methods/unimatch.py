@@ -1,10 +1,11 @@
 """UniMatch (CVPR 2023): two strong views and one with perturbed features.
 
 As in the published implementation, the CutMix partner is a second crop of the same
-image. Pseudo-labels of the partner come from a pass in evaluation mode, those outside
-the boxes from the train-mode pass over the weak view. Perturbed features are decoded in
-one batch with clean ones. The three unlabeled terms divide by the number of pixels that
-are not padding. The teacher is the student itself, not an average.
+image; on ACDC, as published there, a crop of another one (`data.partner`). Pseudo-
+labels of the partner come from a pass in evaluation mode, those outside the boxes from
+the train-mode pass over the weak view. Perturbed features are decoded in one batch with
+clean ones. The three unlabeled terms divide by the number of pixels that are not
+padding. The teacher is the student itself, not an average.
 """
 
 import dataclasses

@@ -53,7 +53,7 @@ class PatchClassifier(nn.Module):
     followed by batch norm and ReLU. Then one linear layer with bias.
     "lite": each scale is first projected to 64 channels by its own 1x1 kernel and the
     projections are added; blocks of width 64. Projection commutes with pooling, so
-    the 64 channels are pooled and no map of all scales' channels exists.
+    64 channels per scale are pooled, and the tap's own channels never are.
 
     Computes in the dtype of the tap; logits are float32, or float64 for such input.
 

@@ -58,7 +58,8 @@ class Plugin:
 
     Attributes:
       teacher_head: which variables `refine` gets: "student", those being trained, or
-        "ema", their part of the moving average (`Method.teacher` says "average").
+        "ema", their moving average, which the method must keep (`Method.teacher` calls
+        it "average").
       warmup_epochs: epochs, from the first, in which `active` is False.
     """
 

@@ -121,7 +121,7 @@ def train(
         for step in run.steps(start):
             batch = run.next_batch(step, start)
             begin, is_first = time.monotonic(), programs.needs_compiling(step)
-            stop.has_progress = not is_first  # without, a signal ends the process
+            stop.has_progress = not is_first  # else a signal ends the process at once
             step_info = parallel.replicate(make_step_info(step, bool(stop.requested)))
             run.state, metrics = programs.get(step)(run.state, place(batch), step_info)
             if is_first:

@@ -92,14 +92,15 @@ class MPMC(Plugin):
       labeled, unlabeled: whether to add L_l^M and L_u^M; booleans, for ablations.
       lambda_s, lambda_m: whether to weight pixels and patches; booleans, for ablations
         (the weights themselves come from `adaptive_weights`).
-      detach: whose losses of the head do not train the network: "none", "labeled" or
-        "all" (D26); for ablations.
+      detach: the images on which the head's losses train the head alone and not the
+        network: "none", "labeled" ones or "all" (D26); for ablations.
       shuffle: whether lambda_s is permuted among the confident pixels of one
         pseudo-class of an image; for ablations.
       uniform: whether every pixel of a view has the mean lambda_s of the view's
         confident pixels in this micro-batch; for ablations.
       gate: beyond the paper, lambda_s is 1 where the head gives the pseudo-class at
-        least this probability, and else 0; 0: as `confidence` and `lambda_scale` say.
+        least this probability, and 0 elsewhere. With gate=0 there is no gate, and
+        lambda_s is as `confidence` and `lambda_scale` say.
       temperature: beyond the paper, what divides the head's logits before gamma.
       axis_name: device axis over which batch norm is synchronized.
       width: see `TapInfo`; the head is scaled by width / 64 too.
