@@ -31,16 +31,18 @@ from launch.bench import (
 )
 from launch.bench.pytorch import run as bench_peer
 from mpmc_jax.data.geometry.cropping import CropConfig
+from tests.support import tiny
 from tests.support.data_sets import prepare_synthetic
 from tests.support.programs import ENVIRONMENT, run
 
-NETWORK = ("--backbone=resnet18", "--crop=49")
+NETWORK = (f"--backbone={tiny.BACKBONE}", "--crop=49")
 SMALL = (*NETWORK, "--steps=1")
 SUPERVISED = ("--method=supervised", "--mpmc=off")
 
 
 def _bench(*arguments, **environment):
-    output = run("launch.bench", *arguments, **environment)
+    program = ("tests.support.small_program", "launch.bench")
+    output = run(*program, *arguments, **environment)
     figures = json.loads(output.splitlines()[-1])
     assert figures["manifest"]["versions"]["jax"]
     return figures
