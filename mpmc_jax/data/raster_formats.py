@@ -9,6 +9,7 @@ import dataclasses
 import io
 import math
 import mmap
+import threading
 import zlib
 
 import numpy as np
@@ -27,6 +28,9 @@ _HEADERS = {
     (1, 0): np.lib.format.read_array_header_1_0,
     (2, 0): np.lib.format.read_array_header_2_0,
 }
+# Headers are parsed as Python, one at a time: at times CPython 3.11's parser takes the
+# depth of another thread's tree for its own, and raises SystemError.
+_PARSING = threading.Lock()
 # A larger last axis is taken for rows or columns, with the channels first.
 _MOST_CHANNELS = 64
 # Compressions of TIFF that are read. Others need further libraries, or decompress
@@ -254,7 +258,8 @@ def _npy_header(content: bytes) -> tuple[tuple[int, ...], np.dtype, bool, int]:
         version = np.lib.format.read_magic(stream)
         if version not in _HEADERS:
             raise ValueError(f"version {version}")
-        shape, fortran, dtype = _HEADERS[version](stream)
+        with _PARSING:
+            shape, fortran, dtype = _HEADERS[version](stream)
     # A damaged header raises many errors, because it is parsed as Python.
     except Exception as error:
         raise UnreadableImage(

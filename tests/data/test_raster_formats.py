@@ -1,8 +1,10 @@
 """Images of more than 8 bits, or of any number of channels."""
 
+import concurrent.futures
 import io
 import json
 import os
+import time
 
 import numpy as np
 import pytest
@@ -105,6 +107,23 @@ class Malice:
 
     def __reduce__(self):
         return os.mkdir, (self.path,)
+
+
+def test_headers_are_parsed_one_at_a_time(monkeypatch):
+    parse, inside, most = np.lib.format.read_array_header_1_0, [], []
+
+    def slow(stream):
+        inside.append(1)
+        most.append(len(inside))
+        time.sleep(0.005)
+        inside.pop()
+        return parse(stream)
+
+    monkeypatch.setitem(deep._HEADERS, (1, 0), slow)
+    content = npy(np.zeros((4, 5), np.float32))
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        read = list(pool.map(deep._read_npy, [content] * 12))
+    assert max(most) == 1 and len(most) == len(read) == 12
 
 
 def test_nothing_is_unpickled(tmp_path):
