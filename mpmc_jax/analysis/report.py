@@ -99,12 +99,12 @@ def _overview(named: Mapping[str, SavedRun]) -> str:
                 f"{config.model.name}/{config.model.backbone}",
                 f"{config.data.name} {config.data.split}",
                 run.restored.step,
-                f"{last[1]:.4f} ({last[0]})",
-                f"{best[1]:.4f} ({best[0]})",
+                f"{100 * last[1]:.1f} ({last[0]})",
+                f"{100 * best[1]:.1f} ({best[0]})",
             ]
         )
-    header = ["run", "method", "network", "data", "step shown", f"last {score} (step)"]
-    return web_page.table([*header, "best (step)"], rows)
+    header = ["run", "method", "network", "data", "step shown", f"last {score}, % (step)"]
+    return web_page.table([*header, "best, % (step)"], rows)
 
 
 def _classes(confusion: Drawing, named: Mapping[str, SavedRun]) -> str:

@@ -51,6 +51,7 @@ def test_the_page_compares_runs(page):
     for text in (
         "Runs: baseline, mpmc",
         "supervised + MPMC",
+        "best, % (step)",
         "Learning curves",
         "Confusion",
         "Reliability",
