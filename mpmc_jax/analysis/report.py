@@ -103,7 +103,14 @@ def _overview(named: Mapping[str, SavedRun]) -> str:
                 f"{100 * best[1]:.1f} ({best[0]})",
             ]
         )
-    header = ["run", "method", "network", "data", "step shown", f"last {score}, % (step)"]
+    header = [
+        "run",
+        "method",
+        "network",
+        "data",
+        "step shown",
+        f"last {score}, % (step)",
+    ]
     return web_page.table([*header, "best, % (step)"], rows)
 
 
