@@ -74,8 +74,7 @@ def test_the_site_builds_with_its_notebooks(tmp_path):
     done = subprocess.run(
         ["bash", "launch/docs.sh", "--execute", str(folder)],
         cwd=ROOT,
-        # Hundreds of steps are worth an optimized program.
-        env=ENVIRONMENT | {"XLA_FLAGS": "", "MPMC_VENV": sys.prefix},
+        env=ENVIRONMENT | {"MPMC_VENV": sys.prefix},
         capture_output=True,
         text=True,
         timeout=3000,
