@@ -52,6 +52,8 @@ _PICTURE_WIDTH = 2.9
 _LEGEND_COLUMN = 1.5
 # Inches that a character of a legend or title takes, and a mark before a label.
 _CHARACTER, _HANDLE = 0.085, 0.6
+# Lines of a legend for which a canvas has room, and inches of another.
+_LEGEND_LINES, _LEGEND_LINE = 4, 0.22
 
 
 @contextlib.contextmanager
@@ -98,6 +100,10 @@ def legend_below(canvas: Canvas, axis: Axes, **look: Any) -> None:
     longest = max(len(line) for label in labels for line in label.split("\n"))
     columns = int(width / (longest * _CHARACTER + _HANDLE))
     columns = max(min(columns, len(labels)), 1)
+    # Beyond a few lines the legend would take the room of the panels.
+    lines = sum(label.count("\n") + 1 for label in labels) / columns
+    extra = max(lines - _LEGEND_LINES, 0) * _LEGEND_LINE
+    canvas.set_figheight(canvas.get_figheight() + extra)
     canvas.legend(handles, labels, loc="outside lower center", ncols=columns, **look)
 
 

@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from mpmc_jax.analysis import registry
+from mpmc_jax.analysis import registry, style
 
 
 def _make_run(path, scores, *, partial=False):
@@ -67,3 +67,16 @@ def test_copies_are_not_written_over_a_run(tmp_path):
     assert not (tmp_path / "table.md").exists()
     # The curves alone may be beside it.
     assert len(registry.make("curves", [run], tmp_path)) == 3
+
+
+def test_a_long_legend_leaves_the_panels_their_room():
+    heights = {}
+    for count in (2, 20):
+        with style.applied():
+            canvas, (axis,) = style.grid(1, 4.0, 3.0)
+            for i in range(count):
+                axis.plot([0, 1], label=f"{i} {'long name ' * 12}")
+            style.legend_below(canvas, axis)
+            canvas.draw_without_rendering()
+        heights[count] = axis.get_position().height * canvas.get_figheight()
+    assert heights[20] > 0.7 * heights[2]
