@@ -17,7 +17,7 @@ MANIFEST = "manifest.json"
 CHECKPOINTS = "checkpoints"
 
 # Settings that may change when a run resumes: they decide how it computes, not what;
-# but for train.eval_every, see `rhythm_is_fixed`.
+# but for train.eval_every, see `fixed_settings`.
 _MAY_CHANGE = (
     "data.data_dir",
     "data.resident",
@@ -119,15 +119,6 @@ def has_steps(workdir: Path) -> bool:
     )
 
 
-def rhythm_is_fixed(config: ml_collections.ConfigDict) -> bool:
-    """Whether `train.eval_every` changes what is trained.
-
-    Training goes on with batch norm's statistics as `train.precise_bn` recomputes them
-    before each evaluation.
-    """
-    return config.train.precise_bn > 0
-
-
 def trained_on(
     config: ml_collections.ConfigDict, facts: dict[str, Any]
 ) -> dict[str, Any]:
@@ -142,6 +133,18 @@ def trained_on(
         section, _, key = name.partition(".")
         del fixed[section][key]
     return {"config": fixed, **json.loads(json.dumps(facts))}
+
+
+def fixed_settings(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """Returns the settings that decide what a run trains, by dotted names.
+
+    With `train.precise_bn`, `train.eval_every` is one of them: training goes on with
+    batch norm's statistics as they are recomputed before each evaluation.
+    """
+    fixed = flatten(trained_on(config, {})["config"])
+    if config.train.precise_bn > 0:
+        fixed["train.eval_every"] = config.train.eval_every
+    return fixed
 
 
 def make(workdir: Path) -> None:
@@ -176,14 +179,12 @@ def check(
     if (found := _read_beside(path)) is not None:
         _check_version(path, found, config.format_version)
         there, now = flatten(complete(found)), flatten(config.to_dict())
-        rhythm = {"train.eval_every"} if rhythm_is_fixed(config) else set()
-        given, wanted = ({name: x.get(name) for name in rhythm} for x in (there, now))
-        _check_same(path, given, wanted, "the same settings")
-        for name in _MAY_CHANGE:
+        fixed = fixed_settings(config)
+        for name in (x for x in _MAY_CHANGE if x not in fixed):
             before, after = there.pop(name, now[name]), now[name]
             if before != after:
                 _LOG.info("%s is %r from here on, not %r", name, after, before)
-        _check_same(path, there, flatten(run["config"]), "the same settings")
+        _check_same(path, there, fixed, "the same settings")
     path = workdir / MANIFEST
     if (found := _read_beside(path)) is not None:
         there = {name: found.get(name) for name in facts}

@@ -99,10 +99,7 @@ def other_settings(run: PlannedRun, place: Place) -> str:
     if not config:
         return ""
     there = workdir_lib.flatten(workdir_lib.complete(config))
-    planned = place.configure(run)
-    here = workdir_lib.flatten(workdir_lib.trained_on(planned, {})["config"])
-    if workdir_lib.rhythm_is_fixed(planned):
-        here["train.eval_every"] = planned.train.eval_every
+    here = workdir_lib.fixed_settings(place.configure(run))
     # A run of an older version lacks some settings.
     names = (there.keys() & here.keys()) - _MAY_DIFFER
     if not (there["mpmc.enabled"] or here["mpmc.enabled"]):
