@@ -136,14 +136,20 @@ def test_lambda_mean_is_over_confident_pixels(inputs):
 
 
 def test_every_ablation_leaves_out_its_part_alone(inputs):
-    _, _, views = inputs
+    variables, supervised, views = inputs
     refined, targets, terms, _, _ = run(PLUGIN, inputs)
 
     def ablate(**parts):
         return run(dataclasses.replace(PLUGIN, **parts), inputs)
 
     assert set(ablate(labeled=False)[2]) == {"patch_unlabeled"}
-    assert set(ablate(unlabeled=False)[2]) == {"patch_labeled"}
+    _, _, only_labeled, metrics, moved = ablate(unlabeled=False)
+    assert set(only_labeled) == {"patch_labeled"}
+    assert set(metrics) == {"loss_patch_labeled", "patch_hamming", "lambda_mean"}
+    _, stats = PLUGIN.classifier().apply(
+        variables, supervised.taps["layer1"], train=True, mutable=["batch_stats"]
+    )
+    jax.tree.map(np.testing.assert_array_equal, moved, stats["batch_stats"])
     plain, _, same_terms, metrics, _ = ablate(lambda_s=False)
     for view, before in zip(plain, views, strict=True):
         np.testing.assert_array_equal(view.weight, before.weight)

@@ -124,6 +124,11 @@ _HARD = {
 }
 
 
+def _without_base(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Presets and other methods have unlabeled losses of their own."""
+    return {key: value for key, value in settings.items() if key not in _BASE}
+
+
 def _arm(label: str, settings: Mapping[str, Any]) -> Choice:
     return _choice(label, "mean_teacher", "paper", settings)
 
@@ -148,6 +153,7 @@ STAGE2 = Experiment(
         "logit_shuffled": _arm(
             "K: I, lambda_s shuffled", {**_LOGIT, "mpmc.shuffle": True}
         ),
+        "preset_logit": _arm("L: the preset with I's MPMC", _without_base(_LOGIT)),
     },
     _COLUMNS,
     note="Arms train on cross-entropy over balanced classes, in which lambda's size "
@@ -174,12 +180,13 @@ STAGE2 = Experiment(
         Pair("logit", "logit_shuffled", "Does it matter where that one is small?"),
         Pair("logit_detached", "off", "Does that lambda_s help without L_l^M?"),
         Pair("logit_detached", "logit", "Is it better without L_l^M?"),
+        Pair("preset_logit", "mean_teacher", "Does that MPMC help the preset?"),
     ),
     settings=_SETTINGS,
 )
 
-# What is varied: arm D, until stage 2 shows another winner.
-_WINNER = _MAX
+# What is varied: stage 2's best arm.
+_WINNER = _LOGIT
 _METHODS = {"unimatch": "UniMatch", "augseg": "AugSeg"}
 _VARIED = {
     "gamma_neg_0": ("gamma- = 0", {"mpmc.gamma_neg": 0.0}),
@@ -198,18 +205,13 @@ _BEYOND = {
 }
 
 
-def _without_base(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Other methods have unlabeled losses of their own."""
-    return {key: value for key, value in settings.items() if key not in _BASE}
-
-
-_STAGE3 = {"off": _OFF, "winner": _arm("D", _WINNER)}
+_STAGE3 = {"off": _OFF, "winner": _arm("I", _WINNER)}
 for _row, (_label, _changes) in (_VARIED | _BEYOND).items():
-    _STAGE3[_row] = _arm(f"D, {_label}", {**_WINNER, **_changes})
+    _STAGE3[_row] = _arm(f"I, {_label}", {**_WINNER, **_changes})
 for _method, _label in _METHODS.items():
     _STAGE3[_method] = _choice(_label, _method)
     _STAGE3[f"{_method}_winner"] = _choice(
-        f"{_label} + D", _method, "paper", _without_base(_WINNER)
+        f"{_label} + I's MPMC", _method, "paper", _without_base(_WINNER)
     )
 STAGE3 = Experiment(
     "The winner's settings, other methods, and ideas beyond the paper",

@@ -313,11 +313,13 @@ class MPMC(Plugin):
     ) -> PluginLosses:
         """Computes L_l^M, "patch_labeled", and L_u^M, "patch_unlabeled" (eq. 4, 6)."""
         unlabeled = [view for view in views if view.unlabeled]
+        # Without L_u^M, the head is trained on labeled images alone.
+        trained = unlabeled if self.unlabeled else []
         # One pass over all taps: one batch to batch norm, one update (D17).
         labeled_taps = [part.taps[self.tap] for part in supervised]
         if self.detach != "none":
             labeled_taps = jax.lax.stop_gradient(labeled_taps)
-        view_taps = [view.taps[self.tap] for view in unlabeled]
+        view_taps = [view.taps[self.tap] for view in trained]
         if self.detach == "all":
             view_taps = jax.lax.stop_gradient(view_taps)
         taps = [*labeled_taps, *view_taps]
@@ -328,9 +330,15 @@ class MPMC(Plugin):
         split = _split_like(logits, taps)
         of_labeled, of_views = split[: len(supervised)], split[len(supervised) :]
         terms, metrics = self._labeled(of_labeled, supervised, reduction)
-        if unlabeled:
-            more = self._unlabeled(of_views, unlabeled, targets, reduction)
+        if trained:
+            more = self._unlabeled(of_views, trained, targets, reduction)
             terms, metrics = {**terms, **more[0]}, {**metrics, **more[1]}
+        if unlabeled:
+            made = [targets[view.name] for view in unlabeled]
+            metrics["lambda_mean"] = (
+                _add([target.lambda_sum for target in made]),
+                _add([target.lambda_count for target in made]),
+            )
         return PluginLosses(terms, metrics, updated["batch_stats"])
 
     def _labeled(
@@ -397,21 +405,14 @@ class MPMC(Plugin):
             means.append(view.coefficient / coefficients * mean)
             patches += jnp.sum(valid_bhw, dtype=jnp.int32)
         loss = jnp.sum(jnp.stack(means))
-        made = [targets[view.name] for view in views]
-        active = made[0].active
+        active = targets[views[0].name].active
         if active is not None:
             loss, patches = (jnp.where(active, x, 0) for x in (loss, patches))
         metrics = {
             # `loss` is already divided by the global count; multiply back so that
             # (sum, count) pairs add up.
             "loss_patch_unlabeled": (loss * sum(counts.values()), patches),
-            "lambda_mean": (
-                sum(target.lambda_sum for target in made),
-                sum(target.lambda_count for target in made),
-            ),
         }
-        if not self.unlabeled:
-            return {}, metrics
         return {"patch_unlabeled": self.beta * reduction.sum(loss)}, metrics
 
     def _valid(self, region: Region) -> Array:
