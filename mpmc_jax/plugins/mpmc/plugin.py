@@ -391,7 +391,7 @@ class MPMC(Plugin):
         """Averages the views' losses with the weights of their pixel losses (D18)."""
         coefficients = sum(view.coefficient for view in views)
         counts = {view.name: reduction.counts[_patches(view.name)] for view in views}
-        means, patches = [], 0
+        means, patches = [], []
         for logits_bhwc, view in zip(logits, views, strict=True):
             target = targets[view.name]
             valid_bhw = self._valid(view.region)
@@ -403,15 +403,15 @@ class MPMC(Plugin):
                 count=counts[view.name],
             )
             means.append(view.coefficient / coefficients * mean)
-            patches += jnp.sum(valid_bhw, dtype=jnp.int32)
-        loss = jnp.sum(jnp.stack(means))
+            patches.append(jnp.sum(valid_bhw, dtype=jnp.int32))
+        loss, count = jnp.sum(jnp.stack(means)), _add(patches)
         active = targets[views[0].name].active
         if active is not None:
-            loss, patches = (jnp.where(active, x, 0) for x in (loss, patches))
+            loss, count = (jnp.where(active, x, 0) for x in (loss, count))
         metrics = {
             # `loss` is already divided by the global count; multiply back so that
             # (sum, count) pairs add up.
-            "loss_patch_unlabeled": (loss * sum(counts.values()), patches),
+            "loss_patch_unlabeled": (loss * sum(counts.values()), count),
         }
         return {"patch_unlabeled": self.beta * reduction.sum(loss)}, metrics
 
