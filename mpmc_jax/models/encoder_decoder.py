@@ -24,9 +24,10 @@ class EncoderDecoder(nn.Module):
       decoder: the `module` of a `Decoder`.
       num_classes: channels of the logits.
       taps: names of the encoder's taps.
-      multiple: sides of images must be multiples of this.
-      resizes_images: whether the whole network resizes other images to the nearest
-        multiples, and the logits back.
+      multiple: sides of images for `encode` must be multiples of this.
+      resizes_images: whether `__call__` resizes other images to the nearest multiples,
+        and the logits back; otherwise it repeats their last rows and columns up to the
+        next multiples, and crops the logits.
       half_pixel: whether logits are upsampled with half-pixel centers instead of
         aligned corners.
       drops_elements: whether the encoder and the decoder drop single elements.
@@ -71,8 +72,8 @@ class EncoderDecoder(nn.Module):
             below = (rows if rows % self.multiple else columns) - rest
             raise ValueError(
                 f"the network does not take images of {rows}x{columns} pixels: both "
-                f"sides must be multiples of {self.multiple}; set data.crop and "
-                f"eval.pad_to to such: the next ones are {below or self.multiple} and "
+                f"sides must be multiples of {self.multiple}; set data.crop to one: "
+                f"the next ones are {below or self.multiple} and "
                 f"{below + self.multiple}"
             )
         is_double = images_bhwc.dtype == jnp.float64
@@ -124,11 +125,18 @@ class EncoderDecoder(nn.Module):
         if self.resizes_images:
             nearest = self._nearest(sides[0]), self._nearest(sides[1])
             images_bhwc = resize_align_corners(images_bhwc, nearest)
+        elif self.multiple > 1:
+            below, right = (-side % self.multiple for side in sides)
+            padding = ((0, 0), (0, below), (0, right), (0, 0))
+            images_bhwc = jnp.pad(images_bhwc, padding, mode="edge")
         features = self.encode(images_bhwc, train=train)
         prediction = self.decode(features, train=train)
 
         def full(logits_bhwc: Array) -> Array:
-            return resize_align_corners(self.upsample(logits_bhwc, features.size), size)
+            whole_bhwc = self.upsample(logits_bhwc, features.size)
+            if self.resizes_images:
+                return resize_align_corners(whole_bhwc, size)
+            return whole_bhwc[:, : size[0], : size[1]]
 
         prediction = prediction.replace(logits=full(prediction.logits))
         if prediction.auxiliary is not None:

@@ -43,12 +43,12 @@ class Encoder:
       default_tap: the early tap that MPMC reads by default.
       first_kernel: path of the parameter whose last but one axis are image channels.
       maps: outputs of its convolutions and dense layers, for the memory estimate.
-      multiple: sides of images must be multiples of this.
+      multiple: sides of training crops must be multiples of this.
       element_dropout: whether it drops single elements, or branches, in train mode.
       has_variants: whether it depends on `ModelConfig.variant`.
       levels: four taps of one stride for decoders of several levels; () for none.
-      resizes_images: whether images of other sides than multiples are resized to the
-        nearest ones for a prediction, and the logits back; False refuses them.
+      resizes_images: whether images of other sides are resized to the nearest
+        multiples for a prediction, and the logits back; False pads them.
       normalization: that of RGB images, a key of `pixels.NORMALIZATIONS`.
       adapters: path of each variable whose shape depends on the training crop -> how
         weights for another crop are adapted. Without an entry they are refused.

@@ -169,7 +169,7 @@ def test_a_patch_is_what_a_token_sees_and_positions_are_those_of_the_crop():
         (24, 48, 21)
     )
     with pytest.raises(ValueError, match="30x48 .* multiples of 4; set data.crop"):
-        module.apply(variables, jnp.zeros((1, 30, 48, 3)))
+        module.apply(variables, jnp.zeros((1, 30, 48, 3)), method="encode")
 
 
 def test_halves_combine_or_are_refused_in_one_line():

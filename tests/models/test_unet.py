@@ -1,5 +1,6 @@
 """The U-Net: published numbers, taps, dropout, refusals; every method trains on it."""
 
+import dataclasses
 import functools
 
 import jax
@@ -75,9 +76,18 @@ def test_dice_without_labels_is_not_for_all():
         tiny.setup(config)
 
 
-def test_sides_that_do_not_halve_are_refused():
+def test_images_that_do_not_halve_are_padded_and_crops_refused():
+    module = build_segmenter(CONFIG)
+    image = np.random.default_rng(0).normal(size=(1, 33, 48, 1)).astype(np.float32)
+    variables = module.init(jax.random.key(0), image)
+    repeated = image[:, [*range(33), *[32] * 15]]
+    found = module.apply(variables, image).logits
+    wanted = module.apply(variables, repeated).logits[:, :33]
+    np.testing.assert_array_equal(found, wanted)
     with pytest.raises(ValueError, match=r"33x48 .* multiples of 16; set data.crop"):
-        build_segmenter(CONFIG).init(jax.random.key(0), jnp.zeros((1, 33, 48, 1)))
+        module.apply(variables, image, method="encode")
+    with pytest.raises(ValueError, match="data.crop=321: the U-Net .* 320 and 336"):
+        build_segmenter(dataclasses.replace(CONFIG, image_size=321))
 
 
 # UniMatch's steps on it are in test_parity.py.

@@ -17,14 +17,26 @@ Array = jax.Array
 
 STAGES = ("stage1", "stage2", "stage3", "stage4", "stage5")
 SLOPE = 0.01  # of the leaky ReLU
+_STRIDE = 2 ** (len(STAGES) - 1)
 
 # Share of the elements that each stage drops in training.
 _DROPOUT = (0.05, 0.1, 0.2, 0.3, 0.5)
 
 
 def build(config: ModelConfig, axis_name: str | None) -> Encoder:
-    """Builds the encoder; the stage of stride 4 is its early tap."""
+    """Builds the encoder; the stage of stride 4 is its early tap.
+
+    Raises:
+      ValueError: the training crop cannot be halved four times.
+    """
     channels = stage_channels(config.width)
+    whole, rest = divmod(config.image_size, _STRIDE)
+    if rest or not whole:
+        raise ValueError(
+            f"data.crop={config.image_size}: the U-Net needs a multiple of {_STRIDE}; "
+            f"the next ones are {max(whole, 1) * _STRIDE} and "
+            f"{max(whole + 1, 2) * _STRIDE}"
+        )
     return Encoder(
         UNetEncoder(config.width, axis_name, config.remat),
         taps={
@@ -34,7 +46,7 @@ def build(config: ModelConfig, axis_name: str | None) -> Encoder:
         default_tap="stage3",
         first_kernel=("stage1", "conv0", "conv", "kernel"),
         maps=feature_maps(_paths(config.in_channels, channels)),
-        multiple=2 ** (len(STAGES) - 1),
+        multiple=_STRIDE,
         element_dropout=True,
     )
 
