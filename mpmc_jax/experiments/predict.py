@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 import jax
 import numpy as np
+from absl import logging
 
 from mpmc_jax.data import decode, stacks
 from mpmc_jax.data.decode import decode_array
@@ -115,6 +116,7 @@ class PredictionWriter:
         )
         self._patches = patch_classifier(run) if "patches" in kinds else None
         self.written = self.kept = 0
+        self._warned = False
         self._failed: dict[pathlib.Path, str] = {}
 
     def problems(self, files: Iterable[pathlib.Path]) -> list[str]:
@@ -147,6 +149,7 @@ class PredictionWriter:
                 images.append(found)
                 continue
             elif found == _STACK:
+                self._warn_of_scaling(file)
                 volumes.append(file)
                 continue
             else:
@@ -180,6 +183,19 @@ class PredictionWriter:
             return decode_array(file.read_bytes(), pixels)
 
         return _Image(file, size, targets, read, tags)
+
+    def _warn_of_scaling(self, file: pathlib.Path) -> None:
+        """Warns, once, of volumes that may differ from the images of training."""
+        scaled = stacks.is_nifti(file) and self._facts.dataset != "acdc"
+        if scaled and not self._warned:
+            self._warned = True
+            logging.warning(
+                "%s: volumes are scaled from their smallest to their largest value, "
+                "and slices are stored as (Y,X), as ACDC is prepared. If the images of "
+                "training were exported from volumes in another way, export these in "
+                "the same way and predict the images.",
+                file,
+            )
 
     def _are_done(self, targets: Iterable[pathlib.Path]) -> bool:
         """Whether results exist already and stay.

@@ -190,7 +190,9 @@ def test_a_georeference_is_kept(make_run, tmp_path):
 
 
 @pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
-def test_a_nifti_volume_is_predicted_on_its_grid(make_run, tmp_path, ending, capsys):
+def test_a_nifti_volume_is_predicted_on_its_grid(
+    make_run, tmp_path, ending, capsys, caplog
+):
     run = make_run(VOLUME)
     values = np.random.default_rng(0).integers(-50, 900, (9, 11, 5)).astype(np.int16)
     affine = np.diag([1.5, 1.5, 8, 1.0])
@@ -206,6 +208,8 @@ def test_a_nifti_volume_is_predicted_on_its_grid(make_run, tmp_path, ending, cap
     expected = [_expected(run, each[..., None])[0] for each in unit]
     np.testing.assert_array_equal(np.asarray(found.dataobj), np.transpose(expected))
     assert "1 of 1 image written" in capsys.readouterr().out
+    # The run is not one on ACDC.
+    assert caplog.text.count("volumes are scaled from their smallest") == 1
     _predict(f"--input={tmp_path}", f"--output={out}", "--outputs=index,color")
     assert "1 of 1 image already done" in capsys.readouterr().out
 

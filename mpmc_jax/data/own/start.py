@@ -230,8 +230,9 @@ def _settings(
     lines += _imbalance(source, report)
     if source.pixels.channels == 3 and decode.is_picture(source.pixels):
         lines += [
-            "# A vision transformer with pretrained weights is better, see",
-            "# docs/weights.md: backbone=dinov2_s14 in the argument, and",
+            "# Pretrained weights make the largest difference, see",
+            "# docs/choosing_a_method.md; for instance, in the argument,",
+            "# method=unimatch_v2,backbone=dinov2_s14, and",
             '# config.model.pretrained = "dinov2_s14"',
         ]
     return lines
