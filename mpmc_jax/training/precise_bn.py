@@ -48,22 +48,27 @@ def make_bn_recompute(
       variance. Those of the plug-in and of a frozen encoder stay.
     """
 
-    def add(total: PyTree, batch: Batch, given: tuple[PyTree, PyTree]) -> PyTree:
-        params, kept = given
+    def add(total: PyTree, batch: Batch, given: tuple[PyTree, ...]) -> PyTree:
+        params, kept, start = given
         crops = [c for c in (batch.labeled, batch.unlabeled) if c is not None]
         images = jnp.concatenate([config.method.unit(c.image) for c in crops])
         normalized = config.method.normalize(images)
 
         def pass_statistics(name: str) -> PyTree:
-            """Starting from zero, a pass adds its own statistics times the momentum."""
-            zeros = jax.tree.map(jnp.zeros_like, total[name])
-            stats = {**kept[name], **zeros}
+            """A pass moves statistics towards its own, by the momentum."""
+            stats = {**kept[name], **start[name]}
             network = Network(config.modules[name], params[name], stats, train=True)
             _, network = base.full_pass(network, normalized)
-            return {part: network.batch_stats[part] for part in zeros}
+            moved = {part: network.batch_stats[part] for part in start[name]}
+            left = 1 - BATCH_NORM_MOMENTUM
+            return jax.tree.map(
+                lambda new, old: (new - left * old) / BATCH_NORM_MOMENTUM,
+                moved,
+                start[name],
+            )
 
         return jax.tree.map(
-            lambda sum_, each: sum_ + each / (BATCH_NORM_MOMENTUM * batches),
+            lambda sum_, each: sum_ + each / batches,
             total,
             {name: pass_statistics(name) for name in total},
         )
@@ -79,10 +84,16 @@ def make_bn_recompute(
         if not jax.tree.leaves(replaced):
             return state
         old = parallel.fetch(replaced)
-        zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), old)
-        total = parallel.replicate(zeros)
+        # On GPUs a norm's variance is exact only near the running mean, see
+        # `models.normalization`; variances start at zero, to be recovered exactly.
+        start = parallel.replicate(
+            jax.tree.map_with_path(
+                lambda path, x: x if path[-1].key == "mean" else np.zeros_like(x), old
+            )
+        )
+        total = parallel.replicate(jax.tree.map(np.zeros_like, old))
         for batch in read():
-            total = adding(total, batch, (params, kept))
+            total = adding(total, batch, (params, kept, start))
         found = {name: {**kept[name], **total[name]} for name in total}
         return state.replace(**{f"{prefix}batch_stats": {**stats, **found}})
 
