@@ -49,6 +49,12 @@ def test_published_values_stand_in_rows_and_columns_of_the_table(name):
     assert set(published.get("classes", {})) <= set(experiment.rows)
 
 
+def test_table_5_runs_on_the_backbone_of_its_published_baseline():
+    """66.3, 72.8 and 75.0 are UniMatch's supervised baseline on ResNet-101."""
+    runs = base.plan("table5", registry.EXPERIMENTS["table5"]).runs
+    assert {run.argument["backbone"] for run in runs} == {"resnet101"}
+
+
 def test_published_gains_are_those_of_the_paper():
     def gain(name, row, column):
         table = base.plan(name, registry.EXPERIMENTS[name])
