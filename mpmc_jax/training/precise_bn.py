@@ -48,6 +48,38 @@ def make_bn_recompute(
       variance. Those of the plug-in and of a frozen encoder stay.
     """
 
+    adding = parallel.compile(_adder(config, batches))
+
+    def recompute_bn_stats(state: TrainState, averaged: bool) -> TrainState:
+        prefix = "ema_" if averaged else ""
+        stats = getattr(state, f"{prefix}batch_stats")
+        trees = getattr(state, f"{prefix}params")
+        params = {name: trees[name] for name in config.modules}
+        kept, replaced = _split(config, stats)
+        if not jax.tree.leaves(replaced):
+            return state
+        old = parallel.fetch(replaced)
+        # On GPUs a norm's variance is exact only near the running mean, see
+        # `models.normalization`; variances start at zero, to be recovered exactly.
+        start = parallel.replicate(
+            jax.tree.map_with_path(
+                lambda path, x: x if path[-1].key == "mean" else np.zeros_like(x), old
+            )
+        )
+        total = parallel.replicate(jax.tree.map(np.zeros_like, old))
+        for batch in read():
+            total = adding(total, batch, (params, kept, start))
+        found = {name: {**kept[name], **total[name]} for name in total}
+        return state.replace(**{f"{prefix}batch_stats": {**stats, **found}})
+
+    return recompute_bn_stats
+
+
+def _adder(
+    config: StepConfig, batches: int
+) -> Callable[[PyTree, Batch, tuple[PyTree, ...]], PyTree]:
+    """Makes (sum of statistics, batch, variables) -> the sum with a batch's own."""
+
     def add(total: PyTree, batch: Batch, given: tuple[PyTree, ...]) -> PyTree:
         params, kept, start = given
         crops = [c for c in (batch.labeled, batch.unlabeled) if c is not None]
@@ -73,31 +105,7 @@ def make_bn_recompute(
             {name: pass_statistics(name) for name in total},
         )
 
-    adding = parallel.compile(add)
-
-    def recompute_bn_stats(state: TrainState, averaged: bool) -> TrainState:
-        prefix = "ema_" if averaged else ""
-        stats = getattr(state, f"{prefix}batch_stats")
-        trees = getattr(state, f"{prefix}params")
-        params = {name: trees[name] for name in config.modules}
-        kept, replaced = _split(config, stats)
-        if not jax.tree.leaves(replaced):
-            return state
-        old = parallel.fetch(replaced)
-        # On GPUs a norm's variance is exact only near the running mean, see
-        # `models.normalization`; variances start at zero, to be recovered exactly.
-        start = parallel.replicate(
-            jax.tree.map_with_path(
-                lambda path, x: x if path[-1].key == "mean" else np.zeros_like(x), old
-            )
-        )
-        total = parallel.replicate(jax.tree.map(np.zeros_like, old))
-        for batch in read():
-            total = adding(total, batch, (params, kept, start))
-        found = {name: {**kept[name], **total[name]} for name in total}
-        return state.replace(**{f"{prefix}batch_stats": {**stats, **found}})
-
-    return recompute_bn_stats
+    return add
 
 
 def _split(config: StepConfig, stats: PyTree) -> tuple[PyTree, PyTree]:
