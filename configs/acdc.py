@@ -6,7 +6,7 @@ r"""ACDC, cardiac MRI in four classes: slices for training, volumes for validati
 
 LISTS is a folder of published lists; splits 1, 3 and 7 are numbers of labeled cases.
 The network is UniMatch's U-Net; model=deeplabv3plus,backbone=resnet101,crop=224 is what
-the text of the paper says (D12).
+the text of the paper says (row D12 of docs/deviations.md).
 """
 
 import ml_collections

@@ -10,7 +10,8 @@ import ml_collections
 _KEYS = ("method", "mpmc", "split", "lists", "backbone", "model", "crop")
 
 # "recommended": until measurements decide, the paper's method with a lambda_s of
-# mean 1 (D4: as written it divides L_u by ten) and the cheap head (D16).
+# mean 1 (row D4 of docs/deviations.md: as written it divides L_u by ten) and the cheap
+# head (D16).
 MPMC = {
     "off": {"enabled": False},
     "paper": {"enabled": True},

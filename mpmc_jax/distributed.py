@@ -41,7 +41,7 @@ def gathered(tree: T, axis_name: str | None) -> T:
 
 
 def is_alone() -> bool:
-    """Whether one process may save by itself: several do together, or not at all."""
+    """Whether the run has a single process."""
     return jax.process_count() == 1
 
 

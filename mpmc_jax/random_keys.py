@@ -11,10 +11,10 @@ from mpmc_jax.types import Array
 class Keys:
     """The random keys of one micro-batch on one device, and the run's progress.
 
-    A stream is a name. An example's key depends on (seed, name, step, example) and a
-    group's key on (seed, name, step, group), so no draw depends on the device count.
-    Streams of examples, of groups and of steps differ even if their names are the same:
-    example 0 and group 0 have different keys.
+    An example's key depends on (seed, name of the draw, step, example) and a group's
+    key on (seed, name, step, group), so no draw depends on the device count. Keys of
+    examples, of groups and of steps differ even if their names are the same: example 0
+    and group 0 have different keys.
 
     Attributes:
       root: the run's key.

@@ -6,15 +6,18 @@ Array names end in the letters of their axes:
     g     groups of examples, as on one GPU of the published run (`train.group_size`)
     h, w  rows and columns of the array in question
     c     image channels or classes; i, o input and output channels of a kernel
+    k     rows, and columns, of a kernel
     d     feature channels
     n     items of a flat list (the pixels of a map, the negatives of an anchor)
     m     anchors per class
+    p     parts of the channels, each pooled at a window of its own
     1, 4  an axis of that length
 
 So `logits_bhwc` are class scores and `label_bhw` a label map. In docstrings, C
 stands for the classes where c stands for image channels, and (H,W) for the size of a
-whole image where (h,w) is a smaller one. Everything here is plain data: no part of
-the training loop, no network and no file is needed to create it.
+whole image where (h,w) is a smaller one. Everything here is plain data or, in
+`Network`, a Flax module with its variables: nothing depends on the training loop or on
+files.
 """
 
 import dataclasses
@@ -81,7 +84,7 @@ class Features(struct.PyTreeNode):
     Attributes:
       taps: name of the layer -> (b,h,w,d) map.
       size: rows and columns of the input images.
-      dropout_keys: (b,) keys for a decoder that drops single elements, or None.
+      dropout_keys: (b,) keys for a decoder with dropout, or None.
     """
 
     taps: dict[str, Array]
@@ -170,9 +173,12 @@ class Network(struct.PyTreeNode):
 class Region(struct.PyTreeNode):
     """The pixels that a loss term counts, as far as known before any prediction.
 
+    `valid` is the method's choice and `real` a fact of the images: a method whose
+    published code counts padding has pixels that are valid and not real.
+
     Attributes:
-      valid: (b,h,w) bool, the pixels counted in the base method's divisor.
-      real: (b,h,w) bool, the pixels that come from an image (and, for the
+      valid: (b,h,w) bool, the pixels that the base method's loss counts in its divisor.
+      real: (b,h,w) bool, the pixels that show an image and no padding (and, for the
         supervised term, have a label). The plug-in uses only these.
     """
 

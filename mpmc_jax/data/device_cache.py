@@ -129,7 +129,8 @@ class DeviceCache:
             )
             if labeled:
                 return image, decode.record_label(record["mask"])
-            # Images deeper than bytes are only cut by picking pixels: order is free.
+            # Images of more than 8 bits are only indexed, so that converting before
+            # cropping gives the same.
             return to_bytes(image, self._pixels), None
 
         found = list(map_with_progress(read, chosen, f"loading {name}"))

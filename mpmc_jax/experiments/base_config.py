@@ -236,7 +236,8 @@ def _mpmc() -> dict:
         # Pooling windows, any of (1, 3, 7, 19); 1 is the feature itself. On patches of
         # a vision transformer (1, 3, 7) are about as large as (1, 7, 19) on layer1.
         "windows": (1, 7, 19),
-        # "paper": widths 256, 128, 64; "lite": projected to 64 first (D16).
+        # "paper": widths 256, 128, 64; "lite": projected to 64 first (row D16 of
+        # docs/deviations.md, as the D numbers below).
         "head": "paper",
         # Confidence gamma: softmax_prob (paper), softmax_logit, sigmoid (D4).
         "confidence": "softmax_prob",

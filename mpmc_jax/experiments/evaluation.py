@@ -135,9 +135,9 @@ def evaluated_network(
 def make_probe_builder(setup: Setup) -> Callable[[TrainState], PatchProbe | None]:
     """Returns the function from a state to its patch classifier, None without one.
 
-    The patch classifier is the one that weighs pseudo-labels in training (D24): head
-    and taps of the network that makes the targets, whatever network is evaluated. All
-    probes share one function, and so its compiled programs.
+    The patch classifier is the one that weighs pseudo-labels in training (row D24 of
+    docs/deviations.md): head and taps of the network that makes the targets, whatever
+    network is evaluated. All probes share one function, and so its compiled programs.
     """
     plugin = setup.step.plugin
     if not plugin.classifies_patches:

@@ -296,7 +296,8 @@ def with_protocol(
       crop: side of the protocol's windows; None for the run's own.
       scales: factors by which images are resized; () for the run's own.
       flip: whether to evaluate mirrored images too, even if the run's own does not.
-      pad_to: pads whole images to multiples of this; 0 is exact.
+      pad_to: pads whole images to multiples of this; 0 pads nothing. It is not taken
+        from the run's configuration.
 
     Raises:
       ValueError: an unknown protocol, or an option that the protocol does not use.

@@ -1,4 +1,7 @@
-"""The soft Dice loss of dense class scores, weighted pixel by pixel (D21)."""
+"""The soft Dice loss of dense class scores, weighted pixel by pixel.
+
+See row D21 of docs/deviations.md.
+"""
 
 import jax
 import jax.numpy as jnp

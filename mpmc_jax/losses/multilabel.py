@@ -1,7 +1,7 @@
 """Losses of a patch classifier that predicts the classes in a patch (eq. 3-6).
 
-Every loss is a mean over classes and valid patches (D2). The paper prints a sum over
-patches, which would grow with the resolution.
+Every loss is a mean over classes and valid patches (row D2 of docs/deviations.md). The
+paper prints a sum over patches, which would grow with the resolution.
 """
 
 import jax

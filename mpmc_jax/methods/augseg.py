@@ -77,7 +77,9 @@ class Targets(struct.PyTreeNode):
 
 @dataclasses.dataclass(frozen=True)
 class AugSeg(base.Method):
-    """AugSeg: L = L_x + alpha * 4 * L_u; alpha = 0.25 weighs both equally (D11).
+    """AugSeg: L = L_x + alpha * 4 * L_u.
+
+    The default alpha 0.25 weighs both equally (row D11 of docs/deviations.md).
 
     Attributes:
       group_size: number of images mixed with each other; per GPU in published runs.
@@ -190,7 +192,7 @@ class AugSeg(base.Method):
             teacher=teachers["student"],
             truth=targets.truth,
             name="unlabeled",
-            coefficient=1 / base.ALPHA,
+            coefficient=1 / base.DEFAULT_ALPHA,
         )
         metrics = {
             "injected": base.sum_and_count(targets.truth),

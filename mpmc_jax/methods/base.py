@@ -34,10 +34,11 @@ from mpmc_jax.types import (
 
 T = TypeVar("T")
 
-# The default of the setting `mpmc.alpha`, alpha of eq. 7, which acts without MPMC too:
-# the step weighs the loss of every view by alpha * coefficient. A method whose paper
-# gives this product as one number sets its coefficient to that number / ALPHA.
-ALPHA = 0.25
+# The default of the setting `mpmc.alpha`, alpha of eq. 7. It acts without MPMC too: the
+# step weighs the loss of every view by alpha * coefficient. Methods whose paper gives
+# this product as one number divide that number by the default alpha, so that with the
+# default the product is the published one.
+DEFAULT_ALPHA = 0.25
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,8 +49,8 @@ class Method(abc.ABC):
       pixels: the format of stored pixels, and how they are normalized.
       scale: factor of the whole objective, including the plug-in's terms.
       delay: steps from requesting a partner image to using it; 0 for no requests.
-      element_dropout: whether the network drops single elements in train mode; see
-        `dropout_keys`.
+      element_dropout: whether the network has standard dropout or stochastic depth in
+        train mode; see `dropout_keys`.
       networks: names of the students.
       streams: the crops that the data pipeline must emit.
       teacher: "student" if the students predict the targets themselves, "average" if
@@ -69,17 +70,21 @@ class Method(abc.ABC):
     evaluated: ClassVar[Literal["student", "average"]] = "average"
 
     def unit(self, images: Array) -> Array:
-        """Stored images -> unit values in the default float type."""
+        """Stored images -> floats in [0, 1], of the default float type."""
         return preprocess.to_unit(images, self.pixels, jnp.zeros(()).dtype)
 
     def normalize(self, images: Array) -> Array:
-        """Unit values -> normalized network input."""
+        """Floats in [0, 1] -> normalized network input."""
         return preprocess.normalize(images, self.pixels)
 
     def dropout_keys(self, draw: Callable[[str], Array], *parts: str) -> Array | None:
         """The (n,) dropout keys of one train-mode pass, for `Network.encode`.
 
-        They are None for a network without element dropout, so that nothing is drawn.
+        They are for the dropout of the network itself, such as that of the U-Net, and
+        None for a network without. Their keys are named "noise/..."; those named
+        "dropout/..." are for the channels that a method drops between encoder and
+        decoder or in the decoder (`augmentation.dropout`). Other names would change
+        what every run draws.
 
         Args:
           draw: `Keys.examples` or `Keys.groups`.
@@ -103,7 +108,10 @@ class Method(abc.ABC):
         return {}
 
     def independent_teacher_init(self) -> bool:
-        """Whether the average starts with its own random weights, not with a copy."""
+        """Whether the average's decoder starts with its own random weights.
+
+        The encoder is copied in any case.
+        """
         return False
 
     def memory(self, pixels: int, positions: int, groups: int) -> dict[str, int]:
@@ -225,8 +233,8 @@ def all_taps(features: Features, prediction: Prediction) -> dict[str, Array]:
 class Pass(struct.PyTreeNode):
     """The result of one pass through a network.
 
-    Logits are enlarged where they are asked for, so that those of a part and their
-    gradient are no slices of larger arrays.
+    Logits are upsampled lazily, so that a slice of the batch upsamples its own logits
+    alone.
 
     Attributes:
       network: the module that enlarges them.
@@ -262,7 +270,7 @@ class Pass(struct.PyTreeNode):
         return jax.tree.map(lambda x: x[start:stop], self)
 
     def halves(self) -> tuple["Pass", "Pass"]:
-        """Splits a pass over [labeled, unlabeled] images into those two parts."""
+        """Splits the batch into its two halves, such as [labeled, unlabeled] images."""
         total = len(self.coarse)
         return self.part(0, total // 2), self.part(total // 2, total)
 

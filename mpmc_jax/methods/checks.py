@@ -17,9 +17,9 @@ def check_reversed(method: str, group_size: int) -> None:
     """Raises ValueError if reversing a group leaves an image where it was."""
     if group_size % 2:
         raise ValueError(
-            f"{method} mixes each image with the group's in reverse order, and "
-            f"train.group_size={group_size} leaves the middle one by itself; use an "
-            "even group"
+            f"{method} mixes image i of a group with image n-1-i; with "
+            f"train.group_size={group_size} the middle image would be mixed with "
+            "itself; use an even group"
         )
 
 

@@ -244,7 +244,7 @@ class CPS(base.Method):
             student_name=name,
             teacher_name=other,
             loss=self.loss,
-            coefficient=self.weight / base.ALPHA,
+            coefficient=self.weight / base.DEFAULT_ALPHA,
         )
 
     def average_decays(self, step: Array, steps_per_epoch: int) -> None:

@@ -27,7 +27,7 @@ class FixMatch(UniMatch):
 
     perturbed: tuple[tuple[str, int], ...] = ()
 
-    strong_coefficients = {"s1": 1 / base.ALPHA}
+    strong_coefficients = {"s1": 1 / base.DEFAULT_ALPHA}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +37,7 @@ class AverageFixMatch(MeanTeacher):
     ema_decay: float = 0.996
     scale: float = dataclasses.field(default=0.5, kw_only=True)
 
-    coefficient = 1 / base.ALPHA
+    coefficient = 1 / base.DEFAULT_ALPHA
 
     def __post_init__(self) -> None:
         checks.check_average("fixmatch", self.ema_decay, 0.996)

@@ -51,7 +51,9 @@ class Inputs(struct.PyTreeNode):
 
 @dataclasses.dataclass(frozen=True)
 class MeanTeacher(base.Method):
-    """Mean teacher: L = L_x + alpha * L_u, with alpha as in eq. 7 (D11).
+    """Mean teacher: L = L_x + alpha * L_u, with alpha as in eq. 7.
+
+    It has no published weight of L_u (row D11 of docs/deviations.md).
 
     Attributes:
       group_size: number of images mixed with each other.

@@ -36,7 +36,7 @@ def is_confident(
 ) -> Array:
     """Whether the confidence of each pseudo-label reaches its threshold: (b,h,w) bool.
 
-    Where the label is void, an answer is given that nothing may depend on.
+    The result is unspecified where the label is void.
     """
     if isinstance(threshold, float | int):
         return confidence_bhw >= threshold

@@ -32,7 +32,8 @@ class MethodContext:
       num_unlabeled: number of images in the unlabeled list.
       pixels: the format of stored pixels.
       perturbed: tap -> channels, for the encoder's outputs that the decoder reads.
-      element_dropout: whether the network drops single elements in train mode.
+      element_dropout: whether the network has standard dropout or stochastic depth in
+        train mode.
       dropout: map of the decoder -> channels, where U2PL and AEL drop channels.
       embedding: channels of the pixel embedding, 0 for a network without one.
       axis_name: the device axis, or None on a single device.

@@ -167,7 +167,7 @@ class UniMatchV2(base.Method):
                 teacher=teachers["student"],
                 name=name,
                 loss=self.loss,
-                coefficient=0.5 / base.ALPHA,
+                coefficient=0.5 / base.DEFAULT_ALPHA,
             )
             for name, passed, mask in zip(
                 _VIEWS, both.halves(), inputs.masks, strict=True

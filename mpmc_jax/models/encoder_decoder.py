@@ -30,7 +30,7 @@ class EncoderDecoder(nn.Module):
         next multiples, and crops the logits.
       half_pixel: whether logits are upsampled with half-pixel centers instead of
         aligned corners.
-      drops_elements: whether the encoder and the decoder drop single elements.
+      drops_elements: whether the encoder has dropout, and whether the decoder has.
       dtype: compute dtype.
       freeze_encoder: whether the encoder is constant: it runs in evaluation mode, and
         no gradient is computed there.
@@ -57,8 +57,8 @@ class EncoderDecoder(nn.Module):
     ) -> Features:
         """Computes the encoder's taps, or those up to `until`, from images.
 
-        `dropout_keys` are (b,) keys for halves that drop single elements, which they do
-        only in train mode. The decoder finds its keys in the result.
+        `dropout_keys` are (b,) keys for parts with dropout, which acts only in train
+        mode. The decoder finds its keys in the result.
 
         Raises:
           ValueError: `until` names no tap, or a side is no multiple of `multiple`.

@@ -44,7 +44,8 @@ class Encoder:
       first_kernel: path of the parameter whose last but one axis are image channels.
       maps: outputs of its convolutions and dense layers, for the memory estimate.
       multiple: sides of training crops must be multiples of this.
-      element_dropout: whether it drops single elements, or branches, in train mode.
+      element_dropout: whether it has standard dropout or stochastic depth in train
+        mode.
       has_variants: whether it depends on `ModelConfig.variant`.
       levels: four taps of one stride for decoders of several levels; () for none.
       resizes_images: whether images of other sides are resized to the nearest
@@ -112,7 +113,8 @@ class Decoder:
       maps: outputs of its convolutions without the heads, for the memory estimate.
       dropout_channels: maps whose channels U2PL and AEL drop -> their channels.
       has_variants: whether it depends on `ModelConfig.variant`.
-      element_dropout: whether it drops single elements in train mode.
+      element_dropout: whether it has standard dropout or stochastic depth in train
+        mode.
       half_pixel: whether logits are upsampled with half-pixel centers; False: with
         aligned corners.
     """

@@ -216,7 +216,7 @@ class ConvNorm(nn.Module):
 
 
 def element_dropout(keys_b: Array, x: Array, rate: float) -> Array:
-    """Drops single elements and scales the others by 1 / (1 - rate).
+    """Applies standard dropout: the elements that stay are scaled by 1 / (1 - rate).
 
     An example's mask depends on its key alone, not on its place in the batch.
     """

@@ -15,8 +15,8 @@ from mpmc_jax.models.pooling import (
 
 Array = jax.Array
 
-# Widths of the three blocks at `width` 64: "paper" as published, "lite" narrower (D16
-# in docs/deviations.md).
+# Widths of the three blocks at `width` 64: "paper" as published, "lite" narrower (row
+# D16 of docs/deviations.md).
 BLOCK_WIDTHS = {"paper": (256, 128, 64), "lite": (64, 64, 64)}
 PROJECTION = 64
 

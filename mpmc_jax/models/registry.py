@@ -172,7 +172,7 @@ def dropout_channels(config: ModelConfig) -> dict[str, int]:
 
 
 def element_dropout(config: ModelConfig) -> bool:
-    """Whether the network drops elements in train mode, so that `encode` needs keys."""
+    """Whether the network has dropout in train mode, so that `encode` needs keys."""
     encoder, decoder = _halves(config)
     return encoder.element_dropout or decoder.element_dropout
 

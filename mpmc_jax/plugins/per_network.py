@@ -12,11 +12,11 @@ from mpmc_jax.types import Array, Network, PyTree, Region, Supervised, View
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PerNetwork(Plugin):
-    """Runs a plug-in once per network, with variables of its own (D28).
+    """Runs a plug-in once per network, with variables of its own.
 
     A network's variables are trained on the taps of its own passes, and reweight the
     views that the network labels. The terms of all networks are added. Evaluation uses
-    the first network's.
+    the first network's. This is row D28 of docs/deviations.md.
 
     Attributes:
       plugin: the plug-in.

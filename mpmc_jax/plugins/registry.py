@@ -17,7 +17,7 @@ def build_plugin(config: ConfigDict, tap: TapInfo) -> Plugin:
 
     Args:
       config: the whole configuration.
-      tap: the tap that `mpmc.tap` chooses.
+      tap: the tap that the setting `mpmc.tap` chooses, for every plug-in.
 
     Raises:
       ValueError: two plug-ins are enabled, or a value is outside its choices.

@@ -6,7 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 import optax
 
-from mpmc_jax.methods.base import ALPHA, Method
+from mpmc_jax.methods.base import DEFAULT_ALPHA, Method
 from mpmc_jax.plugins.base import Plugin
 from mpmc_jax.training import objective
 from mpmc_jax.training.optimizer import Schedule
@@ -30,7 +30,8 @@ class StepConfig:
       schedule: the optimizer's learning rate, here only to be reported; and the run's
         length, which U2PL's percentiles follow (`Keys.progress`).
       supervised_loss: L_x.
-      alpha: weight of L_u in eq. 7; 1/4 gives every method its published total (D11).
+      alpha: weight of L_u in eq. 7; 1/4 gives every method its published total
+        (row D11 of docs/deviations.md).
       rampup: steps over which that weight grows, see `alpha_at`.
       batch_size: labeled images per step, over all devices.
       group_size: number of images among which ranking, mixing and drawing happen.
@@ -51,7 +52,7 @@ class StepConfig:
     micro_batches: int
     steps_per_epoch: int
     axis_name: str | None = AXIS
-    alpha: float = ALPHA
+    alpha: float = DEFAULT_ALPHA
     rampup: int = 0
 
     def alpha_at(self, step: Array) -> Array | float:

@@ -24,7 +24,8 @@ class SupervisedLoss:
     """L_x: one of the losses by name, or the mean of two as in "ce_dice".
 
         ce      cross-entropy
-        ohem    cross-entropy of the hard pixels, ranked within groups (D14)
+        ohem    cross-entropy of the hard pixels, ranked within groups (row D14 of
+                docs/deviations.md)
         focal   `losses.focal_loss`
         dice    `losses.dice_loss`
         lovasz  `losses.lovasz_softmax`
@@ -98,7 +99,10 @@ class SupervisedLoss:
     def _part(
         self, name: str, logits: Array, label: Array, reduction: Reduction, term: str
     ) -> Array:
-        """Computes one loss; those whose divisor is not known are micro-batch means."""
+        """Computes one loss.
+
+        Losses that cannot use the whole batch's count are averaged over micro-batches.
+        """
         total = reduction.sum
         if name in REGION_LOSSES:
             loss = losses.dice_loss if name == "dice" else losses.lovasz_softmax

@@ -30,7 +30,7 @@ from mpmc_jax.types import Array, Batch, Network, Outputs, PyTree
 
 
 class StepInfo(struct.PyTreeNode):
-    """What a process sends to a step besides the batch.
+    """Host inputs of a step besides the batch.
 
     Attributes:
       step: () int32, the number of the step that the batch is for.
@@ -117,8 +117,9 @@ def make_step(
 ) -> Callable[[TrainState, Batch, StepInfo], tuple[TrainState, Metrics]]:
     """Makes the per-device step: (state, batch, info) -> (state, metrics).
 
-    The update is made only if `info.step == state.step`: after a refusal every later
-    batch is refused too, until the loop has seen it and stopped with that state.
+    The update is made only if `info.step == state.step`. A skipped update leaves
+    `state.step` as it was, so that later batches are skipped too, until the loop reads
+    the failure and stops.
     """
 
     def step(

@@ -36,8 +36,9 @@ def choose(first: Array, one: PyTree, other: PyTree) -> PyTree:
 def with_joined_vectors(tree: PyTree) -> PyTree:
     """Reads the vectors of a tree from joined copies of them, on GPUs.
 
-    XLA updates equally long vectors in place, in one kernel. Each vector whose old
-    value that kernel reads as well would first be copied, by a kernel of its own.
+    No value changes; only GPUs get faster. XLA updates equally long vectors in place,
+    in one kernel. Each vector whose old value that kernel reads as well would first be
+    copied, by a kernel of its own.
     """
     if target_platform() != "gpu":
         return tree

@@ -1,4 +1,7 @@
-"""Analysis has the lambda of training: its teacher, its head, its field (D24)."""
+"""Analysis has the lambda of training: its teacher, its head, its field.
+
+That is row D24 of docs/deviations.md.
+"""
 
 import dataclasses
 import types

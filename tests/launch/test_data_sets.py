@@ -159,7 +159,10 @@ def test_acdc_by_volume(layout, tmp_path, capsys):
 
 
 def test_deeplab_reads_acdc_with_a_stem_from_rgb_weights(tmp_path, capsys, caplog):
-    """The text's alternative (D12): one channel, from weights of three."""
+    """The text's alternative: one channel, from weights of three.
+
+    See row D12 of docs/deviations.md.
+    """
     trees.make_acdc_h5(tmp_path / "source")
     prepare("acdc", tmp_path / "source", tmp_path / "data")
     model = ModelConfig(backbone="tiny", width=8)

@@ -292,7 +292,7 @@ def test_taps_of_one_width_share_a_mask_whatever_the_devices():
 @pytest.mark.parametrize(
     ("argument", "changes", "message"),
     [
-        ("unimatch_v2", {"train__group_size": 1}, "group_size=1 leaves the middle one"),
+        ("unimatch_v2", {"train__group_size": 1}, "group_size=1 the middle image"),
         ("unimatch_v2", {"method__ema_decay": 0.0}, "method.ema_decay=0.0 is not"),
         ("cps", {"method__ema_decay": 0.9}, "ema_decay=0.9: cps keeps no average"),
         ("cps", {"cps__weight": 0.0}, "cps.weight=0.0: must be positive"),

@@ -332,7 +332,7 @@ def test_halves_that_do_not_fit_are_refused():
         (
             "method=unimatch_v2",
             {"train__group_size": 3, "train__batch_size": 6},
-            "train.group_size=3 leaves the middle one by itself; use an even group$",
+            "train.group_size=3 the middle image .* itself; use an even group$",
         ),
     ],
 )

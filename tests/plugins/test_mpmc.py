@@ -41,7 +41,8 @@ def inputs():
     supervised = Supervised(
         logits=jnp.zeros((2, SIDE, SIDE, CLASSES)),
         taps=taps,
-        # As a base method that labels its padding 0 would hand it over (D7).
+        # As a base method that labels its padding 0 would hand it over (row D7 of
+        # docs/deviations.md).
         label=jnp.asarray(np.where(where.real, label, 0), jnp.int32),
         region=where,
     )

@@ -86,7 +86,8 @@ def test_the_papers_confidence_is_nearly_flat(classes):
     logits = jnp.asarray(np.random.default_rng(0).normal(0, 9, (1, 5, 4, classes)))
     labels = jnp.zeros((1, 17, 13), jnp.int32)
     _, gamma = adaptive_weights(logits, labels, confidence="softmax_prob", scale="none")
-    # One probability against the others', all within [0, 1] (D4).
+    # One probability against the others', all within [0, 1] (row D4 of
+    # docs/deviations.md).
     assert gamma.min() >= 1 / (1 + (classes - 1) * np.e)
     assert gamma.max() <= np.e / (np.e + classes - 1)
 

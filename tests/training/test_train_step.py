@@ -260,7 +260,7 @@ def test_everything_that_a_step_moves_is_looked_at():
 
 @pytest.mark.parametrize("devices", [1, 2, 4])
 def test_a_group_draws_the_same_whatever_the_devices(devices):
-    """Record r belongs to group r mod G, and a group's key to it alone (D14)."""
+    """Record r belongs to group r mod G, and a group's key to it alone."""
     cfg = tiny.config("method=unimatch", train__batch_size=8, train__group_size=2)
     parts = tiny.setup(cfg)
     state = tiny.init_state(parts, 0)

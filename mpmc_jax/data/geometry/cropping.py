@@ -84,7 +84,7 @@ class CropConfig:
 
 
 class Cut(Protocol):
-    """A drawn crop, which can be cut out of an image and its label."""
+    """The drawn position of a crop in an image, by which image and label are cut."""
 
     def extent(self) -> np.ndarray:
         """Returns (4,) int32: top, left, bottom, right of the crop's real pixels."""
@@ -103,7 +103,7 @@ class Cut(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Placement:
-    """The `Cut` of resize, crop, flip and padding.
+    """A `Cut` that resizes an image, takes a window of it, mirrors and pads it.
 
     Attributes:
       resized: rows and columns of the whole image after resizing.

@@ -256,7 +256,7 @@ class AEL(base.Method):
                 # The loss is the mean over groups of weighted means.
                 normalizer=jnp.asarray(len(confidence)),
                 name=name,
-                coefficient=1 / base.ALPHA,
+                coefficient=1 / base.DEFAULT_ALPHA,
                 unlabeled=name == "unlabeled",
             )
 

@@ -83,7 +83,9 @@ class Targets(struct.PyTreeNode):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class U2PL(base.Method):
-    """U2PL: L = L_x + alpha * 4 * L_u + w L_c; alpha = 0.25 is published.
+    """U2PL: L = L_x + alpha * 4 * L_u + w L_c.
+
+    The default alpha 0.25 gives U2PL's published weight 1 of L_u.
 
     Attributes:
       group_size: number of images mixed, ranked and contrasted with each other.
@@ -138,7 +140,7 @@ class U2PL(base.Method):
         )
 
     def independent_teacher_init(self) -> bool:
-        """True with a warm-up, whose teacher is not derived from the student."""
+        """True with a warm-up, in which the teacher is no average of the student."""
         return self.warmup_epochs > 0
 
     def init(self, key: Array) -> Bank:
@@ -252,7 +254,7 @@ class U2PL(base.Method):
             # The loss is the mean over groups of weighted sums.
             normalizer=jnp.asarray(len(inputs.group)),
             name="unlabeled",
-            coefficient=1 / base.ALPHA,
+            coefficient=1 / base.DEFAULT_ALPHA,
         )
         contrast = self.contrast.term(both, inputs.draws, targets.anchoring, state)
         metrics = {"bank": (jnp.sum(state.size), jnp.asarray(len(state.keys)))}

@@ -58,7 +58,10 @@ class Bounds:
 
 
 def ranks(probability: Array) -> Array:
-    """Rank of every class in a pixel's descending order, from 0; ties by number."""
+    """Rank of every class in a pixel's descending order, from 0.
+
+    Ties are ranked by class index.
+    """
     one, other = probability[..., None], probability[..., None, :]
     number = jnp.arange(probability.shape[-1])
     earlier = number[None] < number[:, None]

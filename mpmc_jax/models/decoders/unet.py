@@ -2,7 +2,7 @@
 
 Source: UniMatch, more-scenarios/medical/model/unet.py. Its network has only
 a classifier; the embedding and auxiliary heads, which U2PL and AEL need, are this
-project's own (D22), built like those of DeepLabV3+.
+project's own (row D22 of docs/deviations.md), built like those of DeepLabV3+.
 """
 
 from collections.abc import Mapping

@@ -1,4 +1,8 @@
-"""The adaptive weights lambda_s (pixels) and lambda_m (patches) of section 3.3."""
+"""The adaptive weights lambda_s (pixels) and lambda_m (patches) of section 3.3.
+
+The confidence gamma of eq. 5 is the patch classifier's, of each class in each patch.
+D numbers are rows of docs/deviations.md.
+"""
 
 from collections.abc import Callable
 
@@ -19,7 +23,8 @@ def _softmax_of_probabilities(logits_bhwc: Array) -> Array:
     return jax.nn.softmax(jax.nn.sigmoid(logits_bhwc), axis=-1)
 
 
-# How gamma of a patch follows from its logits (D4). The paper: softmax_prob.
+# How the confidence gamma of a patch follows from its logits (D4). The paper:
+# softmax_prob.
 CONFIDENCES: dict[str, Callable[[Array], Array]] = {
     "softmax_prob": _softmax_of_probabilities,
     "softmax_logit": jax.nn.softmax,
@@ -43,9 +48,9 @@ def adaptive_weights(
 ) -> tuple[Array, Array]:
     """Computes weights of pixels and patches from the teacher's patch predictions.
 
-    lambda_m[r,c] = gamma[r,c], divided as `patch_scale` says, and lambda_s[pixel] =
-    gamma[its patch, its class], divided as `scale` says. A pixel belongs to the patch
-    of the nearest center (D5).
+    With gamma the confidence of eq. 5, lambda_m[r,c] = gamma[r,c], divided as
+    `patch_scale` says, and lambda_s[pixel] = gamma[its patch, its class], divided as
+    `scale` says. A pixel belongs to the patch of the nearest center (D5).
 
     Args:
       patch_logits: (b,h,w,C) teacher logits.

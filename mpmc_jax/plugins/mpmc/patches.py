@@ -38,7 +38,7 @@ def patch_targets(
 
     Args:
       labels: (b,H,W) integer labels. Anything outside 0..num_classes-1, void and
-        padding included, sets no class (D7).
+        padding included, sets no class (row D7 of docs/deviations.md).
       num_classes: C.
       field: size, stride and padding of the tap's receptive field in pixels.
       size: rows and columns of the tap; None for `tap_size` (a network that pools

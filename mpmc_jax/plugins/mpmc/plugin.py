@@ -101,7 +101,8 @@ class MPMC(Plugin):
       gate: beyond the paper, lambda_s is 1 where the head gives the pseudo-class at
         least this probability, and 0 elsewhere. With gate=0 there is no gate, and
         lambda_s is as `confidence` and `lambda_scale` say.
-      temperature: beyond the paper, what divides the head's logits before gamma.
+      temperature: beyond the paper, what divides the head's logits before the
+        confidence gamma of eq. 5 is computed.
       axis_name: device axis over which batch norm is synchronized.
       width: see `TapInfo`; the head is scaled by width / 64 too.
     """
