@@ -47,7 +47,6 @@ def make_bn_recompute(
       of their averages: means over the batches of the mean and of the unbiased
       variance. Those of the plug-in and of a frozen encoder stay.
     """
-
     adding = parallel.compile(_adder(config, batches))
 
     def recompute_bn_stats(state: TrainState, averaged: bool) -> TrainState:
