@@ -14,7 +14,8 @@ not, and goes on after a run that fails. It then writes OUTPUT/<name>.md, .csv, 
 .svg: ours beside the published values. evidence1 to evidence3 are our own and write
 OUTPUT/<name>_<dataset>.*, by default in runs/evidence: differences of pairs of runs of
 equal seeds. README.md beside them has all of their stages that are there, and
-evidence0.md. A directory that holds a run of that name with other settings is refused.
+evidence0.md. A directory that holds a run of that name with other settings or data is
+refused.
 --config.KEY=VALUE is passed on to every run; {backbone} in it stands for the run's own.
 --dry_run prints the commands and the hours that they will take; --print_commands prints
 one line per run, for launch/slurm.sh or launch/tpu_pod.sh; --summarize gathers whatever
@@ -42,7 +43,7 @@ from mpmc_jax.data.registry import DATASETS
 from mpmc_jax.experiments import config_checks
 from mpmc_jax.experiments.paper.base import PlannedRun, Table, plan
 from mpmc_jax.experiments.paper.registry import all_experiments
-from mpmc_jax.experiments.paper.results import Place, other_settings, read_outcome
+from mpmc_jax.experiments.paper.results import Place, other_run, read_outcome
 from mpmc_jax.paths import as_path
 from mpmc_jax.text import printable, quantity
 
@@ -189,7 +190,7 @@ def _run(args: argparse.Namespace, more: Sequence[str]) -> int:
     # Whatever is wrong with the settings shows before the first run.
     configs = {run.name: _configuration(flags_of[run.name]) for run in table.runs}
     for run in () if args.summarize else table.runs:
-        if other := other_settings(run, place):
+        if other := other_run(run, place):
             raise ValueError(f"{place.workdir(run)} {other}")
     commands = {
         run.name: [

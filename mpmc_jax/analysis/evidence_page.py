@@ -4,6 +4,7 @@
 the same folder, or in a folder of it), and leaves out nothing that is there.
 """
 
+import dataclasses
 import math
 import posixpath
 import re
@@ -60,7 +61,12 @@ def write(place: Place) -> None:
 
 
 def summaries(place: Place) -> Iterator[PairedSummary]:
-    """Yields the summary of each stage and data set that has a run in the folder."""
+    """Yields the summary of each stage and data set that has a run in the folder.
+
+    Which lists of labeled images its runs have is for the command that trained them to
+    say: those of any data are taken, and pairs compare runs of the same.
+    """
+    place = dataclasses.replace(place, data=None)
     for name, experiment in registry.OWN.items():
         for dataset in experiment.settings:
 

@@ -20,7 +20,12 @@ from mpmc_jax.data.dataset import DatasetFacts
 from mpmc_jax.experiments.base_config import get_base
 from mpmc_jax.experiments.build import build_base
 from mpmc_jax.experiments.paper.base import Cell, Pair, Table, text
-from mpmc_jax.experiments.paper.results import Outcome, Place, read_outcome
+from mpmc_jax.experiments.paper.results import (
+    Outcome,
+    Place,
+    have_same_data,
+    read_outcome,
+)
 from mpmc_jax.text import markdown_table
 from mpmc_jax.training import workdir as workdir_lib
 from mpmc_jax.training.metric_writer import read_metrics
@@ -304,7 +309,7 @@ def _difference(
         one, two = outcomes[run.name], outcomes[other.name]
         if not one.state == two.state == "finished":
             continue
-        if not (_is_finite(one) and _is_finite(two) and _have_same_data(one, two)):
+        if not (_is_finite(one) and _is_finite(two) and have_same_data(one, two)):
             left_out += 1
             continue
         # Without rounding errors, which a t-test may take for a difference.
@@ -323,14 +328,6 @@ def _difference(
 def _is_finite(outcome: Outcome) -> bool:
     """Whether the last and the best score of a run are numbers."""
     return math.isfinite(outcome.last()) and math.isfinite(outcome.best())
-
-
-def _have_same_data(one: Outcome, two: Outcome) -> bool:
-    """Whether two runs have the same images, and the same of them labeled."""
-    return all(
-        one.manifest["data"].get(name) == two.manifest["data"].get(name)
-        for name in ("fingerprint", "split_crc32")
-    )
 
 
 def _scores(

@@ -15,7 +15,12 @@ from matplotlib.ticker import MaxNLocator
 from mpmc_jax.analysis import style
 from mpmc_jax.analysis.base import Drawing, drawing_of
 from mpmc_jax.experiments.paper.base import Cell, Table
-from mpmc_jax.experiments.paper.results import Outcome, Place, read_outcome
+from mpmc_jax.experiments.paper.results import (
+    Outcome,
+    Place,
+    have_same_data,
+    read_outcome,
+)
 from mpmc_jax.text import markdown_table, quantity
 from mpmc_jax.training.workdir import flatten
 
@@ -46,7 +51,7 @@ class Line:
       state: "" if all seeds are finished, or what is missing.
       last, best: scores of the seeds at the last and at the best evaluation.
       published: the paper's value.
-      gains: best scores minus the baseline row's, seed by seed.
+      gains: best scores minus the baseline row's, seed by seed, of equal data.
       published_gain: the paper's gain.
     """
 
@@ -182,19 +187,32 @@ def _line(
             for row in (cell.row, cell.baseline)
         )
     own = [outcomes[run.name] for run in cell.runs]
-    pairs = zip(own, baseline.runs if baseline else (), strict=False)
-    gains = [100 * (a.best(name) - outcomes[b.name].best(name)) for a, b in pairs]
+    state = _state(own)
+    if not _are_of_one_data_set(own):
+        own, state = [], "its seeds differ in their data"
+    against = [outcomes[run.name] for run in baseline.runs] if baseline else []
+    gains = [
+        100 * (one.best(name) - other.best(name))
+        for one, other in zip(own, against, strict=False)
+        if have_same_data(one, other)
+    ]
     column = table.columns[cell.column]
     return Line(
         table.rows[cell.row],
         f"{column}, {of}" if name else column,
-        _state(own),
+        state,
         _known(100 * outcome.last(name) for outcome in own),
         _known(100 * outcome.best(name) for outcome in own),
         published,
         _known(gains),
         published - before,
     )
+
+
+def _are_of_one_data_set(outcomes: Sequence[Outcome]) -> bool:
+    """Whether all runs that have begun have the same images, and the same labeled."""
+    begun = [outcome for outcome in outcomes if outcome.manifest]
+    return all(have_same_data(begun[0], outcome) for outcome in begun)
 
 
 def _state(outcomes: Sequence[Outcome]) -> str:

@@ -7,6 +7,7 @@ occurs among the labeled images. Images without a mask can only be unlabeled.
 import dataclasses
 import math
 import pathlib
+import zlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -22,6 +23,11 @@ class Split:
 
     labeled: tuple[str, ...]
     unlabeled: tuple[str, ...]
+
+    @property
+    def crc32(self) -> int:
+        """A checksum of both lists and their order."""
+        return zlib.crc32(repr((self.labeled, self.unlabeled)).encode())
 
     def save(self, directory: str | pathlib.Path) -> None:
         """Writes labeled.txt and unlabeled.txt, one id per line."""

@@ -1,7 +1,6 @@
 """What identifies a run for its processes, directory and checkpoints."""
 
 import dataclasses
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +18,11 @@ def data_facts(
     facts: DatasetFacts, pipeline: TrainPipeline, class_weights: tuple[float, ...] = ()
 ) -> dict[str, Any]:
     """Describes the data of a run, which may not change when it resumes."""
-    split = pipeline.split
     data = {
         **dataclasses.asdict(facts),
         "labeled": pipeline.num_labeled,
         "unlabeled": pipeline.num_unlabeled,
-        "split_crc32": zlib.crc32(repr((split.labeled, split.unlabeled)).encode()),
+        "split_crc32": pipeline.split.crc32,
     }
     if class_weights:
         data["class_weights"] = class_weights

@@ -8,13 +8,17 @@ import pytest
 from configs.base import get_base
 from launch.experiments import __main__ as experiments
 from mpmc_jax.analysis import summary
+from mpmc_jax.data.build import build_split, dataset_info
+from mpmc_jax.data.splits import Split
 from mpmc_jax.experiments.paper import base, registry
 from mpmc_jax.experiments.paper.base import Choice, Experiment, labeled_part
 from mpmc_jax.experiments.paper.results import (
     last_line,
-    other_settings,
+    other_run,
+    planned_data,
     read_outcome,
 )
+from tests.support.data_sets import prepare_synthetic
 from tests.support.planned import place_of
 
 TOY = Experiment(
@@ -105,7 +109,7 @@ def test_bad_arguments_name_the_valid_ones():
         base.plan("table6", experiment, seeds=(1, 1))
 
 
-def write_run(place, run, scores, steps=20, changes=None, **classes):
+def write_run(place, run, scores, steps=20, changes=None, data=None, **classes):
     """The files of a run that was evaluated every five steps."""
     config = place.configure(run)
     config.train.steps = steps
@@ -113,7 +117,8 @@ def write_run(place, run, scores, steps=20, changes=None, **classes):
     directory = place.workdir(run)
     directory.mkdir(parents=True)
     (directory / "config.json").write_text(json.dumps(config.to_dict()))
-    manifest = {"steps_per_epoch": 7, "data": {"labeled": 4}, "device_kind": "cpu"}
+    manifest = {"steps_per_epoch": 7, "data": {"labeled": 4} | (data or {})}
+    manifest["device_kind"] = "cpu"
     (directory / "manifest.json").write_text(json.dumps(manifest))
     lines = [{"step": 5, "train/loss": 1.0}]
     for count, score in enumerate(scores, 1):
@@ -180,7 +185,7 @@ def test_what_is_known_about_a_run(toy, tmp_path):
     assert last_line(place.log(second)) == "it printed nothing"
 
 
-def test_a_run_with_other_settings_is_named_and_never_counted(toy, tmp_path):
+def test_a_run_with_other_run_is_named_and_never_counted(toy, tmp_path):
     place = place_of(tmp_path, "--config.train.steps=20")
     table = base.plan("toy", toy)
     off, on = table.runs
@@ -191,7 +196,7 @@ def test_a_run_with_other_settings_is_named_and_never_counted(toy, tmp_path):
     assert read_outcome(off, place).state == "finished"
     write_run(place, on, scores, changes={"optimizer.lr": 0.5, "data.crop": 7})
     planned = place.configure(on)
-    found = other_settings(on, place)
+    found = other_run(on, place)
     assert found == (
         f"holds another run (data.crop=7 there, {planned.data.crop} planned; "
         f"optimizer.lr=0.5 there, {planned.optimizer.lr} planned); choose another "
@@ -206,12 +211,12 @@ def test_a_run_with_other_settings_is_named_and_never_counted(toy, tmp_path):
     ):
         other = place_of(tmp_path / folder, "--config.train.steps=20", *flags)
         write_run(other, off, scores, changes=rhythm)
-        assert said in other_settings(off, other)
-        assert bool(said) == bool(other_settings(off, other))
+        assert said in other_run(off, other)
+        assert bool(said) == bool(other_run(off, other))
     # Alpha is read without MPMC too.
     elsewhere = place_of(tmp_path / "alpha", "--config.train.steps=20")
     write_run(elsewhere, off, scores, changes={"mpmc.alpha": 2.0})
-    assert "mpmc.alpha=2.0 there" in other_settings(off, elsewhere)
+    assert "mpmc.alpha=2.0 there" in other_run(off, elsewhere)
     outcome = read_outcome(on, place)
     assert (outcome.state, outcome.reason) == ("failed", found)
     made = summary.summarize(table, place, [])
@@ -220,6 +225,57 @@ def test_a_run_with_other_settings_is_named_and_never_counted(toy, tmp_path):
     arguments = ["--name=toy", f"--output={tmp_path}", "--config.train.steps=20"]
     with pytest.raises(SystemExit, match=f"{on.name} holds another run"):
         experiments.main([*arguments, "--dry_run"])
+
+
+def test_a_run_of_other_data_is_named_and_never_counted(toy, tmp_path):
+    """Neither its name nor its settings tell the lists of labeled images."""
+    prepare_synthetic(tmp_path / "data", train=12, val=2)
+    lists = tmp_path / "lists" / "4"
+    settings = (
+        f"--config.data.data_dir={tmp_path / 'data'}",
+        "--config.train.steps=20",
+    )
+    flags = ("--name=toy", f"--output={tmp_path / 'out'}", *settings)
+    place = place_of(tmp_path / "out", *settings)
+    off, _ = base.plan("toy", toy).runs
+    planned = planned_data(place.configure(off))
+    info = dataset_info(place.configure(off))
+    assert planned["fingerprint"] == info.facts.fingerprint
+    write_run(place, off, [0.1, 0.3, 0.2, 0.25], data=planned)
+    assert read_outcome(off, place).state == "finished"
+    experiments.main([*flags, "--dry_run"])
+    # The same images as lists are the same data, others are not.
+    drawn = build_split(place.configure(off), info)
+    drawn.save(lists)
+    experiments.main([*flags, f"--lists={lists.parent}", "--dry_run"])
+    Split(drawn.unlabeled[:4], drawn.unlabeled[4:] + drawn.labeled).save(lists)
+    with pytest.raises(SystemExit, match="seed0 holds a run of other data .labeled"):
+        experiments.main([*flags, f"--lists={lists.parent}", "--dry_run"])
+    # Data prepared again of other files.
+    (place.workdir(off) / "manifest.json").write_text(
+        json.dumps({"steps_per_epoch": 7, "data": {**planned, "fingerprint": "0"}})
+    )
+    found = read_outcome(off, place)
+    assert found.state == "failed" and "fingerprint 0 there" in found.reason
+    any_data = dataclasses.replace(place, data=None)
+    assert read_outcome(off, any_data).state == "finished"
+
+
+def test_a_cell_and_a_gain_are_of_runs_of_one_data_set(toy, tmp_path):
+    """Also where the data set is not prepared, so that the plan's is not known."""
+    place = place_of(tmp_path, "--config.train.steps=20", "--config.data.data_dir=no")
+    table = base.plan("toy", toy, seeds=(0, 1))
+    off, on = (cell.runs for cell in table.cells)
+    scores = [0.1, 0.3, 0.2, 0.25]
+    for run in off:
+        write_run(place, run, scores, data={"split_crc32": 1})
+    write_run(place, on[0], scores, data={"split_crc32": 2})
+    _, line = summary.summarize(table, place, []).lines
+    assert (line.best, line.gains, line.state) == ((30,), (), "1 run not run")
+    write_run(place, on[1], scores, data={"split_crc32": 1})
+    _, line = summary.summarize(table, place, []).lines
+    assert (line.best, line.gains) == ((), ())
+    assert line.state == "its seeds differ in their data"
 
 
 def test_tables_share_a_folder_and_our_own_have_another(capsys):

@@ -110,7 +110,7 @@ class PlannedRun:
         """A name for the run's directory, which no other run of the experiment has.
 
         It leaves out what all runs have in common, so that experiments share runs; see
-        `results.other_settings` for directories of runs with other settings.
+        `results.other_run` for directories of runs with other settings or data.
         """
         parts = [self.dataset, *(self.argument.get(key, "") for key in _NAMING)]
         parts += [f"{key}={text(value)}" for key, value in self.settings.items()]

@@ -3,12 +3,13 @@
 import dataclasses
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import ml_collections
 
+from mpmc_jax.data.build import build_split, dataset_info
 from mpmc_jax.experiments.base_config import get_base
 from mpmc_jax.experiments.build import total_steps
 from mpmc_jax.experiments.evaluation import metric_name
@@ -20,10 +21,31 @@ from mpmc_jax.training.metric_writer import read_metrics
 
 State = Literal["not run", "failed", "unfinished", "finished"]
 # Settings in which a saved run may differ from the planned one: the format of files,
-# and paths of the user's machine; the run's name has the labeled part.
+# and paths of the user's machine. What the lists hold is compared, see `other_run`.
 _MAY_DIFFER = {"format_version", "data.labeled_ids", "data.unlabeled_ids"}
 # Settings that an error line names.
 _NAMED = 3
+# What identifies a run's data, as its manifest names it, and as an error line does.
+_DATA = {"fingerprint": "data set", "split_crc32": "labeled images"}
+
+
+def planned_data(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """Identifies the data set and the labeled images of a planned run.
+
+    Returns:
+      Values of `_DATA`, as manifests have them; empty if the data set is not prepared
+      here.
+
+    Raises:
+      FileNotFoundError, ValueError: the labeled images cannot be listed, see
+        `build_split`.
+    """
+    try:
+        info = dataset_info(config)
+    except FileNotFoundError:
+        return {}
+    split = build_split(config, info)
+    return {"fingerprint": info.facts.fingerprint, "split_crc32": split.crc32}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,10 +55,12 @@ class Place:
     Attributes:
       folder: holds runs/, with a directory for each run, and logs/.
       configure: makes the configuration of a planned run.
+      data: identifies the data of a planned run; None to take runs of any data.
     """
 
     folder: Path
     configure: Callable[[PlannedRun], ml_collections.ConfigDict]
+    data: Callable[[ml_collections.ConfigDict], Mapping[str, Any]] | None = planned_data
 
     def workdir(self, run: PlannedRun) -> Path:
         """The directory of a run."""
@@ -89,17 +113,55 @@ def _number(lines: tuple[dict[str, Any], ...], name: str) -> float:
     return math.nan if value is None else float(value)
 
 
-def other_settings(run: PlannedRun, place: Place) -> str:
+def have_same_data(one: Outcome, two: Outcome) -> bool:
+    """Whether two runs have the same images, and the same of them labeled."""
+    first, second = one.manifest.get("data", {}), two.manifest.get("data", {})
+    return all(first.get(name) == second.get(name) for name in _DATA)
+
+
+def other_run(run: PlannedRun, place: Place) -> str:
     """Says that the directory holds another run than the planned one.
 
     Returns:
-      A line that names the settings that differ; "" if none does, or there is no run.
+      A line that names the settings that differ, or the data; "" if nothing does, or
+      there is no run.
+
+    Raises:
+      FileNotFoundError, ValueError: see `planned_data`.
     """
     config = _read_json(place.workdir(run) / workdir_lib.CONFIG)
     if not config:
         return ""
+    planned = place.configure(run)
+    return _other_settings(config, planned) or _other_data(run, place, planned)
+
+
+def _other_data(
+    run: PlannedRun, place: Place, planned: ml_collections.ConfigDict
+) -> str:
+    """Says that the directory holds a run of other data than the planned one."""
+    manifest = _read_json(place.workdir(run) / workdir_lib.MANIFEST)
+    there = manifest.get("data", {})
+    if place.data is None or not there:
+        return ""
+    here = place.data(planned)
+    differ = [
+        f"{label}, {name} {there[name]} there, {here[name]} planned"
+        for name, label in _DATA.items()
+        if name in here and name in there and here[name] != there[name]
+    ]
+    if not differ:
+        return ""
+    return (
+        f"holds a run of other data ({'; '.join(differ)}); give the --lists and the "
+        "--data_dir that it was trained with, or choose another --output"
+    )
+
+
+def _other_settings(config: dict[str, Any], planned: ml_collections.ConfigDict) -> str:
+    """Says that a saved configuration is not that of the planned run."""
     there = workdir_lib.flatten(workdir_lib.complete(config))
-    here = workdir_lib.fixed_settings(place.configure(run))
+    here = workdir_lib.fixed_settings(planned)
     # A run of an older version lacks some settings.
     names = (there.keys() & here.keys()) - _MAY_DIFFER
     if not (there["mpmc.enabled"] or here["mpmc.enabled"]):
@@ -121,9 +183,12 @@ def other_settings(run: PlannedRun, place: Place) -> str:
 def read_outcome(run: PlannedRun, place: Place) -> Outcome:
     """Reads what is known about a run; a damaged file counts as one that is missing.
 
-    A run of the same name with other settings counts as failed, without scores.
+    A run of the same name with other settings or data counts as failed, without scores.
+
+    Raises:
+      FileNotFoundError, ValueError: see `planned_data`.
     """
-    if other := other_settings(run, place):
+    if other := other_run(run, place):
         return Outcome("failed", other)
     directory = place.workdir(run)
     config = _read_json(directory / workdir_lib.CONFIG)
