@@ -18,7 +18,7 @@ from PIL import Image, ImageEnhance, ImageFilter
 
 from launch.bench.timing import resident_bytes, spread
 from mpmc_jax.data import decode as encoded
-from mpmc_jax.data.build import build_train
+from mpmc_jax.data.build import build_train, reading_threads
 from mpmc_jax.data.geometry.cropping import CropConfig, size_of
 from mpmc_jax.data.geometry.registry import build_geometry
 from mpmc_jax.data.pipeline import RecordReader
@@ -67,7 +67,7 @@ def bench_prepared(config: ml_collections.ConfigDict, repeats: int) -> dict[str,
     return {
         "images_per_second": made / wall,
         "images_per_core_second": made / busy,
-        "threads": config.data.threads,
+        "threads": reading_threads(config.data.threads),
         "records": pipeline.num_unlabeled,
         "resident_bytes": resident_bytes(),
     }

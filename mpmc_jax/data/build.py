@@ -1,6 +1,7 @@
 """Builds data sets, splits and batches from a configuration."""
 
 import dataclasses
+import os
 
 import ml_collections
 
@@ -153,13 +154,23 @@ def build_train(
         streams=streams,
         epoch_of=config.train.epoch_of,
         seed=config.seed,
-        threads=data.threads,
+        threads=reading_threads(data.threads),
         prefetch=data.prefetch,
         resident=data.resident,
         process_index=process_index,
         process_count=process_count,
     )
     return TrainPipeline(info, build_split(config, info), settings)
+
+
+def reading_threads(threads: int) -> int:
+    """Returns `threads`, or for -1 the number of CPUs of this process, at most 16."""
+    if threads != -1:
+        return threads
+    # macOS has no affinity.
+    has_affinity = hasattr(os, "sched_getaffinity")
+    cpus = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
+    return min(cpus, 16)
 
 
 def _build_focus(

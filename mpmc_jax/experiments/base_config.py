@@ -71,8 +71,9 @@ def _data() -> dict:
         # The crops are the same, but for AEL's, whose interpolation is in floats: a
         # byte may differ by one. For data sets of a few GB (ACDC, CamVid, VOC).
         "resident": False,
-        # Reading threads, and batches prepared ahead.
-        "threads": 2,
+        # Reading threads: 0 for none, -1 for one per CPU of the process, at most 16;
+        # and batches prepared ahead.
+        "threads": -1,
         "prefetch": 4,
     }
 

@@ -19,7 +19,6 @@ _INT32_MAX = 2**31 - 1
 _NOT_NEGATIVE = (
     "seed",
     "data.split_seed",
-    "data.threads",
     "method.auxiliary_weight",
     "imbalance.focal_gamma",
     "u2pl.warmup_epochs",
@@ -110,6 +109,11 @@ def check_ranges(config: ml_collections.ConfigDict) -> None:
     wrong += [
         f"{k}={flat[k]} must not be negative" for k in _NOT_NEGATIVE if not flat[k] >= 0
     ]
+    if config.data.threads < -1:
+        wrong.append(
+            f"data.threads={config.data.threads}: give a number of threads, 0 for "
+            "none, or -1 for one per CPU"
+        )
     gamma = base_config.get_base().imbalance.focal_gamma
     given, loss = config.imbalance.focal_gamma, config.method.supervised_loss
     if given != gamma and "focal" not in loss.split("_"):

@@ -53,10 +53,11 @@ def test_nothing_needs_to_be_asked_for(data_dir):
 def test_a_run_is_a_function_of_its_seed_and_not_of_threads(data_dir):
     config = config_for(data_dir)
     reference = take_batches(build.build_train(config, Streams(partner="same")), 5)
-    config.data.threads = 3
-    chex.assert_trees_all_equal(
-        reference, take_batches(build.build_train(config, Streams(partner="same")), 5)
-    )
+    for threads in (3, -1):
+        config.data.threads = threads
+        again = take_batches(build.build_train(config, Streams(partner="same")), 5)
+        chex.assert_trees_all_equal(reference, again)
+    assert 1 <= build.reading_threads(-1) <= 16
     config.seed = 1
     other = take_batches(build.build_train(config, Streams(partner="same")), 5)
     assert (reference[0].labeled.image != other[0].labeled.image).any()

@@ -133,6 +133,7 @@ def test_a_value_typed_wrong_is_found_or_makes_no_difference(tmp_path, name):
         ("model__width", 0, "model.width=0 must be positive"),
         ("train__group_size", 0, "train.group_size=0 must be positive"),
         ("seed", -1, "seed=-1 must not be negative"),
+        ("data__threads", -2, "data.threads=-2: give a number of threads, 0 for none"),
         ("imbalance__focal_gamma", 5.0, "focal_gamma=5.0 does not act on .*'ce'"),
         ("optimizer__lr", float("nan"), "optimizer.lr=nan must be finite"),
         ("eval__scales", (1.0, float("inf")), "eval.scales=inf must be finite"),
