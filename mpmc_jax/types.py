@@ -152,7 +152,7 @@ class Network(struct.PyTreeNode):
         """
         return self._apply("decode", features, dropout=dropout)
 
-    def taps(self, images: Array, tap: str) -> Array:
+    def tap_map(self, images: Array, tap: str) -> Array:
         """The map of one tap, without updating any statistics: (b,h,w,d)."""
         if tap != "decoder":
             features, _ = self.encode(images, until=tap)

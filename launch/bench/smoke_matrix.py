@@ -111,7 +111,7 @@ def steps_on(
       step `FROM`, if it was reached.
 
     Raises:
-      RuntimeError: a step was refused.
+      RuntimeError: a step was skipped.
     """
     parallel = build_parallel(config)
     programs = Programs(parallel, setup.step)
@@ -136,8 +136,8 @@ def steps_on(
             on_device, metrics = step(on_device, placed, orders[number - start])
         jax.monitoring.unregister_event_duration_listener(listen)
         read = parallel.start_reading(metrics)()
-        if read.refused:
-            raise RuntimeError(f"step {number} was refused at {read.failed_check}")
+        if read.skipped:
+            raise RuntimeError(f"step {number} was skipped at {read.failed_check}")
         values.append({k: float(v) for k, v in read.values.items()})
     compiles = sum("backend_compile" in name for name in compiled)
     return values, compiles, kept

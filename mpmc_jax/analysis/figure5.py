@@ -40,7 +40,7 @@ def feature_function(run: Run) -> Callable[[EvalExample], tuple[Any, Any]]:
         rows, columns = (side - side % multiple for side in labels.shape[1:])
         images, labels = images[:, :rows, :columns], labels[:, :rows, :columns]
         network = Network(run.module, **variables)
-        features = network.frozen().taps(images, "decoder")
+        features = network.frozen().tap_map(images, "decoder")
         return features, resize_nearest(labels, size=features.shape[1:3])
 
     def of_example(example: EvalExample):

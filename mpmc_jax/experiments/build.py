@@ -162,7 +162,7 @@ def build_setup(
     teacher = dataclasses.replace(
         model, dtype=config.model.teacher_dtype or model.dtype
     )
-    modules, teachers = (
+    modules, teacher_modules = (
         {name: build_segmenter(each, axis_name=axis_name) for name in method.networks}
         for each in (model, teacher)
     )
@@ -171,7 +171,7 @@ def build_setup(
         method=method,
         plugin=plugin,
         modules=modules,
-        teachers=teachers,
+        teacher_modules=teacher_modules,
         optimizer=build_optimizer(
             schedule,
             name=config.optimizer.name,
@@ -417,6 +417,6 @@ def tap_size(model: ModelConfig, tap: str, crop: int) -> tuple[int, int]:
 
     def read(variables: PyTree, images: Array) -> Array:
         network = Network(module, variables["params"], variables["batch_stats"])
-        return network.taps(images, tap)
+        return network.tap_map(images, tap)
 
     return jax.eval_shape(read, variables, images).shape[1:3]

@@ -10,7 +10,7 @@ from mpmc_jax.data.dataset import DatasetFacts
 from mpmc_jax.evaluation.evaluator import Evaluator, PatchProbe
 from mpmc_jax.evaluation.protocols import EvalProtocol, build_protocol
 from mpmc_jax.experiments.build import Setup, averages
-from mpmc_jax.training.state import TrainState, select
+from mpmc_jax.training.state import TrainState, variables_of
 from mpmc_jax.training.train_step import select_teachers
 from mpmc_jax.types import Array, Network, PyTree
 
@@ -143,7 +143,7 @@ def make_probe_builder(setup: Setup) -> Callable[[TrainState], PatchProbe | None
     if not plugin.classifies_patches:
         return lambda state: None
     network = setup.step.method.networks[0]
-    module = setup.step.teachers[network]
+    module = setup.step.teacher_modules[network]
 
     def apply(variables: PyTree, images: Array, labels: Array):
         # Only whole patches of the encoder are classified.
@@ -182,7 +182,7 @@ def make_validation(
 
     def validate(state: TrainState) -> dict[str, float]:
         network = evaluated_network(config, setup, state)
-        variables = select(state, network.student, averaged=network.averaged)
+        variables = variables_of(state, network.student, averaged=network.averaged)
         result = evaluator.run(variables, source, probe(state))
         scalars = result.scalars(facts.class_names)
         scalars["pad_to"] = result.pad_to

@@ -69,7 +69,7 @@ class Screen:
     def taps(self, images: Array) -> dict[str, Array]:
         """Computes the taps that the patch classifiers read."""
         names = {plugin.tap for plugin in self.plugins}
-        return {name: self.network.taps(images, name) for name in sorted(names)}
+        return {name: self.network.tap_map(images, name) for name in sorted(names)}
 
     def loss(
         self, params: tuple[PyTree, ...], stats: tuple[PyTree, ...], crops: Crops

@@ -49,7 +49,7 @@ from mpmc_jax.training import agreement
 from mpmc_jax.training import workdir as workdir_lib
 from mpmc_jax.training.checkpoint import manager as checkpoint_lib
 from mpmc_jax.training.manifest import make_manifest
-from mpmc_jax.training.state import select
+from mpmc_jax.training.state import variables_of
 from mpmc_jax.types import PyTree
 
 # One image: an array (h,w,c) as the data set stores it, or the path of a file.
@@ -268,7 +268,9 @@ def _read_run(workdir: Path, directory: Path, checkpoint: str) -> Run:
         facts=facts,
         model=model,
         module=setup.step.modules[network.student],
-        variables=select(restored.state, network.student, averaged=network.averaged),
+        variables=variables_of(
+            restored.state, network.student, averaged=network.averaged
+        ),
         step=restored.step,
         network_name=network.name,
         plugin=setup.step.plugin,

@@ -18,7 +18,7 @@ from mpmc_jax.experiments.evaluation import (
 )
 from mpmc_jax.experiments.patch_maps import lambda_function
 from mpmc_jax.training.metric_writer import Picture
-from mpmc_jax.training.state import TrainState, select
+from mpmc_jax.training.state import TrainState, variables_of
 
 # The largest side of one picture of a panel.
 _SIDE = 512
@@ -45,7 +45,7 @@ def make_panels(
     def draw(state: TrainState) -> dict[str, Picture]:
         nonlocal predictor
         network = evaluated_network(config, setup, state)
-        variables = select(state, network.student, averaged=network.averaged)
+        variables = variables_of(state, network.student, averaged=network.averaged)
         if predictor is None:
             # Without variables, which would stay on the device while training goes on.
             predictor = Predictor(module, {}, facts.pixels, protocol)

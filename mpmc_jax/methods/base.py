@@ -237,7 +237,7 @@ class Pass(struct.PyTreeNode):
     alone.
 
     Attributes:
-      network: the module that enlarges them.
+      module: the Flax module that upsamples them.
       size: rows and columns of the images.
       taps: tap name -> (b,h,w,d).
       coarse: (b,h,w,c) the logits at the decoder's stride.
@@ -246,7 +246,7 @@ class Pass(struct.PyTreeNode):
         stride, or None.
     """
 
-    network: Any = struct.field(pytree_node=False)
+    module: Any = struct.field(pytree_node=False)
     size: tuple[int, int] = struct.field(pytree_node=False)
     taps: dict[str, Array]
     coarse: Array
@@ -256,14 +256,14 @@ class Pass(struct.PyTreeNode):
     @property
     def logits(self) -> Array:
         """(b,h,w,c) logits at full size."""
-        return self.network.upsample(self.coarse, self.size)
+        return self.module.upsample(self.coarse, self.size)
 
     @property
     def auxiliary(self) -> Array | None:
         """(b,h,w,c) full-size logits of the auxiliary classifier, or None."""
         if self.coarse_auxiliary is None:
             return None
-        return self.network.upsample(self.coarse_auxiliary, self.size)
+        return self.module.upsample(self.coarse_auxiliary, self.size)
 
     def part(self, start: int, stop: int) -> "Pass":
         """The examples start..stop-1."""
@@ -295,7 +295,7 @@ def full_pass(
     features, network = network.encode(images, dropout_keys=dropout_keys)
     prediction, network = network.decode(perturb(features, perturbation), dropout)
     passed = Pass(
-        network=network.module,
+        module=network.module,
         size=features.size,
         taps=all_taps(features, prediction),
         coarse=prediction.logits,

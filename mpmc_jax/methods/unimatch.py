@@ -213,7 +213,7 @@ class UniMatch(base.Method):
         def part(taps: Mapping[str, Array], start: int, stop: int) -> base.Pass:
             decoder = {"decoder": prediction.decoder[start:stop]}
             return base.Pass(
-                network=student.module,
+                module=student.module,
                 size=features.size,
                 taps={**taps, **decoder},
                 coarse=prediction.logits[start:stop],

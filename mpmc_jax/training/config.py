@@ -24,8 +24,8 @@ class StepConfig:
 
     Attributes:
       method, plugin: the base method, and the plug-in that refines its views.
-      modules, teachers: segmenters by network name, for passes with and without a
-        gradient; they differ at most in their dtype.
+      modules, teacher_modules: segmenters (Flax modules) by network name, for passes
+        with and without a gradient; they differ at most in their dtype.
       optimizer: update rule.
       schedule: the optimizer's learning rate, here only to be reported; and the run's
         length, which U2PL's percentiles follow (`Keys.progress`).
@@ -43,7 +43,7 @@ class StepConfig:
     method: Method
     plugin: Plugin
     modules: dict[str, Any]
-    teachers: dict[str, Any]
+    teacher_modules: dict[str, Any]
     optimizer: optax.GradientTransformation
     schedule: Schedule
     supervised_loss: objective.SupervisedLoss

@@ -22,7 +22,7 @@ from mpmc_jax.training.checkpoint.manager import Checkpointer
 from mpmc_jax.training.compiled_steps import Programs
 from mpmc_jax.training.config import METRICS_LAG, StepConfig
 from mpmc_jax.training.metric_writer import MetricWriter, Picture, duration
-from mpmc_jax.training.metrics_queue import Pending, RefusedError
+from mpmc_jax.training.metrics_queue import Pending, SkippedUpdateError
 from mpmc_jax.training.parallel import Parallel
 from mpmc_jax.training.signals import BlockInterrupted, StopRequest
 from mpmc_jax.training.state import TrainState
@@ -107,7 +107,7 @@ def train(
       panels: draws predictions of one copy of the state, after each evaluation.
 
     Raises:
-      NonFiniteError: the update was refused; the state before it is saved.
+      NonFiniteError: the update was skipped; the state before it is saved.
       Interrupted: a signal came, here or to another process; the state is saved.
     """
     start = int(state.step)
@@ -224,8 +224,8 @@ class _Run:
             for step, metrics in self.pending.read_oldest(left):
                 stop_seen |= bool(metrics.stop)
                 self.process(step, metrics)
-        except RefusedError as refused:
-            self.stop_refused(refused)
+        except SkippedUpdateError as skipped:
+            self.stop_skipped(skipped)
         if not left:
             self.report.flush(done)
         return stop_seen
@@ -358,24 +358,24 @@ class _Run:
         self.checkpointer.save(state, {"next_index": step}, wait=True)
         return step
 
-    def stop_refused(self, refused: RefusedError) -> NoReturn:
-        """Saves the state before the refused step and raises what happened.
+    def stop_skipped(self, skipped: SkippedUpdateError) -> NoReturn:
+        """Saves the state before the skipped step and raises what happened.
 
         Raises:
           NonFiniteError: a number of the step was not finite.
           RuntimeError: batch and state were out of order.
         """
-        saved, step = self.save_last_good_state(), refused.step
-        check = refused.metrics.failed_check
+        saved, step = self.save_last_good_state(), skipped.step
+        check = skipped.metrics.failed_check
         if check == IN_ORDER:
             raise RuntimeError(
                 f"batch {step} came to a state at step {saved}: data and state are "
                 "out of order; this is a defect of the program"
             )
         raise NonFiniteError(
-            f"step {step}: {check} is not finite. The update was refused and "
+            f"step {step}: {check} is not finite. The update was skipped and "
             f"the state before it is saved (step {saved}). Images of this step: "
-            f"{self.names(refused.batch)}. Lower optimizer.lr, use "
+            f"{self.names(skipped.batch)}. Lower optimizer.lr, use "
             "model.dtype=float32, or look at these images, then start a new run"
         )
 

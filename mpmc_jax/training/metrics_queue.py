@@ -14,8 +14,8 @@ class _Step(NamedTuple):
     batch: Batch
 
 
-class RefusedError(Exception):
-    """A step's update was refused.
+class SkippedUpdateError(Exception):
+    """A step's update was skipped.
 
     Attributes:
       step, batch: the step's number and its batch.
@@ -41,11 +41,11 @@ class Pending:
         """Yields (step, metrics) of all steps but the last `left`, as they are read.
 
         Raises:
-          RefusedError: a step's update was refused.
+          SkippedUpdateError: a step's update was skipped.
         """
         while len(self._steps) > left:
             oldest = self._steps.popleft()
             metrics = oldest.read()
-            if metrics.refused:
-                raise RefusedError(oldest.number, oldest.batch, metrics)
+            if metrics.skipped:
+                raise SkippedUpdateError(oldest.number, oldest.batch, metrics)
             yield oldest.number, metrics

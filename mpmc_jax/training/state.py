@@ -37,7 +37,7 @@ class TrainState(struct.PyTreeNode):
 PLUGIN = "plugin"
 
 
-def select(state: TrainState, name: str, *, averaged: bool) -> dict[str, PyTree]:
+def variables_of(state: TrainState, name: str, *, averaged: bool) -> dict[str, PyTree]:
     """Returns {"params", "batch_stats"} of one network or of `PLUGIN`, {} without it.
 
     Args:

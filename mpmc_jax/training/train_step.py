@@ -19,11 +19,11 @@ from mpmc_jax.models.platform import keep_layout
 from mpmc_jax.random_keys import Keys
 from mpmc_jax.training import objective, step_metrics
 from mpmc_jax.training.config import StepConfig
-from mpmc_jax.training.state import PLUGIN, TrainState, select
+from mpmc_jax.training.state import PLUGIN, TrainState, variables_of
 from mpmc_jax.training.trees import (
     all_finite,
-    choose,
     norm,
+    tree_where,
     with_joined_vectors,
 )
 from mpmc_jax.types import Array, Batch, Network, Outputs, PyTree
@@ -57,7 +57,7 @@ class Metrics(struct.PyTreeNode):
       values: name -> scalar; NaN for a mean over nothing, which is not written.
       shares: "label" and "pseudo" -> (c,) share of each class among the labels and
         among the confident pseudo-labels; NaN where there are none.
-      refused: () bool, whether a check failed, so that the update was not made.
+      skipped: () bool, whether a check failed, so that the update was not made.
       failed: () int32, index in `checks` of the first check that failed, if one did.
       stop: () bool, whether a process was asked to stop before it sent this step.
       requests: (groups,) int32 images for the step `Method.delay` later, or None.
@@ -68,7 +68,7 @@ class Metrics(struct.PyTreeNode):
 
     values: dict[str, Array]
     shares: dict[str, Array]
-    refused: Array
+    skipped: Array
     failed: Array
     stop: Array
     requests: Array | None
@@ -76,7 +76,7 @@ class Metrics(struct.PyTreeNode):
 
     @property
     def failed_check(self) -> str:
-        """The name of the first check that failed; only if the update was refused."""
+        """The name of the first check that failed; only if the update was skipped."""
         return self.checks[int(self.failed)]
 
 
@@ -175,10 +175,10 @@ def train_step(
         key=state.key,
     )
     grad_norm = norm(grads)
-    refused, failed, checks = _check(
+    skipped, failed, checks = _check(
         sums.terms, means, grad_norm, updated, in_order=info.step == state.step
     )
-    kept = choose(refused, before, updated)
+    kept = tree_where(skipped, before, updated)
     delay, requests = config.method.delay, None
     if delay:
         requests = config.method.requested(kept.method_state, state.step + delay)
@@ -192,7 +192,7 @@ def train_step(
     return kept, Metrics(
         values=values,
         shares=shares,
-        refused=refused,
+        skipped=skipped,
         failed=failed,
         stop=stop > 0,
         requests=requests,
@@ -257,7 +257,9 @@ def micro_step(
             for name, module in config.modules.items()
         }
         outputs = method.views(students, teachers, inputs, targets, prepared_state)
-        student_plugin = select(now.replace(params=params), PLUGIN, averaged=False)
+        student_plugin = variables_of(
+            now.replace(params=params), PLUGIN, averaged=False
+        )
         loss, sums, plugin_stats = _objective(
             config, state.step, student_plugin, teacher_plugin, outputs, reduction
         )
@@ -306,10 +308,12 @@ def select_teachers(
     """
     averaged = config.method.teacher == "average"
     teachers = {
-        name: Network(module, **select(state, name, averaged=averaged)).frozen()
-        for name, module in config.teachers.items()
+        name: Network(module, **variables_of(state, name, averaged=averaged)).frozen()
+        for name, module in config.teacher_modules.items()
     }
-    of_plugin = select(state, PLUGIN, averaged=config.plugin.teacher_head == "ema")
+    of_plugin = variables_of(
+        state, PLUGIN, averaged=config.plugin.teacher_head == "ema"
+    )
     return teachers, jax.lax.stop_gradient(of_plugin)
 
 
@@ -412,7 +416,7 @@ def _check(
     *,
     in_order: Array,
 ) -> tuple[Array, Array, tuple[str, ...]]:
-    """Returns `refused`, `failed` and `checks` of `Metrics`.
+    """Returns `skipped`, `failed` and `checks` of `Metrics`.
 
     Args:
       terms: the loss and its terms.

@@ -17,20 +17,20 @@ from mpmc_jax.types import Array, PyTree
 _JOINED = 64
 
 
-def choose(first: Array, one: PyTree, other: PyTree) -> PyTree:
-    """Returns one tree if `first`, else the other.
+def tree_where(condition: Array, if_true: PyTree, if_false: PyTree) -> PyTree:
+    """Returns the tree `if_true` if the () bool `condition` holds, else `if_false`.
 
     A GPU's program has a kernel per leaf, except that XLA joins those of equally long
-    vectors that read a common array. So vectors are chosen by a vector of `first`.
+    vectors that read a common array. So vectors are chosen by a vector of conditions.
     """
-    vectors = [leaf for leaf in jax.tree.leaves(one) if leaf.ndim == 1]
+    vectors = [leaf for leaf in jax.tree.leaves(if_true) if leaf.ndim == 1]
     longest = max((len(leaf) for leaf in vectors), default=1)
-    repeated = jax.lax.optimization_barrier(jnp.full(longest, first))
+    repeated = jax.lax.optimization_barrier(jnp.full(longest, condition))
 
     def of_leaf(a: Array, b: Array) -> Array:
-        return jnp.where(repeated[: len(a)] if a.ndim == 1 else first, a, b)
+        return jnp.where(repeated[: len(a)] if a.ndim == 1 else condition, a, b)
 
-    return jax.tree.map(of_leaf, one, other)
+    return jax.tree.map(of_leaf, if_true, if_false)
 
 
 def with_joined_vectors(tree: PyTree) -> PyTree:

@@ -19,7 +19,7 @@ from mpmc_jax.losses.reduction import Reduction
 from mpmc_jax.pixels import RGB
 from mpmc_jax.plugins.mpmc.plugin import MPMC
 from mpmc_jax.training import train_step
-from mpmc_jax.training.state import select
+from mpmc_jax.training.state import variables_of
 from mpmc_jax.training.train_step import make_keys
 from tests.support import tiny
 from tests.support.data_sets import config_for, prepare_synthetic
@@ -111,7 +111,7 @@ def test_analysis_weighs_a_prediction_as_training_weighs_the_pseudo_label(name, 
         config=cfg,
         facts=types.SimpleNamespace(pixels=RGB),
         module=parts.step.modules["student"],
-        variables=select(state, "student", averaged=True),
+        variables=variables_of(state, "student", averaged=True),
         plugin=parts.step.plugin,
         probe=make_probe_builder(parts)(state),
     )

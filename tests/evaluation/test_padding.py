@@ -30,7 +30,7 @@ def _fit_classifier(module, variables):
 
     @jax.jit
     def decoder_map(variables, images):
-        return Network(module, **variables).taps(images, "decoder")
+        return Network(module, **variables).tap_map(images, "decoder")
 
     feature = decoder_map(variables, images)
     feature = np.asarray(feature, np.float64)

@@ -10,7 +10,7 @@ from flax import struct
 
 from mpmc_jax.experiments import evaluation
 from mpmc_jax.methods import base, registry
-from mpmc_jax.training.state import select
+from mpmc_jax.training.state import variables_of
 from mpmc_jax.types import Outputs, Region, Streams, View
 from tests.support import tiny
 
@@ -104,7 +104,7 @@ def test_evaluation_names_one_of_the_networks():
         network = evaluation.evaluated_network(cfg, parts, state)
         assert network == (name, False) and network.name == name
         assert (
-            select(state, network.student, averaged=network.averaged)["params"]
+            variables_of(state, network.student, averaged=network.averaged)["params"]
             is state.params[name]
         )
     for choice in ("c", "student"):

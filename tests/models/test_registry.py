@@ -31,7 +31,7 @@ from mpmc_jax.models.weights import convert, torch_names
 from mpmc_jax.training.checkpoint.manager import Checkpointer
 from mpmc_jax.training.parallel import Layout, Parallel
 from mpmc_jax.training.precise_bn import make_bn_recompute
-from mpmc_jax.training.state import select
+from mpmc_jax.training.state import variables_of
 from mpmc_jax.types import Network, Prediction
 from tests.support import tiny
 from tests.support.toy_source import NUM_CLASSES, make_source
@@ -126,7 +126,7 @@ def test_toys_are_trained_averaged_evaluated_and_restored(tmp_path, method, opti
     )
     parts = tiny.setup(cfg)
     state, metrics = tiny.run(cfg, 2)
-    assert not any(each.refused for each in metrics)
+    assert not any(each.skipped for each in metrics)
     assert metrics[-1].values["loss_patch_labeled"] > 0
     start = init_state(parts, cfg.seed)
     for kind in ("params", "ema_params"):
@@ -140,7 +140,7 @@ def test_toys_are_trained_averaged_evaluated_and_restored(tmp_path, method, opti
         parts.step.modules["student"], NUM_CLASSES, batch_size=2, pad_to=PATCH
     )
     for averaged in (False, True):
-        variables = select(restored, "student", averaged=averaged)
+        variables = variables_of(restored, "student", averaged=averaged)
         # At other sizes than that of the crop.
         result = evaluator.run(variables, make_source([(24, 30), (30, 24)]))
         assert result.confusion.sum() > 0

@@ -63,7 +63,7 @@ def run(plugin, inputs, active=None):
 def teacher_logits(variables, views):
     """Of all views at once: rounding depends on how many images a pass has."""
     images = jnp.concatenate([view.image for view in views])
-    z = views[0].teacher.frozen().taps(images, "layer1")
+    z = views[0].teacher.frozen().tap_map(images, "layer1")
     logits = PLUGIN.classifier().apply(variables, z, train=False)
     return jnp.split(logits, len(views))
 

@@ -71,7 +71,7 @@ def _step_config(file, model: ModelConfig, devices: int, batch: int) -> StepConf
         ),
         plugin=Identity(),
         modules={"student": build_segmenter(model, axis_name=AXIS)},
-        teachers={"student": build_segmenter(model, axis_name=AXIS)},
+        teacher_modules={"student": build_segmenter(model, axis_name=AXIS)},
         optimizer=build_optimizer(
             schedule, head_multiplier=10.0, momentum=0.9, weight_decay=1e-4
         ),

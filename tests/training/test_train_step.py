@@ -46,7 +46,7 @@ def test_losses_are_finite_and_named(unimatch):
     for values in metrics:
         assert names == set(values.values)
         assert all(np.isfinite(v) for v in values.values.values())
-        assert not values.refused
+        assert not values.skipped
         assert 0 < values.values["confident"] < 1
         # The method's 1/2, alpha = 1/4, the coefficients 1 + 1 + 2, lambda's mean 1.
         np.testing.assert_allclose(values.values["unlabeled_weight"], 0.5, rtol=1e-6)
@@ -179,7 +179,7 @@ def test_the_teacher_alone_computes_in_its_dtype():
             method__threshold=0.0,
         )
         parts = tiny.setup(cfg)
-        assert parts.step.teachers["student"].dtype == (dtype or "float32")
+        assert parts.step.teacher_modules["student"].dtype == (dtype or "float32")
         assert parts.step.modules["student"].dtype == "float32"
         state, metrics = tiny.run(cfg, 1)
         assert {x.dtype.name for x in jax.tree.leaves(state.params)} == {"float32"}
@@ -192,7 +192,7 @@ def test_the_teacher_alone_computes_in_its_dtype():
     np.testing.assert_allclose(rounded[loss], exact[loss], rtol=1e-2)
 
 
-def test_a_step_that_is_not_finite_is_refused_and_so_are_those_after_it():
+def test_a_step_that_is_not_finite_is_skipped_and_so_are_those_after_it():
     cfg = tiny.config("method=supervised")
     parts = tiny.setup(cfg)
     state = tiny.init_state(parts, 0)
@@ -201,7 +201,7 @@ def test_a_step_that_is_not_finite_is_refused_and_so_are_those_after_it():
     params = jax.tree.map(lambda x: broken if x is kernel else x, state.params)
     poisoned = state.replace(params=params)
     after, metrics = tiny.run(cfg, 2, state=poisoned)
-    assert metrics[0].refused and metrics[0].failed_check == "loss_supervised"
+    assert metrics[0].skipped and metrics[0].failed_check == "loss_supervised"
     assert int(after.step) == 0
     chex.assert_trees_all_equal(after, poisoned)
     # A sound state that waits for batch 0 does not take batch 1.
@@ -210,9 +210,9 @@ def test_a_step_that_is_not_finite_is_refused_and_so_are_those_after_it():
     step = parallel.compile(make_step(parts.step))
     late = parallel.replicate(make_step_info(1))
     placed = parallel.place(tiny.batch(1, cfg, parts.step.method))
-    out, refused = step(parallel.replicate(state), placed, late)
-    assert parallel.fetch(refused).refused
-    assert parallel.fetch(refused).failed_check == IN_ORDER
+    out, skipped = step(parallel.replicate(state), placed, late)
+    assert parallel.fetch(skipped).skipped
+    assert parallel.fetch(skipped).failed_check == IN_ORDER
     chex.assert_trees_all_equal(parallel.fetch(out).params, state.params)
 
 
@@ -229,7 +229,7 @@ def test_a_step_that_is_not_finite_is_refused_and_so_are_those_after_it():
         ({}, 1e25, "an updated batch-norm statistic"),
     ],
 )
-def test_an_update_that_is_not_finite_is_refused_though_its_loss_is(
+def test_an_update_that_is_not_finite_is_skipped_though_its_loss_is(
     changes, scale, name
 ):
     cfg = tiny.config("method=supervised", **changes)
@@ -240,7 +240,7 @@ def test_an_update_that_is_not_finite_is_refused_though_its_loss_is(
     after, (metrics, _) = tiny.run(cfg, 2, state=state)
     assert np.isfinite(metrics.values["loss"])
     assert np.isfinite(metrics.values["grad_norm"])
-    assert metrics.refused and metrics.failed_check == name
+    assert metrics.skipped and metrics.failed_check == name
     chex.assert_trees_all_equal(after, jax.tree.map(np.asarray, state))
 
 

@@ -8,7 +8,7 @@ import optax
 import pytest
 
 from mpmc_jax.models.platform import compiled_for
-from mpmc_jax.training.trees import choose, norm, with_joined_vectors
+from mpmc_jax.training.trees import norm, tree_where, with_joined_vectors
 
 
 def test_the_norm_is_that_of_all_numbers():
@@ -28,7 +28,7 @@ def test_a_tree_is_chosen_as_a_whole(first):
         }
         for i in range(2)
     ]
-    chosen = choose(jnp.bool_(first), *trees)
+    chosen = tree_where(jnp.bool_(first), *trees)
     chex.assert_trees_all_equal(chosen, trees[0 if first else 1])
 
 

@@ -162,7 +162,7 @@ class MPMC(Plugin):
     def counts(self, regions: Mapping[str, Region]) -> dict[str, Array]:
         """Counts valid patches per loss term: those with a `region.real` pixel (D7)."""
         return {
-            _patches(name): jnp.sum(self._valid(region), dtype=jnp.int32)
+            _patches(name): jnp.sum(self._valid_patches(region), dtype=jnp.int32)
             for name, region in regions.items()
         }
 
@@ -204,7 +204,7 @@ class MPMC(Plugin):
         Returns:
           (b,h,w,C).
         """
-        z_bhwd = teacher.frozen().taps(images, self.tap)
+        z_bhwd = teacher.frozen().tap_map(images, self.tap)
         logits_bhwc: Any = self.classifier().apply(head, z_bhwd, train=False)
         return jax.lax.stop_gradient(logits_bhwc)
 
@@ -226,7 +226,7 @@ class MPMC(Plugin):
     def weigh_pixels(self, logits: Array, labels: Array) -> Array:
         """Computes lambda_s of eq. 5, never divided by a batch's mean; see `Plugin`."""
         if self.gate:
-            return self._admitted(logits, labels)
+            return self._gate_mask(logits, labels)
         scale = "none" if self.lambda_scale == "mean" else self.lambda_scale
         lambda_bhw, _ = adaptive_weights(
             logits / self.temperature,
@@ -237,8 +237,11 @@ class MPMC(Plugin):
         )
         return lambda_bhw
 
-    def _admitted(self, logits: Array, labels: Array) -> Array:
-        """Computes 1 where the head does not deny the label, else 0, (b,h,w)."""
+    def _gate_mask(self, logits: Array, labels: Array) -> Array:
+        """Returns 1 where the head's probability of the label reaches `gate`.
+
+        It is 0 elsewhere: (b,h,w).
+        """
         probability_bhw, _ = adaptive_weights(
             logits, labels, confidence="sigmoid", scale="none", field=self.field
         )
@@ -276,11 +279,11 @@ class MPMC(Plugin):
             patch_scale=self.lambda_m_scale,
             field=self.field,
             where=confident_bhw,
-            valid=self._valid(view.region),
+            valid=self._valid_patches(view.region),
             global_sum=reduction.sum,
         )
         if self.gate:
-            lambda_s_bhw = self._admitted(logits_bhwc, view.target)
+            lambda_s_bhw = self._gate_mask(logits_bhwc, view.target)
         if not self.lambda_s:
             lambda_s_bhw = jnp.ones_like(lambda_s_bhw)
         if self.shuffle:
@@ -330,9 +333,9 @@ class MPMC(Plugin):
         )
         split = _split_like(logits, taps)
         of_labeled, of_views = split[: len(supervised)], split[len(supervised) :]
-        terms, metrics = self._labeled(of_labeled, supervised, reduction)
+        terms, metrics = self._labeled_loss(of_labeled, supervised, reduction)
         if trained:
-            more = self._unlabeled(of_views, trained, targets, reduction)
+            more = self._unlabeled_loss(of_views, trained, targets, reduction)
             terms, metrics = {**terms, **more[0]}, {**metrics, **more[1]}
         if unlabeled:
             made = [targets[view.name] for view in unlabeled]
@@ -342,7 +345,7 @@ class MPMC(Plugin):
             )
         return PluginLosses(terms, metrics, updated["batch_stats"])
 
-    def _labeled(
+    def _labeled_loss(
         self,
         logits: Sequence[Array],
         supervised: Sequence[Supervised],
@@ -382,7 +385,7 @@ class MPMC(Plugin):
         mean = _add(means) / len(means)
         return {"patch_labeled": self.labeled_weight * mean}, metrics
 
-    def _unlabeled(
+    def _unlabeled_loss(
         self,
         logits: Sequence[Array],
         views: Sequence[View],
@@ -395,7 +398,7 @@ class MPMC(Plugin):
         means, patches = [], []
         for logits_bhwc, view in zip(logits, views, strict=True):
             target = targets[view.name]
-            valid_bhw = self._valid(view.region)
+            valid_bhw = self._valid_patches(view.region)
             mean = binary_cross_entropy(
                 logits_bhwc,
                 target.target,
@@ -416,7 +419,7 @@ class MPMC(Plugin):
         }
         return {"patch_unlabeled": self.beta * reduction.sum(loss)}, metrics
 
-    def _valid(self, region: Region) -> Array:
+    def _valid_patches(self, region: Region) -> Array:
         return patch_valid(region.real, self.field, size=self.tap_size)
 
     def _checked(self, map_bhwd: Array) -> Array:
