@@ -11,7 +11,9 @@ python -m launch.experiments --name=panels --options=images=2 --output=out runs/
 
 An experiment trains its runs into OUTPUT/runs/, skips what is finished, resumes what is
 not, and goes on after a run that fails. It then writes OUTPUT/<name>.md, .csv, .png and
-.svg: ours beside the published values. evidence1 to evidence3 are our own and write
+.svg: ours beside the published values. Where training evaluates in another way than the
+published values were computed, the best checkpoint of each finished run is evaluated once
+more. evidence1 to evidence3 are our own and write
 OUTPUT/<name>_<dataset>.*, by default in runs/evidence: differences of pairs of runs of
 equal seeds. README.md beside them has all of their stages that are there, and
 evidence0.md. A directory that holds a run of that name with other settings or data is
@@ -42,6 +44,7 @@ from mpmc_jax.data.dataset import open_dataset
 from mpmc_jax.data.registry import DATASETS
 from mpmc_jax.experiments import config_checks
 from mpmc_jax.experiments.paper.base import PlannedRun, Table, plan
+from mpmc_jax.experiments.paper.final_evaluation import final_evaluation, is_due
 from mpmc_jax.experiments.paper.registry import all_experiments
 from mpmc_jax.experiments.paper.results import Place, other_run, read_outcome
 from mpmc_jax.paths import as_path
@@ -57,6 +60,8 @@ _OF_EXPERIMENTS = (
     *_MODES,
 )
 _OF_FIGURES = ("checkpoint", "options")
+# The module that runs another one and ends with this process.
+_CHILD = "launch.experiments.child"
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -186,16 +191,15 @@ def _run(args: argparse.Namespace, more: Sequence[str]) -> int:
     )
     if own:
         evidence_page.check_replaceable(place)
-    flags_of = {run.name: _flags(run, settings) for run in table.runs}
     # Whatever is wrong with the settings shows before the first run.
-    configs = {run.name: _configuration(flags_of[run.name]) for run in table.runs}
+    configs = {run.name: place.configure(run) for run in table.runs}
     for run in () if args.summarize else table.runs:
         if other := other_run(run, place):
             raise ValueError(f"{place.workdir(run)} {other}")
     commands = {
         run.name: [
             "launch.train",
-            *flags_of[run.name],
+            *_flags(run, settings),
             f"--workdir={place.workdir(run)}",
         ]
         for run in table.runs
@@ -209,18 +213,37 @@ def _run(args: argparse.Namespace, more: Sequence[str]) -> int:
         return 0
     if args.jobs < 0:
         raise ValueError(f"--jobs={args.jobs}: at least 1 is needed")
-    python = [sys.executable, "-m", "launch.experiments.child"]
     failed = 0
     if not args.summarize:
         _check_prepared(table, configs, place)
         failed = processes.train_all(
             table.runs,
-            {name: [*python, *command] for name, command in commands.items()},
+            {
+                name: [sys.executable, "-m", _CHILD, *command]
+                for name, command in commands.items()
+            },
             place,
             args.jobs or 1,
+            _evaluations(table, configs, place),
         )
     _write_summary(table, place)
     return failed
+
+
+def _evaluations(
+    table: Table, configs: Mapping[str, ml_collections.ConfigDict], place: Place
+) -> dict[str, list[str]]:
+    """Returns the commands of the final evaluations, where values are published."""
+    commands = {}
+    for run in table.runs if table.source else ():
+        if evaluation := final_evaluation(configs[run.name]):
+            commands[run.name] = [
+                *(sys.executable, "-m", _CHILD, "launch.evaluate"),
+                f"--workdir={place.workdir(run)}",
+                f"--data_dir={configs[run.name].data.data_dir}",
+                *evaluation.flags,
+            ]
+    return commands
 
 
 def _plan(args: argparse.Namespace) -> Table:
@@ -307,7 +330,12 @@ def _check_prepared(
     table: Table, configs: Mapping[str, ml_collections.ConfigDict], place: Place
 ) -> None:
     """Raises FileNotFoundError if runs that are left lack their prepared data set."""
-    left = [run for run in table.runs if read_outcome(run, place).state != "finished"]
+    left = [
+        run
+        for run in table.runs
+        if read_outcome(run, place).state != "finished"
+        or (table.source and is_due(run, place))
+    ]
     data = [configs[run.name].data for run in left]
     for data_dir, name in dict.fromkeys((each.data_dir, each.name) for each in data):
         open_dataset(data_dir, name)

@@ -1,15 +1,20 @@
-"""Runs many trainings, each in a process of its own, some at once."""
+"""Runs many trainings, each in a process of its own, some at once.
+
+A finished run may be evaluated once more, in a process of its own too.
+"""
 
 import contextlib
+import dataclasses
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from types import FrameType
+from types import FrameType, MappingProxyType
 
 from launch import cli
+from mpmc_jax.experiments.paper import final_evaluation
 from mpmc_jax.experiments.paper.base import PlannedRun
 from mpmc_jax.experiments.paper.results import Place, last_line, read_outcome
 from mpmc_jax.text import printable, quantity
@@ -20,13 +25,33 @@ _POLL_SECONDS = 0.2
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
+@dataclasses.dataclass(frozen=True)
+class _Job:
+    """A program that trains a run, or evaluates it.
+
+    Attributes:
+      run: the run.
+      slot: its number among the programs that run at once.
+      evaluates: whether it evaluates the finished run.
+      begin: when it started, in seconds of the monotonic clock.
+    """
+
+    run: PlannedRun
+    slot: int
+    evaluates: bool
+    begin: float = dataclasses.field(default_factory=time.monotonic)
+
+
 def train_all(
     runs: Sequence[PlannedRun],
     commands: Mapping[str, Sequence[str]],
     place: Place,
     jobs: int,
+    evaluations: Mapping[str, Sequence[str]] = MappingProxyType({}),
 ) -> int:
     """Trains the runs that are not finished, `jobs` at once.
+
+    A run in `evaluations` is evaluated after it is finished, unless it was before.
 
     A run that fails leaves the others alone. With CUDA_VISIBLE_DEVICES, each of the
     processes that run at once gets its share of the devices.
@@ -36,6 +61,7 @@ def train_all(
       commands: the command of each run, by its name.
       place: where their directories and logs are.
       jobs: processes at once.
+      evaluations: the command of a run's final evaluation, by the run's name.
 
     Returns:
       The number of runs that failed.
@@ -44,34 +70,45 @@ def train_all(
       Interrupted: a signal came; the runs have saved their state and ended.
     """
     waiting, failed, slots = list(runs), 0, list(range(jobs))
-    running: dict[subprocess.Popen, tuple[PlannedRun, int, float]] = {}
+    running: dict[subprocess.Popen, _Job] = {}
     with _stopping() as stopped:
         while (waiting and not stopped) or running:
             while waiting and slots and not stopped:
                 run = waiting.pop(0)
-                if read_outcome(run, place).state == "finished":
+                evaluates = read_outcome(run, place).state == "finished"
+                if evaluates and not _is_due(run, place, evaluations):
                     _say(run, "finished already")
                     continue
-                slot = slots.pop(0)
-                process = _start(run, commands[run.name], place, slot, jobs)
-                running[process] = run, slot, time.monotonic()
+                command = (evaluations if evaluates else commands)[run.name]
+                job = _Job(run, slots.pop(0), evaluates)
+                running[_start(job, command, place, jobs)] = job
+                what = "evaluation started" if evaluates else "started"
                 left = quantity(len(waiting), "run")
-                _say(run, f"started; {left} to come (log: {place.log(run)})")
+                _say(run, f"{what}; {left} to come (log: {place.log(run)})")
             if stopped:
-                for process, (run, _, _) in running.items():
+                for process, job in running.items():
                     process.send_signal(stopped[0])
-                    _say(run, "stopping after its step, or after compiling")
+                    _say(job.run, "stopping after its step, or after compiling")
             for process in list(running):
                 if stopped or process.poll() is not None:
-                    run, slot, begin = running.pop(process)
-                    slots.append(slot)
-                    failed += _ended(process, run, begin, place, bool(stopped))
+                    job = running.pop(process)
+                    slots.append(job.slot)
+                    failed += _ended(process, job, place, bool(stopped))
+                    if not job.evaluates and _is_due(job.run, place, evaluations):
+                        waiting.insert(0, job.run)
             time.sleep(_POLL_SECONDS)
     if stopped:
         raise Interrupted(
             "stopped; what has run is saved, and the same command resumes"
         )
     return failed
+
+
+def _is_due(
+    run: PlannedRun, place: Place, evaluations: Mapping[str, Sequence[str]]
+) -> bool:
+    """Whether a run is finished, but not its final evaluation."""
+    return run.name in evaluations and final_evaluation.is_due(run, place)
 
 
 @contextlib.contextmanager
@@ -93,16 +130,16 @@ def _stopping() -> Iterator[list[int]]:
 
 
 def _start(
-    run: PlannedRun, command: Sequence[str], place: Place, slot: int, jobs: int
+    job: _Job, command: Sequence[str], place: Place, jobs: int
 ) -> subprocess.Popen:
     """Starts a run's program."""
-    log = place.log(run)
+    log = place.log(job.run)
     log.parent.mkdir(parents=True, exist_ok=True)
-    place.failure(run).unlink(missing_ok=True)
+    place.failure(job.run).unlink(missing_ok=True)
     environment = dict(os.environ)
     devices = [each for each in environment.get(_VISIBLE, "").split(",") if each]
     if devices:
-        environment[_VISIBLE] = ",".join(devices[slot % len(devices) :: jobs])
+        environment[_VISIBLE] = ",".join(devices[job.slot % len(devices) :: jobs])
     with log.open("ab") as output:
         return subprocess.Popen(
             command,
@@ -115,12 +152,13 @@ def _start(
         )
 
 
-def _ended(
-    process: subprocess.Popen, run: PlannedRun, begin: float, place: Place, asked: bool
-) -> bool:
+def _ended(process: subprocess.Popen, job: _Job, place: Place, asked: bool) -> bool:
     """Waits for a program and tells how it ended; returns whether it failed."""
-    code = process.wait()
-    took = duration(time.monotonic() - begin)
+    code, run = process.wait(), job.run
+    took = duration(time.monotonic() - job.begin)
+    if code == 0 and job.evaluates:
+        _say(run, f"evaluated, {took}")
+        return False
     if code == 0:
         outcome = read_outcome(run, place)
         score = f"{outcome.metric} {outcome.last():.4f}, " if outcome.metric else ""

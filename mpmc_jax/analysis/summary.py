@@ -14,7 +14,12 @@ from matplotlib.ticker import MaxNLocator
 
 from mpmc_jax.analysis import style
 from mpmc_jax.analysis.base import Drawing, drawing_of
-from mpmc_jax.experiments.paper.base import Cell, Table
+from mpmc_jax.experiments.paper.base import Cell, PlannedRun, Table
+from mpmc_jax.experiments.paper.final_evaluation import (
+    FinalEvaluation,
+    final_evaluation,
+    read_scores,
+)
 from mpmc_jax.experiments.paper.results import (
     Outcome,
     Place,
@@ -38,7 +43,8 @@ _COMPARED = {
     "train.batch_size": "labeled images per step",
     "train.group_size": "images mixed among themselves",
     "optimizer.lr": "learning rate",
-    "eval.protocol": "evaluation",
+    "eval.protocol": "evaluation in training",
+    "eval.pad_to": "padding of evaluated images in training",
 }
 
 
@@ -50,8 +56,9 @@ class Line:
       row, column: labels.
       state: "" if all seeds are finished, or what is missing.
       last, best: scores of the seeds at the last and at the best evaluation.
+      scored: scores of the best checkpoints, evaluated as the published ones were.
       published: the paper's value.
-      gains: best scores minus the baseline row's, seed by seed, of equal data.
+      gains: `scored` minus the baseline row's, seed by seed, of equal data.
       published_gain: the paper's gain.
     """
 
@@ -60,20 +67,21 @@ class Line:
     state: str
     last: tuple[float, ...]
     best: tuple[float, ...]
+    scored: tuple[float, ...]
     published: float
     gains: tuple[float, ...]
     published_gain: float
 
     @property
     def difference(self) -> float:
-        """The mean best score minus the paper's."""
-        return _mean(self.best) - self.published
+        """The mean of `scored` minus the paper's."""
+        return _mean(self.scored) - self.published
 
     def as_row(self) -> dict[str, Any]:
         """The line as a row of a CSV file; empty where a number is unknown."""
         row: dict[str, Any] = {"row": self.row, "column": self.column}
         row["seeds"] = len(self.best)
-        for name in ("last", "best", "gains"):
+        for name in ("last", "best", "scored", "gains"):
             values = getattr(self, name)
             row[f"{name}_mean"], row[f"{name}_std"] = _mean(values), _std(values)
         row["published"], row["difference"] = self.published, self.difference
@@ -108,12 +116,13 @@ class Summary:
             f"# {table.name}: {table.experiment.title}",
             f"Data set {table.dataset}, seeds {', '.join(map(str, seeds))}. Scores in "
             "%, mean and standard deviation over seeds, of the last and of the best "
-            "evaluation; the difference is best minus published; a gain is over the "
+            "evaluation; scored: of the best checkpoint, evaluated as the published "
+            "values were. The difference is scored minus published; a gain is over the "
             "row's baseline at the same seed."
             + (f" Published: {table.source}." if table.source else ""),
             markdown_table(
-                ("", "labels", "last", "best", "published", "difference", "gain")
-                + ("published gain", ""),
+                ("", "labels", "last", "best", "scored", "published", "difference")
+                + ("gain", "published gain", ""),
                 [_cells(line) for line in self.lines],
             ),
         ]
@@ -146,7 +155,8 @@ def summarize(
       place: the folder of the runs.
       paper: configurations of the paper's own runs, as nested dictionaries.
     """
-    outcomes = {run.name: read_outcome(run, place) for run in table.runs}
+    runs = {run.name: _gather(run, table, place) for run in table.runs}
+    outcomes = {name: run.outcome for name, run in runs.items()}
     cells = {(cell.row, cell.column): cell for cell in table.cells}
     lines = []
     for cell in table.cells:
@@ -155,11 +165,43 @@ def summarize(
         if table.experiment.per_class:
             names += _class_scores([outcomes[run.name] for run in cell.runs])
         for name in names:
-            lines.append(_line(table, cell, baseline, outcomes, name))
+            lines.append(_line(table, cell, baseline, runs, name))
     failures = {
         name: each.reason for name, each in outcomes.items() if each.state == "failed"
     }
     return Summary(table, tuple(lines), tuple(_differences(outcomes, paper)), failures)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    """What there is of a run.
+
+    Attributes:
+      outcome: what its directory says.
+      evaluation: of its best checkpoint, as published; None if training's is that one.
+      scores: of that evaluation; empty if there are none.
+    """
+
+    outcome: Outcome
+    evaluation: FinalEvaluation | None
+    scores: Mapping[str, float]
+
+    def score(self, name: str = "") -> float:
+        """A score of the best checkpoint, evaluated as published; NaN if unknown."""
+        if self.evaluation is None:
+            return self.outcome.best(name)
+        return self.scores.get(name or self.outcome.metric, math.nan)
+
+
+def _gather(run: PlannedRun, table: Table, place: Place) -> _Run:
+    """Reads what there is of a run."""
+    outcome = read_outcome(run, place)
+    # Without published values, those of training are compared among themselves.
+    evaluation = final_evaluation(place.configure(run)) if table.source else None
+    if evaluation is None:
+        return _Run(outcome, None, {})
+    scores = read_scores(evaluation, outcome, place.workdir(run))
+    return _Run(outcome, evaluation, scores)
 
 
 def _class_scores(outcomes: Sequence[Outcome]) -> list[str]:
@@ -175,7 +217,7 @@ def _line(
     table: Table,
     cell: Cell,
     baseline: Cell | None,
-    outcomes: Mapping[str, Outcome],
+    runs: Mapping[str, _Run],
     name: str,
 ) -> Line:
     """Makes the line of a cell; of one class if `name` is a class's score."""
@@ -186,23 +228,24 @@ def _line(
             table.published_classes.get(row, {}).get(of, math.nan)
             for row in (cell.row, cell.baseline)
         )
-    own = [outcomes[run.name] for run in cell.runs]
+    own = [runs[run.name] for run in cell.runs]
     state = _state(own)
-    if not _are_of_one_data_set(own):
+    if not _are_of_one_data_set([run.outcome for run in own]):
         own, state = [], "its seeds differ in their data"
-    against = [outcomes[run.name] for run in baseline.runs] if baseline else []
+    against = [runs[run.name] for run in baseline.runs] if baseline else []
     gains = [
-        100 * (one.best(name) - other.best(name))
+        100 * (one.score(name) - other.score(name))
         for one, other in zip(own, against, strict=False)
-        if have_same_data(one, other)
+        if have_same_data(one.outcome, other.outcome)
     ]
     column = table.columns[cell.column]
     return Line(
         table.rows[cell.row],
         f"{column}, {of}" if name else column,
         state,
-        _known(100 * outcome.last(name) for outcome in own),
-        _known(100 * outcome.best(name) for outcome in own),
+        _known(100 * run.outcome.last(name) for run in own),
+        _known(100 * run.outcome.best(name) for run in own),
+        _known(100 * run.score(name) for run in own),
         published,
         _known(gains),
         published - before,
@@ -215,15 +258,23 @@ def _are_of_one_data_set(outcomes: Sequence[Outcome]) -> bool:
     return all(have_same_data(begun[0], outcome) for outcome in begun)
 
 
-def _state(outcomes: Sequence[Outcome]) -> str:
+def _state(runs: Sequence[_Run]) -> str:
     """Describes what is missing of the runs of one cell."""
-    if all(outcome.state == "finished" for outcome in outcomes):
-        return ""
+    outcomes = [run.outcome for run in runs]
     steps = [f"step {o.step} of {o.steps}" for o in outcomes if o.state == "unfinished"]
     missing = [
         f"{quantity(count, 'run')} {state}"
         for state in ("failed", "not run")
         if (count := sum(o.state == state for o in outcomes))
+    ]
+    unscored = [
+        run.evaluation.label
+        for run in runs
+        if run.outcome.state == "finished" and run.evaluation and not run.scores
+    ]
+    missing += [
+        f"{quantity(unscored.count(label), 'run')} not scored yet ({label})"
+        for label in dict.fromkeys(unscored)
     ]
     return ", ".join(steps + missing)
 
@@ -263,6 +314,7 @@ def _cells(line: Line) -> tuple[str, ...]:
         line.column,
         _shown(line.last),
         _shown(line.best),
+        _shown(line.scored),
         _number(line.published),
         _number(line.difference, "+.1f"),
         _shown(line.gains, "+.1f"),
@@ -297,7 +349,7 @@ def _std(values: Sequence[float]) -> float:
 
 
 def _plot(lines: Sequence[Line]) -> Canvas:
-    """Draws one panel per column: our best scores and the published ones by row."""
+    """Draws one panel per column: our scores and the published ones by row."""
     columns = list(dict.fromkeys(line.column for line in lines))
     rows = list(dict.fromkeys(line.row for line in lines))
     height = 1.1 + 0.26 * len(rows)
@@ -305,10 +357,10 @@ def _plot(lines: Sequence[Line]) -> Canvas:
     for axis, column in zip(axes, columns, strict=True):
         for line in (each for each in lines if each.column == column):
             y = rows.index(line.row)
-            if line.best:
-                spread = _std(line.best) if len(line.best) > 1 else 0.0
+            if line.scored:
+                spread = _std(line.scored) if len(line.scored) > 1 else 0.0
                 axis.errorbar(
-                    _mean(line.best), y, xerr=spread, fmt="o", color=style.BLUE
+                    _mean(line.scored), y, xerr=spread, fmt="o", color=style.BLUE
                 )
             if not math.isnan(line.published):
                 axis.plot(
@@ -321,7 +373,7 @@ def _plot(lines: Sequence[Line]) -> Canvas:
         axis.set_ylim(len(rows) - 0.5, -0.5)
         axis.set_xlabel("%")
         axis.xaxis.set_major_locator(MaxNLocator(4))
-    axes[0].plot([], [], "o", color=style.BLUE, label="ours, best evaluation")
+    axes[0].plot([], [], "o", color=style.BLUE, label="ours, best checkpoint")
     if not all(math.isnan(line.published) for line in lines):
         look = {"color": style.VERMILION, "markerfacecolor": "none"}
         axes[0].plot([], [], "D", label="published", **look)

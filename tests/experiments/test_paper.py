@@ -1,17 +1,25 @@
 import dataclasses
 import json
 import math
+import sys
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
 from configs.base import get_base
+from launch import evaluate
 from launch.experiments import __main__ as experiments
 from mpmc_jax.analysis import summary
 from mpmc_jax.data.build import build_split, dataset_info
 from mpmc_jax.data.splits import Split
 from mpmc_jax.experiments.paper import base, registry
 from mpmc_jax.experiments.paper.base import Choice, Experiment, labeled_part
+from mpmc_jax.experiments.paper.final_evaluation import (
+    FinalEvaluation,
+    final_evaluation,
+)
 from mpmc_jax.experiments.paper.results import (
     last_line,
     other_run,
@@ -19,7 +27,7 @@ from mpmc_jax.experiments.paper.results import (
     read_outcome,
 )
 from tests.support.data_sets import prepare_synthetic
-from tests.support.planned import place_of
+from tests.support.planned import place_of, write_run
 
 TOY = Experiment(
     "A comparison",
@@ -109,25 +117,6 @@ def test_bad_arguments_name_the_valid_ones():
         base.plan("table6", experiment, seeds=(1, 1))
 
 
-def write_run(place, run, scores, steps=20, changes=None, data=None, **classes):
-    """The files of a run that was evaluated every five steps."""
-    config = place.configure(run)
-    config.train.steps = steps
-    config.update_from_flattened_dict(changes or {})
-    directory = place.workdir(run)
-    directory.mkdir(parents=True)
-    (directory / "config.json").write_text(json.dumps(config.to_dict()))
-    manifest = {"steps_per_epoch": 7, "data": {"labeled": 4} | (data or {})}
-    manifest["device_kind"] = "cpu"
-    (directory / "manifest.json").write_text(json.dumps(manifest))
-    lines = [{"step": 5, "train/loss": 1.0}]
-    for count, score in enumerate(scores, 1):
-        line = {"step": 5 * count, "val/miou": score}
-        lines.append(line | {f"val/iou/{k}": v[count - 1] for k, v in classes.items()})
-    text = "".join(json.dumps(line) + "\n" for line in lines)
-    (directory / "metrics.jsonl").write_text(text + '{"step": 25, "val/mi')
-
-
 def test_the_summary_is_the_scores_mean_and_deviation(toy, tmp_path):
     place = place_of(tmp_path, "--config.train.steps=20")
     table = base.plan("toy", toy, seeds=(0, 1, 2))
@@ -150,9 +139,71 @@ def test_the_summary_is_the_scores_mean_and_deviation(toy, tmp_path):
     np.testing.assert_allclose(row["gains_std"], np.std([20, 10], ddof=1))
     assert row["published"] == "" and row["seeds"] == 2
     text = found.markdown()
-    assert "| Off | 4 | 30.0 ± 5.0 | 33.3 ± 5.8 | 40.0 | -6.7 | - | - |  |" in text
+    assert (
+        "| Off | 4 | 30.0 ± 5.0 | 33.3 ± 5.8 | 33.3 ± 5.8 | 40.0 | -6.7 | - | - |  |"
+        in text
+    )
     assert "| length | 20 steps | 80 epochs |" in text and "| device | cpu |" in text
     assert found.drawing().png[:4] == b"\x89PNG"
+
+
+def test_differences_are_of_scores_evaluated_as_published(toy, tmp_path):
+    """Training pads images; the published values are of images as they are."""
+    flags = ("--config.train.steps=20", "--config.eval.pad_to=32")
+    place = place_of(tmp_path, *flags)
+    table = base.plan("toy", toy)
+    for run in table.runs:
+        write_run(place, run, [0.1, 0.5, 0.4, 0.45])
+    off, on = summary.summarize(table, place, []).lines
+    assert (off.best, off.scored, off.gains) == ((50,), (), ())
+    assert off.state == "1 run not scored yet (images without padding)"
+    assert math.isnan(off.difference)
+    paths = [place.workdir(run) / "eval_val_best.json" for run in table.runs]
+    first, second = (
+        {"scalars": {"miou": score}, "step": 10, "pad_to": 0} for score in (0.375, 0.5)
+    )
+    paths[0].write_text(json.dumps(first))
+    paths[1].write_text(json.dumps(second))
+    off, on = summary.summarize(table, place, []).lines
+    assert (off.best, off.scored, off.difference) == ((50,), (37.5,), -2.5)
+    assert on.gains == (12.5,) and on.state == ""
+    # One of padded images, and one of a checkpoint that is not the best.
+    for wrong in ({"pad_to": 32}, {"step": 15}):
+        paths[1].write_text(json.dumps(second | wrong))
+        assert summary.summarize(table, place, []).lines[1].scored == ()
+
+
+@pytest.mark.parametrize("name", registry.EXPERIMENTS)
+def test_cells_are_scored_as_their_published_values(name):
+    """Of the paper's runs, VOC's are padded in training, and some see centers alone."""
+    for run in base.plan(name, registry.EXPERIMENTS[name]).runs:
+        config = experiments._configuration(run.flags())
+        evaluation = final_evaluation(config)
+        windows = {"u2pl": "slide_u2pl", "ael": "slide_ael"}
+        expected = {
+            "voc": FinalEvaluation(""),
+            "cityscapes": FinalEvaluation(windows.get(config.method.name, "")),
+            "acdc": None,
+        }[config.data.name]
+        if config.data.name == "cityscapes" and config.method.name not in windows:
+            expected = None
+        assert evaluation == expected
+
+
+@pytest.mark.parametrize("evaluation", [FinalEvaluation(""), FinalEvaluation("whole")])
+def test_launch_evaluate_writes_the_file_that_tables_read(evaluation, monkeypatch):
+    found = []
+    monkeypatch.setattr(
+        evaluate, "open_network", lambda args: found.append(args) or sys.exit()
+    )
+    with pytest.raises(SystemExit):
+        evaluate.main(["--workdir=run", *evaluation.flags])
+    (args,) = found
+    config = SimpleNamespace(eval=SimpleNamespace(scales=(1.0,)))
+    run: Any = SimpleNamespace(
+        config=config, facts=SimpleNamespace(dataset="d", fingerprint="f")
+    )
+    assert evaluate.result_name(run, args, args.checkpoint) == evaluation.file_name
 
 
 def test_class_columns_are_read_at_the_same_evaluations(toy, tmp_path):

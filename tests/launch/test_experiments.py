@@ -1,5 +1,7 @@
 """Experiments as a user runs them."""
 
+import dataclasses
+import json
 import os
 import signal
 import sys
@@ -11,11 +13,12 @@ from launch.experiments import __main__ as experiments
 from launch.experiments import processes
 from mpmc_jax.experiments.paper import base, registry
 from mpmc_jax.experiments.paper.base import Choice, Experiment, labeled_part
+from mpmc_jax.experiments.paper.final_evaluation import is_due
 from mpmc_jax.experiments.paper.results import read_outcome
 from mpmc_jax.training.loop import Interrupted
 from tests.support import programs, tiny
 from tests.support.data_sets import prepare_synthetic
-from tests.support.planned import place_of
+from tests.support.planned import place_of, write_run
 from tests.support.programs import run, start
 
 _ARGUMENT = {"method": "supervised", "mpmc": "off"}
@@ -66,7 +69,9 @@ def arguments(place, name, *more, backbone=tiny.BACKBONE):
 
 
 def planned(count):
-    rows = {str(i): Choice(str(i), _ARGUMENT, {"data.crop": i}) for i in range(count)}
+    rows = {
+        str(i): Choice(str(i), _ARGUMENT, {"data.crop": 33 + i}) for i in range(count)
+    }
     toy = Experiment("", "synthetic", rows, {"4": labeled_part("4")})
     return base.plan("table6", toy, dataset="camvid").runs
 
@@ -184,7 +189,7 @@ def test_every_experiment_runs_and_prints_its_table(place, environment, capsys, 
     experiments.main([*command])
     table = (place / "out" / f"{name}.md").read_text()
     assert table in capsys.readouterr().out
-    lines = [x for x in table.splitlines() if "| 4 |" in x and x.count("|") == 10]
+    lines = [x for x in table.splitlines() if "| 4 |" in x and x.count("|") == 11]
     assert len(lines) == len(ROWS[name].split(","))
     for line in lines:
         assert line.endswith("|  |") and float(line.split("|")[3]) >= 0
@@ -192,6 +197,58 @@ def test_every_experiment_runs_and_prints_its_table(place, environment, capsys, 
         assert (place / "out" / f"{name}.{suffix}").stat().st_size
     experiments.main([*command])
     assert capsys.readouterr().err.count("finished already") == len(lines)
+
+
+def test_a_finished_run_is_evaluated_as_published_once(tmp_path, capsys):
+    """The result is read from its directory, and one of another checkpoint is not."""
+    place = place_of(tmp_path, "--config.train.steps=20", "--config.eval.pad_to=32")
+    trained = dataclasses.replace(place, folder=tmp_path / "made")
+    run, other = planned(2)
+    for made in (run, other):
+        write_run(trained, made, [0.1, 0.3, 0.2, 0.25])
+    code = "import shutil, sys; shutil.copytree(*sys.argv[1:])"
+    commands = {
+        each.name: [*python(code), trained.workdir(each), place.workdir(each)]
+        for each in (run, other)
+    }
+    result = json.dumps({"scalars": {"miou": 0.4}, "step": 10, "pad_to": 0})
+    write = f"import pathlib; pathlib.Path('eval_val_best.json').write_text({result!r})"
+    go = f"import os, sys; os.chdir(sys.argv[1]); {write}"
+    evaluations = {run.name: [*python(go), place.workdir(run)]}
+    assert processes.train_all([run, other], commands, place, 1, evaluations) == 0
+    said = capsys.readouterr().err.splitlines()
+    assert [line.partition(": ")[2].split(";")[0].split(",")[0] for line in said] == [
+        *("started", "finished", "evaluation started", "evaluated"),
+        *("started", "finished"),
+    ]
+    assert not is_due(run, place) and is_due(other, place)
+    processes.train_all([run], commands, place, 1, evaluations)
+    assert "finished already" in capsys.readouterr().err
+    path = place.workdir(run) / "eval_val_best.json"
+    path.write_text(result.replace("10", "20"))
+    assert is_due(run, place)
+
+
+@pytest.mark.full
+def test_the_best_checkpoint_is_scored_without_padding(
+    place, environment, monkeypatch, capsys, tmp_path
+):
+    row = Choice("Good", {"method": "supervised", "mpmc": "paper"})
+    toy = dataclasses.replace(TOY, rows={"good": row})
+    monkeypatch.setitem(registry.EXPERIMENTS, "toy", toy)
+    published = {"source": "Table 0", "columns": ["4"], "rows": {"good": [9.0]}}
+    monkeypatch.setattr(base, "read_published", lambda name: published)
+    more = ("--config.eval.pad_to=64", f"--output={tmp_path}")
+    experiments.main([*arguments(place, "toy", *more)[1:]])
+    captured = capsys.readouterr()
+    assert "evaluation started" in captured.err
+    (line,) = [x for x in captured.out.splitlines() if x.startswith("| Good | 4 |")]
+    scored, difference = (float(line.split("|")[i]) for i in (5, 7))
+    assert line.endswith("|  |") and round(scored - 9, 1) == difference
+    (path,) = tmp_path.glob("runs/*/eval_val_best.json")
+    found = json.loads(path.read_text())
+    assert round(100 * found["scalars"]["miou"], 1) == scored
+    assert found["pad_to"] == 0
 
 
 @pytest.mark.full
