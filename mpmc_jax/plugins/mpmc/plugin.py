@@ -317,13 +317,13 @@ class MPMC(Plugin):
     ) -> PluginLosses:
         """Computes L_l^M, "patch_labeled", and L_u^M, "patch_unlabeled" (eq. 4, 6)."""
         unlabeled = [view for view in views if view.unlabeled]
-        # Without L_u^M, the head is trained on labeled images alone.
-        trained = unlabeled if self.unlabeled else []
-        # One pass over all taps: one batch to batch norm, one update (D17).
+        # One pass over all taps: one batch to batch norm, one update (D17). Also without
+        # L_u^M: running statistics of labeled images alone made lambda_s, which is of
+        # unlabeled ones, worse (results/evidence).
         labeled_taps = [part.taps[self.tap] for part in supervised]
         if self.detach != "none":
             labeled_taps = jax.lax.stop_gradient(labeled_taps)
-        view_taps = [view.taps[self.tap] for view in trained]
+        view_taps = [view.taps[self.tap] for view in unlabeled]
         if self.detach == "all":
             view_taps = jax.lax.stop_gradient(view_taps)
         taps = [*labeled_taps, *view_taps]
@@ -334,15 +334,9 @@ class MPMC(Plugin):
         split = _split_like(logits, taps)
         of_labeled, of_views = split[: len(supervised)], split[len(supervised) :]
         terms, metrics = self._labeled_loss(of_labeled, supervised, reduction)
-        if trained:
-            more = self._unlabeled_loss(of_views, trained, targets, reduction)
-            terms, metrics = {**terms, **more[0]}, {**metrics, **more[1]}
         if unlabeled:
-            made = [targets[view.name] for view in unlabeled]
-            metrics["lambda_mean"] = (
-                _add([target.lambda_sum for target in made]),
-                _add([target.lambda_count for target in made]),
-            )
+            more = self._unlabeled_loss(of_views, unlabeled, targets, reduction)
+            terms, metrics = {**terms, **more[0]}, {**metrics, **more[1]}
         return PluginLosses(terms, metrics, updated["batch_stats"])
 
     def _labeled_loss(
@@ -409,14 +403,21 @@ class MPMC(Plugin):
             means.append(view.coefficient / coefficients * mean)
             patches.append(jnp.sum(valid_bhw, dtype=jnp.int32))
         loss, count = jnp.sum(jnp.stack(means)), _add(patches)
-        active = targets[views[0].name].active
+        made = [targets[view.name] for view in views]
+        active = made[0].active
         if active is not None:
             loss, count = (jnp.where(active, x, 0) for x in (loss, count))
         metrics = {
             # `loss` is already divided by the global count; multiply back so that
             # (sum, count) pairs add up.
             "loss_patch_unlabeled": (loss * sum(counts.values()), count),
+            "lambda_mean": (
+                _add([target.lambda_sum for target in made]),
+                _add([target.lambda_count for target in made]),
+            ),
         }
+        if not self.unlabeled:
+            return {}, metrics
         return {"patch_unlabeled": self.beta * reduction.sum(loss)}, metrics
 
     def _valid_patches(self, region: Region) -> Array:
