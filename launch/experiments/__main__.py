@@ -12,12 +12,11 @@ python -m launch.experiments --name=panels --options=images=2 --output=out runs/
 An experiment trains its runs into OUTPUT/runs/, skips what is finished, resumes what is
 not, and goes on after a run that fails. It then writes OUTPUT/<name>.md, .csv, .png and
 .svg: ours beside the published values. Where training evaluates in another way than the
-published values were computed, the best checkpoint of each finished run is evaluated once
-more. evidence1 to evidence3 are our own and write
-OUTPUT/<name>_<dataset>.*, by default in runs/evidence: differences of pairs of runs of
-equal seeds. README.md beside them has all of their stages that are there, and
-evidence0.md. A directory that holds a run of that name with other settings or data is
-refused.
+published values were computed, the best checkpoint of each finished run is evaluated
+once more. evidence1 to evidence3 are our own and write OUTPUT/<name>_<dataset>.*, by
+default in runs/evidence: differences of pairs of runs of equal seeds. README.md beside
+them has all of their stages that are there, and evidence0.md. A directory that holds a
+run of that name with other settings or data is refused.
 --config.KEY=VALUE is passed on to every run; {backbone} in it stands for the run's own.
 --dry_run prints the commands and the hours that they will take; --print_commands prints
 one line per run, for launch/slurm.sh or launch/tpu_pod.sh; --summarize gathers whatever

@@ -317,9 +317,9 @@ class MPMC(Plugin):
     ) -> PluginLosses:
         """Computes L_l^M, "patch_labeled", and L_u^M, "patch_unlabeled" (eq. 4, 6)."""
         unlabeled = [view for view in views if view.unlabeled]
-        # One pass over all taps: one batch to batch norm, one update (D17). Also without
-        # L_u^M: running statistics of labeled images alone made lambda_s, which is of
-        # unlabeled ones, worse (results/evidence).
+        # One pass over all taps: one batch to batch norm, one update (D17). This holds
+        # without L_u^M too: with running statistics of labeled images alone, lambda_s
+        # of unlabeled ones was worse (results/evidence).
         labeled_taps = [part.taps[self.tap] for part in supervised]
         if self.detach != "none":
             labeled_taps = jax.lax.stop_gradient(labeled_taps)
