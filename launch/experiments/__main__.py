@@ -321,6 +321,7 @@ def _configuration(arguments: Sequence[str]) -> ml_collections.ConfigDict:
     except (flags.Error, AttributeError, OSError) as error:
         reason = str(error).strip().splitlines()[-1]
         raise ValueError(f"{shlex.join(arguments)}: {reason}") from error
+    config_checks.expand_paths(config)
     config_checks.check_ranges(config)
     return config
 

@@ -2,6 +2,7 @@ import dataclasses
 import json
 import math
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -236,7 +237,7 @@ def test_what_is_known_about_a_run(toy, tmp_path):
     assert last_line(place.log(second)) == "it printed nothing"
 
 
-def test_a_run_with_other_run_is_named_and_never_counted(toy, tmp_path):
+def test_a_run_with_other_settings_is_named_and_never_counted(toy, tmp_path):
     place = place_of(tmp_path, "--config.train.steps=20")
     table = base.plan("toy", toy)
     off, on = table.runs
@@ -276,6 +277,18 @@ def test_a_run_with_other_run_is_named_and_never_counted(toy, tmp_path):
     arguments = ["--name=toy", f"--output={tmp_path}", "--config.train.steps=20"]
     with pytest.raises(SystemExit, match=f"{on.name} holds another run"):
         experiments.main([*arguments, "--dry_run"])
+
+
+@pytest.mark.parametrize("path", ["./weights/x.safetensors", "~/x.safetensors"])
+def test_paths_are_those_that_training_writes(toy, tmp_path, path):
+    """It expands them, and a finished run is no other one for that."""
+    flags = ("--config.train.steps=20", f"--config.model.pretrained={path}")
+    place = place_of(tmp_path, *flags)
+    (run, *_) = base.plan("toy", toy).runs
+    written = str(Path(path).expanduser())
+    assert written != path
+    write_run(place, run, [0.1], changes={"model.pretrained": written})
+    assert other_run(run, place) == ""
 
 
 def test_a_run_of_other_data_is_named_and_never_counted(toy, tmp_path):
