@@ -33,6 +33,11 @@ _SETTINGS = {
     },
     "camvid": {
         **_SHORT,
+        # After 300 steps all methods were at 17% mIoU.
+        "train.steps": 1000,
+        "train.eval_every": 250,
+        "train.checkpoint_every": 250,
+        "method.ema_decay": 0.99,
         "model.backbone": "resnet18",
         "model.width": 32,
         "data.crop": 129,
