@@ -146,7 +146,7 @@ PUBLISHED = {
             "method.ohem_min_kept": 50_000,
             "cps.weight": 5.0,
             "cps.plain_weight": 6.0,
-            "eval.protocol": "slide_ael",
+            "eval.protocol": "slide_u2pl",
         },
         "ael": {
             **_CITYSCAPES,
@@ -269,6 +269,7 @@ PUBLISHED["acdc"] = dict.fromkeys(METHODS, _ACDC) | {
 # what trains as UniMatch does.
 AT_CROP = {
     ("voc", "unimatch", 513): {"train.group_size": 4},
+    ("voc", "fixmatch", 513): {"train.group_size": 4},
     ("voc", "mean_teacher", 513): {"train.group_size": 4},
     ("voc", "supervised", 513): {"train.group_size": 8},
 }
@@ -308,6 +309,8 @@ def _apply_family(config: ml_collections.ConfigDict) -> None:
         if config.model.backbone.startswith(prefix):
             config.update_from_flattened_dict(settings)
             config.data.crop -= config.data.crop % patch
+            # Images are resized to multiples of the patch, as published, not padded.
+            config.eval.pad_to = 0
 
 
 def apply(

@@ -10,8 +10,9 @@ import pytest
 from configs import base, presets
 from mpmc_jax.data import build as data_build
 from mpmc_jax.data.splits import Split
-from mpmc_jax.experiments.build import build_base, build_schedule
+from mpmc_jax.experiments.build import build_base, build_schedule, model_config
 from mpmc_jax.methods.supervised import SupervisedOnly
+from mpmc_jax.models.registry import build_segmenter
 from mpmc_jax.pixels import RGB
 from mpmc_jax.training.parallel import Layout, Parallel
 from tests.support import tiny
@@ -218,6 +219,37 @@ def test_presets_are_the_published_settings(data_set, method):
     assert config.optimizer.lag == (method in ("unimatch", "supervised"))
     deeper = method in ("u2pl", "ael")
     assert config.model.backbone == ("resnet101" if deeper else "resnet50")
+
+
+@pytest.mark.parametrize(
+    ("method", "protocol"),
+    [
+        ("unimatch", "slide_unimatch"),
+        ("augseg", "slide_unimatch"),
+        # Windows moved back at the border: logits of CPS, softmax of UniMatch V2.
+        ("cps", "slide_u2pl"),
+        ("unimatch_v2", "slide_ael"),
+    ],
+)
+def test_cityscapes_is_scored_in_the_windows_of_the_authors(method, protocol):
+    assert _preset("cityscapes", method).eval.protocol == protocol
+
+
+@pytest.mark.parametrize("method", ["unimatch", "mean_teacher", "fixmatch"])
+def test_what_trains_as_unimatch_does_has_its_groups_at_crop_513(method):
+    config = base.get_base()
+    config.data.name = "voc"
+    presets.apply(config, f"method={method},crop=513")
+    assert (config.train.batch_size, config.train.group_size) == (8, 4)
+
+
+@pytest.mark.parametrize("backbone", ["dinov2_b14", "vit_l16", "resnet50"])
+def test_images_that_a_network_resizes_are_not_padded(backbone):
+    config = base.get_base()
+    config.data.name = "voc"
+    presets.apply(config, f"method=unimatch_v2,backbone={backbone}")
+    network = build_segmenter(model_config(config, 21, 3))
+    assert config.eval.pad_to == (0 if network.resizes_images else 256)
 
 
 def test_a_backbone_brings_its_decoder_and_optimizer():
