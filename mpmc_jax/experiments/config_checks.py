@@ -7,6 +7,7 @@ from typing import Any
 import ml_collections
 
 from mpmc_jax.experiments import base_config
+from mpmc_jax.models.registry import reads_drop_path
 from mpmc_jax.models.weights import hub
 from mpmc_jax.paths import as_path
 from mpmc_jax.training import workdir
@@ -51,6 +52,10 @@ _POSITIVE = (
     "optimizer.eps",
 )
 
+
+# What presets set although it may not be read: CPS has one weight with CutMix, and one
+# without.
+_PRESET = {"cps.weight": 5.0, "cps.plain_weight": 6.0}
 
 _PATHS = ("data_dir", "labeled_ids", "unlabeled_ids")
 
@@ -114,15 +119,36 @@ def check_ranges(config: ml_collections.ConfigDict) -> None:
             f"data.threads={config.data.threads}: give a number of threads, 0 for "
             "none, or -1 for one per CPU"
         )
-    gamma = base_config.get_base().imbalance.focal_gamma
-    given, loss = config.imbalance.focal_gamma, config.method.supervised_loss
-    if given != gamma and "focal" not in loss.split("_"):
-        wrong.append(
-            f"imbalance.focal_gamma={given} does not act on method.supervised_loss="
-            f"{loss!r}; leave it at {gamma}"
-        )
-    if wrong:
+    if wrong := [*wrong, *_unread_settings(config)]:
         raise ValueError("; ".join(wrong))
+
+
+def _unread_settings(config: ml_collections.ConfigDict) -> list[str]:
+    """Describes settings that were changed although nothing reads them."""
+    model, method, data = config.model, config.method, config.data
+    unread = {}
+    if "focal" not in method.supervised_loss.split("_"):
+        unread["imbalance.focal_gamma"] = (
+            f"method.supervised_loss={method.supervised_loss!r}"
+        )
+    if data.geometry == "acdc":
+        crops = "the crops of data.geometry='acdc', which are whole images"
+        for key in ("data.flip", "data.scale_min", "data.scale_max", "data.scale_base"):
+            unread[key] = crops
+    if not reads_drop_path(model.name, model.backbone):
+        unread["model.drop_path"] = "a network without a vision transformer"
+    if method.name == "cps":
+        if not config.mpmc.enabled:
+            unread["model.teacher_dtype"] = "CPS without MPMC, which has no teachers"
+        key = "cps.plain_weight" if method.cutmix else "cps.weight"
+        unread[key] = f"CPS with method.cutmix={method.cutmix}"
+    given = workdir.flatten(config.to_dict())
+    defaults = workdir.flatten(base_config.get_base().to_dict())
+    return [
+        f"{key}={given[key]} does not act on {what}; leave it at {defaults[key]!r}"
+        for key, what in unread.items()
+        if given[key] not in (defaults[key], _PRESET.get(key))
+    ]
 
 
 def _range_errors(key: str, value: Any) -> list[str]:

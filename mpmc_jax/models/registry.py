@@ -127,6 +127,13 @@ def encoder_normalization(name: str, backbone: str) -> str:
     return _build_encoder(config)(config, None).normalization
 
 
+def reads_drop_path(name: str, backbone: str) -> bool:
+    """Whether the network has the stochastic depth of `ModelConfig.drop_path`."""
+    decoder = DECODERS.get(name)
+    own_encoder = decoder is not None and decoder.encoder is not None
+    return backbone in vit.BACKBONES and not own_encoder
+
+
 def adapters(config: ModelConfig) -> dict[tuple[str, ...], Adapter]:
     """Returns how weights for another training crop are adapted, by variable path."""
     encoder, _ = _halves(config)

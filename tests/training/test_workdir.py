@@ -149,6 +149,38 @@ def test_numbers_that_make_no_sense_are_refused(key, value, message):
         config_checks.check_ranges(tiny.config("method=supervised", **{key: value}))
 
 
+@pytest.mark.parametrize(
+    ("argument", "changes", "setting", "value"),
+    [
+        ("method=supervised", {"data__geometry": "acdc"}, "data__flip", False),
+        ("method=supervised", {"data__geometry": "acdc"}, "data__scale_min", 0.8),
+        ("method=supervised", {"data__geometry": "acdc"}, "data__scale_max", 1.5),
+        ("method=supervised", {}, "model__drop_path", 0.1),
+        ("method=supervised,model=unet", {}, "model__drop_path", 0.1),
+        ("method=cps", {}, "model__teacher_dtype", "bfloat16"),
+        ("method=cps", {"method__cutmix": False}, "cps__weight", 3.0),
+        ("method=cps", {}, "cps__plain_weight", 3.0),
+    ],
+)
+def test_a_setting_that_nothing_reads_is_refused(argument, changes, setting, value):
+    config_checks.check_ranges(tiny.config(argument, **changes))
+    name = setting.replace("__", ".")
+    with pytest.raises(ValueError, match=f"^{name}={value} does not act on [^;]+; lea"):
+        config_checks.check_ranges(tiny.config(argument, **changes, **{setting: value}))
+
+
+def test_settings_are_taken_where_they_are_read():
+    for argument, changes in (
+        ("method=supervised", {"data__flip": False, "data__scale_min": 0.8}),
+        ("method=augseg", {"model__backbone": "vit_xs16", "model__drop_path": 0.2}),
+        ("method=cps,mpmc=paper", {"model__teacher_dtype": "bfloat16"}),
+        ("method=unimatch", {"model__teacher_dtype": "bfloat16"}),
+        ("method=cps", {"cps__weight": 3.0}),
+        ("method=cps", {"cps__plain_weight": 3.0, "method__cutmix": False}),
+    ):
+        config_checks.check_ranges(tiny.config(argument, **changes))
+
+
 def test_every_number_of_a_configuration_is_looked_at():
     """Seeds of 32 bits pass; no key takes an infinity, whatever else checks it."""
     config_checks.check_ranges(tiny.config("method=supervised", seed=2**32 - 1))
