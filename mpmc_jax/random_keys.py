@@ -20,7 +20,7 @@ class Keys:
       root: the run's key.
       step: () int32.
       example: (b,) int32, positions of the labeled examples in the global batch.
-      group: (g,) int32, numbers of the groups that these examples form.
+      group: (g,) int32, indices of the groups that these examples form.
       progress: () finished epochs as a fraction of the run's, for schedules per epoch.
     """
 
@@ -34,11 +34,11 @@ class Keys:
         """() key, the same for all examples of the step."""
         return self._of_step(f"step/{name}")
 
-    def _of_step(self, stream: str) -> Array:
-        return jax.random.fold_in(stream_key(self.root, stream), self.step)
+    def _of_step(self, name: str) -> Array:
+        return jax.random.fold_in(key_of_name(self.root, name), self.step)
 
-    def _fold(self, stream: str, identities: Array) -> Array:
-        base = self._of_step(stream)
+    def _fold(self, name: str, identities: Array) -> Array:
+        base = self._of_step(name)
         return jax.vmap(lambda i: jax.random.fold_in(base, i))(identities)
 
     def examples(self, name: str) -> Array:
@@ -51,8 +51,8 @@ class Keys:
         return self._fold(f"group/{name}", self.group)
 
 
-def stream_key(root: Array, name: str) -> Array:
-    """The key of a named stream, derived from the name, not from the order of calls."""
+def key_of_name(root: Array, name: str) -> Array:
+    """The key of this name, which does not depend on the order of calls."""
     number = 0
     for byte in name.encode():
         number = (number * 257 + byte) % (2**31 - 1)

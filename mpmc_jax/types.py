@@ -272,7 +272,7 @@ class Streams:
     source_scales: tuple[float, float] | None = None
     order: Literal["tiled", "drawn", "restarted"] = "tiled"
     geometry: str = "unimatch"
-    fill: Literal["black", "mean", "nearest_mean"] = "black"
+    fill: Literal["black", "mean", "rounded_mean"] = "black"
 
     def sizes(self, batch_size: int, group_size: int) -> dict[str, int]:
         """Returns the number of crops per step, by field of `Batch`."""

@@ -29,7 +29,7 @@ Arrays = dict[str, np.ndarray]
 PRECISION_BITS = 22
 
 
-def taps_needed(resampling: str, shrink: float) -> int:
+def filter_taps_needed(resampling: str, shrink: float) -> int:
     """Returns the most source pixels per axis that one pixel of a crop is made of.
 
     Args:
@@ -41,20 +41,27 @@ def taps_needed(resampling: str, shrink: float) -> int:
     return 2
 
 
-def plan(cut: Cut, size: tuple[int, int], crop: CropConfig, *, taps: int, stride: int):
+def plan(
+    cut: Cut,
+    size: tuple[int, int],
+    crop_config: CropConfig,
+    *,
+    filter_taps: int,
+    stride: int,
+):
     """Returns the arrays from which `device_cache.cut_stream` makes a crop.
 
     Args:
       cut: the drawn crop.
       size: rows and columns of the image.
-      crop: the crop settings; `size` is the canvas's side.
-      taps: see `taps_needed`.
+      crop_config: the crop settings; `size` is the canvas's side.
+      filter_taps: see `filter_taps_needed`.
       stride: pixels per row of the cached images.
     """
     if isinstance(cut, Rotation):
         return {"map": _rotation_map(cut, size, stride)}
     assert isinstance(cut, Placement)
-    return _placement_plan(cut, size, crop.size, taps)
+    return _placement_plan(cut, size, crop_config.size, filter_taps)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -70,13 +77,13 @@ def _rotation_map(turn: Rotation, size: tuple[int, int], stride: int) -> np.ndar
 
 
 def _placement_plan(
-    placement: Placement, size: tuple[int, int], side: int, taps: int
+    placement: Placement, size: tuple[int, int], side: int, filter_taps: int
 ) -> Arrays:
     top, left, bottom, right = placement.window
     if placement.antialias:
         box_rows, box_columns = window_box(placement, size)
-        down = _pillow_taps(size[0], box_rows, bottom - top, taps)
-        across = _pillow_taps(size[1], box_columns, right - left, taps)
+        down = _pillow_taps(size[0], box_rows, bottom - top, filter_taps)
+        across = _pillow_taps(size[1], box_columns, right - left, filter_taps)
         pick = nearest
     else:
         down = _two_taps(size[0], placement.resized[0], top, bottom)
@@ -108,12 +115,13 @@ def _on_canvas(
 
 
 def _pillow_taps(
-    length: int, box: tuple[float, float], size: int, taps: int
+    length: int, box: tuple[float, float], size: int, filter_taps: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns first source pixels (size,) and weights (size,taps) of one axis, int32.
+    """Returns the first source pixel and the weights of each pixel along an axis.
 
-    Source: Pillow, Resample.c, precompute_coeffs and normalize_coeffs_8bpc, with the
-    bilinear filter. Pillow holds the box in single precision.
+    They are (size,) and (size,filter_taps), int32. Source: Pillow, Resample.c,
+    precompute_coeffs and normalize_coeffs_8bpc, with the bilinear filter. Pillow holds
+    the box in single precision.
     """
     low, high = map(np.float32, box)
     scale = float(high - low) / size
@@ -121,7 +129,7 @@ def _pillow_taps(
     center = float(low) + (np.arange(size) + 0.5) * scale
     first = np.maximum((center - support + 0.5).astype(int), 0)
     end = np.minimum((center + support + 0.5).astype(int), length)
-    offsets = np.arange(taps)
+    offsets = np.arange(filter_taps)
     distance = (offsets + first[:, None] - center[:, None] + 0.5) * (1.0 / support)
     weights = np.maximum(1.0 - np.abs(distance), 0.0)
     weights[offsets >= (end - first)[:, None]] = 0.0

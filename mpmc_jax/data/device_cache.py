@@ -40,7 +40,7 @@ class PlanReader:
       sizes: (n,2) rows and columns of the list's images.
       ids: position in the list -> id.
       draw: draws where a crop comes from.
-      taps, stride: see `crop_plan.plan`.
+      filter_taps, stride: see `crop_plan.plan`.
       labels: (n,h,w) labels of the list's images, or None; only a focus on classes
         reads them.
     """
@@ -48,7 +48,7 @@ class PlanReader:
     sizes: np.ndarray
     ids: tuple[str, ...]
     draw: Draw
-    taps: int
+    filter_taps: int
     stride: int
     labels: np.ndarray | None = None
 
@@ -58,13 +58,17 @@ class PlanReader:
         """Makes one plan of an image for each of the settings, drawn in that order."""
         rows, columns = map(int, self.sizes[position])
         found = []
-        for crop in settings:
-            cut = self.draw(rng, (rows, columns), crop)
-            if self.labels is not None and crop.focus is not None:
+        for crop_config in settings:
+            cut = self.draw(rng, (rows, columns), crop_config)
+            if self.labels is not None and crop_config.focus is not None:
                 label_hw = self.labels[position, :rows, :columns]
-                cut = focused(rng, cut, label_hw, crop.focus)
+                cut = focused(rng, cut, label_hw, crop_config.focus)
             arrays = crop_plan.plan(
-                cut, (rows, columns), crop, taps=self.taps, stride=self.stride
+                cut,
+                (rows, columns),
+                crop_config,
+                filter_taps=self.filter_taps,
+                stride=self.stride,
             )
             index = np.array(position, np.int32)
             found.append({"image": arrays, "extent": cut.extent(), "index": index})
@@ -72,8 +76,8 @@ class PlanReader:
 
     def empty_crop(self, size: int) -> dict[str, Any]:
         """Makes the plan of a crop without a real pixel."""
-        crop = CropConfig(size)
-        (plan,) = self.crops(0, np.random.default_rng(0), [crop])
+        crop_config = CropConfig(size)
+        (plan,) = self.crops(0, np.random.default_rng(0), [crop_config])
         return {
             "image": jax.tree.map(np.zeros_like, plan["image"]),
             "extent": np.zeros(4, np.int32),
@@ -90,7 +94,7 @@ class DeviceCache:
     """
 
     def __init__(
-        self, info: DatasetInfo, split: Split, geometry: str, crop: CropConfig
+        self, info: DatasetInfo, split: Split, geometry: str, crop_config: CropConfig
     ) -> None:
         """Reads all images.
 
@@ -100,9 +104,9 @@ class DeviceCache:
         """
         self._pixels = info.facts.pixels
         self._image_format = info.image_format
-        self._geometry, self._crop = build_geometry(geometry), crop
-        deep = not decode.is_picture(self._pixels)
-        if deep and self._geometry.resampling != "nearest":
+        self._geometry, self._crop_config = build_geometry(geometry), crop_config
+        is_picture = decode.is_picture(self._pixels)
+        if not is_picture and self._geometry.resampling != "nearest":
             raise ValueError(
                 f"data.resident=true: images of "
                 f"{quantity(self._pixels.channels, 'channel')} of "
@@ -148,16 +152,16 @@ class DeviceCache:
 
     def reader(self, name: str) -> PlanReader:
         """Returns the reader that makes crop plans of a list's images."""
-        sizes, crop = self._sizes[name], self._crop
-        base = crop.scale_base or np.inf
-        least = crop.scale_min * np.minimum(sizes.max(1), base)
+        sizes, crop_config = self._sizes[name], self._crop_config
+        base = crop_config.scale_base or np.inf
+        least = crop_config.scale_min * np.minimum(sizes.max(1), base)
         # Rounding may make a resized side shorter by a pixel.
         shrink = float((sizes.max(1) / np.maximum(np.floor(least) - 1, 1)).max())
         return PlanReader(
             sizes=sizes,
             ids=getattr(self._split, name),
             draw=self._geometry.draw,
-            taps=crop_plan.taps_needed(self._geometry.resampling, shrink),
+            filter_taps=crop_plan.filter_taps_needed(self._geometry.resampling, shrink),
             stride=self.arrays[name]["image"].shape[2],
             labels=self.arrays[name].get("label"),
         )
@@ -173,7 +177,7 @@ class DeviceCache:
             field.name: getattr(batch, field.name)
             for field in dataclasses.fields(batch)
         }
-        fill = fill_color(self._crop.fill, self._pixels)
+        fill = fill_color(self._crop_config.fill, self._pixels)
         label_fill = self._geometry.label_fill
         return Batch(
             **{

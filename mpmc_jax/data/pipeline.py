@@ -144,16 +144,16 @@ class RecordReader:
         except UnreadableImage as error:
             raise ValueError(f"record {self.ids[position]!r}: {error}") from error
         crops = []
-        for setting in settings:
-            cut = self.draw(rng, size_of(decoded), setting)
-            if label_hw is not None and setting.focus is not None:
-                cut = focused(rng, cut, label_hw, setting.focus)
-            image = cut.image(decoded, setting, self.pixels)
+        for crop_config in settings:
+            cut = self.draw(rng, size_of(decoded), crop_config)
+            if label_hw is not None and crop_config.focus is not None:
+                cut = focused(rng, cut, label_hw, crop_config.focus)
+            image = cut.image(decoded, crop_config, self.pixels)
             crop = {"extent": cut.extent(), "index": np.array(position, np.int32)}
             if label_hw is None:
                 crop |= {"image": to_bytes(image, self.pixels)}
             else:
-                crop |= {"image": image, "label": cut.label(label_hw, setting)}
+                crop |= {"image": image, "label": cut.label(label_hw, crop_config)}
             crops.append(crop)
         return crops
 

@@ -181,14 +181,14 @@ def _u2pl() -> dict:
         # A negative key's class has a rank in [low, high) among a pixel's classes.
         "low_rank": 3,
         "high_rank": 20,
-        # Bounds of the class's probability for anchors and keys.
+        # Bounds of the class's probability for anchors and negatives.
         "anchor_above": 0.3,
         "key_below": 1.0,
         # Anchors per class, negatives per anchor, and what divides the cosines.
         "queries": 256,
         "negatives": 50,
         "temperature": 0.5,
-        # Keys per class; keys of class 0; float32 or bfloat16.
+        # Negatives per class in the memory bank, those of class 0; float32 or bfloat16.
         "bank_size": 30_000,
         "bank_size_first": 50_000,
         "bank_dtype": "float32",

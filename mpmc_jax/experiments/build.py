@@ -32,7 +32,7 @@ from mpmc_jax.pixels import PixelFormat
 from mpmc_jax.plugins.base import Plugin, TapInfo
 from mpmc_jax.plugins.per_network import per_network
 from mpmc_jax.plugins.registry import build_plugin
-from mpmc_jax.random_keys import stream_key
+from mpmc_jax.random_keys import key_of_name
 from mpmc_jax.training import objective
 from mpmc_jax.training.config import AXIS, METRICS_LAG, StepConfig
 from mpmc_jax.training.optimizer import Schedule, build_optimizer
@@ -362,9 +362,9 @@ def _init(setup: Setup, seed: int, jit: Callable[..., Callable]) -> TrainState:
     key, method = jax.random.key(seed), setup.step.method
     init_network = jit(init_variables, static_argnums=1)
 
-    def init_networks(stream: str) -> tuple[PyTree, PyTree]:
+    def init_networks(prefix: str) -> tuple[PyTree, PyTree]:
         networks = {
-            name: init_network(stream_key(key, f"{stream}/{name}"), setup.model)
+            name: init_network(key_of_name(key, f"{prefix}/{name}"), setup.model)
             for name in method.networks
         }
         return (
@@ -379,7 +379,7 @@ def _init(setup: Setup, seed: int, jit: Callable[..., Callable]) -> TrainState:
         for name, teacher in ema_params.items():
             # Published runs read both backbones from one file.
             teacher["backbone"] = params[name]["backbone"]
-    plugin_key = stream_key(key, "init/plugin")
+    plugin_key = key_of_name(key, "init/plugin")
     head = jit(setup.step.plugin.init)(plugin_key, _example_taps(setup))
     if head:
         params[PLUGIN], stats[PLUGIN] = head["params"], head["batch_stats"]
@@ -393,7 +393,7 @@ def _init(setup: Setup, seed: int, jit: Callable[..., Callable]) -> TrainState:
         ema_params=ema_params if averaged else None,
         ema_batch_stats=ema_stats if averaged else None,
         opt_state=jit(setup.step.optimizer.init)(params),
-        method_state=jit(method.init)(stream_key(key, "init/method")),
+        method_state=jit(method.init)(key_of_name(key, "init/method")),
         key=jax.random.key_data(key),
     )
 

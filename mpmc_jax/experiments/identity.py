@@ -55,7 +55,7 @@ class RunIdentity:
           SharedError: they differ; the message lists the differences.
         """
         config = workdir.flatten(self.config.to_dict())
-        for name in workdir.OF_A_PROCESS:
+        for name in workdir.MAY_DIFFER_BETWEEN_PROCESSES:
             del config[name]
         # Operating systems and processors may differ between hosts.
         manifest = self.manifest() | {"platform": ""}

@@ -27,7 +27,7 @@ from mpmc_jax.models.registry import (
 )
 from mpmc_jax.plugins.mpmc import MPMC, patch_targets
 from mpmc_jax.plugins.registry import build_plugin
-from mpmc_jax.random_keys import stream_key
+from mpmc_jax.random_keys import key_of_name
 from mpmc_jax.training.optimizer import Schedule, build_optimizer
 from mpmc_jax.types import Array, Crops, Network, PyTree, Streams
 
@@ -62,7 +62,7 @@ class Screen:
         heads = []
         for plugin in self.plugins:
             example = jnp.zeros((1, 8, 8, tap_channels(self.run.model, plugin.tap)))
-            own = stream_key(key, f"{plugin.tap}/{plugin.windows}")
+            own = key_of_name(key, f"{plugin.tap}/{plugin.windows}")
             heads.append(plugin.init(own, {plugin.tap: example}))
         return tuple(heads)
 

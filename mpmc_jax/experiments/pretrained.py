@@ -10,7 +10,7 @@ import ml_collections
 from mpmc_jax.data.build import dataset_info
 from mpmc_jax.experiments.run import Run
 from mpmc_jax.models.config import ModelConfig
-from mpmc_jax.models.registry import build_segmenter, choices
+from mpmc_jax.models.registry import build_segmenter, identifying_fields
 from mpmc_jax.models.weights import convert as weights_lib
 from mpmc_jax.models.weights import hub
 from mpmc_jax.plugins.base import Identity
@@ -101,7 +101,7 @@ def open_weights(
             f"{path} holds an encoder, which does not predict classes; begin a run "
             "with it: launch.train --config.model.pretrained"
         )
-    has_variants = "variant" in choices(weights.model)
+    has_variants = "variant" in identifying_fields(weights.model)
     config = configure(weights.model.variant if has_variants else "")
     # The encoder states how images are normalized.
     config.model.name = weights.model.name

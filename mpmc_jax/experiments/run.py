@@ -397,7 +397,7 @@ def check_same(run: Run, split: str) -> None:
     if distributed.is_alone():
         return
     config = workdir_lib.flatten(run.config.to_dict())
-    for name in workdir_lib.OF_A_PROCESS:
+    for name in workdir_lib.MAY_DIFFER_BETWEEN_PROCESSES:
         del config[name]
     facts = dataset_info(run.config).facts
     data = {"split": split, "fingerprint": facts.fingerprint}

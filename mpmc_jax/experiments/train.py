@@ -327,15 +327,15 @@ def make_place(pipeline: TrainPipeline, parallel: Parallel) -> Callable[[Batch],
     Raises:
       ValueError: the images are too large for a device.
     """
-    resident = pipeline.device_cache
-    if resident is None:
+    device_cache = pipeline.device_cache
+    if device_cache is None:
         return parallel.place
-    if resident.bytes > parallel.memory() / 2:
+    if device_cache.bytes > parallel.memory() / 2:
         raise ValueError(
-            f"data.resident=true: the images take {resident.bytes / 1e9:.2f} GB of a "
-            f"device of {parallel.memory() / 1e9:.2f} GB; set data.resident=false"
+            f"data.resident=true: the images take {device_cache.bytes / 1e9:.2f} GB of "
+            f"a device of {parallel.memory() / 1e9:.2f} GB; set data.resident=false"
         )
-    return parallel.placing(resident.arrays, resident.cut)
+    return parallel.placing(device_cache.arrays, device_cache.cut)
 
 
 def make_bn_recompute(

@@ -1,4 +1,4 @@
-"""U2PL's pixel contrast: anchors, prototypes, and banks of negative keys.
+"""U2PL's pixel contrast: anchors, prototypes, and banks of negatives.
 
 All shapes are static. The banks of all classes are concatenated in one array; each is
 a ring buffer with its own capacity, so that a large bank for one class does not
@@ -23,12 +23,12 @@ _EPSILON = 1e-8  # smallest product of norms in a cosine, as in PyTorch
 
 
 class Bank(struct.PyTreeNode):
-    """The negative keys of all classes.
+    """The memory bank: the negatives of all classes.
 
     Attributes:
-      keys: (sum of capacities, d).
-      pointer: (c,) int32, position in the ring where the next key of a class goes.
-      size: (c,) int32, number of keys in each ring.
+      keys: (sum of capacities, d), the negatives.
+      pointer: (c,) int32, position in the ring where the next negative of a class goes.
+      size: (c,) int32, number of negatives in each ring.
     """
 
     keys: Array
@@ -38,10 +38,10 @@ class Bank(struct.PyTreeNode):
 
 @dataclasses.dataclass(frozen=True)
 class Rings:
-    """The layout of the rings of all classes in the array of keys.
+    """The layout of the rings of all classes in `Bank.keys`.
 
     Attributes:
-      capacities: largest number of keys, per class.
+      capacities: largest number of negatives, per class.
     """
 
     capacities: tuple[int, ...]
@@ -52,7 +52,7 @@ class Rings:
         return (np.cumsum(self.capacities) - self.capacities).astype(np.int32)
 
     def empty(self, channels: int, dtype: str = "float32") -> Bank:
-        """Returns a bank without keys."""
+        """Returns an empty bank."""
         none = jnp.zeros(len(self.capacities), jnp.int32)
         keys = jnp.zeros((sum(self.capacities), channels), dtype)
         return Bank(keys, none, none)
@@ -60,8 +60,8 @@ class Rings:
     def push(self, bank: Bank, features_nd: Array, chosen_nc: Array) -> Bank:
         """Appends to every class's ring the features that were chosen for it.
 
-        The oldest keys are overwritten first; if more new ones come than fit, the last
-        ones are kept.
+        The oldest negatives are overwritten first; if more new ones come than fit, the
+        last ones are kept.
         """
         return self.push_each(bank, lambda label: (features_nd, chosen_nc[:, label]))
 
@@ -90,7 +90,7 @@ class Rings:
         return Bank(keys, pointer, size)
 
     def rows(self, bank: Bank, label: Array, order: Array) -> Array:
-        """Rows of `bank.keys` that hold a class's `order`-th oldest keys, from 0."""
+        """Rows of `bank.keys` with a class's `order`-th oldest negatives, from 0."""
         capacity = jnp.asarray(self.capacities, jnp.int32)[label]
         oldest = bank.pointer[label] - bank.size[label]
         return jnp.asarray(self.starts)[label] + (oldest + order) % capacity
@@ -115,7 +115,7 @@ def prototypes(features_nd: Array, chosen_nc: Array) -> Array:
     return summed_cd / jnp.maximum(weight_nc.sum(0), 1)[:, None]
 
 
-def contrast(
+def info_nce(
     features_nd: Array,
     anchors_nc: Array,
     prototypes_cd: Array,
@@ -134,7 +134,7 @@ def contrast(
       anchors_nc: bool, the pixels that may be anchors of a class.
       prototypes_cd: the positive of each class's anchors.
       present_c: bool, the classes that count.
-      rings, bank: the negatives, including this step's keys.
+      rings, bank: the negatives, including this step's.
       draws: uniform numbers; each picks an anchor or a negative, with replacement.
       temperature: divides the cosines.
       released_indexing: reproduces an indexing bug of the released code: term k uses
@@ -157,11 +157,11 @@ def contrast(
         chosen_n = anchors_nc[:, own]
         anchors = jnp.sum(chosen_n, dtype=jnp.int32)
         size = bank.size[other]
-        row_m = nth_true(chosen_n, pick(anchor_m, anchors))
-        row_m = jnp.minimum(row_m, len(features_nd) - 1)
-        anchor_md = at_least_float32(features_nd[row_m])
-        key_mn = rings.rows(bank, other, pick(negative_mn, size))
-        negative_mnd = bank.keys[key_mn].astype(anchor_md.dtype)
+        pixel_m = nth_true(chosen_n, pick(anchor_m, anchors))
+        pixel_m = jnp.minimum(pixel_m, len(features_nd) - 1)
+        anchor_md = at_least_float32(features_nd[pixel_m])
+        row_mn = rings.rows(bank, other, pick(negative_mn, size))
+        negative_mnd = bank.keys[row_mn].astype(anchor_md.dtype)
         positive_m = _cosine(anchor_md, prototypes_cd[own][None])
         negative_mn = _cosine(anchor_md[:, None], negative_mnd)
         cosines = jnp.concatenate([positive_m[:, None], negative_mn], axis=1)

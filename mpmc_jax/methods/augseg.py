@@ -103,9 +103,9 @@ class AugSeg(base.Method):
         weak = self.unit(batch.unlabeled.image)
         size = weak.shape[1:3]
 
-        def mask(stream: str, beta: tuple[float, float]) -> Array:
+        def mask(name: str, beta: tuple[float, float]) -> Array:
             drawn = mixing.draw_squares(
-                keys.groups(stream), keys.examples(stream), size[0], beta=beta
+                keys.groups(name), keys.examples(name), size[0], beta=beta
             )
             return mixing.box_mask(drawn, *size)
 

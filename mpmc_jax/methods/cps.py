@@ -48,9 +48,9 @@ class Partner(struct.PyTreeNode):
     real: Array
     mask: Array
 
-    def paste(self, own: Array, outside: Array) -> Array:
-        """Takes the partner's `own` where the mask is True, `outside` elsewhere."""
-        return mixing.paste(self.mask, own, outside)
+    def paste(self, inside: Array, outside: Array) -> Array:
+        """Takes `inside` where the mask is True, `outside` elsewhere."""
+        return mixing.paste(self.mask, inside, outside)
 
 
 class Inputs(struct.PyTreeNode):
@@ -60,7 +60,7 @@ class Inputs(struct.PyTreeNode):
       image, label: (b,h,w,c) labeled images, (b,h,w) labels with 255 void.
       labeled_real: (b,h,w) bool, real pixels of `image`.
       weak, real: (b,h,w,c) unlabeled images, (b,h,w) bool, their real pixels.
-      mixed_in: the partner, None without CutMix.
+      partner: what is pasted into `weak`, None without CutMix.
       dropout_keys: name of a pass -> its keys, see `Method.dropout_keys`.
     """
 
@@ -69,14 +69,8 @@ class Inputs(struct.PyTreeNode):
     labeled_real: Array
     weak: Array
     real: Array
-    mixed_in: Partner | None
+    partner: Partner | None
     dropout_keys: dict[str, Array | None]
-
-    @property
-    def partner(self) -> Partner:
-        """The partner, with CutMix."""
-        assert self.mixed_in is not None
-        return self.mixed_in
 
 
 class Passes(NamedTuple):
@@ -84,12 +78,12 @@ class Passes(NamedTuple):
 
     Attributes:
       labeled: over the labeled images.
-      taught: over the images on which the networks teach each other.
+      cps: over the images on which the networks teach each other, those of L_cps.
       label: (b,h,w) the classes that it gives those images.
     """
 
     labeled: base.Pass
-    taught: base.Pass
+    cps: base.Pass
     label: Array
 
 
@@ -124,9 +118,9 @@ class CPS(base.Method):
     def augment(self, batch: Batch, state: PyTree, keys: Keys) -> Inputs:
         del state
         size = batch.labeled.image.shape[1:3]
-        mixed_in, passes = None, ["labeled", "unlabeled"]
+        partner, passes = None, ["labeled", "unlabeled"]
         if batch.partner is not None:
-            mixed_in = Partner(
+            partner = Partner(
                 image=self.normalize(self.unit(batch.partner.image)),
                 real=mixing.extent_mask(batch.partner.extent, *size),
                 mask=mixing.draw_xor_masks(keys.examples("boxes"), size[0]),
@@ -138,7 +132,7 @@ class CPS(base.Method):
             labeled_real=mixing.extent_mask(batch.labeled.extent, *size),
             weak=self.normalize(self.unit(batch.unlabeled.image)),
             real=mixing.extent_mask(batch.unlabeled.extent, *size),
-            mixed_in=mixed_in,
+            partner=partner,
             dropout_keys={
                 f"{network}/{name}": self.dropout_keys(
                     keys.examples, f"{network}/{name}"
@@ -150,13 +144,14 @@ class CPS(base.Method):
 
     def regions(self, inputs: Inputs) -> dict[str, Region]:
         labeled = base.supervised_region(inputs.label)
-        taught = self._taught(inputs)
+        cps = self._cps_region(inputs)
         return {f"supervised_{name}": labeled for name in _NETWORKS} | {
-            f"unlabeled_{name}": taught for name in _NETWORKS
+            f"unlabeled_{name}": cps for name in _NETWORKS
         }
 
-    def _taught(self, inputs: Inputs) -> Region:
+    def _cps_region(self, inputs: Inputs) -> Region:
         """The pixels on which the networks teach each other: all of them."""
+        assert inputs.partner is not None
         real = inputs.partner.paste(inputs.partner.real, inputs.real)
         return Region(valid=jnp.ones_like(real), real=real)
 
@@ -177,16 +172,17 @@ class CPS(base.Method):
         image, passes, after = self._passes(students, inputs)
         supervised, views = [], []
         for name in _NETWORKS:
-            labeled, taught, _ = passes[name]
+            labeled, cps, _ = passes[name]
             supervised.append(self._supervised(name, labeled, inputs))
             label = passes[_OTHER[name]].label
-            views.append(self._view(name, taught, image, label, inputs, teachers))
+            views.append(self._view(name, cps, image, label, inputs, teachers))
         return Outputs(tuple(supervised), tuple(views), after, state)
 
     def _passes(
         self, students: dict[str, Network], inputs: Inputs
     ) -> tuple[Array, dict[str, Passes], dict[str, Network]]:
-        """Returns the taught images, and passes and updated network of each student."""
+        """Returns L_cps's images, and passes and updated network of each student."""
+        assert inputs.partner is not None
         image = inputs.partner.paste(inputs.partner.image, inputs.weak)
         passes, after = {}, {}
         for name in _NETWORKS:
@@ -205,6 +201,7 @@ class CPS(base.Method):
         self, student: Network, inputs: Inputs, name: str
     ) -> tuple[Array, Network]:
         """The classes of both crops, mixed, by train-mode passes without gradient."""
+        assert inputs.partner is not None
         network = student.frozen().replace(train=True)
         keys = inputs.dropout_keys
         outside, network = base.full_pass(
@@ -231,14 +228,13 @@ class CPS(base.Method):
         teachers: dict[str, Network],
     ) -> View:
         other = _OTHER[name]
-        region = self._taught(inputs)
         return View(
             logits=passed.logits,
             taps=passed.taps,
             image=image,
             target=label,
             weight=jnp.ones(label.shape, passed.logits.dtype),
-            region=region,
+            region=self._cps_region(inputs),
             teacher=teachers[other],
             name=f"unlabeled_{name}",
             student_name=name,
@@ -259,7 +255,7 @@ class PlainCPS(CPS):
     streams = Streams()
     weight_setting = "cps.plain_weight"
 
-    def _taught(self, inputs: Inputs) -> Region:
+    def _cps_region(self, inputs: Inputs) -> Region:
         real = jnp.concatenate([inputs.labeled_real, inputs.real])
         return Region(valid=jnp.ones_like(real), real=real)
 

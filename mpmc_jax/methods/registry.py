@@ -143,7 +143,7 @@ def _augseg(config: ml_collections.ConfigDict, context: MethodContext) -> Method
 
 def _u2pl(config: ml_collections.ConfigDict, context: MethodContext) -> Method:
     u2pl = config.u2pl
-    contrast = PixelContrast(
+    pixel_contrast = PixelContrast(
         num_classes=context.num_classes,
         group_size=config.train.group_size,
         groups=_groups(config),
@@ -164,7 +164,7 @@ def _u2pl(config: ml_collections.ConfigDict, context: MethodContext) -> Method:
     )
     return U2PL(
         group_size=config.train.group_size,
-        contrast=contrast,
+        pixel_contrast=pixel_contrast,
         dropout=tuple(context.dropout.items()),
         ema_decay=config.method.ema_decay,
         warmup_epochs=u2pl.warmup_epochs,

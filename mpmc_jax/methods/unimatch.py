@@ -94,8 +94,8 @@ class UniMatch(base.Method):
         partner = self.unit(batch.partner.image)
         size = weak.shape[1:3]
 
-        def mask(stream: str) -> Array:
-            drawn = mixing.draw_boxes(keys.examples(stream), size[0])
+        def mask(name: str) -> Array:
+            drawn = mixing.draw_boxes(keys.examples(name), size[0])
             return mixing.box_mask(drawn, *size)
 
         views = self._strong(keys, weak, partner)

@@ -9,15 +9,20 @@ import numpy as np
 from flax import linen as nn
 
 from mpmc_jax.models.layers import ConvSpec
-from mpmc_jax.models.receptive_field import Window
+from mpmc_jax.models.receptive_field import Layer
 
 
 @dataclasses.dataclass(frozen=True)
 class Tap:
-    """A named intermediate map: its channels and the windows that lead to it."""
+    """A named intermediate feature map, which a decoder or a plug-in reads.
+
+    Attributes:
+      channels: its channels.
+      layers: the layers (kernel, stride, padding) on the way from the image to it.
+    """
 
     channels: int
-    windows: tuple[Window, ...]
+    layers: tuple[Layer, ...]
 
 
 # (value, shape) -> the value of a variable for another size of the training crop.

@@ -1,7 +1,7 @@
-"""Computes receptive fields from the windows that a network is built from.
+"""Computes receptive fields from the layers that a network is built from.
 
-Composing windows (Araujo et al., "Computing receptive fields of convolutional neural
-networks", Distill 2019): a window of kernel k and dilation e at jump j, the distance
+Composing layers (Araujo et al., "Computing receptive fields of convolutional neural
+networks", Distill 2019): a layer of kernel k and dilation e at jump j, the distance
 in pixels between its inputs, widens the field by e(k-1)j; its padding shifts the first
 position by j for every row, and its stride multiplies j. Attention sees all of an image
 and does not count: a token's field is that of its patch.
@@ -19,7 +19,7 @@ from mpmc_jax.models.layers import ConvSpec
 
 @dataclasses.dataclass(frozen=True)
 class Interpolation:
-    """Bilinear upsampling as a window over the two neighbors, within +-1 position."""
+    """Bilinear upsampling as a layer that reads the neighbors within +-1 position."""
 
     factor: int
     kernel: int = 3
@@ -32,7 +32,8 @@ class Interpolation:
         return Fraction(1, self.factor)
 
 
-Window = ConvSpec | Interpolation
+# A layer of which kernel, stride, padding and dilation are known.
+Layer = ConvSpec | Interpolation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,19 +68,19 @@ class ReceptiveField:
         return np.clip(np.stack([start, start + self.size], axis=1), 0, side)
 
 
-def compose(windows: Iterable[Window]) -> ReceptiveField:
-    """Computes the field of a chain of windows, from the image on."""
+def compose(layers: Iterable[Layer]) -> ReceptiveField:
+    """Computes the field of a chain of layers, from the image on."""
     size, jump, padding = Fraction(1), Fraction(1), Fraction(0)
-    for window in windows:
-        size += window.dilation * (window.kernel - 1) * jump
-        padding += window.padding * jump
-        jump *= window.stride
+    for layer in layers:
+        size += layer.dilation * (layer.kernel - 1) * jump
+        padding += layer.padding * jump
+        jump *= layer.stride
     if jump.denominator == 1:
         return ReceptiveField(int(size), int(jump), int(padding))
     # Rounded outwards: the first row by less than two pixels, so the last by one.
     return ReceptiveField(math.ceil(size) + 1, jump, math.ceil(padding))
 
 
-def stride_of(windows: Iterable[Window]) -> int | Fraction:
+def stride_of(layers: Iterable[Layer]) -> int | Fraction:
     """Returns the pixels between neighboring positions at the end of a chain."""
-    return compose(windows).stride
+    return compose(layers).stride

@@ -61,7 +61,7 @@ def build_segmenter(
       ValueError: an unknown encoder or decoder (the message lists the valid ones), or
         two that do not fit each other.
     """
-    encoder, decoder = _halves(config, axis_name)
+    encoder, decoder = _encoder_and_decoder(config, axis_name)
     return EncoderDecoder(
         backbone=encoder.module,
         decoder=decoder.module,
@@ -90,9 +90,9 @@ def init_variables(key: Array, config: ModelConfig) -> dict[str, PyTree]:
     return {"batch_stats": {}, **module.init(key, images_bhwc)}
 
 
-def choices(config: ModelConfig) -> tuple[str, ...]:
+def identifying_fields(config: ModelConfig) -> tuple[str, ...]:
     """Lists the configuration's fields that select this network among all."""
-    encoder, decoder = _halves(config)
+    encoder, decoder = _encoder_and_decoder(config)
     names = ["name"]
     if DECODERS[config.name].encoder is None:
         names.append("backbone")
@@ -103,7 +103,7 @@ def choices(config: ModelConfig) -> tuple[str, ...]:
 
 def title(config: ModelConfig) -> str:
     """Names the network and its parts, for messages."""
-    chosen, text = choices(config), config.name
+    chosen, text = identifying_fields(config), config.name
     if "backbone" in chosen:
         text += f"/{config.backbone}"
     return f"{text}, variant {config.variant}" if "variant" in chosen else text
@@ -113,7 +113,7 @@ def same_encoder(one: ModelConfig, other: ModelConfig) -> bool:
     """Whether two networks' encoders have the same variables, except for `width`."""
     first, second = (_build_encoder(config) for config in (one, other))
     return first is second and (
-        "backbone" not in choices(one) or one.backbone == other.backbone
+        "backbone" not in identifying_fields(one) or one.backbone == other.backbone
     )
 
 
@@ -136,7 +136,7 @@ def reads_drop_path(name: str, backbone: str) -> bool:
 
 def adapters(config: ModelConfig) -> dict[tuple[str, ...], Adapter]:
     """Returns how weights for another training crop are adapted, by variable path."""
-    encoder, _ = _halves(config)
+    encoder, _ = _encoder_and_decoder(config)
     return {
         ("params", "backbone", *path): adapter
         for path, adapter in encoder.adapters.items()
@@ -145,7 +145,7 @@ def adapters(config: ModelConfig) -> dict[tuple[str, ...], Adapter]:
 
 def first_kernel(config: ModelConfig) -> tuple[str, ...]:
     """Returns the path, within the variables, of the kernel that reads the image."""
-    encoder, _ = _halves(config)
+    encoder, _ = _encoder_and_decoder(config)
     return ("params", "backbone", *encoder.first_kernel)
 
 
@@ -154,7 +154,7 @@ def feature_maps(config: ModelConfig) -> tuple[FeatureMap, ...]:
 
     A map of an image of n pixels has at least n // stride rows.
     """
-    encoder, decoder = _halves(config)
+    encoder, decoder = _encoder_and_decoder(config)
     return encoder.maps + decoder.maps
 
 
@@ -168,36 +168,36 @@ def perturbed_taps(config: ModelConfig) -> dict[str, int]:
 
     UniMatch's feature perturbation drops channels of exactly these.
     """
-    encoder, decoder = _halves(config)
+    encoder, decoder = _encoder_and_decoder(config)
     return {name: encoder.taps[name].channels for name in decoder.inputs}
 
 
 def dropout_channels(config: ModelConfig) -> dict[str, int]:
     """Returns the decoder's maps whose channels U2PL and AEL drop, with their sizes."""
-    _, decoder = _halves(config)
+    _, decoder = _encoder_and_decoder(config)
     return dict(decoder.dropout_channels)
 
 
 def element_dropout(config: ModelConfig) -> bool:
     """Whether the network has dropout in train mode, so that `encode` needs keys."""
-    encoder, decoder = _halves(config)
+    encoder, decoder = _encoder_and_decoder(config)
     return encoder.element_dropout or decoder.element_dropout
 
 
 def default_tap(config: ModelConfig) -> str:
     """Returns the tap that MPMC reads by default."""
-    encoder, _ = _halves(config)
+    encoder, _ = _encoder_and_decoder(config)
     return encoder.default_tap
 
 
 def decoder_size_tap(config: ModelConfig) -> str:
     """Returns a tap as large as the decoder's last map, if possible of the encoder."""
-    _, decoder = _halves(config)
+    _, decoder = _encoder_and_decoder(config)
     return decoder.size_tap or "decoder"
 
 
 def receptive_field(config: ModelConfig, tap: str) -> ReceptiveField:
-    """Computes the receptive field of a tap from the network's own windows.
+    """Computes the receptive field of a tap from the network's layers.
 
     Counts convolutions and max-pooling; global average pooling does not count. The
     tap "decoder" takes the widest path, upsampling included, so its field is an upper
@@ -206,10 +206,10 @@ def receptive_field(config: ModelConfig, tap: str) -> ReceptiveField:
     Raises:
       ValueError: the network has no such tap; the message lists its taps.
     """
-    return compose(_tap(config, tap).windows)
+    return compose(_tap(config, tap).layers)
 
 
-def _halves(
+def _encoder_and_decoder(
     config: ModelConfig, axis_name: str | None = None
 ) -> tuple[Encoder, Decoder]:
     encoder = _build_encoder(config)(config, axis_name)
@@ -228,7 +228,7 @@ def _choose(field: str, name: str, entries: Mapping[str, Any]) -> Any:
 
 
 def _tap(config: ModelConfig, tap: str) -> Tap:
-    encoder, decoder = _halves(config)
+    encoder, decoder = _encoder_and_decoder(config)
     taps = {**encoder.taps, "decoder": decoder.tap}
     if tap not in taps:
         valid = ", ".join(taps)

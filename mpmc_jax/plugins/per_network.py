@@ -6,7 +6,7 @@ from typing import Any
 
 from mpmc_jax.losses.reduction import Reduction
 from mpmc_jax.plugins.base import Identity, Plugin, PluginLosses
-from mpmc_jax.random_keys import stream_key
+from mpmc_jax.random_keys import key_of_name
 from mpmc_jax.types import Array, Network, PyTree, Region, Supervised, View
 
 
@@ -39,7 +39,7 @@ class PerNetwork(Plugin):
     def init(self, key: Array, taps: Mapping[str, Array]) -> dict[str, PyTree]:
         """Makes variables {"params": {network: ...}, "batch_stats": {network: ...}}."""
         made = {
-            name: self.plugin.init(stream_key(key, name), taps)
+            name: self.plugin.init(key_of_name(key, name), taps)
             for name in self.networks
         }
         kinds = next(iter(made.values()))

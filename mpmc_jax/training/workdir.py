@@ -35,7 +35,7 @@ _MAY_CHANGE = (
     "eval.batch_size",
 )
 # Those that may also differ between the processes of one run.
-OF_A_PROCESS = ("data.data_dir", "data.threads", "data.prefetch")
+MAY_DIFFER_BETWEEN_PROCESSES = ("data.data_dir", "data.threads", "data.prefetch")
 
 # Settings that older runs of this format version lack, and what those runs did.
 _LATER = {

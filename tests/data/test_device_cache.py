@@ -26,7 +26,7 @@ STREAMS = {
         source_scales=(0.25, 1.0),
         order="restarted",
         geometry="u2pl",
-        fill="nearest_mean",
+        fill="rounded_mean",
     ),
 }
 
@@ -116,8 +116,10 @@ def test_plans_are_followed(seed, rows, columns, scales, name, gray):
     geometry = registry.build_geometry(name)
     cut = geometry.draw(rng, (rows, columns), crop)
     shrink = max(rows / cut.resized[0], columns / cut.resized[1])
-    taps = crop_plan.taps_needed(geometry.resampling, shrink)
-    plan = crop_plan.plan(cut, (rows, columns), crop, taps=taps, stride=columns)
+    filter_taps = crop_plan.filter_taps_needed(geometry.resampling, shrink)
+    plan = crop_plan.plan(
+        cut, (rows, columns), crop, filter_taps=filter_taps, stride=columns
+    )
     padded = np.pad(image.reshape(rows, columns, -1), ((0, 9), (0, 5), (0, 0)))
     arrays = {
         "image": padded[None],

@@ -16,7 +16,7 @@ SIZE = (60, 90)
 STREAMS = {
     "unimatch": Streams(partner="same"),
     "augseg": Streams(order="drawn", geometry="augseg", fill="mean"),
-    "u2pl": Streams(geometry="u2pl", fill="nearest_mean"),
+    "u2pl": Streams(geometry="u2pl", fill="rounded_mean"),
 }
 
 

@@ -9,7 +9,7 @@ from mpmc_jax.pixels import RGB, PixelFormat
 # The geometries that resample as Pillow does.
 PILLOW = ("augseg", "unimatch")
 # ImageNet's mean in bytes, truncated and rounded.
-COLORS = {"black": (0, 0, 0), "mean": (123, 116, 103), "nearest_mean": (124, 116, 104)}
+COLORS = {"black": (0, 0, 0), "mean": (123, 116, 103), "rounded_mean": (124, 116, 104)}
 
 
 def _photo(rng, rows, columns):
@@ -76,7 +76,7 @@ def test_u2pl_interpolates_flips_and_pads_on_both_sides():
     padded = 0
     for _ in range(40):
         size = tuple(int(v) for v in rng.integers(8, 40, 2))
-        config = CropConfig(32, fill="nearest_mean")
+        config = CropConfig(32, fill="rounded_mean")
         image = _photo(rng, *size)
         label = rng.integers(0, 256, size, dtype=np.uint8)
         placement = geometries.draw_u2pl(rng, size, config)

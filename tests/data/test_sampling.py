@@ -11,14 +11,14 @@ from mpmc_jax.data.sampling import EpochOrder
 from mpmc_jax.types import Streams
 from tests.support.data_sets import config_for
 
-U2PL = Streams(geometry="u2pl", fill="nearest_mean", order="drawn")
+U2PL = Streams(geometry="u2pl", fill="rounded_mean", order="drawn")
 AEL = Streams(
     one_per_group=True,
     partner="requested",
     source_scales=(0.1, 2.0),
     order="restarted",
     geometry="u2pl",
-    fill="nearest_mean",
+    fill="rounded_mean",
 )
 
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mpmc_jax.losses import pixel_cross_entropy
-from mpmc_jax.losses.contrastive import Draws, Rings, contrast, prototypes
+from mpmc_jax.losses.contrastive import Draws, Rings, info_nce, prototypes
 from mpmc_jax.losses.sampling import nth_true
 from mpmc_jax.methods.pseudo_labels import entropy
 from mpmc_jax.methods.u2pl import sets as u2pl_sets
@@ -96,7 +96,7 @@ def test_no_pixel_and_equal_entropies_keep_none():
 
 
 def sets_of_golden(arrays, setting):
-    """The pixel sets of a golden call, and the teacher's rows."""
+    """The pixel sets of a golden call, and the teacher's embeddings of them."""
     bounds = u2pl_sets.Bounds(
         anchor_above=float(setting["current_class_threshold"]),
         key_below=float(setting["current_class_negative_threshold"]),
@@ -111,19 +111,19 @@ def sets_of_golden(arrays, setting):
         jnp.asarray(arrays["high_entropy_mask"]),
         bounds,
     )
-    return sets, u2pl_sets.released_items(channels_last(arrays["rep_teacher"]))
+    return sets, u2pl_sets.released_pixels(channels_last(arrays["rep_teacher"]))
 
 
-def bank_of_golden(arrays, rings, rows, keys):
+def bank_of_golden(arrays, rings, pixels, negatives):
     """The banks after a golden call."""
-    bank = rings.empty(rows.shape[-1], rows.dtype)
+    bank = rings.empty(pixels.shape[-1], pixels.dtype)
     for label in range(len(rings.capacities)):
         before = arrays[f"bank_before_{label}"]
         chosen = np.zeros((len(before), len(rings.capacities)), bool)
         chosen[:, label] = True
         if len(before):
             bank = _PUSH(rings, bank, jnp.asarray(before), jnp.asarray(chosen))
-    return _PUSH(rings, bank, rows, keys)
+    return _PUSH(rings, bank, pixels, negatives)
 
 
 def recorded_draws(arrays, sets, bank, setting):
@@ -151,8 +151,8 @@ def test_contrastive_loss_and_banks_are_the_released_ones():
         arrays = dict(np.load(path))
         setting = {k.removeprefix("cfg_"): v for k, v in arrays.items() if "cfg_" in k}
         rings = Rings(tuple(int(size) for size in arrays["bank_sizes"]))
-        sets, rows = sets_of_golden(arrays, setting)
-        bank = bank_of_golden(arrays, rings, rows, sets.key)
+        sets, pixels = sets_of_golden(arrays, setting)
+        bank = bank_of_golden(arrays, rings, pixels, sets.negative)
         draws = recorded_draws(arrays, sets, bank, setting)
         temperature = float(setting["temperature"])
 
@@ -160,16 +160,16 @@ def test_contrastive_loss_and_banks_are_the_released_ones():
         def loss(
             student,
             sets=sets,
-            rows=rows,
+            pixels=pixels,
             bank=bank,
             draws=draws,
             rings=rings,
             temperature=temperature,
         ):
-            return contrast(
-                u2pl_sets.released_items(student),
+            return info_nce(
+                u2pl_sets.released_pixels(student),
                 sets.anchor,
-                prototypes(rows, sets.prototype),
+                prototypes(pixels, sets.prototype),
                 sets.present,
                 rings,
                 bank,
@@ -186,7 +186,9 @@ def test_contrastive_loss_and_banks_are_the_released_ones():
         np.testing.assert_array_equal(
             np.flatnonzero(sets.present), arrays["valid_classes"]
         )
-        np.testing.assert_array_equal(sets.key.sum(0), arrays["new_keys_per_class"])
+        np.testing.assert_array_equal(
+            sets.negative.sum(0), arrays["new_keys_per_class"]
+        )
         for label in range(len(rings.capacities)):
             order = jnp.arange(int(bank.size[label]))
             found = np.asarray(bank.keys[rings.rows(bank, label, order)])
@@ -230,7 +232,7 @@ def test_with_one_class_or_none_the_loss_is_zero(present):
     bank = rings.push(rings.empty(2), features + 1, jnp.ones((6, 3), bool))
 
     def loss(x):
-        return contrast(
+        return info_nce(
             x,
             jnp.ones((6, 3), bool),
             jnp.zeros((3, 2)),

@@ -152,7 +152,7 @@ def _cps_inputs(x, mixed):
         labeled_real=x["partner_real"],
         weak=x["weak"],
         real=x["real"],
-        mixed_in=cps.Partner(x["partner"], x["partner_real"], x["box1"])
+        partner=cps.Partner(x["partner"], x["partner_real"], x["box1"])
         if mixed
         else None,
         dropout_keys={

@@ -39,7 +39,7 @@ def test_losses_and_banks_are_the_oracles(form, seed):
     expected = terms["supervised"] + unsupervised + weight * contrast
     np.testing.assert_allclose(value, expected, rtol=1e-5)
     assert moved["student"] == 1  # one train-mode pass
-    rings = method.contrast.rings
+    rings = method.pixel_contrast.rings
     for c, capacity in enumerate(rings.capacities):
         found = after.keys[rings.rows(after, c, jnp.arange(int(after.size[c])))]
         if form == "released":
@@ -119,8 +119,8 @@ def test_gradients_are_finite_always(form, case):
 
 
 def test_two_classes_train_with_a_contrast():
-    contrast = dataclasses.replace(METHOD.contrast, num_classes=2, high_rank=2)
-    method = dataclasses.replace(METHOD, contrast=contrast)
+    contrast = dataclasses.replace(METHOD.pixel_contrast, num_classes=2, high_rank=2)
+    method = dataclasses.replace(METHOD, pixel_contrast=contrast)
     inputs = make_inputs(4)
     draws = jax.tree.map(lambda x: x[:, :2], inputs.draws)
     label = jnp.where(inputs.label == 255, 255, inputs.label % 2)
@@ -139,16 +139,16 @@ def test_two_classes_train_with_a_contrast():
 
 def test_too_many_candidates_are_drawn_uniformly_and_shared_by_groups():
     contrast = dataclasses.replace(
-        FORMS["corrected"].contrast, bank_size=8, bank_size_first=8
+        FORMS["corrected"].pixel_contrast, bank_size=8, bank_size_first=8
     )
-    rows = jnp.arange(GROUPS * 30.0).reshape(GROUPS, 30, 1)
-    rows = jnp.broadcast_to(rows, (GROUPS, 30, CHANNELS))
-    keys = jnp.ones((GROUPS, 30, CLASSES), bool)
+    pixels = jnp.arange(GROUPS * 30.0).reshape(GROUPS, 30, 1)
+    pixels = jnp.broadcast_to(pixels, (GROUPS, 30, CHANNELS))
+    negatives = jnp.ones((GROUPS, 30, CLASSES), bool)
 
     @jax.jit
-    def fill(choice):
-        numbers = (jnp.arange(GROUPS), choice)
-        return contrast._fill(contrast.empty(), rows, keys, numbers)
+    def fill(sampling_key):
+        groups = (jnp.arange(GROUPS), sampling_key)
+        return contrast._fill(contrast.empty(), pixels, negatives, groups)
 
     drawn = np.zeros(GROUPS * 30)
     for seed in range(300):
@@ -175,7 +175,7 @@ def test_too_many_candidates_are_drawn_uniformly_and_shared_by_groups():
 )
 def test_settings_out_of_range_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
-        dataclasses.replace(METHOD.contrast, **changes)
+        dataclasses.replace(METHOD.pixel_contrast, **changes)
 
 
 def test_a_group_of_one_is_refused():
@@ -184,7 +184,7 @@ def test_a_group_of_one_is_refused():
 
 
 def test_bytes_follow_the_banks():
-    contrast = METHOD.contrast
+    contrast = METHOD.pixel_contrast
     half = dataclasses.replace(contrast, bank_dtype="bfloat16")
     (bank, *_), (less, *_) = (c.memory(100, 2).values() for c in (contrast, half))
     assert bank == 2 * (60 + 3 * 40) * CHANNELS * 4 == 2 * less
@@ -211,8 +211,8 @@ def test_banks_in_half_precision_and_a_contrast_that_is_off():
     method, student, teacher, inputs, _ = setting(0)
 
     def with_contrast(**changes):
-        contrast = dataclasses.replace(method.contrast, **changes)
-        changed = dataclasses.replace(method, contrast=contrast)
+        contrast = dataclasses.replace(method.pixel_contrast, **changes)
+        changed = dataclasses.replace(method, pixel_contrast=contrast)
         return run(changed, student, teacher, inputs, changed.init(None))
 
     full = with_contrast()

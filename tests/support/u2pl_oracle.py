@@ -16,7 +16,7 @@ EXAMPLES = MEMBERS * GROUPS
 QUERIES, NEGATIVES = 6, 3
 METHOD = U2PL(
     group_size=MEMBERS,
-    contrast=PixelContrast(
+    pixel_contrast=PixelContrast(
         num_classes=CLASSES,
         group_size=MEMBERS,
         groups=GROUPS,
@@ -32,7 +32,8 @@ METHOD = U2PL(
 )
 FORMS = {
     name: dataclasses.replace(
-        METHOD, contrast=dataclasses.replace(METHOD.contrast, contrast=name)
+        METHOD,
+        pixel_contrast=dataclasses.replace(METHOD.pixel_contrast, contrast=name),
     )
     for name in ("released", "corrected")
 }
@@ -62,7 +63,7 @@ def make_inputs(seed, void=0.2):
             rng.random((GROUPS, CLASSES, QUERIES, NEGATIVES)),
         ),
         group=np.arange(GROUPS),
-        key_choice=jax.random.split(jax.random.key(seed), GROUPS),
+        sampling_key=jax.random.split(jax.random.key(seed), GROUPS),
         kept_percent=np.float32(80.0),
         contrast_percent=np.float32(30.0),
     )
@@ -174,7 +175,7 @@ def embeddings(linear, images, masks, form, group):
 def contrast_oracle(form, student, teacher, inputs, bank):
     """The contrast of each group with the bank as it is after the step."""
     label, logits, images = teacher_says(teacher, inputs)
-    rings = FORMS[form].contrast.rings
+    rings = FORMS[form].pixel_contrast.rings
     keys = [
         np.asarray(bank.keys[rings.rows(bank, c, jnp.arange(int(bank.size[c])))])
         for c in range(CLASSES)

@@ -12,7 +12,7 @@ import pytest
 
 from mpmc_jax.experiments.build import state_shape
 from mpmc_jax.plugins.base import Identity, PluginLosses
-from mpmc_jax.random_keys import stream_key
+from mpmc_jax.random_keys import key_of_name
 from mpmc_jax.training.optimizer import Schedule, build_optimizer
 from mpmc_jax.training.parallel import Layout, Parallel
 from mpmc_jax.training.state import PLUGIN
@@ -276,7 +276,7 @@ def test_a_group_draws_the_same_whatever_the_devices(devices):
     np.testing.assert_array_equal(members, members[:, :1].repeat(2, 1))
     assert sorted(members[:, 0]) == [0, 1, 2, 3]
     root = jax.random.fold_in(
-        stream_key(jax.random.wrap_key_data(state.key), "group/coin"), 0
+        key_of_name(jax.random.wrap_key_data(state.key), "group/coin"), 0
     )
     expected = [
         jax.random.key_data(jax.random.fold_in(root, group)) for group in members[:, 0]

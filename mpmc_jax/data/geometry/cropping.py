@@ -23,7 +23,7 @@ from mpmc_jax.types import IGNORE_LABEL
 FILLS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "black": np.zeros_like,
     "mean": lambda mean: np.floor(255 * mean),
-    "nearest_mean": lambda mean: np.rint(255 * mean),
+    "rounded_mean": lambda mean: np.rint(255 * mean),
 }
 
 

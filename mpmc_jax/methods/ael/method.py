@@ -79,7 +79,7 @@ class AEL(base.Method):
         source_scales=(0.1, 2.0),
         order="restarted",
         geometry="u2pl",
-        fill="nearest_mean",
+        fill="rounded_mean",
     )
 
     def __post_init__(self) -> None:
@@ -128,9 +128,9 @@ class AEL(base.Method):
         queried = jnp.repeat(queried, self.group_size, axis=0)
         image, label, real = copy_paste(batch, queried)
 
-        def uniform(stream: str, *shape: int) -> Array:
+        def uniform(name: str, *shape: int) -> Array:
             draw = jax.vmap(lambda key: jax.random.uniform(key, shape, jnp.float32))
-            return draw(keys.groups(stream))
+            return draw(keys.groups(name))
 
         slot = keys.step % self.delay
         return Inputs(

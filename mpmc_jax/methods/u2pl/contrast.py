@@ -2,7 +2,7 @@
 
 It has two forms. "released" is the code of the published numbers, including its
 bugs: see `mpmc_jax/methods/u2pl/sets.py`, and `released_indexing` of
-`contrastive.contrast`. "corrected" follows the paper's text.
+`contrastive.info_nce`. "corrected" follows the paper's text.
 """
 
 import dataclasses
@@ -26,37 +26,38 @@ class Form:
     """One of the two forms of the contrastive loss.
 
     Attributes:
-      items: selects the rows of a group's maps that take part in the contrast.
-      sets: chooses prototype, anchor and key pixels among those rows.
+      pixels: selects the pixels of a group's maps that take part in the contrast, in
+        one list.
+      sets: chooses prototypes, anchors and negatives among those pixels.
       released_indexing: whether to reproduce the released code's indexing bug; see
-        `contrastive.contrast`.
+        `contrastive.info_nce`.
       weight: number of groups -> weight of the loss term.
-      spread: whether a step's keys are sampled, so that no group fills more than its
-        part of a bank; otherwise all keys are added.
+      samples_negatives: whether a step's negatives are sampled, so that no group fills
+        more than its part of a bank; otherwise all are added.
     """
 
-    items: Callable[[Array], Array]
+    pixels: Callable[[Array], Array]
     sets: Callable[..., u2pl_sets.Sets]
     released_indexing: bool
     weight: Callable[[int], float]
-    spread: bool
+    samples_negatives: bool
 
 
 FORMS = {
     # The released code averages the loss over devices twice: its weight is 1 / devices.
     "released": Form(
-        u2pl_sets.released_items,
+        u2pl_sets.released_pixels,
         u2pl_sets.released_sets,
         released_indexing=True,
         weight=lambda groups: 1 / groups,
-        spread=False,
+        samples_negatives=False,
     ),
     "corrected": Form(
-        u2pl_sets.all_items,
+        u2pl_sets.all_pixels,
         u2pl_sets.corrected_sets,
         released_indexing=False,
         weight=lambda groups: 0.1,
-        spread=True,
+        samples_negatives=True,
     ),
 }
 
@@ -65,7 +66,7 @@ class Anchoring(struct.PyTreeNode):
     """The anchors and prototypes that the teacher chooses in a step, per group.
 
     Attributes:
-      anchor: (g,n,c) bool, rows that may be anchors.
+      anchor: (g,n,c) bool, pixels that may be anchors.
       prototype: (g,c,d), the prototype of each class.
       present: (g,c) bool, whether a class has a prototype.
     """
@@ -85,16 +86,16 @@ class PixelContrast:
         pixels are contrasted.
       groups: number of groups in a batch.
       channels: channels of the embedding.
-      axis_name: the device axis, over which keys are gathered.
+      axis_name: the device axis, over which negatives are gathered.
       contrast: a key of `FORMS`.
       contrast_weight: weight of the loss term; -1 for that of the form.
       low_rank, high_rank, anchor_above, key_below: see `Bounds` in `sets.py`.
       queries: anchors per class.
       negatives: negatives per anchor.
       temperature: divides the cosines.
-      bank_size: keys per class, except for class 0.
-      bank_size_first: keys of class 0.
-      bank_dtype: float type of the keys.
+      bank_size: negatives in the bank per class, except for class 0.
+      bank_size_first: negatives of class 0 in the bank.
+      bank_dtype: float type of the bank.
 
     Raises:
       ValueError: a setting is out of range.
@@ -151,7 +152,7 @@ class PixelContrast:
         return Rings((self.bank_size_first, *rest))
 
     def empty(self) -> Bank:
-        """Returns banks without keys."""
+        """Returns empty banks."""
         return self.rings.empty(self.channels, self.bank_dtype)
 
     def memory(self, positions: int, groups: int) -> dict[str, int]:
@@ -159,9 +160,9 @@ class PixelContrast:
         itemsize = jnp.dtype(self.bank_dtype).itemsize
         # The old bank is kept until the update is accepted, so there are two.
         bank = 2 * sum(self.rings.capacities) * self.channels * itemsize
-        # A step's keys of all groups; sampled ones fill at most one bank.
+        # A step's negatives of all groups; sampled ones fill at most one bank.
         candidates = self.groups * positions
-        if self.form.spread:
+        if self.form.samples_negatives:
             candidates = min(candidates, max(self.rings.capacities))
         # The gathered negatives of one class, in the forward and the backward pass.
         negatives = 2 * groups * self.queries * self.negatives
@@ -185,15 +186,15 @@ class PixelContrast:
         reliability: tuple[Array, Array],
         groups: tuple[Array, Array],
     ) -> tuple[Anchoring, Bank]:
-        """Chooses pixels by the teacher's pass and adds the keys to the banks.
+        """Chooses pixels by the teacher's pass and adds the negatives to the banks.
 
         Args:
           bank: the banks before the step.
           teacher: the pass over [labeled, unlabeled] images, (2b,...).
           labels: full-size labels and pseudo-labels, (b,h,w) each.
           reliability: full-size masks (2b,h,w) of low and of high entropy.
-          groups: (g,) numbers of this device's groups, and (g,) random keys, by which
-            candidates are sampled if there are too many.
+          groups: (g,) indices of this device's groups, and (g,) random keys, by which
+            negatives are sampled if there are too many.
         """
         height, width = teacher.coarse.shape[1:3]
         bounds = u2pl_sets.Bounds(
@@ -208,13 +209,13 @@ class PixelContrast:
             self._both(jax.nn.softmax(teacher.coarse)),
             *masks,
         )
-        rows = self._rows(teacher)
+        pixels = self._pixels(teacher)
         anchoring = Anchoring(
             anchor=sets.anchor,
-            prototype=jax.vmap(contrastive.prototypes)(rows, sets.prototype),
+            prototype=jax.vmap(contrastive.prototypes)(pixels, sets.prototype),
             present=jax.vmap(lambda one: one.present)(sets),
         )
-        return anchoring, self._fill(bank, rows, sets.key, groups)
+        return anchoring, self._fill(bank, pixels, sets.negative, groups)
 
     def term(
         self, student: base.Pass, draws: Draws, targets: Anchoring, bank: Bank
@@ -222,7 +223,7 @@ class PixelContrast:
         """The loss term: the mean over groups, from a pass over all 2b images."""
 
         def one(features, anchor, prototype, present, draws) -> Array:
-            return contrastive.contrast(
+            return contrastive.info_nce(
                 features,
                 anchor,
                 prototype,
@@ -235,7 +236,7 @@ class PixelContrast:
             )
 
         each = jax.vmap(one)(
-            self._rows(student),
+            self._pixels(student),
             targets.anchor,
             targets.prototype,
             targets.present,
@@ -252,49 +253,51 @@ class PixelContrast:
         grouped = jnp.moveaxis(split, 0, 1)
         return grouped.reshape((len(grouped), 2 * self.group_size) + x.shape[1:])
 
-    def _rows(self, passed: base.Pass) -> Array:
-        """The embeddings that take part in the contrast, (g,n,d)."""
+    def _pixels(self, passed: base.Pass) -> Array:
+        """The embeddings of the pixels that take part in the contrast, (g,n,d)."""
         if passed.embedding is None:
             raise ValueError("U2PL needs a network that is built with embedding=True")
-        return jax.vmap(self.form.items)(self._both(passed.embedding))
+        return jax.vmap(self.form.pixels)(self._both(passed.embedding))
 
     def _fill(
-        self, bank: Bank, rows: Array, keys: Array, groups: tuple[Array, Array]
+        self, bank: Bank, pixels: Array, negatives: Array, groups: tuple[Array, Array]
     ) -> Bank:
-        """Adds the new keys of all devices to the banks, group after group.
+        """Adds the new negatives of all devices to the banks, group after group.
 
         Args:
           bank: the banks before the step.
-          rows: (g,n,d) embeddings.
-          keys: (g,n,c) bool, the rows that are keys of each class.
-          groups: (g,) numbers of the groups, and (g,) random keys.
+          pixels: (g,n,d) embeddings.
+          negatives: (g,n,c) bool, the pixels that are negatives of each class.
+          groups: (g,) indices of the groups, and (g,) random keys.
         """
-        number, choice = groups
+        index, sampling_key = groups
         # With several processes, the devices do not hold the groups in order.
-        order = jnp.argsort(distributed.gathered(number, self.axis_name))
+        order = jnp.argsort(distributed.gathered(index, self.axis_name))
 
         def joined(part: Array) -> Array:
             """(g,n,...) -> (all groups * n,...)."""
             everywhere = distributed.gathered(part, self.axis_name)[order]
             return everywhere.reshape((-1,) + part.shape[2:])
 
-        if not self.form.spread:
-            # Labeled rows, the first half, are never keys.
-            half = rows.shape[1] // 2
-            return self.rings.push(bank, joined(rows[:, half:]), joined(keys[:, half:]))
+        if not self.form.samples_negatives:
+            # Labeled pixels, the first half, are never negatives.
+            half = pixels.shape[1] // 2
+            return self.rings.push(
+                bank, joined(pixels[:, half:]), joined(negatives[:, half:])
+            )
         limits = [max(size // self.groups, 1) for size in self.rings.capacities]
-        place = jnp.arange(min(max(limits), rows.shape[1]))
-        # The first rows of a class in a random order are a uniform sample.
-        shuffled = jax.vmap(lambda key: jax.random.permutation(key, rows.shape[1]))(
-            choice
+        place = jnp.arange(min(max(limits), pixels.shape[1]))
+        # The first pixels of a class in a random order are a uniform sample.
+        shuffled = jax.vmap(lambda key: jax.random.permutation(key, pixels.shape[1]))(
+            sampling_key
         )
-        keys = jnp.take_along_axis(keys, shuffled[..., None], axis=1)
+        negatives = jnp.take_along_axis(negatives, shuffled[..., None], axis=1)
 
         def choose(label: Array) -> tuple[Array, Array]:
-            of_class = keys[:, :, label]
+            of_class = negatives[:, :, label]
             found = jax.vmap(nth_true, in_axes=(0, None))(of_class, place)
-            row = jnp.take_along_axis(shuffled, found, axis=1, mode="clip")
-            drawn = jnp.take_along_axis(rows, row[..., None], axis=1)
+            source = jnp.take_along_axis(shuffled, found, axis=1, mode="clip")
+            drawn = jnp.take_along_axis(pixels, source[..., None], axis=1)
             limit = jnp.minimum(of_class.sum(1), jnp.asarray(limits)[label])
             return joined(drawn), joined(place[None] < limit[:, None])
 

@@ -43,8 +43,8 @@ class Inputs(struct.PyTreeNode):
       mask: (b,h,w) bool, where the next image of the group is pasted.
       dropout, teacher_dropout: map of the decoder -> (2b,1,1,d) multipliers.
       draws: (g,...) random numbers that choose anchors and negatives.
-      group: (g,) int32, numbers of the groups.
-      key_choice: (g,) random keys by which keys for the banks are sampled.
+      group: (g,) int32, indices of the groups.
+      sampling_key: (g,) random keys by which negatives for the banks are sampled.
       kept_percent, contrast_percent: () this epoch's percentiles of the entropy.
       dropout_keys, teacher_dropout_keys: for the train-mode passes, see
         `Method.dropout_keys`.
@@ -60,7 +60,7 @@ class Inputs(struct.PyTreeNode):
     teacher_dropout: dict[str, Array]
     draws: Draws
     group: Array
-    key_choice: Array
+    sampling_key: Array
     kept_percent: Array
     contrast_percent: Array
     dropout_keys: Array | None = None
@@ -89,29 +89,29 @@ class U2PL(base.Method):
 
     Attributes:
       group_size: number of images mixed, ranked and contrasted with each other.
-      contrast: L_c and its settings.
+      pixel_contrast: L_c and its settings.
       dropout: (map of the decoder, channels), where a tenth of the channels is dropped.
       ema_decay: largest decay of the teacher.
       warmup_epochs: number of epochs with labeled images alone.
       kept_percent: pixels below this percentile of the entropy count in L_u. It rises
         to 100 over the run, linearly in epochs.
       contrast_percent: pixels up to this percentile of the entropy may be anchors, and
-        pixels from 100 minus this percentile keys. It falls to 0 over the run, linearly
-        in epochs.
+        pixels from 100 minus this percentile negatives. It falls to 0 over the run,
+        linearly in epochs.
 
     Raises:
       ValueError: a group has one image, or a setting is out of range.
     """
 
     group_size: int
-    contrast: PixelContrast
+    pixel_contrast: PixelContrast
     dropout: tuple[tuple[str, int], ...]
     ema_decay: float = 0.99
     warmup_epochs: int = 1
     kept_percent: float = 80.0
     contrast_percent: float = 20.0
 
-    streams = Streams(geometry="u2pl", fill="nearest_mean", order="drawn")
+    streams = Streams(geometry="u2pl", fill="rounded_mean", order="drawn")
 
     def __post_init__(self) -> None:
         checks.check_average("u2pl", self.ema_decay, 0.99)
@@ -146,12 +146,12 @@ class U2PL(base.Method):
     def init(self, key: Array) -> Bank:
         """Returns empty banks."""
         del key
-        return self.contrast.empty()
+        return self.pixel_contrast.empty()
 
     def memory(self, pixels: int, positions: int, groups: int) -> dict[str, int]:
-        """Bytes for the banks and the keys sampled from them."""
+        """Bytes for the banks and the negatives sampled from them."""
         del pixels
-        return self.contrast.memory(positions, groups)
+        return self.pixel_contrast.memory(positions, groups)
 
     def augment(self, batch: Batch, state: PyTree, keys: Keys) -> Inputs:
         del state
@@ -173,9 +173,10 @@ class U2PL(base.Method):
             mask=mixing.box_mask(boxes, *size) & coin,
             dropout=decoder_dropout(keys, "student", parts, self.dropout),
             teacher_dropout=decoder_dropout(keys, "teacher", parts, self.dropout),
-            draws=jax.vmap(self.contrast.draws)(keys.groups("contrast")),
+            draws=jax.vmap(self.pixel_contrast.draws)(keys.groups("contrast")),
             group=keys.group,
-            key_choice=keys.groups("key_choice"),
+            # Another name of the key would change what every run draws.
+            sampling_key=keys.groups("key_choice"),
             kept_percent=100 - (100 - self.kept_percent) * (1 - keys.progress),
             contrast_percent=self.contrast_percent * (1 - keys.progress),
             dropout_keys=self.dropout_keys(keys.examples, "labeled", "unlabeled"),
@@ -216,7 +217,7 @@ class U2PL(base.Method):
             *base.in_groups((uncertain, label), self.group_size), percents
         )
         known = inputs.label != IGNORE_LABEL
-        anchoring, bank = self.contrast.prepare(
+        anchoring, bank = self.pixel_contrast.prepare(
             state,
             both,
             (inputs.label, label),
@@ -224,7 +225,7 @@ class U2PL(base.Method):
                 jnp.concatenate([known, low.reshape(label.shape)]),
                 jnp.concatenate([known, high.reshape(label.shape)]),
             ),
-            (inputs.group, inputs.key_choice),
+            (inputs.group, inputs.sampling_key),
         )
         targets = Targets(label, weight.reshape(label.shape), anchoring)
         return targets, {"student": teacher.batch_stats}, bank
@@ -256,7 +257,9 @@ class U2PL(base.Method):
             name="unlabeled",
             coefficient=1 / base.DEFAULT_ALPHA,
         )
-        contrast = self.contrast.term(both, inputs.draws, targets.anchoring, state)
+        contrast = self.pixel_contrast.term(
+            both, inputs.draws, targets.anchoring, state
+        )
         metrics = {"bank": (jnp.sum(state.size), jnp.asarray(len(state.keys)))}
         return Outputs(
             (base.supervised_part(labeled, inputs.label, inputs.labeled_real),),

@@ -2,10 +2,10 @@
 
 Released: a scatter writes the labels of all images of a stream (labeled or unlabeled)
 into the first image, so that only one image per stream takes part, with the union of
-all labels. Keys of a class are searched only where the class is, so labeled images
+all labels. Negatives of a class are searched only where the class is, so labeled images
 have none.
 
-Corrected: every image takes part with its own labels. Keys of a class are searched
+Corrected: every image takes part with its own labels. Negatives of a class are searched
 where the class is not (labeled images) or is improbable (unlabeled images). A
 prototype is the mean of the possible anchors.
 
@@ -22,17 +22,17 @@ from mpmc_jax.types import IGNORE_LABEL, Array
 
 
 class Sets(struct.PyTreeNode):
-    """The pixels that serve as prototype, anchor or key of each class: (n,c) bool.
+    """The pixels that serve as prototype, anchor or negative of each class: (n,c) bool.
 
     Attributes:
       prototype: reliable pixels of the class, whose mean is its prototype.
       anchor: reliable pixels where the teacher's probability of the class is high.
-      key: negatives to add to the class's bank.
+      negative: pixels to add to the class's bank.
     """
 
     prototype: Array
     anchor: Array
-    key: Array
+    negative: Array
 
     @property
     def present(self) -> Array:
@@ -42,13 +42,14 @@ class Sets(struct.PyTreeNode):
 
 @dataclasses.dataclass(frozen=True)
 class Bounds:
-    """The bounds of probability and rank for anchors and keys of a class.
+    """The bounds of probability and rank for anchors and negatives of a class.
 
     Attributes:
       anchor_above: an anchor's probability of the class exceeds this (delta_p).
-      key_below: a key's probability of the class is below this (delta_n).
-      low_rank, high_rank: among a key's probabilities, the class has a rank (from 0) in
-        [low_rank, high_rank) in unlabeled images, and below low_rank in labeled ones.
+      key_below: a negative's probability of the class is below this (delta_n).
+      low_rank, high_rank: among a negative's probabilities, the class has a rank (from
+        0) in [low_rank, high_rank) in unlabeled images, and below low_rank in labeled
+        ones.
     """
 
     anchor_above: float
@@ -63,14 +64,14 @@ def ranks(probability: Array) -> Array:
     Ties are ranked by class index.
     """
     one, other = probability[..., None], probability[..., None, :]
-    number = jnp.arange(probability.shape[-1])
-    earlier = number[None] < number[:, None]
+    index = jnp.arange(probability.shape[-1])
+    earlier = index[None] < index[:, None]
     tied = (other == one) & earlier.reshape((1,) * (one.ndim - 2) + earlier.shape)
     return jnp.sum((other > one) | tied, axis=-1, dtype=jnp.int32)
 
 
-def released_items(batch_bhwd: Array) -> Array:
-    """The released code's rows: all pixels of the first labeled and unlabeled image.
+def released_pixels(batch_bhwd: Array) -> Array:
+    """The released code's pixels: those of the first labeled and unlabeled image.
 
     Args:
       batch_bhwd: maps of the labeled images, then of as many unlabeled ones.
@@ -79,11 +80,11 @@ def released_items(batch_bhwd: Array) -> Array:
       (2hw, ...), the pixels of the labeled image, then those of the unlabeled one.
     """
     first = jnp.stack([batch_bhwd[0], batch_bhwd[len(batch_bhwd) // 2]])
-    return all_items(first)
+    return all_pixels(first)
 
 
-def all_items(batch_bhwd: Array) -> Array:
-    """The corrected form's rows: all pixels of all images, (bhw, ...)."""
+def all_pixels(batch_bhwd: Array) -> Array:
+    """The corrected form's pixels: those of all images, (bhw, ...)."""
     return batch_bhwd.reshape(-1, *batch_bhwd.shape[3:])
 
 
@@ -95,7 +96,7 @@ def released_sets(
     high_bhw: Array,
     bounds: Bounds,
 ) -> Sets:
-    """The released code's choice among the rows of `released_items`.
+    """The released code's choice among the pixels of `released_pixels`.
 
     Args:
       label_bhw: labels of the labeled images, 255 void.
@@ -114,9 +115,9 @@ def released_sets(
         return jnp.any(hot_bhwc, axis=0) & ~void_hw[..., None]
 
     hot_nc = jnp.stack([union(label_bhw), union(pseudo_bhw)]).reshape(-1, num_classes)
-    p_nc, low_n, high_n = map(released_items, (probability_bhwc, low_bhw, high_bhw))
+    p_nc, low_n, high_n = map(released_pixels, (probability_bhwc, low_bhw, high_bhw))
     unlabeled_n = jnp.arange(len(p_nc)) >= len(p_nc) // 2
-    # A labeled key would have to be of the class and also not of it.
+    # A labeled negative would have to be of the class and also not of it.
     allowed_nc = hot_nc & unlabeled_n[:, None]
     return _sets(hot_nc, p_nc, low_n, high_n, unlabeled_n, allowed_nc, bounds)
 
@@ -129,10 +130,10 @@ def corrected_sets(
     high_bhw: Array,
     bounds: Bounds,
 ) -> Sets:
-    """The paper's choice among the rows of `all_items`; see `released_sets`."""
-    label_n = all_items(jnp.concatenate([label_bhw, pseudo_bhw]))
+    """The paper's choice among the pixels of `all_pixels`; see `released_sets`."""
+    label_n = all_pixels(jnp.concatenate([label_bhw, pseudo_bhw]))
     hot_nc = jax.nn.one_hot(label_n, probability_bhwc.shape[-1], dtype=jnp.bool_)
-    p_nc, low_n, high_n = map(all_items, (probability_bhwc, low_bhw, high_bhw))
+    p_nc, low_n, high_n = map(all_pixels, (probability_bhwc, low_bhw, high_bhw))
     unlabeled_n = jnp.arange(len(p_nc)) >= len(p_nc) // 2
     # The pseudo-label of an unlabeled pixel does not matter.
     allowed_nc = ~hot_nc | unlabeled_n[:, None]
@@ -150,7 +151,7 @@ def _sets(
     allowed_nc: Array,
     bounds: Bounds,
 ) -> Sets:
-    """Chooses pixels by `bounds`; keys of a class only where `allowed_nc` is True."""
+    """Chooses pixels by `bounds`; negatives only where `allowed_nc` is True."""
     reliable_nc = hot_nc & low_n[:, None]
     rank_nc = ranks(p_nc)
     middle_nc = (rank_nc >= bounds.low_rank) & (rank_nc < bounds.high_rank)
@@ -159,7 +160,7 @@ def _sets(
     return Sets(
         prototype=reliable_nc,
         anchor=reliable_nc & (p_nc > bounds.anchor_above),
-        key=allowed_nc & high_n[:, None] & far_nc & unlikely_nc,
+        negative=allowed_nc & high_n[:, None] & far_nc & unlikely_nc,
     )
 
 

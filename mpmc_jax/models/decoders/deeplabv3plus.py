@@ -16,7 +16,7 @@ from mpmc_jax.models import layers
 from mpmc_jax.models.config import ModelConfig
 from mpmc_jax.models.interface import Decoder, Encoder, Tap, feature_maps
 from mpmc_jax.models.layers import ConvSpec
-from mpmc_jax.models.receptive_field import Interpolation, Window, stride_of
+from mpmc_jax.models.receptive_field import Interpolation, Layer, stride_of
 from mpmc_jax.models.resize import resize_align_corners
 from mpmc_jax.precision import at_least_float32
 from mpmc_jax.types import Prediction
@@ -109,7 +109,7 @@ def build(config: ModelConfig, encoder: Encoder, axis_name: str | None) -> Decod
             axis_name,
         ),
         inputs=DECODER_INPUTS,
-        tap=Tap(spec.channels, _windows(encoder, spec)),
+        tap=Tap(spec.channels, _layers(encoder, spec)),
         size_tap=DECODER_INPUTS[0],
         maps=feature_maps(_paths(encoder, spec)),
         dropout_channels=spec.dropout_channels(
@@ -139,7 +139,7 @@ def _paths(
 ) -> list[tuple[int, int | Fraction, ConvSpec]]:
     """Lists (input channels, input stride, convolution), without the heads."""
     (low, near), (high, far) = (
-        (tap.channels, stride_of(tap.windows))
+        (tap.channels, stride_of(tap.layers))
         for tap in map(encoder.tap, DECODER_INPUTS)
     )
     branches = [conv.features for conv in (*spec.aspp, spec.pool)]
@@ -154,16 +154,16 @@ def _paths(
     ]
 
 
-def _windows(encoder: Encoder, spec: DecoderSpec) -> tuple[Window, ...]:
-    """Lists the windows of the longest path from the image to the last map.
+def _layers(encoder: Encoder, spec: DecoderSpec) -> tuple[Layer, ...]:
+    """Lists the layers of the longest path from the image to the last map.
 
     Global average pooling, which reads everything, does not count. Interpolation to
     layer1's resolution reads the two nearest positions of layer4's.
     """
-    low, high = (stride_of(encoder.tap(tap).windows) for tap in DECODER_INPUTS)
+    low, high = (stride_of(encoder.tap(tap).layers) for tap in DECODER_INPUTS)
     widest = max(spec.aspp, key=lambda conv: conv.padding)
     context = (widest, spec.project, Interpolation(high // low))
-    return (*encoder.tap("layer4").windows, *context, *spec.fuse)
+    return (*encoder.tap("layer4").layers, *context, *spec.fuse)
 
 
 class ASPPDecoder(nn.Module):

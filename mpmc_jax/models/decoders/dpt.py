@@ -18,7 +18,7 @@ from mpmc_jax.models.config import ModelConfig
 from mpmc_jax.models.decoders.heads import FurtherHeads, dropout_channels
 from mpmc_jax.models.interface import Decoder, Encoder, FeatureMap, Tap
 from mpmc_jax.models.layers import ConvSpec
-from mpmc_jax.models.receptive_field import Interpolation, Window, stride_of
+from mpmc_jax.models.receptive_field import Interpolation, Layer, stride_of
 from mpmc_jax.models.resize import resize_align_corners
 from mpmc_jax.types import Prediction
 
@@ -60,18 +60,18 @@ def build(config: ModelConfig, encoder: Encoder, axis_name: str | None) -> Decod
             inputs, found, config.num_classes, config.embedding, config.auxiliary
         ),
         inputs=inputs,
-        tap=Tap(found.fused, (*tap.windows, *_windows())),
-        maps=_maps(found, tap.channels, stride_of(tap.windows)),
+        tap=Tap(found.fused, (*tap.layers, *_layers())),
+        maps=_maps(found, tap.channels, stride_of(tap.layers)),
         dropout_channels=dropout_channels(
             found.fused, embedding=config.embedding, auxiliary=config.auxiliary
         ),
     )
 
 
-def _windows() -> list[Window]:
-    """Lists the windows of the longest path, from the last level to the last map."""
+def _layers() -> list[Layer]:
+    """Lists the layers of the longest path, from the last level to the last map."""
     conv = ConvSpec(1, 3)
-    fusion: list[Window] = [conv, conv, Interpolation(2)]
+    fusion: list[Layer] = [conv, conv, Interpolation(2)]
     return [ConvSpec(1, 3, 2), conv, *fusion * 4, conv]
 
 

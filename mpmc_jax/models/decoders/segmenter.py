@@ -56,7 +56,7 @@ def _build(
     """Builds either decoder; `maps` are those of the tokens, at stride 1."""
     *_, middle, last = encoder.four_levels()
     tap = encoder.tap(last)
-    stride = stride_of(tap.windows)
+    stride = stride_of(tap.layers)
     return Decoder(
         TokenDecoder(
             inputs=(middle, last),

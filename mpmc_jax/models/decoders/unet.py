@@ -17,7 +17,7 @@ from mpmc_jax.models.decoders.heads import dropout_channels
 from mpmc_jax.models.encoders.unet import SLOPE, STAGES, Block, stage_channels
 from mpmc_jax.models.interface import Decoder, Encoder, Tap, feature_maps
 from mpmc_jax.models.layers import ConvSpec
-from mpmc_jax.models.receptive_field import Interpolation, Window
+from mpmc_jax.models.receptive_field import Interpolation, Layer
 from mpmc_jax.models.resize import resize_align_corners
 from mpmc_jax.types import Prediction
 
@@ -30,8 +30,8 @@ AUXILIARY_INPUT = "stage4"
 def build(config: ModelConfig, encoder: Encoder, axis_name: str | None) -> Decoder:
     """Builds the decoder; its longest path goes through the deepest stage."""
     channels = stage_channels(config.width)
-    up: list[Window] = [Interpolation(2), ConvSpec(1, 3), ConvSpec(1, 3)]
-    windows = (*encoder.tap(STAGES[-1]).windows, *up * (len(STAGES) - 1))
+    up: list[Layer] = [Interpolation(2), ConvSpec(1, 3), ConvSpec(1, 3)]
+    layers = (*encoder.tap(STAGES[-1]).layers, *up * (len(STAGES) - 1))
     return Decoder(
         UNetDecoder(
             config.width,
@@ -41,7 +41,7 @@ def build(config: ModelConfig, encoder: Encoder, axis_name: str | None) -> Decod
             axis_name,
         ),
         inputs=STAGES,
-        tap=Tap(channels[0], windows),
+        tap=Tap(channels[0], layers),
         size_tap=STAGES[0],
         maps=feature_maps(_paths(channels)),
         dropout_channels=dropout_channels(

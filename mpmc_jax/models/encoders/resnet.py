@@ -120,8 +120,8 @@ class ResNetSpec:
                 channels, stride = conv.features, stride * conv.stride
         return found
 
-    def windows(self, layer: str) -> list[ConvSpec]:
-        """Lists the windows from the image to a layer's output, without shortcuts."""
+    def layers_to(self, layer: str) -> list[ConvSpec]:
+        """Lists the layers from the image to a layer's output, without shortcuts."""
         chain = [*self.stem, MAX_POOL]
         for blocks in self.blocks[: LAYERS.index(layer) + 1]:
             chain += [conv for block in blocks for conv in block.convs]
@@ -142,7 +142,7 @@ def build(config: ModelConfig, axis_name: str | None) -> Encoder:
     return Encoder(
         ResNet(spec, axis_name, config.remat),
         taps={
-            layer: Tap(spec.channels(layer), tuple(spec.windows(layer)))
+            layer: Tap(spec.channels(layer), tuple(spec.layers_to(layer)))
             for layer in LAYERS
         },
         default_tap="layer1",

@@ -10,7 +10,7 @@ from mpmc_jax.models import layers
 from mpmc_jax.models.config import ModelConfig
 from mpmc_jax.models.interface import Encoder, Tap, feature_maps
 from mpmc_jax.models.layers import ConvSpec
-from mpmc_jax.models.receptive_field import Window
+from mpmc_jax.models.receptive_field import Layer
 from mpmc_jax.models.rematerialization import rematerialized
 
 Array = jax.Array
@@ -40,7 +40,7 @@ def build(config: ModelConfig, axis_name: str | None) -> Encoder:
     return Encoder(
         UNetEncoder(config.width, axis_name, config.remat),
         taps={
-            stage: Tap(features, tuple(_windows(stage)))
+            stage: Tap(features, tuple(_layers(stage)))
             for stage, features in zip(STAGES, channels, strict=True)
         },
         default_tap="stage3",
@@ -56,9 +56,9 @@ def stage_channels(width: int) -> tuple[int, ...]:
     return tuple(width // 4 * 2**i for i in range(len(STAGES)))
 
 
-def _windows(stage: str) -> list[Window]:
-    """Lists the windows from the image to a stage's output."""
-    pair: list[Window] = [ConvSpec(1, 3), ConvSpec(1, 3)]
+def _layers(stage: str) -> list[Layer]:
+    """Lists the layers from the image to a stage's output."""
+    pair: list[Layer] = [ConvSpec(1, 3), ConvSpec(1, 3)]
     pool = ConvSpec(1, 2, stride=2)
     return pair + [pool, *pair] * STAGES.index(stage)
 

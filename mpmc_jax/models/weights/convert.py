@@ -10,7 +10,12 @@ import numpy as np
 from flax import traverse_util
 
 from mpmc_jax.models.config import ModelConfig
-from mpmc_jax.models.registry import adapters, choices, first_kernel, same_encoder
+from mpmc_jax.models.registry import (
+    adapters,
+    first_kernel,
+    identifying_fields,
+    same_encoder,
+)
 from mpmc_jax.models.weights import files as weight_files
 from mpmc_jax.models.weights.detect import detect
 from mpmc_jax.models.weights.files import WeightsError
@@ -186,11 +191,15 @@ _ENCODER_ALONE = "`python -m launch.convert_weights --part=encoder` takes its en
 
 def _check_same(weights: Weights, model: ModelConfig) -> None:
     if weights.whole:
-        names = [*choices(model), "width", "num_classes"]
+        names = [*identifying_fields(model), "width", "num_classes"]
     elif same_encoder(weights.model, model):
         names = ["width"]
     else:
-        names = ["backbone", "name"] if "backbone" in choices(model) else ["name"]
+        names = (
+            ["backbone", "name"]
+            if "backbone" in identifying_fields(model)
+            else ["name"]
+        )
     for name in names:
         given, wanted = getattr(weights.model, name), getattr(model, name)
         if given == wanted:
