@@ -120,6 +120,8 @@ _LOGIT = {
     "mpmc.confidence": "softmax_logit",
     "mpmc.lambda_scale": "mean",
 }
+# The preset `mpmc=recommended`, whose head all of these runs have.
+_RECOMMENDED = {**_BASE, "mpmc.lambda_scale": "mean"}
 _UNIFORM = {**_BASE, "mpmc.unlabeled": False, "mpmc.uniform": True}
 _HARD = {
     **_BASE,
@@ -159,6 +161,7 @@ STAGE2 = Experiment(
             "K: I, lambda_s shuffled", {**_LOGIT, "mpmc.shuffle": True}
         ),
         "preset_logit": _arm("L: the preset with I's MPMC", _without_base(_LOGIT)),
+        "recommended": _arm("M: `recommended`", _RECOMMENDED),
     },
     _COLUMNS,
     note="Arms train on cross-entropy over balanced classes, in which lambda's size "
@@ -186,6 +189,8 @@ STAGE2 = Experiment(
         Pair("logit_detached", "off", "Does that lambda_s help without L_l^M?"),
         Pair("logit_detached", "logit", "Is it better without L_l^M?"),
         Pair("preset_logit", "mean_teacher", "Does that MPMC help the preset?"),
+        Pair("recommended", "off", "Does `recommended` help?"),
+        Pair("logit", "recommended", "Is I better than `recommended`?"),
     ),
     settings=_SETTINGS,
 )
