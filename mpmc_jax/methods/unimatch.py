@@ -18,7 +18,7 @@ from flax import struct
 
 from mpmc_jax.augmentation import dropout, mixing, strong_views
 from mpmc_jax.methods import base, checks, pseudo_labels
-from mpmc_jax.random_keys import Keys
+from mpmc_jax.random_keys import Keys, key_of_name
 from mpmc_jax.types import (
     Array,
     Batch,
@@ -205,7 +205,8 @@ class UniMatch(base.Method):
         }
         keys = features.dropout_keys
         if keys is not None:
-            others = jax.vmap(lambda key: jax.random.fold_in(key, 1))(keys)
+            # Networks fold small numbers into their keys: names collide with none.
+            others = jax.vmap(lambda key: key_of_name(key, "perturbed"))(keys)
             keys = jnp.concatenate([keys, others])
         prediction, student = student.decode(Features(doubled, features.size, keys))
         n, b = images.shape[0], inputs.image.shape[0]

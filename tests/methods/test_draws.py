@@ -2,6 +2,7 @@
 
 import dataclasses
 import types
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,9 +11,11 @@ import pytest
 
 from mpmc_jax.methods.ael import memory_bank
 from mpmc_jax.methods.registry import METHODS
+from mpmc_jax.methods.unimatch import UniMatch
 from mpmc_jax.random_keys import Keys
 from mpmc_jax.training.parallel import Layout
 from mpmc_jax.training.train_step import make_keys
+from mpmc_jax.types import Features, Prediction
 from tests.support import tiny
 from tests.support.ael_oracle import METHOD as AEL
 
@@ -205,3 +208,38 @@ def test_no_two_streams_of_a_method_share_a_key(name, monkeypatch):
                 drawn.append(jax.random.key_data(found).reshape(-1, 2))
         drawn = np.concatenate(drawn)
         assert len(np.unique(drawn, axis=0)) == len(drawn)
+
+
+class _NotesKeys:
+    """A network whose decoder notes its keys."""
+
+    module = None
+    keys: Any = None
+
+    def encode(self, images, dropout_keys):
+        return Features({"last": images}, images.shape[1:3], dropout_keys), self
+
+    def decode(self, features):
+        self.keys = features.dropout_keys
+        images = features.taps["last"]
+        return Prediction(logits=images, decoder=images), self
+
+
+def test_perturbed_features_have_keys_that_no_layer_derives_from_the_clean_ones():
+    """Layers fold their small numbers into the keys of their images."""
+    draw, method = _drawing("unimatch")
+    assert isinstance(method, UniMatch)
+    inputs = draw(0)
+    count = 2 * len(inputs.image)
+    keys = jax.random.split(jax.random.key(3), count)
+    ones = jnp.ones((count, 1, 1, 3))
+    student: Any = _NotesKeys()
+    method._weak_pass(
+        student, inputs.replace(perturbation={"last": ones}, dropout_keys=(keys, None))
+    )
+    clean, perturbed = np.split(jax.random.key_data(student.keys), 2)
+    np.testing.assert_array_equal(clean, jax.random.key_data(keys))
+    derived = jax.vmap(lambda i: jax.vmap(lambda k: jax.random.fold_in(k, i))(keys))
+    known = jax.random.key_data(derived(jnp.arange(100))).reshape(-1, 2)
+    together = np.concatenate([clean, perturbed, known])
+    assert len(np.unique(together, axis=0)) == len(together)

@@ -22,9 +22,9 @@ Array = jax.Array
 
 _EPSILON = 1e-5
 _DEPTH = 2
-# Share of the elements that the mask transformer drops in train mode, as published. A
-# pass that decodes other features than `encode` returned (UniMatch's, of weak views)
-# has no keys and drops none.
+# Share of the elements that the mask transformer drops in train mode, as published.
+# Where UniMatch decodes clean and perturbed features in one batch, each has keys of its
+# own.
 _DROPOUT = 0.1
 
 
