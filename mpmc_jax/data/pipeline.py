@@ -50,7 +50,8 @@ class PipelineConfig:
       threads: reading threads, and as many again for requested partners. With 0 the
         calling thread reads; requested partners then have one thread.
       prefetch: batches prepared ahead if there are threads.
-      resident: whether images are cached on the device and batches hold crop plans.
+      resident: whether images are cached on the device, and batches hold plans of their
+        crops (`data.crop_plan`) instead of pixels.
       process_index: index of this process.
       process_count: number of processes that share the global batch.
     """

@@ -116,7 +116,8 @@ class Source:
     def fingerprint(self, digests: Mapping[str, bytes] | None = None) -> str:
         """Returns SHA-256 over classes, ids and the bytes of all images and masks.
 
-        It also covers the settings that change how these bytes are read.
+        It also covers the settings that change how these bytes are read, but no code,
+        such as that of `Derived.convert`.
 
         Args:
           digests: id -> `Sample.digest`, as far as known; other files are read.

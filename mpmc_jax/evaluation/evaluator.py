@@ -154,7 +154,7 @@ class Evaluator:
         self._batch_size = batch_size
         self._num_classes = num_classes
         self._pixels = pixels
-        self._pad_to = pad_to if self.protocol.rounds_size else 0
+        self._pad_to = pad_to if self.protocol.whole_images else 0
         self._normalize = BoundedJit(lambda images: network_input(images, pixels))
         self._forward = BoundedJit(lambda v, images: module.apply(v, images).logits)
         self._count = BoundedJit(

@@ -50,8 +50,9 @@ class EvalProtocol:
     by_volume: ClassVar[bool] = False
     # Whether `once` returns probabilities instead of logits.
     probabilities: ClassVar[bool] = False
-    # Whether images may be padded to multiples of `pad_to`: fewer sizes to compile.
-    rounds_size: ClassVar[bool] = True
+    # Whether images are scored whole, in one pass. Only then they may be padded to
+    # multiples of `pad_to`, so that fewer sizes are compiled.
+    whole_images: ClassVar[bool] = True
 
     size: int
     scales: tuple[float, ...] = (1.0,)
@@ -78,7 +79,7 @@ class EvalProtocol:
 
     def canvas(self, size: tuple[int, int], pad_to: int) -> tuple[int, int]:
         """Rows and columns of the array in which an image of this size is stored."""
-        if pad_to == 0 or not self.rounds_size:
+        if pad_to == 0 or not self.whole_images:
             return size
         rows, columns = (-(-side // pad_to) * pad_to for side in size)
         return rows, columns
@@ -143,7 +144,7 @@ class EvalProtocol:
 class Slide(EvalProtocol):
     """Sliding-window evaluation: scores are averaged where windows overlap."""
 
-    rounds_size = False
+    whole_images = False
 
     def spans(self, side: int) -> list[windows.Span]:
         """The start and length of the windows along one axis."""
@@ -205,7 +206,7 @@ class CenterCrop(EvalProtocol):
     """A center crop, U2PL's and AEL's validation during training."""
 
     name = "center_crop"
-    rounds_size = False
+    whole_images = False
 
     def canvas(self, size: tuple[int, int], pad_to: int) -> tuple[int, int]:
         return self.size, self.size
@@ -240,7 +241,7 @@ class PerVolume(EvalProtocol):
     """
 
     name = "volume"
-    rounds_size = False
+    whole_images = False
     metric = "dice"
     by_volume = True
 

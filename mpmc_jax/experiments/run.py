@@ -67,7 +67,8 @@ class Run:
       module: the segmenter.
       variables: {"params", "batch_stats"} of the network that is evaluated.
       step: the checkpoint's step.
-      network_name: name of the network that is evaluated: "teacher", or a student's.
+      network_name: name of the network that is evaluated: "teacher" for the moving
+        average, or a student's.
       plugin: its plug-in.
       probe: its patch classifier as training uses it, or None without MPMC.
       manifest: versions, devices, seed and data that the run recorded.
@@ -317,11 +318,11 @@ def with_protocol(
     if flip:
         config.eval.flip = True
     used = make_protocol(config)
-    if pad_to and not used.rounds_size:
+    if pad_to and not used.whole_images:
         raise ValueError(
             f"--pad_to={pad_to} is for --protocol=whole; this is {used.name}"
         )
-    if crop is not None and used.rounds_size:  # whole images
+    if crop is not None and used.whole_images:
         raise ValueError(
             f"--crop={crop} is for protocols with windows; {used.name} takes images at "
             "their own size"

@@ -81,10 +81,9 @@ class Method(abc.ABC):
         """The (n,) dropout keys of one train-mode pass, for `Network.encode`.
 
         They are for the dropout of the network itself, such as that of the U-Net, and
-        None for a network without. Their keys are named "noise/..."; those named
-        "dropout/..." are for the channels that a method drops between encoder and
-        decoder or in the decoder (`augmentation.dropout`). Other names would change
-        what every run draws.
+        None for a network without. They are drawn under names "noise/...", so that old
+        runs draw the same; names "dropout/..." are for the channels that a method drops
+        between encoder and decoder or in the decoder (`augmentation.dropout`).
 
         Args:
           draw: `Keys.examples` or `Keys.groups`.
@@ -133,7 +132,10 @@ class Method(abc.ABC):
 
     @abc.abstractmethod
     def augment(self, batch: Batch, state: PyTree, keys: Keys) -> PyTree:
-        """Returns the method's inputs; every random draw of the step happens here."""
+        """Returns the method's inputs.
+
+        Every random draw of the step is made here, or gets its key here.
+        """
         ...
 
     @abc.abstractmethod
@@ -290,7 +292,7 @@ def full_pass(
       dropout: for `Network.decode`.
       dropout_keys: for `Network.encode`.
       perturbation: tap -> (b,1,1,d) multiplier of the encoder's output before it is
-        decoded. The taps of the result are those before it.
+        decoded. The returned taps are unperturbed.
     """
     features, network = network.encode(images, dropout_keys=dropout_keys)
     prediction, network = network.decode(perturb(features, perturbation), dropout)

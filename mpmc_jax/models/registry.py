@@ -1,8 +1,8 @@
 """The registry of encoders and decoders: from a `ModelConfig` to a network.
 
 A new encoder or decoder is one file with a `build` function and one line here. Other
-code asks the functions below what it must know about a network; no other code tests a
-network's name.
+code of this package asks the functions below what it must know about a network, and
+does not test a network's name.
 """
 
 import functools

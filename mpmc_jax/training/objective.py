@@ -1,8 +1,9 @@
-"""The objective of a training step, from the outputs of a method and a plug-in.
+"""The objective of a training step (eq. 7), from outputs of a method and a plug-in.
 
     L = scale * (L_x + alpha * sum_v coefficient_v L_v + plug-in terms + extra)
 
-Every mean is a mean over the whole batch, see `losses.reduction.Reduction`.
+Every mean is a mean over the whole batch, see `losses.reduction.Reduction`. Only where
+its divisor depends on predictions is it averaged over micro-batches.
 """
 
 import dataclasses
@@ -43,8 +44,7 @@ class SupervisedLoss:
       focal_gamma: exponent of "focal".
 
     Raises:
-      ValueError: an unknown name, or class weights that are no weights or act on
-        nothing.
+      ValueError: an unknown name, or class weights that are invalid or act on nothing.
     """
 
     name: str
@@ -138,8 +138,9 @@ def view_loss(view: View, reduction: Reduction) -> Array:
         balanced_ce  the same, with each w times its class's `losses.class_balance`
         dice         `losses.dice_loss` weighted by w
 
-    balanced_ce and dice need class sums of the predictions, so each micro-batch is
-    balanced on its own, and Dice is averaged over micro-batches.
+    Each micro-batch is balanced on its own, because balanced_ce counts the
+    pseudo-labels of each class, and Dice, which sums the student's predictions, is
+    averaged over micro-batches.
     """
     if view.loss == "dice":
         weights = jnp.where(view.region.valid, view.weight, 0)

@@ -151,7 +151,7 @@ def train_step(
       config: the parts of the step.
       state: before the step.
       micro_batches: stacked along a new first axis.
-      augment: makes the inputs of one micro-batch; all random draws happen in it.
+      augment: makes the inputs of one micro-batch, with all random draws or their keys.
       info: what the process sent.
     """
     carry, sums, reduction = _accumulate(config, state, micro_batches, augment)

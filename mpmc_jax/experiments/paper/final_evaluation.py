@@ -55,7 +55,7 @@ def final_evaluation(config: ml_collections.ConfigDict) -> FinalEvaluation | Non
     published = _PROTOCOLS.get(method, used.name)
     if published != used.name:
         return FinalEvaluation(published)
-    is_padded = config.eval.pad_to != 0 and used.rounds_size
+    is_padded = config.eval.pad_to != 0 and used.whole_images
     return FinalEvaluation("") if is_padded else None
 
 

@@ -140,7 +140,7 @@ class U2PL(base.Method):
         )
 
     def independent_teacher_init(self) -> bool:
-        """True with a warm-up, in which the teacher is no average of the student."""
+        """True with a warm-up, in which the teacher is not an average."""
         return self.warmup_epochs > 0
 
     def init(self, key: Array) -> Bank:

@@ -30,7 +30,8 @@ CONFIDENCES: dict[str, Callable[[Array], Array]] = {
     "softmax_logit": jax.nn.softmax,
     "sigmoid": jax.nn.sigmoid,
 }
-# What a weight is divided by: nothing, the patch's largest gamma, the batch mean.
+# What a weight is divided by: nothing, the patch's largest gamma, the mean over the
+# micro-batch.
 SCALES = ("none", "max", "mean")
 
 

@@ -2,8 +2,8 @@
 
 Section 3.3 of the paper. The patch classifier, called the head for short, predicts
 which classes the receptive field of every tap position contains. It is trained on
-labeled patches (eq. 3-4) and on the teacher's patch predictions (eq. 6), and its
-confidence weights pseudo-labels (eq. 5).
+labeled patches (L_l^M, eq. 3-4) and on the teacher's patch predictions (L_u^M, eq. 6,
+weighted by lambda_m), and its confidence lambda_s weights pseudo-labels (eq. 5).
 D numbers are rows of docs/deviations.md, which lists the decisions about MPMC.
 """
 
@@ -456,7 +456,7 @@ def build(settings: dict[str, Any], tap: TapInfo) -> MPMC:
     """Builds MPMC from the values of the configuration's section `mpmc`.
 
     Raises:
-      ValueError: a value outside its choices, or one that another leaves unread.
+      ValueError: a value outside its choices, or a temperature together with a gate.
     """
     for key, valid in _CHOICES.items():
         if settings[key] not in valid:
