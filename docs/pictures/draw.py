@@ -52,9 +52,8 @@ def draw_views(folder: pathlib.Path) -> None:
     weak = [jnp.asarray(image[:160, :160] / 255.0) for image, _ in scenes]
     keys = jax.random.split(jax.random.key(2), 2)
     strong = [_bytes(view) for view in strong_view(keys, jnp.stack(weak))]
-    top, left, bottom, right = np.asarray(
-        draw_box(jax.random.key(5), 160, probability=1)
-    )
+    # One of the keys for which there is a box.
+    top, left, bottom, right = np.asarray(draw_box(jax.random.key(5), 160))
     mixed = strong[0].copy()
     mixed[top:bottom, left:right] = strong[1][top:bottom, left:right]
     rows = [[_bytes(weak[0]), strong[0], strong[1], mixed]]

@@ -14,12 +14,13 @@ _AREA_RANGE = (0.02, 0.4)
 _RATIO_RANGE = (0.3, 1 / 0.3)
 _CANDIDATES = 512
 _XOR_BOXES = 3
+_BOX_PROBABILITY = 0.5
 
 
-def draw_box(key: Array, size: int, *, probability: float = 0.5) -> Array:
+def draw_box(key: Array, size: int) -> Array:
     """Draws UniMatch's CutMix box for one square crop (dataset/transform.py).
 
-    There is a box with the given probability. Its area is uniform in 0.02..0.4 of the
+    There is a box in half of the cases. Its area is uniform in 0.02..0.4 of the
     crop; then aspect ratio (uniform in 0.3..1/0.3) and corner (any pixel of the crop)
     are drawn until the box lies inside. Here, a fixed number of candidates is drawn,
     and the first that fits is taken. Let a be the box's share of the crop's area and r
@@ -31,14 +32,13 @@ def draw_box(key: Array, size: int, *, probability: float = 0.5) -> Array:
     Args:
       key: the key of one example.
       size: side of the crop in pixels.
-      probability: the probability of a box.
 
     Returns:
       (4,) int32 top, left, bottom, right; zeros if there is no box.
     """
     # One draw for all numbers: XLA compiles every call of the generator separately.
     uniform = jax.random.uniform(key, (2 + 3 * _CANDIDATES,), jnp.float32)
-    wanted = uniform[0] < probability
+    wanted = uniform[0] < _BOX_PROBABILITY
     area = _between(uniform[1], *_AREA_RANGE) * size**2
     ratio, top, left = uniform[2:].reshape(3, _CANDIDATES)
     ratio = _between(ratio, *_RATIO_RANGE)
@@ -55,9 +55,9 @@ def _between(uniform: Array, low: float, high: float) -> Array:
     return low + (high - low) * uniform
 
 
-def draw_boxes(keys_b: Array, size: int, *, probability: float = 0.5) -> Array:
+def draw_boxes(keys_b: Array, size: int) -> Array:
     """Draws one CutMix box per example: (b,) keys -> (b,4); see `draw_box`."""
-    return jax.vmap(lambda key: draw_box(key, size, probability=probability))(keys_b)
+    return jax.vmap(lambda key: draw_box(key, size))(keys_b)
 
 
 def draw_squares(

@@ -2,10 +2,10 @@
 
 The paper does not specify its details. In this project's baseline the teacher is an
 average of the student (decay 0.999, warmed up as min(1 - 1/(t+1), decay)) and predicts
-the weak view in evaluation mode; the threshold is 0.95; strong augmentation and CutMix
-box are UniMatch's, with the next image of the group as partner; the student makes one
-pass over [labeled, mixed]. On ACDC, where foreground is small, labeled and unlabeled
-images are normalized separately (see `MeanTeacher`).
+the weak view in evaluation mode; threshold (0.95, on Cityscapes 0), strong augmentation
+and CutMix box are UniMatch's, with the next image of the group as partner; the student
+makes one pass over [labeled, mixed]. On ACDC, where foreground is small, labeled and
+unlabeled images are normalized separately (see `MeanTeacher`).
 """
 
 import dataclasses

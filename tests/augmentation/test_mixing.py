@@ -83,13 +83,13 @@ def test_the_stated_failure_probability_holds():
 @given(seed=st.integers(0, 2**31 - 1), size=st.sampled_from([1, 2, 17, 321]))
 def test_a_box_lies_inside_any_crop_and_repeats(seed, size):
     key = jax.random.key(seed)
-    box = np.asarray(mixing.draw_box(key, size, probability=1.0))
+    box = np.asarray(mixing.draw_box(key, size))
+    np.testing.assert_array_equal(mixing.draw_box(key, size), box)
     assert 0 <= box[0] <= box[2] <= size
     assert 0 <= box[1] <= box[3] <= size
-    assert size < 17 or (box[2] > box[0] and box[3] > box[1])
-    np.testing.assert_array_equal(mixing.draw_box(key, size, probability=1.0), box)
-    none = mixing.draw_box(key, size, probability=0.0)
-    np.testing.assert_array_equal(none, 0)
+    # There is a box in half of the cases; one of a small crop may have no pixel.
+    is_box = box[2] > box[0] and box[3] > box[1]
+    assert is_box or size < 17 or not box.any()
 
 
 def test_a_box_depends_on_its_own_key_alone(boxes):
