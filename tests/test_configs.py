@@ -284,6 +284,43 @@ def test_a_backbone_brings_its_decoder_and_optimizer():
     assert (name, crop) == ("segmenter_linear", 320)
 
 
+@pytest.mark.parametrize(
+    ("data_set", "method", "crop", "gpus", "group", "length"),
+    [
+        ("voc", "unimatch", 518, 4, 4, (60, 0)),
+        ("voc", "fixmatch", 518, 4, 4, (60, 0)),
+        ("voc", "mean_teacher", 518, 4, 4, (60, 0)),
+        ("voc", "supervised", 518, 4, 8, (60, 5580)),
+        ("cityscapes", "unimatch", 798, 4, 2, (180, 0)),
+        ("cityscapes", "fixmatch", 798, 4, 2, (180, 0)),
+        ("cityscapes", "supervised", 798, 4, 4, (180, 33_660)),
+    ],
+)
+def test_on_dinov2_the_comparators_are_those_of_unimatch_v2(
+    data_set, method, crop, gpus, group, length
+):
+    config = base.get_base()
+    config.data.name = data_set
+    presets.apply(config, f"method={method},backbone=dinov2_b14")
+    train, v2 = config.train, presets.PUBLISHED[data_set]["unimatch_v2"]
+    found = (config.data.crop, train.batch_size // train.group_size, train.group_size)
+    assert found == (crop, gpus, group)
+    assert (train.epochs, train.steps) == length and train.epoch_of == "unlabeled"
+    # 3000 labeled images per epoch, on each GPU in whole batches.
+    if method == "supervised":
+        assert train.steps == train.epochs * (3000 // gpus // group)
+    assert config.optimizer.name == "adamw" and config.method.threshold == 0.95
+    assert config.eval.protocol == v2.get("eval.protocol", "whole")
+    if method == "fixmatch":
+        assert (config.fixmatch.teacher, config.method.ema_decay) == ("average", 0.996)
+    build_base(config, num_classes=19, pixels=RGB, num_unlabeled=1000)
+
+
+def test_ael_never_copies_class_0():
+    for data_set in presets.PUBLISHED:
+        assert 0 in _preset(data_set, "ael").ael.unqueried
+
+
 def _pretend_prepared(split, monkeypatch):
     """Builds pipelines of the split's ids, of which no image is ever read."""
     info = types.SimpleNamespace(
