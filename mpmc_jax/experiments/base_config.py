@@ -242,7 +242,7 @@ def _mpmc() -> dict:
         "head": "paper",
         # Confidence gamma: softmax_prob (paper), softmax_logit, sigmoid (D4).
         "confidence": "softmax_prob",
-        # Scale of lambda_s: none (paper), max, mean (D4).
+        # Scale of lambda_s: none (paper), max, mean (D4); beyond the paper class_mean.
         "lambda_scale": "none",
         # Scale of lambda_m, which as written shrinks with the number of classes (D26).
         "lambda_m_scale": "none",

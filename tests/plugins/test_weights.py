@@ -13,6 +13,7 @@ from mpmc_jax.models.platform import compiled_for
 from mpmc_jax.models.receptive_field import ReceptiveField
 from mpmc_jax.plugins.mpmc.lambda_weights import (
     CONFIDENCES,
+    PIXEL_SCALES,
     SCALES,
     shuffled_by_class,
 )
@@ -21,7 +22,7 @@ from mpmc_jax.plugins.mpmc.plugin import adaptive_weights
 
 FIELD = ReceptiveField(7, 4, 3)
 CLASSES = 6
-CASES = list(itertools.product(CONFIDENCES, SCALES))
+CASES = list(itertools.product(CONFIDENCES, PIXEL_SCALES))
 
 
 def sigmoid(x):
@@ -54,6 +55,11 @@ def reference(logits, labels, confidence, scale, where=None):
         if where is not None:
             counted &= where
         weights /= weights[counted].mean()
+    if scale == "class_mean":
+        counted = np.ones(labels.shape, bool) if where is None else where
+        for c in range(logits.shape[-1]):
+            if (counted & (labels == c)).any():
+                weights[labels == c] /= weights[counted & (labels == c)].mean()
     return weights, gamma
 
 
@@ -137,28 +143,30 @@ def test_shuffling_moves_nearly_all_pixels():
     assert (found != weights).mean() > 0.99
 
 
-def test_mean_scale_counts_the_named_pixels():
+@pytest.mark.parametrize("scale", ["mean", "class_mean"])
+def test_mean_scale_counts_the_named_pixels(scale):
     logits, labels = draw()
     where = np.random.default_rng(1).random(labels.shape) < 0.3
     lambda_s, _ = adaptive_weights(
         jnp.asarray(logits),
         jnp.asarray(labels),
         confidence="softmax_prob",
-        scale="mean",
+        scale=scale,
         field=FIELD,
         where=jnp.asarray(where),
     )
-    expected, _ = reference(logits, labels, "softmax_prob", "mean", where)
+    expected, _ = reference(logits, labels, "softmax_prob", scale, where)
     np.testing.assert_allclose(lambda_s, expected, rtol=2e-6)
     counted = where & (labels != 255)
     np.testing.assert_allclose(np.asarray(lambda_s)[counted].mean(), 1, rtol=1e-6)
 
 
-def test_mean_scale_is_that_of_all_devices():
+@pytest.mark.parametrize("scale", ["mean", "class_mean"])
+def test_mean_scale_is_that_of_all_devices(scale):
     devices = jax.local_device_count()
     logits, labels = draw(b=devices)
     labels[0, 3:] = 255
-    arguments = {"confidence": "sigmoid", "scale": "mean", "field": FIELD}
+    arguments = {"confidence": "sigmoid", "scale": scale, "field": FIELD}
     total = partial(jax.lax.psum, axis_name="device")
     spread = jax.pmap(
         partial(adaptive_weights, **arguments, global_sum=total), axis_name="device"

@@ -120,6 +120,7 @@ _LOGIT = {
     "mpmc.confidence": "softmax_logit",
     "mpmc.lambda_scale": "mean",
 }
+_CLASS_MEAN = {**_LOGIT, "mpmc.lambda_scale": "class_mean"}
 # The preset `mpmc=recommended`, whose head all of these runs have.
 _RECOMMENDED = {**_BASE, "mpmc.lambda_scale": "mean"}
 _UNIFORM = {**_BASE, "mpmc.unlabeled": False, "mpmc.uniform": True}
@@ -162,6 +163,7 @@ STAGE2 = Experiment(
         ),
         "preset_logit": _arm("L: the preset with I's MPMC", _without_base(_LOGIT)),
         "recommended": _arm("M: `recommended`", _RECOMMENDED),
+        "class_mean": _arm("N: I with mean 1 in each pseudo-class", _CLASS_MEAN),
     },
     _COLUMNS,
     note="Arms train on cross-entropy over balanced classes, in which lambda's size "
@@ -191,6 +193,8 @@ STAGE2 = Experiment(
         Pair("preset_logit", "mean_teacher", "Does that MPMC help the preset?"),
         Pair("recommended", "off", "Does `recommended` help?"),
         Pair("logit", "recommended", "Is I better than `recommended`?"),
+        Pair("class_mean", "off", "Does lambda_s help if it weights no class down?"),
+        Pair("class_mean", "logit", "Is it better so?"),
     ),
     settings=_SETTINGS,
 )

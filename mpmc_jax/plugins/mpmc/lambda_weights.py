@@ -33,6 +33,8 @@ CONFIDENCES: dict[str, Callable[[Array], Array]] = {
 # What a weight is divided by: nothing, the patch's largest gamma, the mean over the
 # micro-batch.
 SCALES = ("none", "max", "mean")
+# And, for lambda_s, the mean over the pixels of the same pseudo-class: not the paper's.
+PIXEL_SCALES = (*SCALES, "class_mean")
 
 
 def adaptive_weights(
@@ -58,14 +60,13 @@ def adaptive_weights(
       pseudo_labels: (b,H,W) integer classes. Pixels without a class (255 or >= C) get
         lambda_s 0: no loss is computed there.
       confidence: a key of `CONFIDENCES`.
-      scale: one of `SCALES`; "mean" makes the mean of lambda_s over the pixels that
-        `where` names equal 1.
-      patch_scale: one of `SCALES`; "mean" makes the mean of lambda_m over the patches
-        that `valid` names and all classes equal 1 (D26).
-      field: the tap's receptive field; None for one centered on pixel 0 with the
-        stride that the sizes suggest, see `nearest_patch`.
-      where: (b,H,W) bool, the pixels over which "mean" is taken; None for all with a
-        class. Other scales do not read it.
+      scale: one of `PIXEL_SCALES`; "mean" makes the mean of lambda_s over the pixels
+        that `where` names equal 1, "class_mean" that over those of each class.
+      patch_scale: one of `SCALES`; "mean" makes the mean of lambda_m over all classes
+        and the patches of `valid` equal 1 (D26).
+      field: the tap's receptive field; None for a guess, see `nearest_patch`.
+      where: (b,H,W) bool, the pixels over which means are taken; None for all with a
+        class. "none" and "max" do not read it.
       valid: (b,h,w) bool, the patches over which "mean" is taken; None for all.
       global_sum: sums an array over devices.
 
@@ -76,16 +77,20 @@ def adaptive_weights(
       ValueError: on an unknown confidence or scale.
     """
     _check_known("confidence", confidence, tuple(CONFIDENCES))
-    _check_known("scale", scale, SCALES)
+    _check_known("scale", scale, PIXEL_SCALES)
     _check_known("patch_scale", patch_scale, SCALES)
     logits_bhwc = jax.lax.stop_gradient(at_least_float32(patch_logits))
     gamma_bhwc = CONFIDENCES[confidence](logits_bhwc)
     lambda_bhw, labeled_bhw = _at_pixels(
         _relative(gamma_bhwc, scale), pseudo_labels, field
     )
+    counted_bhw = labeled_bhw if where is None else labeled_bhw & where
     if scale == "mean":
-        counted_bhw = labeled_bhw if where is None else labeled_bhw & where
         lambda_bhw = _over_mean(lambda_bhw, counted_bhw, global_sum)
+    for c in range(patch_logits.shape[-1] if scale == "class_mean" else 0):
+        same_bhw = pseudo_labels == c
+        scaled_bhw = _over_mean(lambda_bhw, counted_bhw & same_bhw, global_sum)
+        lambda_bhw = jnp.where(same_bhw, scaled_bhw, lambda_bhw)
     patch_bhwc = _relative(gamma_bhwc, patch_scale)
     if patch_scale == "mean":
         counted = True if valid is None else valid[..., None]

@@ -29,6 +29,7 @@ from mpmc_jax.models.receptive_field import ReceptiveField
 from mpmc_jax.plugins.base import Plugin, PluginLosses, TapInfo
 from mpmc_jax.plugins.mpmc.lambda_weights import (
     CONFIDENCES,
+    PIXEL_SCALES,
     SCALES,
     adaptive_weights,
     shuffled_by_class,
@@ -224,10 +225,10 @@ class MPMC(Plugin):
         return logits_bhwc, targets_bhwc, valid_bhw
 
     def weigh_pixels(self, logits: Array, labels: Array) -> Array:
-        """Computes lambda_s of eq. 5, never divided by a batch's mean; see `Plugin`."""
+        """Computes lambda_s of eq. 5, never divided by a mean; see `Plugin`."""
         if self.gate:
             return self._gate_mask(logits, labels)
-        scale = "none" if self.lambda_scale == "mean" else self.lambda_scale
+        scale = "max" if self.lambda_scale == "max" else "none"
         lambda_bhw, _ = adaptive_weights(
             logits / self.temperature,
             labels,
@@ -444,7 +445,7 @@ def _split_like(joined: Array, arrays: Sequence[Array]) -> list[Array]:
 
 _CHOICES: dict[str, tuple[str, ...]] = {
     "confidence": tuple(CONFIDENCES),
-    "lambda_scale": SCALES,
+    "lambda_scale": PIXEL_SCALES,
     "lambda_m_scale": SCALES,
     "target": ("soft", "hard"),
     "teacher_head": ("student", "ema"),
