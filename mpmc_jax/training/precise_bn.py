@@ -14,6 +14,7 @@ higher.
 """
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +22,7 @@ import numpy as np
 
 from mpmc_jax.methods import base
 from mpmc_jax.models.layers import BATCH_NORM_MOMENTUM
+from mpmc_jax.models.platform import target_platform
 from mpmc_jax.training.config import StepConfig
 from mpmc_jax.training.parallel import Parallel
 from mpmc_jax.training.state import TrainState
@@ -58,13 +60,7 @@ def make_bn_recompute(
         if not jax.tree.leaves(replaced):
             return state
         old = parallel.fetch(replaced)
-        # On GPUs a norm's variance is exact only near the running mean, see
-        # `models.normalization`; variances start at zero, to be recovered exactly.
-        start = parallel.replicate(
-            jax.tree.map_with_path(
-                lambda path, x: x if path[-1].key == "mean" else np.zeros_like(x), old
-            )
-        )
+        start = parallel.replicate(jax.tree.map_with_path(_start, old))
         total = parallel.replicate(jax.tree.map(np.zeros_like, old))
         for batch in read():
             total = adding(total, batch, (params, kept, start))
@@ -105,6 +101,16 @@ def _adder(
         )
 
     return add
+
+
+def _start(path: tuple[Any, ...], value: np.ndarray) -> np.ndarray:
+    """Returns the statistic from which a pass starts: zero, which is forgotten exactly.
+
+    On GPUs the variance is exact only near the running mean, see
+    `models.normalization`, so that means start from those of before.
+    """
+    kept = target_platform() == "gpu" and path[-1].key == "mean"
+    return value if kept else np.zeros_like(value)
 
 
 def _split(config: StepConfig, stats: PyTree) -> tuple[PyTree, PyTree]:
