@@ -299,7 +299,7 @@ def test_pairs_name_rows_and_stages_share_runs():
             config = experiments._configuration(run.flags()).to_dict()
             assert names.setdefault(run.name, config) == config
     shared = {run.name for run in planned("evidence1").runs}
-    assert sum(run.name in shared for run in planned("evidence2").runs) == 3
+    assert sum(run.name in shared for run in planned("evidence2").runs) == 4
     assert sum(run.name in shared for run in planned("evidence3").runs) == 2
 
 
@@ -318,5 +318,6 @@ def test_arms_differ_from_their_pairs_as_they_say():
     assert changed["logit", "logit_shuffled"] == {"mpmc.shuffle"}
     assert changed["logit_detached", "logit"] == {"mpmc.detach"}
     assert changed["max", "labeled"] == {"mpmc.lambda_s", "mpmc.lambda_scale"}
+    assert changed["balanced_off", "off"] == {"method.unlabeled_loss"}
     assert changed["paper", "off"] == set()
     assert rows["off"].argument["mpmc"] == "off"

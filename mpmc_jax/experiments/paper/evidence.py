@@ -59,8 +59,11 @@ def _choice(
     return Choice(label, {"method": method, "mpmc": mpmc}, settings or {})
 
 
-# What the arms train on. Lambda's size matters to cross-entropy; it cancels in Dice.
-_BASE = {"method.unlabeled_loss": "balanced_ce", "method.threshold": 0.0}
+# What the arms train on: the best of stage 1. The size of lambda matters to
+# cross-entropy; it cancels in Dice.
+_BASE = {"method.unlabeled_loss": "ce", "method.threshold": 0.0}
+# What the arms trained on first.
+_BALANCED = {**_BASE, "method.unlabeled_loss": "balanced_ce"}
 
 
 def _mean_teacher(label: str, **settings: Any) -> Choice:
@@ -87,7 +90,7 @@ STAGE1 = Experiment(
         "mean_teacher_balanced_0": _choice(
             "Mean teacher, balanced cross-entropy, threshold 0",
             "mean_teacher",
-            settings=_BASE,
+            settings=_BALANCED,
         ),
         "unimatch": _choice("UniMatch", "unimatch"),
     },
@@ -164,16 +167,22 @@ STAGE2 = Experiment(
         "preset_logit": _arm("L: the preset with I's MPMC", _without_base(_LOGIT)),
         "recommended": _arm("M: `recommended`", _RECOMMENDED),
         "class_mean": _arm("N: I with mean 1 in each pseudo-class", _CLASS_MEAN),
+        **{
+            f"balanced_{row}": _arm(f"Balanced {label}", {**settings, **_BALANCED})
+            for row, label, settings in (
+                ("labeled", "B", _LABELED),
+                ("logit", "I", _LOGIT),
+                ("logit_shuffled", "K", {**_LOGIT, "mpmc.shuffle": True}),
+            )
+        },
+        "balanced_off": _choice("Balanced A", "mean_teacher", settings=_BALANCED),
     },
     _COLUMNS,
-    note="Arms train on cross-entropy over balanced classes, in which lambda's size "
-    "acts, at threshold 0, where stage 0's oracle removes a tenth of the wrong weight. "
-    "Without MPMC this is better than supervision with one seed and far worse with "
-    "another: pseudo-labels without a threshold are noisy, which is what lambda_s is "
-    "for. So the best arm is compared with supervision and with mean teacher's preset "
-    "(Dice, threshold 0.95) as well. In C nothing of MPMC reaches the network: it must "
-    "equal A up to rounding. Lambda_s of F is the mean over confident pixels, step by "
-    "step, of the paper's.",
+    note="Arms train on cross-entropy without a threshold, the best of stage 1, in "
+    "which the size of lambda_s acts. In C nothing of MPMC reaches the network: it "
+    "must equal A up to rounding. Lambda_s of F is the mean over confident pixels, per "
+    "step, of the paper's. Balanced arms give all classes of pseudo-labels the same "
+    "weight, so that those of rare classes, often wrong, weigh as much as others.",
     pairs=(
         Pair("labeled", "off", "Does L_l^M help?"),
         Pair("detached", "labeled", "Is that gain the encoder's?"),
@@ -195,6 +204,11 @@ STAGE2 = Experiment(
         Pair("logit", "recommended", "Is I better than `recommended`?"),
         Pair("class_mean", "off", "Does lambda_s help if it weights no class down?"),
         Pair("class_mean", "logit", "Is it better so?"),
+        Pair("balanced_off", "off", "Does it help to balance classes?"),
+        Pair("balanced_labeled", "balanced_off", "Does L_l^M help there?"),
+        Pair("balanced_logit", "balanced_off", "Does lambda_s help there?"),
+        Pair("balanced_logit", "balanced_logit_shuffled", "Does it matter where?"),
+        Pair("balanced_logit", "off", "Is that better than not to balance?"),
     ),
     settings=_SETTINGS,
 )
