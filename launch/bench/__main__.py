@@ -220,7 +220,7 @@ def _measure(
         found = bench_gpu(make, presets.METHODS, args.steps, peers, shrink=args.shrink)
         return {args.method: found}
     config = configuration(args, args.method)
-    whole = PROTOCOLS[config.eval.protocol].rounds_size
+    whole = PROTOCOLS[config.eval.protocol].whole_images
     if args.what == "eval" and "crop" in given and whole:
         raise ValueError(
             "--crop is for data sets that are evaluated in windows; "
