@@ -428,9 +428,12 @@ def _shown(values: Sequence[float], form: str, spread: Any) -> str:
 
 
 def _plot(differences: Sequence[Difference]):
-    """Draws each pair's differences of last scores: the seeds, and their mean."""
-    canvas, (axis,) = style.grid(1, 7.5, 1.4 + 0.32 * len(differences))
-    for y, each in enumerate(differences):
+    """Draws the differences of last scores of each measured pair: seeds and mean."""
+    measured = [each for each in differences if each.last]
+    names = [style.wrapped(f"{each.label} - {each.against}", 3.4) for each in measured]
+    lines = max((name.count("\n") + 1 for name in names), default=1)
+    canvas, (axis,) = style.grid(1, 7.5, 1.4 + (0.12 + 0.2 * lines) * len(names))
+    for y, each in enumerate(measured):
         axis.plot(
             each.last,
             [y] * len(each.last),
@@ -438,13 +441,11 @@ def _plot(differences: Sequence[Difference]):
             color=style.SKY,
             markerfacecolor="none",
         )
-        if each.last:
-            error = _ERRORS * standard_error(each.last) if len(each.last) > 1 else 0.0
-            mean = statistics.fmean(each.last)
-            axis.errorbar(mean, y, xerr=error, fmt="D", color=style.BLUE)
+        error = _ERRORS * standard_error(each.last) if len(each.last) > 1 else 0.0
+        mean = statistics.fmean(each.last)
+        axis.errorbar(mean, y, xerr=error, fmt="D", color=style.BLUE)
     axis.axvline(0, color=style.GRAY, linestyle=":", marker="")
-    names = [f"{each.label} - {each.against}" for each in differences]
-    axis.set_yticks(range(len(names)), [style.wrapped(name, 3.4) for name in names])
-    axis.set_ylim(len(names) - 0.5, -0.5)
+    axis.set_yticks(range(len(names)), names)
+    axis.set_ylim(max(len(names), 1) - 0.5, -0.5)
     axis.set_xlabel(f"points at the last evaluation; lines: {_ERRORS} standard errors")
     return canvas
