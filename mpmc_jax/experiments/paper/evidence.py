@@ -213,8 +213,8 @@ STAGE2 = Experiment(
     settings=_SETTINGS,
 )
 
-# What is varied: stage 2's best arm.
-_WINNER = _LOGIT
+# What is varied: stage 2's best arm with MPMC.
+_WINNER = _BASE
 _METHODS = {"unimatch": "UniMatch", "augseg": "AugSeg"}
 _VARIED = {
     "gamma_neg_0": ("gamma- = 0", {"mpmc.gamma_neg": 0.0}),
@@ -233,13 +233,13 @@ _BEYOND = {
 }
 
 
-_STAGE3 = {"off": _OFF, "winner": _arm("I", _WINNER)}
+_STAGE3 = {"off": _OFF, "winner": _arm("E", _WINNER)}
 for _row, (_label, _changes) in (_VARIED | _BEYOND).items():
-    _STAGE3[_row] = _arm(f"I, {_label}", {**_WINNER, **_changes})
+    _STAGE3[_row] = _arm(f"E, {_label}", {**_WINNER, **_changes})
 for _method, _label in _METHODS.items():
     _STAGE3[_method] = _choice(_label, _method)
     _STAGE3[f"{_method}_winner"] = _choice(
-        f"{_label} + I's MPMC", _method, "paper", _without_base(_WINNER)
+        f"{_label} + MPMC", _method, "paper", _without_base(_WINNER)
     )
 STAGE3 = Experiment(
     "The winner's settings, other methods, and ideas beyond the paper",
