@@ -213,7 +213,7 @@ STAGE2 = Experiment(
     settings=_SETTINGS,
 )
 
-# What is varied: stage 2's best arm with MPMC.
+# What is varied: the paper's form, since no arm of stage 2 was better than A.
 _WINNER = _BASE
 _METHODS = {"unimatch": "UniMatch", "augseg": "AugSeg"}
 _VARIED = {
