@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from mpmc_jax.models.interface import multiples_around
 from mpmc_jax.models.resize import resize_align_corners, resize_half_pixel
 from mpmc_jax.types import Features, Prediction
 
@@ -67,14 +68,13 @@ class EncoderDecoder(nn.Module):
             valid = ", ".join(self.taps)
             raise ValueError(f"encode(until={until!r}): valid are {valid}")
         _, rows, columns, _ = images_bhwc.shape
-        rest = rows % self.multiple or columns % self.multiple
-        if rest:
-            below = (rows if rows % self.multiple else columns) - rest
+        if rows % self.multiple or columns % self.multiple:
+            side = rows if rows % self.multiple else columns
+            below, above = multiples_around(side, self.multiple)
             raise ValueError(
                 f"the network does not take images of {rows}x{columns} pixels: both "
                 f"sides must be multiples of {self.multiple}; set data.crop to one: "
-                f"the next ones are {below or self.multiple} and "
-                f"{below + self.multiple}"
+                f"the next ones are {below} and {above}"
             )
         is_double = images_bhwc.dtype == jnp.float64
         x_bhwc = images_bhwc if is_double else images_bhwc.astype(self.dtype)

@@ -37,6 +37,21 @@ class FeatureMap(NamedTuple):
     weights: int
 
 
+def multiples_around(side: int, multiple: int) -> tuple[int, int]:
+    """Returns the multiples below and above a side that is none, both positive."""
+    below = max(side // multiple, 1) * multiple
+    return below, below + multiple
+
+
+def check_crop(side: int, multiple: int, needs: str) -> None:
+    """Raises ValueError if the training crop is no multiple; `needs` says of what."""
+    if side % multiple or not side:
+        below, above = multiples_around(side, multiple)
+        raise ValueError(
+            f"data.crop={side}: {needs}; the next ones are {below} and {above}"
+        )
+
+
 @dataclasses.dataclass(frozen=True)
 class Encoder:
     """The first half of a network.

@@ -8,7 +8,7 @@ from flax import linen as nn
 
 from mpmc_jax.models import layers
 from mpmc_jax.models.config import ModelConfig
-from mpmc_jax.models.interface import Encoder, Tap, feature_maps
+from mpmc_jax.models.interface import Encoder, Tap, check_crop, feature_maps
 from mpmc_jax.models.layers import ConvSpec
 from mpmc_jax.models.receptive_field import Layer
 from mpmc_jax.models.rematerialization import rematerialized
@@ -30,13 +30,7 @@ def build(config: ModelConfig, axis_name: str | None) -> Encoder:
       ValueError: the training crop cannot be halved four times.
     """
     channels = stage_channels(config.width)
-    whole, rest = divmod(config.image_size, _STRIDE)
-    if rest or not whole:
-        raise ValueError(
-            f"data.crop={config.image_size}: the U-Net needs a multiple of {_STRIDE}; "
-            f"the next ones are {max(whole, 1) * _STRIDE} and "
-            f"{max(whole + 1, 2) * _STRIDE}"
-        )
+    check_crop(config.image_size, _STRIDE, f"the U-Net needs a multiple of {_STRIDE}")
     return Encoder(
         UNetEncoder(config.width, axis_name, config.remat),
         taps={

@@ -15,7 +15,7 @@ from flax import linen as nn
 
 from mpmc_jax.models import layers
 from mpmc_jax.models.config import ModelConfig
-from mpmc_jax.models.interface import Encoder, FeatureMap, Tap
+from mpmc_jax.models.interface import Encoder, FeatureMap, Tap, check_crop
 from mpmc_jax.models.layers import ConvSpec
 from mpmc_jax.models.rematerialization import rematerialized
 from mpmc_jax.models.resize import half_pixel_matrix, resize_by
@@ -105,18 +105,16 @@ def build(config: ModelConfig, axis_name: str | None) -> Encoder:
     spec = BACKBONES[config.backbone]
     family, features = spec.family, spec.heads * config.width
     patch = ConvSpec(features, family.patch, family.patch, zeros=0)
-    whole, rest = divmod(config.image_size, family.patch)
-    if rest or not whole:
-        raise ValueError(
-            f"data.crop={config.image_size}: {config.backbone} needs a multiple of its "
-            f"patch of {family.patch} pixels; the next ones are "
-            f"{max(whole, 1) * family.patch} and {max(whole + 1, 2) * family.patch}"
-        )
+    check_crop(
+        config.image_size,
+        family.patch,
+        f"{config.backbone} needs a multiple of its patch of {family.patch} pixels",
+    )
     return Encoder(
         ViT(
             spec=spec,
             width=config.width,
-            grid=family.grid or whole,
+            grid=family.grid or config.image_size // family.patch,
             drop_path=config.drop_path,
             attention=config.attention,
             remat=config.remat,

@@ -64,7 +64,8 @@ def adaptive_weights(
         that `where` names equal 1, "class_mean" that over those of each class.
       patch_scale: one of `SCALES`; "mean" makes the mean of lambda_m over all classes
         and the patches of `valid` equal 1 (D26).
-      field: the tap's receptive field; None for a guess, see `nearest_patch`.
+      field: the tap's receptive field; None for one centered on pixel 0 with the
+        stride that the sizes suggest, see `nearest_patch`.
       where: (b,H,W) bool, the pixels over which means are taken; None for all with a
         class. "none" and "max" do not read it.
       valid: (b,h,w) bool, the patches over which "mean" is taken; None for all.
@@ -81,16 +82,15 @@ def adaptive_weights(
     _check_known("patch_scale", patch_scale, SCALES)
     logits_bhwc = jax.lax.stop_gradient(at_least_float32(patch_logits))
     gamma_bhwc = CONFIDENCES[confidence](logits_bhwc)
-    lambda_bhw, labeled_bhw = _at_pixels(
-        _relative(gamma_bhwc, scale), pseudo_labels, field
-    )
+    scaled_bhwc = _relative(gamma_bhwc, scale)
+    lambda_bhw, labeled_bhw = _at_pixels(scaled_bhwc, pseudo_labels, field)
     counted_bhw = labeled_bhw if where is None else labeled_bhw & where
     if scale == "mean":
         lambda_bhw = _over_mean(lambda_bhw, counted_bhw, global_sum)
-    for c in range(patch_logits.shape[-1] if scale == "class_mean" else 0):
-        same_bhw = pseudo_labels == c
-        scaled_bhw = _over_mean(lambda_bhw, counted_bhw & same_bhw, global_sum)
-        lambda_bhw = jnp.where(same_bhw, scaled_bhw, lambda_bhw)
+    elif scale == "class_mean":
+        for number in range(patch_logits.shape[-1]):
+            same_bhw = pseudo_labels == number
+            lambda_bhw = _over_mean(lambda_bhw, counted_bhw, global_sum, same_bhw)
     patch_bhwc = _relative(gamma_bhwc, patch_scale)
     if patch_scale == "mean":
         counted = True if valid is None else valid[..., None]
@@ -108,12 +108,16 @@ def _relative(gamma_bhwc: Array, scale: str) -> Array:
     return gamma_bhwc / jnp.maximum(largest_bhw1, jnp.finfo(gamma_bhwc.dtype).tiny)
 
 
-def _over_mean(values: Array, counted: Array, global_sum: GlobalSum) -> Array:
-    """Divides by the mean of the counted values over all devices."""
+def _over_mean(
+    values: Array, counted: Array, global_sum: GlobalSum, among: Array | bool = True
+) -> Array:
+    """Divides the values `among` by the mean of those counted, over all devices."""
+    counted = counted & among
     count = global_sum(jnp.sum(counted, dtype=jnp.int32))
     mean = ratio(global_sum(jnp.sum(jnp.where(counted, values, 0))), count)
     # If nothing is counted, or all of it underflows, nothing is divided.
-    return jnp.where(mean > jnp.finfo(mean.dtype).tiny, values / mean, values)
+    divides = (mean > jnp.finfo(mean.dtype).tiny) & among
+    return jnp.where(divides, values / mean, values)
 
 
 def shuffled_by_class(weights: Array, classes: Array) -> Array:
