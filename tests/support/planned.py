@@ -7,7 +7,11 @@ from mpmc_jax.experiments.paper.results import Place
 
 
 def place_of(folder, *flags):
-    """The folder of runs that are planned with these flags."""
+    """The folder of runs that are planned with these flags; their data is beside it.
+
+    A data set that a user prepared in the checkout is not theirs.
+    """
+    flags = (f"--config.data.data_dir={folder / 'data'}", *flags)
     return Place(folder, lambda run: experiments._configuration(run.flags(flags)))
 
 
