@@ -69,6 +69,7 @@ def _pairs(root):
         ("image{}.png", "mask{}.png", "image{}"),
         ("images/{}.png", "masks/{}.png.png", "{}"),
         ("all/images/{}.png", "all/masks/{}.png", "all/{}"),
+        ("imagesTr/x_{}_0000.png", "labelsTr/x_{}.png", "x_{}_0000"),
     ],
 )
 def test_layouts(image, mask, key, tmp_path):
@@ -82,6 +83,16 @@ def test_layouts(image, mask, key, tmp_path):
         for i in range(3)
     }
     assert _pairs(tmp_path) == names_of
+
+
+def test_channels_in_files_of_their_own_are_explained(tmp_path):
+    for i in range(3):
+        for channel in range(2):
+            _image(tmp_path / "imagesTr" / f"x{i}_000{channel}.png")
+        _mask(tmp_path / "labelsTr" / f"x{i}.png", LABEL)
+    source = registry.read_source("folder", str(tmp_path), ("a", "b", "c", "d"))
+    problems = [line for line in source.problems if "another channel of x" in line]
+    assert len(problems) == 3 and "Put all channels of an image into one" in problems[0]
 
 
 def test_folders_of_splits_hold_images_and_masks(tmp_path):

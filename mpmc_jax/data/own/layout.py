@@ -10,7 +10,8 @@ Any of these, where the folders may also be called as in `IMAGE_FOLDERS` and
 An id is the path of the image without the folder of images and without its ending, in
 composed Unicode (NFC). A mask has the id of its image. Otherwise it is paired by its
 name without a word such as "_mask" or "gt_", then by that of the image without a word
-such as "IMG_", or, if that is unique, by its file name.
+such as "IMG_" or without nnU-Net's "_0000" of its only channel, or, if that is unique,
+by its file name.
 """
 
 import collections
@@ -24,7 +25,7 @@ from mpmc_jax.data import files
 from mpmc_jax.data.lists import IMAGE_SUFFIXES, composed
 from mpmc_jax.text import quantity, shorten
 
-IMAGE_FOLDERS = ("images", "image", "imgs", "img", "jpegimages")
+IMAGE_FOLDERS = ("images", "image", "imgs", "img", "jpegimages", "imagestr")
 MASK_FOLDERS = (
     "masks",
     "mask",
@@ -33,6 +34,7 @@ MASK_FOLDERS = (
     "annotations",
     "segmentationclass",
     "masks_machine",
+    "labelstr",
 )
 UNLABELED_FOLDERS = ("unlabeled", "unlabelled")
 
@@ -220,9 +222,19 @@ def _file_name(key: str) -> str:
     return key.rpartition("/")[2]
 
 
+def _of_channel(key: str) -> str:
+    return key.removesuffix("_0000")
+
+
 # How the ids of an image and of its mask are made equal, in this order: a mask may keep
-# the image's words, as in IMG_0001_mask, replace them, or keep some of them.
-_WAYS = ((str, _of_mask), (_of_image, _of_mask), (_of_image, _of_both))
+# the image's words, as in IMG_0001_mask, replace them, or keep some of them. In nnU-Net
+# the image is the channel 0 of its mask's name.
+_WAYS = (
+    (str, _of_mask),
+    (_of_image, _of_mask),
+    (_of_image, _of_both),
+    (_of_channel, str),
+)
 
 
 def _pair(
@@ -254,7 +266,27 @@ def _pair(
         other = taken.get(_of_mask(key))
         if other is not None:
             problems.append(f"{path}: {other.name} is a mask of the same image")
+    _report_channels(images, paired, problems)
     return paired | rest
+
+
+def _report_channels(
+    images: dict[str, pathlib.Path],
+    paired: dict[str, pathlib.Path],
+    problems: list[str],
+) -> None:
+    """Adds a problem for channels in files of their own, which cannot be read."""
+    for key, mask in paired.items():
+        second = f"{_of_channel(key)}_0001"
+        if (
+            _file_name(key) == f"{mask.stem}_0000"
+            and second in images.keys() - paired.keys()
+        ):
+            problems.append(
+                f"{images[second]}: is it another channel of {images[key].name}, whose "
+                f"mask is {mask.name}? Put all channels of an image into one .npy file "
+                "(height, width, channels) or TIFF"
+            )
 
 
 def unique(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
