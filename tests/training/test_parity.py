@@ -89,7 +89,7 @@ FUSED = {"mpmc__tap": "decoder"}
 OF_METHOD = {"mean_teacher": DROPS, "u2pl": DRAWN, "fixmatch": FUSED}
 
 
-def _vit(method: str, **changes) -> dict:
+def transformer_settings(method: str, **changes) -> dict:
     """Settings of a run on a tiny transformer, where every pseudo-label counts."""
     return {
         "model__name": "dpt",
@@ -171,7 +171,8 @@ def test_devices_agree_on_the_unet():
 )
 def test_devices_and_mappings_agree_on_a_transformer(method, changes):
     """With MPMC, whose terms are added to those of the method, which are all there."""
-    found = _x64(f"mapping_difference({method!r}, **{_vit(method, **changes)!r})")
+    changes_of = transformer_settings(method, **changes)
+    found = _x64(f"mapping_difference({method!r}, **{changes_of!r})")
     assert len(found) == (4 if changes == BOTH else 2)
     assert np.max(list(found.values())) < 1e-10, json.dumps(found)
 
@@ -184,7 +185,8 @@ def test_half_precision_and_going_on_on_a_transformer(method, tmp_path):
     for dtype in ("float32", "bfloat16"):
         chex.clear_trace_counter()
         cfg = tiny.config(
-            f"method={method},mpmc=recommended", **_vit(method, model__dtype=dtype)
+            f"method={method},mpmc=recommended",
+            **transformer_settings(method, model__dtype=dtype),
         )
         parts = tiny.setup(cfg)
         start = to_host(tiny.init_state(parts, cfg.seed))
