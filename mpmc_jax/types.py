@@ -173,13 +173,13 @@ class Network(struct.PyTreeNode):
 class Region(struct.PyTreeNode):
     """The pixels that a loss term counts, as far as known before any prediction.
 
-    `valid` is the method's choice and `real` a fact of the images: a method whose
-    published code counts padding has pixels that are valid and not real.
+    `valid` is the method's choice and `real` a fact of images and labels: a method
+    whose published code counts padding has pixels that are valid and not real.
 
     Attributes:
       valid: (b,h,w) bool, the pixels that the base method's loss counts in its divisor.
-      real: (b,h,w) bool, the pixels that show an image and no padding (and, for the
-        supervised term, have a label). The plug-in uses only these.
+      real: (b,h,w) bool, the pixels that show an image and no padding; for the
+        supervised term, those of them with a label. The plug-in uses only these.
     """
 
     valid: Array

@@ -148,10 +148,10 @@ def max_pool(
     """
     windows = _Windows(size, stride, pads, x_bhwd.shape[1:3])
     if target_platform() == "any":
-        seen = (tap_bhwd for _, tap_bhwd in _seen(windows, x_bhwd))
+        seen = [seen_bhwd for _, seen_bhwd in _seen(windows, x_bhwd)]
         return functools.reduce(jnp.maximum, seen)
     if target_platform() == "gpu":
-        return _max_of_taps(windows, x_bhwd)
+        return _max_of_offsets(windows, x_bhwd)
     return lax.reduce_window(
         x_bhwd,
         -np.inf,  # must be concrete, so that JAX recognizes a maximum
@@ -163,26 +163,26 @@ def max_pool(
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _max_of_taps(windows: _Windows, x_bhwd: Array) -> Array:
-    return _max_of_taps_forward(windows, x_bhwd)[0]
+def _max_of_offsets(windows: _Windows, x_bhwd: Array) -> Array:
+    return _max_of_offsets_forward(windows, x_bhwd)[0]
 
 
 @traced_once
-def _max_of_taps_forward(windows, x_bhwd):
+def _max_of_offsets_forward(windows, x_bhwd):
     (_, best_bhwd), *others = _seen(windows, x_bhwd)
     position_bhwd = jnp.zeros_like(best_bhwd, jnp.uint8)
-    for tap, tap_bhwd in others:
-        higher_bhwd = tap_bhwd > best_bhwd
-        best_bhwd = jnp.where(higher_bhwd, tap_bhwd, best_bhwd)
-        position_bhwd = jnp.where(higher_bhwd, jnp.uint8(tap), position_bhwd)
+    for position, seen_bhwd in others:
+        higher_bhwd = seen_bhwd > best_bhwd
+        best_bhwd = jnp.where(higher_bhwd, seen_bhwd, best_bhwd)
+        position_bhwd = jnp.where(higher_bhwd, jnp.uint8(position), position_bhwd)
     return best_bhwd, position_bhwd
 
 
 @traced_once
-def _max_of_taps_backward(windows, position_bhwd, dy_bhwd):
+def _max_of_offsets_backward(windows, position_bhwd, dy_bhwd):
     none = (0, 0, 0)
     wide_bhwd, parts = at_least_float32(dy_bhwd), []
-    for tap, offsets in _taps(windows):
+    for position, offsets in _offsets(windows):
         border = []
         for offset, pads, outputs, length in zip(
             offsets, windows.pads, dy_bhwd.shape[1:3], windows.lengths, strict=True
@@ -190,16 +190,16 @@ def _max_of_taps_backward(windows, position_bhwd, dy_bhwd):
             first = offset - pads[0]
             last = first + (outputs - 1) * windows.stride
             border.append((first, length - 1 - last, windows.stride - 1))
-        part_bhwd = jnp.where(position_bhwd == tap, wide_bhwd, 0)
+        part_bhwd = jnp.where(position_bhwd == position, wide_bhwd, 0)
         zero = jnp.zeros((), part_bhwd.dtype)
         parts.append(lax.pad(part_bhwd, zero, (none, *border, none)))
     return (functools.reduce(jnp.add, parts).astype(dy_bhwd.dtype),)
 
 
-_max_of_taps.defvjp(_max_of_taps_forward, _max_of_taps_backward)
+_max_of_offsets.defvjp(_max_of_offsets_forward, _max_of_offsets_backward)
 
 
-def _taps(windows: _Windows) -> Iterator[tuple[int, tuple[int, int]]]:
+def _offsets(windows: _Windows) -> Iterator[tuple[int, tuple[int, int]]]:
     """Yields the number and the offsets of each position of a window, row by row."""
     size = range(windows.size)
     return enumerate(itertools.product(size, size))
@@ -213,9 +213,9 @@ def _seen(windows: _Windows, x_bhwd: Array) -> Iterator[tuple[int, Array]]:
     border = ((0, 0), *windows.pads, (0, 0))
     padded_bhwd = jnp.pad(x_bhwd, border, constant_values=-np.inf)
     span = windows.size - 1
-    for tap, offsets in _taps(windows):
+    for position, offsets in _offsets(windows):
         rows, columns = (
             slice(begin, begin + length - span, windows.stride)
             for begin, length in zip(offsets, padded_bhwd.shape[1:3], strict=True)
         )
-        yield tap, padded_bhwd[:, rows, columns]
+        yield position, padded_bhwd[:, rows, columns]

@@ -86,12 +86,12 @@ class StepSums(struct.PyTreeNode):
     Attributes:
       terms: this micro-batch's share of the batch's loss and of its terms, already
         summed over devices.
-      means: name -> (sum, count) of this device.
+      pairs: metric -> (sum, count) of this device, of which the mean is reported.
       classes: "label" and "pseudo" -> (c,) pixels of this device by class.
     """
 
     terms: dict[str, Array]
-    means: dict[str, tuple[Array, Array]]
+    pairs: dict[str, tuple[Array, Array]]
     classes: dict[str, Array]
 
 
@@ -101,14 +101,14 @@ class Carry(struct.PyTreeNode):
     Attributes:
       grads: sum of the gradients so far, of this device.
       batch_stats: the students' and the plug-in's running statistics.
-      teacher_stats: the moving average's running statistics; in some methods its
+      ema_batch_stats: the moving average's running statistics; in some methods its
         passes update them.
       method_state: the base method's own state.
     """
 
     grads: PyTree
     batch_stats: PyTree
-    teacher_stats: PyTree
+    ema_batch_stats: PyTree
     method_state: PyTree
 
 
@@ -156,8 +156,8 @@ def train_step(
     """
     carry, sums, reduction = _accumulate(config, state, micro_batches, augment)
     # Gradients are summed: each loss is divided by the whole batch's count already.
-    grads, stop, means, classes = distributed.total(
-        (carry.grads, info.stop.astype(jnp.float32), sums.means, sums.classes),
+    grads, stop, pairs, classes = distributed.total(
+        (carry.grads, info.stop.astype(jnp.float32), sums.pairs, sums.classes),
         config.axis_name,
     )
     before = with_joined_vectors(state)  # the same numbers, read faster on GPUs
@@ -176,7 +176,7 @@ def train_step(
     )
     grad_norm = norm(grads)
     skipped, failed, checks = _check(
-        sums.terms, means, grad_norm, updated, in_order=info.step == state.step
+        sums.terms, pairs, grad_norm, updated, in_order=info.step == state.step
     )
     kept = tree_where(skipped, before, updated)
     delay, requests = config.method.delay, None
@@ -186,7 +186,7 @@ def train_step(
         **step_metrics.counted_terms(sums.terms, reduction),
         "grad_norm": grad_norm,
         "lr": config.schedule(state.step),
-        **{name: _mean(*pair) for name, pair in means.items()},
+        **{name: _mean(*pair) for name, pair in pairs.items()},
     }
     shares = {kind: _mean(counts, counts.sum()) for kind, counts in classes.items()}
     return kept, Metrics(
@@ -210,7 +210,7 @@ def _accumulate(
     carry = Carry(
         grads=jax.tree.map(jnp.zeros_like, state.params),
         batch_stats=state.batch_stats,
-        teacher_stats=state.ema_batch_stats,
+        ema_batch_stats=state.ema_batch_stats,
         method_state=state.method_state,
     )
     if config.micro_batches == 1:
@@ -244,7 +244,7 @@ def micro_step(
         params=keep_layout(state.params),
         ema_params=keep_layout(state.ema_params),
         batch_stats=carry.batch_stats,
-        ema_batch_stats=carry.teacher_stats,
+        ema_batch_stats=carry.ema_batch_stats,
     )
     teachers, teacher_plugin = select_teachers(config, now)
     targets, updated_stats, prepared_state = jax.lax.stop_gradient(
@@ -269,13 +269,13 @@ def micro_step(
         return loss, (sums, stats, outputs.state)
 
     grads, (sums, stats, method_state) = jax.grad(loss_fn, has_aux=True)(now.params)
-    teacher_stats = carry.teacher_stats
+    ema_batch_stats = carry.ema_batch_stats
     if updated_stats:
-        teacher_stats = {**teacher_stats, **updated_stats}
+        ema_batch_stats = {**ema_batch_stats, **updated_stats}
     carry = Carry(
         grads=jax.tree.map(jnp.add, carry.grads, keep_layout(grads)),
         batch_stats=stats,
-        teacher_stats=teacher_stats,
+        ema_batch_stats=ema_batch_stats,
         method_state=method_state,
     )
     return carry, sums
@@ -346,16 +346,16 @@ def _objective(
         scale=scale,
         alpha=alpha,
     )
-    means = {
+    pairs = {
         **outputs.metrics,
         **added.metrics,
         **step_metrics.view_metrics(outputs.views, views, scale=scale, alpha=alpha),
     }
     sums = StepSums(
         terms={"loss": loss, **{f"loss_{name}": term for name, term in terms.items()}},
-        means={
+        pairs={
             name: (jnp.asarray(value, float), jnp.asarray(count, float))
-            for name, (value, count) in means.items()
+            for name, (value, count) in pairs.items()
         },
         classes={
             kind: counts.astype(float)
@@ -404,13 +404,13 @@ def _update_average(
     )
     if of_stats is None:
         # Keep what the teacher's passes updated; only the plug-in's are averaged.
-        averaged |= {name: carry.teacher_stats[name] for name in config.modules}
+        averaged |= {name: carry.ema_batch_stats[name] for name in config.modules}
     return ema_params, averaged
 
 
 def _check(
     terms: dict[str, Array],
-    means: dict[str, tuple[Array, Array]],
+    pairs: dict[str, tuple[Array, Array]],
     grad_norm: Array,
     updated: TrainState,
     *,
@@ -420,12 +420,12 @@ def _check(
 
     Args:
       terms: the loss and its terms.
-      means: name -> (sum, count); those of losses are checked.
+      pairs: metric -> (sum, count); those of losses are checked.
       grad_norm: norm of the summed gradient.
       updated: the state after the update.
       in_order: () bool, whether the batch is for the state's step.
     """
-    sums = {name: summed for name, (summed, _) in means.items()}
+    sums = {name: summed for name, (summed, _) in pairs.items()}
     # The terms come before their sum, so that the first one that is not finite is
     # named.
     checked = {k: v for k, v in (terms | sums).items() if k.startswith("loss_")}

@@ -10,7 +10,7 @@ from mpmc_jax import losses
 from mpmc_jax.losses.reduction import Reduction
 from mpmc_jax.models.pooling import multi_scale_pool
 from mpmc_jax.plugins import Identity, mpmc
-from mpmc_jax.plugins.mpmc import adaptive_weights, patch_targets, patch_valid
+from mpmc_jax.plugins.mpmc import adaptive_weights, patch_targets, real_patches
 from mpmc_jax.plugins.mpmc.patches import nearest_patch
 from mpmc_jax.types import Region, Supervised
 from tests.support.plugin_fakes import (
@@ -113,7 +113,7 @@ def test_losses_are_equations_4_and_6(inputs):
             logits[2 + 2 * i : 4 + 2 * i],
             taught.target,
             weights=taught.weight,
-            where=patch_valid(view.region.real, FIELD),
+            where=real_patches(view.region.real, FIELD),
         )
         unlabeled += COEFFICIENTS[view.name] / 3 * loss  # D18: as L_u weighs them
     np.testing.assert_allclose(terms["patch_unlabeled"], 0.15 * unlabeled, rtol=1e-6)
@@ -373,7 +373,7 @@ def test_counts_do_not_share_names_with_the_methods(inputs):
     regions = {"supervised": supervised.region, **{v.name: v.region for v in views}}
     counts = PLUGIN.counts(regions)
     assert not counts.keys() & regions.keys()
-    valid = patch_valid(supervised.region.real, FIELD)
+    valid = real_patches(supervised.region.real, FIELD)
     assert counts["patches/supervised"] == valid.sum() > 0
 
 

@@ -100,11 +100,11 @@ def test_golden_patch_targets():
 def test_a_patch_is_valid_with_one_real_pixel():
     real = np.zeros((1, 97, 97), bool)
     real[0, 50, 20] = True
-    valid = mpmc.patch_valid(jnp.asarray(real), LAYER1)
+    valid = mpmc.real_patches(jnp.asarray(real), LAYER1)
     expected = reference_targets(np.where(real, 0, 255), 1, LAYER1, (25, 25))[..., 0]
     np.testing.assert_array_equal(valid, expected)
     assert valid.sum() == 10 * 9
-    assert not mpmc.patch_valid(jnp.zeros((1, 97, 97), bool), LAYER1).any()
+    assert not mpmc.real_patches(jnp.zeros((1, 97, 97), bool), LAYER1).any()
 
 
 @settings(max_examples=25, deadline=None)

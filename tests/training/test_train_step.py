@@ -339,7 +339,7 @@ def test_a_teacher_with_statistics_of_its_own_keeps_them_and_averages_the_plugin
     both = {"student": jnp.zeros(2), PLUGIN: jnp.zeros(2)}
     ones, twos = (jax.tree.map(lambda x, n=n: x + n, both) for n in (1, 2))
     state = types.SimpleNamespace(step=0, ema_params=both, ema_batch_stats=both)
-    carry = types.SimpleNamespace(teacher_stats=twos, batch_stats=ones)
+    carry = types.SimpleNamespace(ema_batch_stats=twos, batch_stats=ones)
     params, stats = _update_average(config, state, carry, ones)
     chex.assert_trees_all_close(params, jax.tree.map(lambda x: x / 4, ones))
     np.testing.assert_allclose(stats["student"], 2)

@@ -30,8 +30,8 @@ CONFIDENCES: dict[str, Callable[[Array], Array]] = {
     "softmax_logit": jax.nn.softmax,
     "sigmoid": jax.nn.sigmoid,
 }
-# What a weight is divided by: nothing, the patch's largest gamma, the mean over the
-# micro-batch.
+# How weights are scaled (not the scales of the patches): divided by nothing, by the
+# patch's largest gamma, or by the mean over the micro-batch.
 SCALES = ("none", "max", "mean")
 # And, for lambda_s, the mean over the pixels of the same pseudo-class: not the paper's.
 PIXEL_SCALES = (*SCALES, "class_mean")

@@ -62,7 +62,7 @@ def patch_targets(
     return target_bhwc, target_bhwc.any(axis=-1)
 
 
-def patch_valid(
+def real_patches(
     real_bhw: Array, field: ReceptiveField, *, size: tuple[int, int] | None = None
 ) -> Array:
     """Finds patches with at least one real pixel: (b,H,W) bool -> (b,h,w) bool."""

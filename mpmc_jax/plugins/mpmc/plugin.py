@@ -34,7 +34,7 @@ from mpmc_jax.plugins.mpmc.lambda_weights import (
     adaptive_weights,
     shuffled_by_class,
 )
-from mpmc_jax.plugins.mpmc.patches import patch_targets, patch_valid
+from mpmc_jax.plugins.mpmc.patches import patch_targets, real_patches
 from mpmc_jax.types import (
     IGNORE_LABEL,
     Array,
@@ -161,9 +161,9 @@ class MPMC(Plugin):
         )
 
     def counts(self, regions: Mapping[str, Region]) -> dict[str, Array]:
-        """Counts valid patches per loss term: those with a `region.real` pixel (D7)."""
+        """Counts the patches of each loss term that show a real pixel (D7)."""
         return {
-            _patches(name): jnp.sum(self._valid_patches(region), dtype=jnp.int32)
+            _patches(name): jnp.sum(self._real_patches(region), dtype=jnp.int32)
             for name, region in regions.items()
         }
 
@@ -184,7 +184,7 @@ class MPMC(Plugin):
         refined, targets = [], {}
         for view in views:
             if view.unlabeled:
-                view, targets[view.name] = self._make_targets(
+                view, targets[view.name] = self._refine_view(
                     logits[view.name], view, reduction, active
                 )
             refined.append(view)
@@ -263,7 +263,7 @@ class MPMC(Plugin):
             logits |= {v.name: each for v, each in zip(same, own, strict=True)}
         return logits
 
-    def _make_targets(
+    def _refine_view(
         self,
         logits_bhwc: Array,
         view: View,
@@ -280,7 +280,7 @@ class MPMC(Plugin):
             patch_scale=self.lambda_m_scale,
             field=self.field,
             where=confident_bhw,
-            valid=self._valid_patches(view.region),
+            valid=self._real_patches(view.region),
             global_sum=reduction.sum,
         )
         if self.gate:
@@ -393,16 +393,16 @@ class MPMC(Plugin):
         means, patches = [], []
         for logits_bhwc, view in zip(logits, views, strict=True):
             target = targets[view.name]
-            valid_bhw = self._valid_patches(view.region)
+            real_bhw = self._real_patches(view.region)
             mean = binary_cross_entropy(
                 logits_bhwc,
                 target.target,
                 weights=target.weight,
-                where=valid_bhw,
+                where=real_bhw,
                 count=counts[view.name],
             )
             means.append(view.coefficient / coefficients * mean)
-            patches.append(jnp.sum(valid_bhw, dtype=jnp.int32))
+            patches.append(jnp.sum(real_bhw, dtype=jnp.int32))
         loss, count = jnp.sum(jnp.stack(means)), _add(patches)
         made = [targets[view.name] for view in views]
         active = made[0].active
@@ -421,8 +421,8 @@ class MPMC(Plugin):
             return {}, metrics
         return {"patch_unlabeled": self.beta * reduction.sum(loss)}, metrics
 
-    def _valid_patches(self, region: Region) -> Array:
-        return patch_valid(region.real, self.field, size=self.tap_size)
+    def _real_patches(self, region: Region) -> Array:
+        return real_patches(region.real, self.field, size=self.tap_size)
 
     def _checked(self, map_bhwd: Array) -> Array:
         if map_bhwd.shape[1:3] != self.tap_size:
