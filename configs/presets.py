@@ -269,11 +269,11 @@ PUBLISHED["acdc"] = dict.fromkeys(METHODS, _ACDC) | {
 }
 
 
-def _on_dinov2(unimatch_v2: dict, supervised_steps: int) -> dict[str, dict]:
+def _on_dinov2(unimatch_v2: dict, epochs: int, steps: int) -> dict[str, dict]:
     """What UniMatch V2's authors compare with, on its network, crop and schedule.
 
-    Their supervision repeats the labeled list to 3000 images per epoch. The mean
-    teacher nobody published.
+    Their supervision repeats the labeled list to 3000 images per epoch: `epochs` of
+    `steps`. The mean teacher nobody published.
     """
     supervised = _baseline(unimatch_v2)
     del supervised["train.epoch_of"]
@@ -285,14 +285,19 @@ def _on_dinov2(unimatch_v2: dict, supervised_steps: int) -> dict[str, dict]:
             "fixmatch.teacher": "average",
             "method.ema_decay": 0.996,
         },
-        "supervised": {**supervised, "train.steps": supervised_steps},
+        # An evaluation for each of their epochs.
+        "supervised": {
+            **supervised,
+            "train.steps": epochs * steps,
+            "train.eval_every": steps,
+        },
     }
 
 
-# For backbone=dinov2_*: of 60 epochs of 93 steps, and of 180 of 187.
+# For backbone=dinov2_*.
 ON_DINOV2 = {
-    "voc": _on_dinov2(PUBLISHED["voc"]["unimatch_v2"], 5580),
-    "cityscapes": _on_dinov2(PUBLISHED["cityscapes"]["unimatch_v2"], 33_660),
+    "voc": _on_dinov2(PUBLISHED["voc"]["unimatch_v2"], 60, 93),
+    "cityscapes": _on_dinov2(PUBLISHED["cityscapes"]["unimatch_v2"], 180, 187),
 }
 # Where a published run of another crop differs: UniMatch's on the lists of U2PL, and
 # what trains as UniMatch does.
@@ -338,8 +343,6 @@ def _apply_family(config: ml_collections.ConfigDict) -> None:
         if config.model.backbone.startswith(prefix):
             config.update_from_flattened_dict(settings)
             config.data.crop -= config.data.crop % patch
-            # Images are resized to multiples of the patch, as published, not padded.
-            config.eval.pad_to = 0
 
 
 def apply(
@@ -359,7 +362,9 @@ def apply(
         published = {**published, **ON_DINOV2.get(config.data.name, {})}
     config.update_from_flattened_dict(published.get(method, {}))
     config.model.backbone = values.get("backbone", config.model.backbone)
-    _apply_family(config)
+    if values.get("model") != "unet":  # It has an encoder of its own.
+        _apply_family(config)
+    config.model.name = values.get("model", config.model.name)
     if "crop" in values:
         if not values["crop"].isdecimal():
             raise ValueError(f"crop={values['crop']!r} is no number of pixels")
@@ -373,6 +378,4 @@ def apply(
         folder = f"{values['lists']}/{config.data.split}"
         config.data.labeled_ids = f"{folder}/labeled.txt"
         config.data.unlabeled_ids = f"{folder}/unlabeled.txt"
-    if "model" in values:
-        config.model.name = values["model"]
     return config

@@ -183,6 +183,7 @@ def fit(config: ml_collections.ConfigDict) -> None:
         raise ValueError("--fit measures in one process; leave out the other ones")
     config_checks.expand_paths(config)
     config_checks.check_ranges(config)
+    config_checks.check_read(config)
     jax.config.update("jax_default_matmul_precision", config.matmul_precision)
     config = config.copy_and_resolve_references()
     config.train.parallel = "pmap"  # shard_map computes the same

@@ -10,9 +10,9 @@ import pytest
 from configs import base, presets
 from mpmc_jax.data import build as data_build
 from mpmc_jax.data.splits import Split
-from mpmc_jax.experiments.build import build_base, build_schedule, model_config
+from mpmc_jax.experiments import config_checks
+from mpmc_jax.experiments.build import build_base, build_schedule
 from mpmc_jax.methods.supervised import SupervisedOnly
-from mpmc_jax.models.registry import build_segmenter
 from mpmc_jax.pixels import RGB
 from mpmc_jax.training.parallel import Layout, Parallel
 from tests.support import tiny
@@ -244,12 +244,20 @@ def test_what_trains_as_unimatch_does_has_its_groups_at_crop_513(method):
 
 
 @pytest.mark.parametrize("backbone", ["dinov2_b14", "vit_l16", "resnet50"])
-def test_images_that_a_network_resizes_are_not_padded(backbone):
+def test_a_backbone_leaves_the_padding_of_the_data_set(backbone):
+    """Each size of an image is a program, also where images are resized."""
+    for name, multiple in (("voc", 256), ("folder", 128)):
+        config = base.get_base()
+        config.data.name, config.eval.pad_to = name, 128
+        presets.apply(config, f"method=unimatch_v2,backbone={backbone}")
+        assert config.eval.pad_to == multiple
+
+
+def test_the_unet_takes_no_settings_of_a_backbone():
     config = base.get_base()
-    config.data.name = "voc"
-    presets.apply(config, f"method=unimatch_v2,backbone={backbone}")
-    network = build_segmenter(model_config(config, 21, 3))
-    assert config.eval.pad_to == (0 if network.resizes_images else 256)
+    presets.apply(config, "method=supervised,model=unet,backbone=vit_s16")
+    assert (config.model.name, config.model.drop_path) == ("unet", 0.0)
+    config_checks.check_read(config)
 
 
 def test_a_backbone_brings_its_decoder_and_optimizer():
@@ -309,6 +317,7 @@ def test_on_dinov2_the_comparators_are_those_of_unimatch_v2(
     # 3000 labeled images per epoch, on each GPU in whole batches.
     if method == "supervised":
         assert train.steps == train.epochs * (3000 // gpus // group)
+        assert train.eval_every == train.steps // train.epochs
     assert config.optimizer.name == "adamw" and config.method.threshold == 0.95
     assert config.eval.protocol == v2.get("eval.protocol", "whole")
     if method == "fixmatch":

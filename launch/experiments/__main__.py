@@ -48,6 +48,7 @@ from mpmc_jax.experiments.paper.registry import all_experiments
 from mpmc_jax.experiments.paper.results import Place, other_run, read_outcome
 from mpmc_jax.paths import as_path
 from mpmc_jax.text import printable, quantity
+from mpmc_jax.training.workdir import has_steps
 
 # The arguments that replace parts of a configuration's argument.
 _CHANGES = ("backbone", "model", "crop", "mpmc", "lists")
@@ -214,7 +215,7 @@ def _run(args: argparse.Namespace, more: Sequence[str]) -> int:
         raise ValueError(f"--jobs={args.jobs}: at least 1 is needed")
     failed = 0
     if not args.summarize:
-        _check_prepared(table, configs, place)
+        _check_runs(table, configs, place)
         failed = processes.train_all(
             table.runs,
             {
@@ -326,10 +327,18 @@ def _configuration(arguments: Sequence[str]) -> ml_collections.ConfigDict:
     return config
 
 
-def _check_prepared(
+def _check_runs(
     table: Table, configs: Mapping[str, ml_collections.ConfigDict], place: Place
 ) -> None:
-    """Raises FileNotFoundError if runs that are left lack their prepared data set."""
+    """Checks the runs that are left before the first one trains.
+
+    Raises:
+      FileNotFoundError: a data set is not prepared.
+      ValueError: a run to come has settings that nothing reads.
+    """
+    for run in table.runs:
+        if not has_steps(place.workdir(run)):
+            config_checks.check_read(configs[run.name])
     left = [
         run
         for run in table.runs

@@ -166,9 +166,7 @@ def summarize(
             names += _class_scores([outcomes[run.name] for run in cell.runs])
         for name in names:
             lines.append(_line(table, cell, baseline, runs, name))
-    failures = {
-        name: each.reason for name, each in outcomes.items() if each.state == "failed"
-    }
+    failures = {name: each.reason for name, each in outcomes.items() if each.reason}
     return Summary(table, tuple(lines), tuple(_differences(outcomes, paper)), failures)
 
 
@@ -238,6 +236,14 @@ def _line(
         for one, other in zip(own, against, strict=False)
         if have_same_data(one.outcome, other.outcome)
     ]
+    others = sum(
+        not have_same_data(one.outcome, other.outcome)
+        for one, other in zip(own, against, strict=False)
+        if one.outcome.manifest and other.outcome.manifest
+    )
+    if others:
+        left_out = f"{quantity(others, 'gain')} left out: the baseline has other data"
+        state = f"{state}, {left_out}" if state else left_out
     column = table.columns[cell.column]
     return Line(
         table.rows[cell.row],

@@ -49,7 +49,7 @@ class PipelineConfig:
       seed: seed of order and geometry.
       threads: reading threads, and as many again for requested partners. With 0 the
         calling thread reads; requested partners then have one thread.
-      prefetch: batches prepared ahead if there are threads.
+      prefetch: batches prepared ahead if there are threads, at least one for each.
       resident: whether images are cached on the device, and batches hold plans of their
         crops (`data.crop_plan`) instead of pixels.
       process_index: index of this process.
@@ -321,7 +321,10 @@ class TrainPipeline:
         dataset = zipped.to_iter_dataset(
             grain.ReadOptions(
                 num_threads=config.threads,
-                prefetch_buffer_size=config.prefetch if config.threads else 0,
+                # A thread reads a whole batch, so that each needs a place for one.
+                prefetch_buffer_size=max(config.prefetch, config.threads)
+                if config.threads
+                else 0,
             )
         )
         rows = {

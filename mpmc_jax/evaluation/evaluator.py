@@ -40,7 +40,8 @@ class PatchProbe:
       apply: (variables, normalized images (b,h,w,c), labels (b,h,w)) -> logits
         (b,h',w',C), targets (b,h',w',C) bool, valid (b,h',w') bool, for h' x w'
         patches. Pass the same function every time: a new one is compiled again.
-      multiple: `apply` sees the largest multiple of so many rows and columns.
+      multiple: `apply` sees the largest multiple of so many rows and columns, and
+        pads images with fewer.
     """
 
     variables: PyTree

@@ -72,7 +72,7 @@ def _data() -> dict:
         # byte may differ by one. For data sets of a few GB (ACDC, CamVid, VOC).
         "resident": False,
         # Reading threads: 0 for none, -1 for one per CPU of the process, at most 16;
-        # and batches prepared ahead.
+        # and batches prepared ahead, at least one per thread.
         "threads": -1,
         "prefetch": 4,
     }

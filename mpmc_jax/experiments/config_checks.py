@@ -102,7 +102,7 @@ def check_keys(arguments: list[str]) -> None:
 
 
 def check_ranges(config: ml_collections.ConfigDict) -> None:
-    """Checks that numbers are finite, fit their types, have a valid sign and are read.
+    """Checks that numbers are finite, fit their types and have a valid sign.
 
     Raises:
       ValueError: the message lists the numbers that are not valid.
@@ -119,12 +119,18 @@ def check_ranges(config: ml_collections.ConfigDict) -> None:
             f"data.threads={config.data.threads}: give a number of threads, 0 for "
             "none, or -1 for one per CPU"
         )
-    if wrong := [*wrong, *_unread_settings(config)]:
+    if wrong:
         raise ValueError("; ".join(wrong))
 
 
-def _unread_settings(config: ml_collections.ConfigDict) -> list[str]:
-    """Describes settings that were changed although nothing reads them."""
+def check_read(config: ml_collections.ConfigDict) -> None:
+    """Checks that what was changed is read by something.
+
+    A run that has begun is not asked: it keeps its settings.
+
+    Raises:
+      ValueError: the message lists the settings that nothing reads.
+    """
     model, method, data = config.model, config.method, config.data
     unread = {}
     if "focal" not in method.supervised_loss.split("_"):
@@ -144,11 +150,13 @@ def _unread_settings(config: ml_collections.ConfigDict) -> list[str]:
         unread[key] = f"CPS with method.cutmix={method.cutmix}"
     given = workdir.flatten(config.to_dict())
     defaults = workdir.flatten(base_config.get_base().to_dict())
-    return [
+    wrong = [
         f"{key}={given[key]} does not act on {what}; leave it at {defaults[key]!r}"
         for key, what in unread.items()
         if given[key] not in (defaults[key], _PRESET.get(key))
     ]
+    if wrong:
+        raise ValueError("; ".join(wrong))
 
 
 def _range_errors(key: str, value: Any) -> list[str]:

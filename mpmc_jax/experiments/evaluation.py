@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import ml_collections
 
 from mpmc_jax.data.build import build_eval
@@ -12,7 +13,7 @@ from mpmc_jax.evaluation.protocols import EvalProtocol, build_protocol
 from mpmc_jax.experiments.build import Setup, averages
 from mpmc_jax.training.state import TrainState, variables_of
 from mpmc_jax.training.train_step import select_teachers
-from mpmc_jax.types import Array, Network, PyTree
+from mpmc_jax.types import IGNORE_LABEL, Array, Network, PyTree
 
 
 def make_protocol(config: ml_collections.ConfigDict) -> EvalProtocol:
@@ -146,7 +147,10 @@ def make_probe_builder(setup: Setup) -> Callable[[TrainState], PatchProbe | None
     module = setup.step.teacher_modules[network]
 
     def apply(variables: PyTree, images: Array, labels: Array):
-        # Only whole patches of the encoder are classified.
+        # Only whole patches of the encoder are classified; a smaller image is one.
+        padding = [(0, max(module.multiple - side, 0)) for side in labels.shape[1:3]]
+        images = jnp.pad(images, ((0, 0), *padding, (0, 0)), mode="edge")
+        labels = jnp.pad(labels, ((0, 0), *padding), constant_values=IGNORE_LABEL)
         rows, columns = (side - side % module.multiple for side in labels.shape[1:3])
         images, labels = images[:, :rows, :columns], labels[:, :rows, :columns]
         teacher = Network(module, **variables["network"])

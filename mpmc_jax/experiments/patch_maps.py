@@ -84,7 +84,9 @@ class PatchClassifier:
           probed: pixels to which it is resized for the patch classifier.
           count: number of patches.
         """
-        spans = self.field.spans(probed - probed % self.probe.multiple, count)
+        multiple = self.probe.multiple
+        seen = probed - probed % multiple if probed >= multiple else probed
+        spans = self.field.spans(seen, count)
         first, after_last = spans.T * side
         return np.stack([first // probed, -(-after_last // probed)], axis=1)
 

@@ -76,14 +76,15 @@ def train(
       WorkdirError: the directory holds another run.
       NonFiniteError, Interrupted: training stopped; the state is saved.
     """
+    directory = as_path("--workdir", os.fspath(workdir))
+    begins = distributed.from_first(not workdir_lib.has_steps(directory))
     with agreement.failing_together():
-        directory = as_path("--workdir", os.fspath(workdir))
         check_path(directory.absolute())
-        training = build_training(config)
+        training = build_training(config, begins)
     model, networks = training.setup.model, training.setup.step.method.networks
     pretrained = functools.cache(lambda: initial_weights(config, model, len(networks)))
     origin = {}
-    if distributed.from_first(not workdir_lib.has_steps(directory)):
+    if begins:
         # Weights that do not fit are refused before the directory is taken.
         with agreement.failing_together():
             origin = {"pretrained": pretrained()[1] or None}
@@ -173,8 +174,13 @@ class Training:
         )
 
 
-def build_training(config: ml_collections.ConfigDict) -> Training:
+def build_training(config: ml_collections.ConfigDict, begins: bool) -> Training:
     """Builds all that training needs, so that mistakes show before the first step.
+
+    Args:
+      config: the run's configuration.
+      begins: whether the run has no step yet; one that has keeps its settings, also
+        those that nothing reads.
 
     Raises:
       ValueError, FileNotFoundError: bad settings or data; the message says how to fix
@@ -182,6 +188,8 @@ def build_training(config: ml_collections.ConfigDict) -> Training:
     """
     config_checks.expand_paths(config)
     config_checks.check_ranges(config)
+    if begins:
+        config_checks.check_read(config)
     if config.train.wandb:
         load_wandb()
     jax.config.update("jax_default_matmul_precision", config.matmul_precision)

@@ -5,6 +5,7 @@ code of this package asks the functions below what it must know about a network,
 does not test a network's name.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -128,10 +129,15 @@ def encoder_normalization(name: str, backbone: str) -> str:
 
 
 def reads_drop_path(name: str, backbone: str) -> bool:
-    """Whether the network has the stochastic depth of `ModelConfig.drop_path`."""
-    decoder = DECODERS.get(name)
-    own_encoder = decoder is not None and decoder.encoder is not None
-    return backbone in vit.BACKBONES and not own_encoder
+    """Whether the network has the stochastic depth of `ModelConfig.drop_path`.
+
+    Raises:
+      ValueError: an unknown encoder or decoder; the message lists the valid ones.
+    """
+    config = ModelConfig(name=name, backbone=backbone)
+    dropping = dataclasses.replace(config, drop_path=0.1)
+    build = _build_encoder(config)
+    return build(config, None).module != build(dropping, None).module
 
 
 def adapters(config: ModelConfig) -> dict[tuple[str, ...], Adapter]:

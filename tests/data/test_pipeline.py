@@ -1,6 +1,8 @@
 import collections
+import os
 
 import chex
+import grain
 import jax
 import numpy as np
 import pytest
@@ -57,10 +59,29 @@ def test_a_run_is_a_function_of_its_seed_and_not_of_threads(data_dir):
         config.data.threads = threads
         again = take_batches(build.build_train(config, Streams(partner="same")), 5)
         chex.assert_trees_all_equal(reference, again)
-    assert 1 <= build.reading_threads(-1) <= 16
     config.seed = 1
     other = take_batches(build.build_train(config, Streams(partner="same")), 5)
     assert (reference[0].labeled.image != other[0].labeled.image).any()
+
+
+@pytest.mark.parametrize(("cpus", "threads"), [(1, 1), (8, 8), (64, 16)])
+def test_every_cpu_has_a_thread_and_every_thread_a_batch(
+    cpus, threads, data_dir, monkeypatch
+):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(cpus)))
+    made, real = [], grain.ReadOptions
+
+    def note(**options):
+        made.append(options)
+        return real(num_threads=0, prefetch_buffer_size=0)
+
+    config = config_for(data_dir)
+    config.data.threads, config.data.prefetch = -1, 4
+    pipeline = build.build_train(config, Streams())
+    monkeypatch.setattr(grain, "ReadOptions", note)
+    pipeline.iterator().close()
+    buffer = max(threads, 4)
+    assert made == [{"num_threads": threads, "prefetch_buffer_size": buffer}]
 
 
 @pytest.mark.parametrize("threads", [0, 2])

@@ -158,6 +158,11 @@ def test_differences_are_of_scores_evaluated_as_published(toy, tmp_path):
     off, on = summary.summarize(table, place, []).lines
     assert (off.best, off.scored, off.gains) == ((50,), (), ())
     assert off.state == "1 run not scored yet (images without padding)"
+    failure = place.failure(table.runs[0])
+    failure.parent.mkdir()
+    failure.write_text("out of memory\n")
+    failed = summary.summarize(table, place, []).failures
+    assert failed == {table.runs[0].name: "out of memory"}
     assert math.isnan(off.difference)
     paths = [place.workdir(run) / "eval_val_best.json" for run in table.runs]
     first, second = (
@@ -321,6 +326,10 @@ def test_a_run_of_other_data_is_named_and_never_counted(toy, tmp_path):
     )
     found = read_outcome(off, place)
     assert found.state == "failed" and "fingerprint 0 there" in found.reason
+    # Nor do lists that are not there end what reads other runs.
+    absent = f"--config.data.labeled_ids={tmp_path / 'absent.txt'}"
+    found = read_outcome(off, place_of(tmp_path / "out", *settings, absent))
+    assert found.state == "failed" and "absent.txt" in found.reason
     any_data = dataclasses.replace(place, data=None)
     assert read_outcome(off, any_data).state == "finished"
 
@@ -335,7 +344,8 @@ def test_a_cell_and_a_gain_are_of_runs_of_one_data_set(toy, tmp_path):
         write_run(place, run, scores, data={"split_crc32": 1})
     write_run(place, on[0], scores, data={"split_crc32": 2})
     _, line = summary.summarize(table, place, []).lines
-    assert (line.best, line.gains, line.state) == ((30,), (), "1 run not run")
+    left_out = "1 run not run, 1 gain left out: the baseline has other data"
+    assert (line.best, line.gains, line.state) == ((30,), (), left_out)
     write_run(place, on[1], scores, data={"split_crc32": 1})
     _, line = summary.summarize(table, place, []).lines
     assert (line.best, line.gains) == ((), ())

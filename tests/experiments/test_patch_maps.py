@@ -28,6 +28,12 @@ def test_patches_of_resized_slices_cover_all_of_the_slice():
     assert found["columns"][-1].tolist() == [234, 256]
 
 
+def test_patches_of_an_image_smaller_than_one_cover_it():
+    found = _arrays((10, 40), "whole", ReceptiveField(16, 16, 0), (1, 2), multiple=16)
+    assert found["rows"].tolist() == [[0, 10]]
+    assert found["columns"].tolist() == [[0, 16], [16, 32]]
+
+
 def test_patches_cover_no_pixel_that_the_encoder_does_not_see():
     field = ReceptiveField(20, 16, 2)
     found = _arrays((40, 48), "whole", field, (2, 3), multiple=16)

@@ -385,6 +385,9 @@ def test_whole_patches_of_any_image_are_classified():
     shapes = jax.eval_shape(probe.apply, probe.variables, images, labels)
     assert [each.shape[:3] for each in shapes] == [(1, 3, 5)] * 3
     assert (27 // probe.multiple, 45 // probe.multiple) == (3, 5)
+    # An image that is smaller than a patch is one patch.
+    shapes = jax.eval_shape(probe.apply, probe.variables, images[:, :5], labels[:, :5])
+    assert [each.shape[:3] for each in shapes] == [(1, 1, 5)] * 3
 
 
 @pytest.mark.full

@@ -56,11 +56,13 @@ class Place:
       folder: holds runs/, with a directory for each run, and logs/.
       configure: makes the configuration of a planned run.
       data: identifies the data of a planned run; None to take runs of any data.
+      known: what `data` found, by the run's name.
     """
 
     folder: Path
     configure: Callable[[PlannedRun], ml_collections.ConfigDict]
     data: Callable[[ml_collections.ConfigDict], Mapping[str, Any]] | None = planned_data
+    known: dict[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
 
     def workdir(self, run: PlannedRun) -> Path:
         """The directory of a run."""
@@ -81,7 +83,7 @@ class Outcome:
 
     Attributes:
       state: how far it came.
-      reason: why it failed, in a line.
+      reason: why it, or the final evaluation of a finished run, failed, in a line.
       step, steps: the last evaluated step, and the run's length; 0 if unknown.
       metric: name of the score that picks the best checkpoint.
       evaluations: the lines of metrics.jsonl with that score, in order.
@@ -144,7 +146,8 @@ def _other_data(
     there = manifest.get("data", {})
     if place.data is None or not there:
         return ""
-    here = place.data(planned)
+    here = place.known.get(run.name) or place.data(planned)
+    place.known[run.name] = here
     differ = [
         f"{label}, {name} {there[name]} there, {here[name]} planned"
         for name, label in _DATA.items()
@@ -183,12 +186,14 @@ def _other_settings(config: dict[str, Any], planned: ml_collections.ConfigDict) 
 def read_outcome(run: PlannedRun, place: Place) -> Outcome:
     """Reads what is known about a run; a damaged file counts as one that is missing.
 
-    A run of the same name with other settings or data counts as failed, without scores.
-
-    Raises:
-      FileNotFoundError, ValueError: see `planned_data`.
+    A run of the same name with other settings or data counts as failed, without scores,
+    and so does one whose planned data cannot be read.
     """
-    if other := other_run(run, place):
+    try:
+        other = other_run(run, place)
+    except (OSError, ValueError) as error:
+        other = str(error)
+    if other:
         return Outcome("failed", other)
     directory = place.workdir(run)
     config = _read_json(directory / workdir_lib.CONFIG)
@@ -215,7 +220,7 @@ def read_outcome(run: PlannedRun, place: Place) -> Outcome:
     state: State = "finished" if finished else "failed" if reason else "unfinished"
     return Outcome(
         state,
-        "" if state == "finished" else reason,
+        reason,
         step,
         steps,
         metric,
