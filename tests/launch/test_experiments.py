@@ -199,6 +199,20 @@ def test_every_experiment_runs_and_prints_its_table(place, environment, capsys, 
     assert capsys.readouterr().err.count("finished already") == len(lines)
 
 
+def test_runs_to_come_have_no_settings_that_nothing_reads(tmp_path):
+    """Those that have begun keep theirs, which a run may not change."""
+    flags = ("--config.model.drop_path=0.1", "--config.data.data_dir=absent")
+    place = place_of(tmp_path, *flags)
+    table = base.plan("table6", registry.EXPERIMENTS["table6"])
+    configs = {run.name: place.configure(run) for run in table.runs}
+    with pytest.raises(ValueError, match="^model.drop_path=0.1 does not act on"):
+        experiments._check_runs(table, configs, place)
+    for each in table.runs:
+        (place.workdir(each) / "checkpoints" / "3").mkdir(parents=True)
+    with pytest.raises(FileNotFoundError, match="absent"):
+        experiments._check_runs(table, configs, place)
+
+
 def test_a_finished_run_is_evaluated_as_published_once(tmp_path, capsys):
     """The result is read from its directory, and one of another checkpoint is not."""
     place = place_of(tmp_path, "--config.train.steps=20", "--config.eval.pad_to=32")
