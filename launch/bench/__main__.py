@@ -265,7 +265,9 @@ def _compile(
         before = read_program(as_path("--against", args.against))
     found = bench_gpu_program(config, name, count, top=args.top, fits=args.fits)
     if args.peer:
-        found["torch"] = figures(count_peer(config), RATES[name], count, args.top)
+        kernels, peak = count_peer(config)
+        found["torch"] = figures(kernels, RATES[name], count, args.top)
+        found["torch"]["peak_bytes"] = peak
     print(table(found, before), file=sys.stderr)
     return {**found, "over_file": ratios(found, before)} if before else found
 

@@ -4,6 +4,8 @@ import importlib.util
 import json
 import math
 import pathlib
+import subprocess
+import sys
 
 import jax
 import pytest
@@ -11,6 +13,7 @@ import pytest
 from launch.bench import __main__ as bench
 from launch.bench.gpu import check, devices, hlo, program, roofline
 from tests.support import tiny
+from tests.support.programs import ROOT
 
 TEXT = (pathlib.Path(__file__).parent.parent / "support/gpu_program.hlo").read_text()
 H100 = devices.RATES["h100"]
@@ -154,6 +157,36 @@ def test_the_step_of_an_absent_gpu(monkeypatch, capsys):
     assert found["peak_bytes"] > found["temporary_bytes"] > 1e6
 
 
+_CHAIN = """
+import torch
+from launch.bench.pytorch.count import count_step
+
+kernel = torch.zeros(100, 100, device="meta", requires_grad=True)
+
+def step():
+    x = torch.zeros(100, 100, device="meta")
+    for _ in range(5):
+        x = torch.sin(x @ kernel)
+    x.sum().backward()
+    kernel.grad = None
+
+print(count_step(step)[1] // 40_000)
+"""
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("torch"), reason="needs torch")
+def test_pytorchs_peak_is_what_autograd_keeps():
+    """A kernel, its input, ten maps of a chain, and two gradients on the way back."""
+    done = subprocess.run(
+        [sys.executable, "-c", _CHAIN],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=False,
+    )
+    assert done.stdout.split() == ["14"], done.stderr
+
+
 @pytest.mark.full
 @pytest.mark.skipif(not importlib.util.find_spec("torch"), reason="needs torch")
 def test_pytorchs_step_is_counted_by_the_same_model():
@@ -164,9 +197,11 @@ def test_pytorchs_step_is_counted_by_the_same_model():
         args.batch_size = batch_size
         config = bench.configuration(args, "unimatch")
         config.data.crop = 65
-        return roofline.figures(bench.count_peer(config), H100, 1, top=3)
+        kernels, peak = bench.count_peer(config)
+        return {**roofline.figures(kernels, H100, 1, top=3), "peak": peak}
 
     small, large = figures(2), figures(4)
+    assert small["peak"] < large["peak"] < 2 * small["peak"]
     assert large["kernels"] == small["kernels"] > 1000
     assert large["kinds"]["convolutions"]["flops"] == pytest.approx(
         2 * small["kinds"]["convolutions"]["flops"]

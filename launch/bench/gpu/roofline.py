@@ -109,6 +109,8 @@ def table(found: dict[str, Any], before: dict[str, Any] | None = None) -> str:
     ]
     if peaks:
         lines.append("peak " + " -> ".join(f"{peak / 1e9:.2f} GB" for peak in peaks))
+    if "torch" in found:
+        lines.append(f"peak in PyTorch {found['torch']['peak_bytes'] / 1e9:.2f} GB")
     lines.append(f"widest window of a convolution: {found['widest_window']}")
     for row in found["top"]:
         lines.append(_row(f"{row['kind']}: {row['source']}", row, None))

@@ -7,7 +7,9 @@ a single reading, and every operation as a single kernel: lower bounds.
 
 # pyright: reportMissingImports=false, reportUntypedBaseClass=false
 
+import gc
 import math
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -61,11 +63,23 @@ _KINDS = (
 
 
 class _Recorder(TorchDispatchMode):
-    """Records every operation on tensors as a kernel."""
+    """Records every operation on tensors as a kernel, and the bytes that are held.
+
+    Attributes:
+      kernels: the operations.
+      peak: most bytes of tensors that existed at once, as if each were freed, and its
+        memory used again, when nothing refers to it any more.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.kernels: list[hlo.Kernel] = []
+        self.peak = self._held = 0
+        self._known: set[int] = set()
+        for each in gc.get_objects():
+            # Some objects fail when they are asked for their class.
+            if issubclass(type(each), torch.Tensor):
+                self._hold(each)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: Any = None
@@ -74,15 +88,37 @@ class _Recorder(TorchDispatchMode):
         name = func._schema.name.split("::")[1]
         if name not in _FREE and name.rstrip("_") not in _FREE:
             self.kernels.append(_kernel(func, name, args, kwargs or {}, out))
+        for each in tree_leaves(out):
+            if isinstance(each, torch.Tensor):
+                self._hold(each)
         return out
 
+    def _hold(self, tensor: torch.Tensor) -> None:
+        """Counts a tensor's memory until it is freed, if it is not counted yet."""
+        memory = tensor.untyped_storage()
+        key, size = memory._cdata, memory.nbytes()
+        if key in self._known:
+            return
+        self._known.add(key)
+        self._held += size
+        self.peak = max(self.peak, self._held)
+        weakref.finalize(memory, self._free, key, size)
 
-def count_step(step: Callable[[], Any]) -> list[hlo.Kernel]:
-    """Lists the operations of a step; it runs once before, to make its state."""
+    def _free(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self._held -= size
+
+
+def count_step(step: Callable[[], Any]) -> tuple[list[hlo.Kernel], int]:
+    """Lists the operations of a step; it runs once before, to make its state.
+
+    Returns:
+      The operations, and the most bytes of tensors that existed at once.
+    """
     step()
     with _Recorder() as recorder:
         step()
-    return recorder.kernels
+    return recorder.kernels, recorder.peak
 
 
 def _kernel(func: Any, name: str, args: Any, kwargs: Any, out: Any) -> hlo.Kernel:

@@ -149,16 +149,16 @@ def _make_step(kind: str, settings: dict[str, Any]) -> Callable[[], float]:
     return _make_peer(kind, settings).step
 
 
-def _make_count(settings: dict[str, Any]) -> Callable[[], list[hlo.Kernel]]:
-    """The operations of one update, on tensors without values."""
+def _make_count(settings: dict[str, Any]) -> Callable[[], tuple[list[hlo.Kernel], int]]:
+    """The operations and the peak memory of one update, on tensors without values."""
     from launch.bench.pytorch import count
 
     peer = _make_peer("torch", settings, "meta")
     return lambda: count.count_step(peer.update)
 
 
-def count_peer(config: ml_collections.ConfigDict) -> list[hlo.Kernel]:
-    """Lists the operations of PyTorch's step on one device."""
+def count_peer(config: ml_collections.ConfigDict) -> tuple[list[hlo.Kernel], int]:
+    """Lists the operations of PyTorch's step on one device, and its peak memory."""
     with Peer(_make_count, config.to_dict()) as peer:
         return peer.ask()[0]
 

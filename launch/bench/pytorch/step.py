@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from launch.bench.pytorch import network as peer_network
 from mpmc_jax.experiments.build import Setup
-from mpmc_jax.methods.unimatch import UniMatch
+from mpmc_jax.methods import unimatch
 from mpmc_jax.models.weights.torch_names import torch_state_dict
 from mpmc_jax.plugins.mpmc import MPMC
 from mpmc_jax.plugins.mpmc.patches import nearest_patch
@@ -81,7 +81,7 @@ class TorchPeer:
 
     def _build(self, setup: Setup) -> Any:
         """Makes the network."""
-        assert isinstance(setup.step.method, UniMatch)
+        assert isinstance(setup.step.method, unimatch.UniMatch)
         self._threshold = setup.step.method.threshold
         model = setup.model
         return peer_network.Segmenter(model.backbone, model.num_classes, model.width)
@@ -122,6 +122,7 @@ class TorchPeer:
 
     def _moved(self, inputs: Any) -> dict[str, Any]:
         """The views, on the device."""
+        assert isinstance(inputs, unimatch.Inputs)
         image, plain = self._image, self._plain
         return {
             "image": image(inputs.image),
@@ -130,7 +131,7 @@ class TorchPeer:
             "partner": image(inputs.partner_weak),
             "strong": [image(x) for x in inputs.strong],
             "partner_strong": [image(x) for x in inputs.partner_strong],
-            "boxes": [plain(x) for x in inputs.boxes],
+            "boxes": [plain(x) for x in inputs.masks],
             "masks": [image(inputs.perturbation[tap]) for tap in ("layer1", "layer4")],
         }
 

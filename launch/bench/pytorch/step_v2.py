@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from launch.bench.pytorch import dinov2_dpt
 from launch.bench.pytorch.step import TorchPeer, decided, paste
 from mpmc_jax.experiments.build import Setup
-from mpmc_jax.methods.unimatch_v2 import UniMatchV2
+from mpmc_jax.methods import unimatch_v2
 from mpmc_jax.types import IGNORE_LABEL
 
 
@@ -24,7 +24,7 @@ class TorchPeerV2(TorchPeer):
     """A step of UniMatch V2 without MPMC, on a single group."""
 
     def _build(self, setup: Setup) -> Any:
-        assert isinstance(setup.step.method, UniMatchV2)
+        assert isinstance(setup.step.method, unimatch_v2.UniMatchV2)
         self._method, self._supervised = setup.step.method, setup.step.supervised_loss
         self._steps = 0
         model = setup.model
@@ -44,6 +44,7 @@ class TorchPeerV2(TorchPeer):
         )
 
     def _moved(self, inputs: Any) -> dict[str, Any]:
+        assert isinstance(inputs, unimatch_v2.Inputs)
         mask = next(iter(inputs.perturbation.values()))
         return {
             "image": self._image(inputs.image),
@@ -51,7 +52,7 @@ class TorchPeerV2(TorchPeer):
             "weak": self._image(inputs.weak),
             "real": self._plain(inputs.real),
             "strong": [self._image(x) for x in inputs.strong],
-            "boxes": [self._plain(x) for x in inputs.boxes],
+            "boxes": [self._plain(x) for x in inputs.masks],
             "mask": self._plain(mask[:, 0]).to(self._dtype),
         }
 
