@@ -8,7 +8,7 @@ import colorsys
 import dataclasses
 import hashlib
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from mpmc_jax.data.decode import Color
 from mpmc_jax.data.masks import MaskFormat
@@ -161,10 +161,13 @@ def read_bytes(blob: Blob) -> bytes:
     return as_encoded(blob, read_original(blob))
 
 
-def default_palette(num_classes: int) -> tuple[Color, ...]:
-    """Returns distinct colors: hues by the golden ratio, in alternating brightness."""
-    palette = []
-    for i in range(num_classes):
+def default_palette(class_names: Sequence[str]) -> tuple[Color, ...]:
+    """Returns distinct colors: hues by the golden ratio, in alternating brightness.
+
+    A first class called background is black.
+    """
+    palette = [(0, 0, 0)] if [*class_names[:1]] == ["background"] else []
+    for i in range(len(class_names) - len(palette)):
         color = colorsys.hsv_to_rgb(0.618034 * i % 1, 0.65, 0.95 - 0.3 * (i % 2))
         red, green, blue = (round(255 * value) for value in color)
         palette.append((red, green, blue))

@@ -76,7 +76,7 @@ def test_labels_move_with_their_image(tmp_path):
     data = source.Source(
         "synthetic",
         tuple("abcd"),
-        source.default_palette(4),
+        source.default_palette(("a", "b", "c", "d")),
         RGB,
         {"train": tuple(samples[:6]), "val": tuple(samples[6:])},
     )

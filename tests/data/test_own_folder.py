@@ -13,6 +13,7 @@ from mpmc_jax.data import check, registry
 from mpmc_jax.data.builders import camvid
 from mpmc_jax.data.dataset import open_dataset
 from mpmc_jax.data.own import names, survey
+from mpmc_jax.data.source import default_palette
 
 SIZE = (24, 32)
 LABEL = np.repeat(np.arange(4, dtype=np.uint8), 6)[:, None].repeat(32, 1)
@@ -83,6 +84,15 @@ def test_layouts(image, mask, key, tmp_path):
         for i in range(3)
     }
     assert _pairs(tmp_path) == names_of
+
+
+def test_a_first_class_called_background_is_black():
+    """In an overlay it darkens the image instead of tinting most of it."""
+    leaf, stem = default_palette(("leaf", "stem"))
+    assert default_palette(("background", "leaf", "stem")) == ((0, 0, 0), leaf, stem)
+    # There is black once, so that no other class is taken for it.
+    colors = default_palette([f"class {i}" for i in range(60)])
+    assert len(set(colors)) == 60 and (0, 0, 0) not in colors
 
 
 def test_channels_in_files_of_their_own_are_explained(tmp_path):

@@ -110,7 +110,7 @@ def read_source(
     return Source(
         name="folder",
         class_names=named.names,
-        palette=named.palette or default_palette(len(named.names)),
+        palette=named.palette or default_palette(named.names),
         pixels=dataclasses.replace(pixels, nodata=named.nodata or ()),
         ask_nodata=named.nodata is None,
         measure=True,
