@@ -98,7 +98,7 @@ class Prediction(struct.PyTreeNode):
     Attributes:
       logits: (b,h,w,c) float32.
       embedding: (b,h,w,d) pixel embedding, or None.
-      auxiliary: (b,h,w,c) logits of the auxiliary head, or None.
+      auxiliary: (b,h,w,c) logits of the auxiliary classifier, or None.
       decoder: (b,h,w,d) the decoder's last feature map, the tap named "decoder".
     """
 
@@ -194,7 +194,7 @@ class Supervised(struct.PyTreeNode):
       taps: tap name -> (b,h,w,d).
       label: (b,h,w) integer, after any pasting.
       region: the pixels that count.
-      auxiliary: (b,h,w,c) logits of the auxiliary head, or None.
+      auxiliary: (b,h,w,c) logits of the auxiliary classifier, or None.
       name: the term's name in the metrics; begins with "supervised".
       student_name: the student that predicted it.
     """

@@ -138,7 +138,7 @@ def build_train(
         raise ValueError("; ".join(problems))
     data = config.data
     streams = _configured(streams, data)
-    crop = CropConfig(
+    crop_config = CropConfig(
         size=data.crop,
         scale_min=data.scale_min,
         scale_max=data.scale_max,
@@ -150,7 +150,7 @@ def build_train(
     settings = PipelineConfig(
         batch_size=config.train.batch_size,
         group_size=config.train.group_size,
-        crop=crop,
+        crop_config=crop_config,
         streams=streams,
         epoch_of=config.train.epoch_of,
         seed=config.seed,

@@ -53,12 +53,12 @@ class PlanReader:
     labels: np.ndarray | None = None
 
     def crops(
-        self, position: int, rng: np.random.Generator, settings: Sequence[CropConfig]
+        self, position: int, rng: np.random.Generator, configs: Sequence[CropConfig]
     ) -> list[dict[str, Any]]:
-        """Makes one plan of an image for each of the settings, drawn in that order."""
+        """Makes one plan of an image for each of the configs, drawn in that order."""
         rows, columns = map(int, self.sizes[position])
         found = []
-        for crop_config in settings:
+        for crop_config in configs:
             cut = self.draw(rng, (rows, columns), crop_config)
             if self.labels is not None and crop_config.focus is not None:
                 label_hw = self.labels[position, :rows, :columns]

@@ -43,7 +43,7 @@ class PipelineConfig:
     Attributes:
       batch_size: labeled images per step, over all processes.
       group_size: number of images that are mixed and ranked among themselves.
-      crop: crop settings.
+      crop_config: size of crops, and range of the random resize.
       streams: the crops that the method asks for.
       epoch_of: the list that an epoch passes over, "unlabeled" or "labeled".
       seed: seed of order and geometry.
@@ -58,7 +58,7 @@ class PipelineConfig:
 
     batch_size: int
     group_size: int
-    crop: CropConfig
+    crop_config: CropConfig
     streams: Streams
     epoch_of: str = "unlabeled"
     seed: int = 0
@@ -95,9 +95,9 @@ class CropReader(Protocol):
         ...
 
     def crops(
-        self, position: int, rng: np.random.Generator, settings: Sequence[CropConfig]
+        self, position: int, rng: np.random.Generator, configs: Sequence[CropConfig]
     ) -> list[Arrays]:
-        """Makes one crop of an image for each of the settings, drawn in that order."""
+        """Makes one crop of an image for each of the configs, drawn in that order."""
         ...
 
     def empty_crop(self, size: int) -> Arrays:
@@ -129,9 +129,9 @@ class RecordReader:
     with_label: bool
 
     def crops(
-        self, position: int, rng: np.random.Generator, settings: Sequence[CropConfig]
+        self, position: int, rng: np.random.Generator, configs: Sequence[CropConfig]
     ) -> list[Arrays]:
-        """Makes one crop of an image for each of the settings, drawn in that order.
+        """Makes one crop of an image for each of the configs, drawn in that order.
 
         Raises:
           ValueError: the image cannot be read; the message names its record.
@@ -145,7 +145,7 @@ class RecordReader:
         except UnreadableImage as error:
             raise ValueError(f"record {self.ids[position]!r}: {error}") from error
         crops = []
-        for crop_config in settings:
+        for crop_config in configs:
             cut = self.draw(rng, size_of(decoded), crop_config)
             if label_hw is not None and crop_config.focus is not None:
                 cut = focused(rng, cut, label_hw, crop_config.focus)
@@ -172,23 +172,25 @@ class RecordReader:
 class ReadLabeled(grain.transforms.RandomMap):
     """Maps a position in the labeled list to crops by stream.
 
-    With a `source_crop`, half of the examples get a crop of another labeled image to
-    copy objects from, and the others an empty one. It is drawn before the example's
-    own crop, as in the published code.
+    With a `source_crop_config`, half of the examples get a crop of another labeled
+    image to copy objects from, and the others an empty one. It is drawn before the
+    example's own crop, as in the published code.
     """
 
     reader: CropReader
-    crop: CropConfig
-    source_crop: CropConfig | None
+    crop_config: CropConfig
+    source_crop_config: CropConfig | None
 
     def random_map(self, element: int, rng: np.random.Generator) -> Any:
         crops = {}
-        if self.source_crop is not None:
-            crops["source"] = self.reader.empty_crop(self.crop.size)
+        if self.source_crop_config is not None:
+            crops["source"] = self.reader.empty_crop(self.crop_config.size)
             if rng.random() < 0.5:
                 other = int(rng.integers(len(self.reader.ids)))
-                (crops["source"],) = self.reader.crops(other, rng, [self.source_crop])
-        (crops["labeled"],) = self.reader.crops(element, rng, [self.crop])
+                (crops["source"],) = self.reader.crops(
+                    other, rng, [self.source_crop_config]
+                )
+        (crops["labeled"],) = self.reader.crops(element, rng, [self.crop_config])
         return crops
 
 
@@ -197,11 +199,11 @@ class ReadUnlabeled(grain.transforms.RandomMap):
     """Maps a position in the unlabeled list to one crop for each named stream."""
 
     reader: CropReader
-    crop: CropConfig
+    crop_config: CropConfig
     names: tuple[str, ...]
 
     def random_map(self, element: int, rng: np.random.Generator) -> Any:
-        crops = self.reader.crops(element, rng, [self.crop] * len(self.names))
+        crops = self.reader.crops(element, rng, [self.crop_config] * len(self.names))
         return dict(zip(self.names, crops, strict=True))
 
 
@@ -258,7 +260,7 @@ class TrainPipeline:
     """The training batches of one run, a function of data, split and seed.
 
     Attributes:
-      split: the ids in use.
+      split: the ids of the labeled and of the unlabeled training images.
       steps_per_epoch: see `EpochOrder`.
       num_labeled: number of distinct labeled images.
       num_unlabeled: number of unlabeled images, which the method may leave unused.
@@ -294,7 +296,7 @@ class TrainPipeline:
         self.device_cache: DeviceCache | None = None
         if config.resident:
             self.device_cache = DeviceCache(
-                info, split, config.streams.geometry, config.crop
+                info, split, config.streams.geometry, config.crop_config
             )
 
     def iterator(self, start_step: int = 0, *, requests: bool = True) -> TrainIterator:
@@ -313,7 +315,9 @@ class TrainPipeline:
         if config.streams.unlabeled:
             streams.append(self._unlabeled())
         if config.streams.partner == "other":
-            read = ReadUnlabeled(self._reader("unlabeled"), config.crop, ("partner",))
+            read = ReadUnlabeled(
+                self._reader("unlabeled"), config.crop_config, ("partner",)
+            )
             streams.append(self._stream("partner", read))
         # Every stream is endless in practice; lengths differ with the batch sizes.
         length = min(map(len, streams))
@@ -336,11 +340,13 @@ class TrainPipeline:
         partners = None
         if requests and config.streams.partner == "requested":
             reader = self._reader("unlabeled")
+
+            def read_partner(position: int, rng: np.random.Generator) -> Arrays:
+                (crop,) = reader.crops(position, rng, [config.crop_config])
+                return crop
+
             partners = PartnerLoader(
-                lambda position, rng: reader.crops(position, rng, [config.crop])[0],
-                rows["partner"],
-                config.seed,
-                config.threads,
+                read_partner, rows["partner"], config.seed, config.threads
             )
         return TrainIterator(dataset, rows, partners, start_step)
 
@@ -374,19 +380,21 @@ class TrainPipeline:
         )
 
     def _labeled(self) -> grain.MapDataset:
-        config, source_crop = self._config, None
+        config, source_crop_config = self._config, None
         if config.streams.source_scales is not None:
             low, high = config.streams.source_scales
-            source_crop = dataclasses.replace(
-                config.crop, scale_min=low, scale_max=high, focus=None
+            source_crop_config = dataclasses.replace(
+                config.crop_config, scale_min=low, scale_max=high, focus=None
             )
-        read = ReadLabeled(self._reader("labeled"), config.crop, source_crop)
+        read = ReadLabeled(
+            self._reader("labeled"), config.crop_config, source_crop_config
+        )
         return self._stream("labeled", read)
 
     def _unlabeled(self) -> grain.MapDataset:
         partner = ("partner",) if self._config.streams.partner == "same" else ()
         read = ReadUnlabeled(
-            self._reader("unlabeled"), self._config.crop, ("unlabeled", *partner)
+            self._reader("unlabeled"), self._config.crop_config, ("unlabeled", *partner)
         )
         return self._stream("unlabeled", read)
 

@@ -1,7 +1,7 @@
 """The description of a data set before it is prepared: files, classes, problems.
 
 Every builder describes its folder as one `Source`. `check` looks for problems in it and
-`builders.base` writes it as ArrayRecord. Nothing after preparation uses a source.
+`builders.base` writes it as ArrayRecord. Nothing after preparation uses a `Source`.
 """
 
 import colorsys

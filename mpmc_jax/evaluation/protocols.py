@@ -48,7 +48,7 @@ class EvalProtocol:
     # The metric that selects the best checkpoint; whether slices are scored as volumes.
     metric: ClassVar[str] = "miou"
     by_volume: ClassVar[bool] = False
-    # Whether `once` returns probabilities instead of logits.
+    # Whether `scores_of_view` returns probabilities instead of logits.
     probabilities: ClassVar[bool] = False
     # Whether images are scored whole, in one pass. Only then they may be padded to
     # multiples of `pad_to`, so that fewer sizes are compiled.
@@ -102,21 +102,21 @@ class EvalProtocol:
         """
         return SlideAEL(max(self.size, _LARGE_WINDOW), self.scales, self.flip)
 
-    def once(self, network: NetworkFn, images: Array) -> Array:
-        """The scores of one view: (b,h,w,c) -> (b,h,w,C)."""
+    def scores_of_view(self, network: NetworkFn, images: Array) -> Array:
+        """The scores of images at one scale and flip: (b,h,w,c) -> (b,h,w,C)."""
         return network(images)
 
     def scores(self, network: NetworkFn, images: Array) -> Array:
         """The scores of the images, averaged over views: (b,h,w,c) -> (b,h,w,C)."""
         if self.scales == (1.0,) and not self.flip:
-            return self.once(network, images)
+            return self.scores_of_view(network, images)
         size = images.shape[1:3]
         total = None
         for scale in self.scales:
             scaled = tuple(max(round(side * scale), 1) for side in size)
             view = resize(images, size=scaled)
             for mirrored in (False, True)[: 1 + self.flip]:
-                found = self.once(network, mirror(view) if mirrored else view)
+                found = self.scores_of_view(network, mirror(view) if mirrored else view)
                 found = resize(mirror(found) if mirrored else found, size=size)
                 found = found if self.probabilities else _softmax(found)
                 total = found if total is None else _sum(total, found)
@@ -159,7 +159,8 @@ class Slide(EvalProtocol):
         found = views.scores(network, images)
         return views.to_probabilities(found) if self.gives_probabilities else found
 
-    def once(self, network: NetworkFn, images: Array) -> Array:
+    def scores_of_view(self, network: NetworkFn, images: Array) -> Array:
+        """The scores of the windows of images, averaged where windows overlap."""
         _, rows, columns, _ = images.shape
         total, count = None, np.zeros((rows, columns), np.float32)
         places = windows.windows(self.spans(rows), self.spans(columns))
@@ -248,7 +249,8 @@ class PerVolume(EvalProtocol):
     def for_large_images(self) -> Slide | None:
         return None  # The network sees slices of one size.
 
-    def once(self, network: NetworkFn, images: Array) -> Array:
+    def scores_of_view(self, network: NetworkFn, images: Array) -> Array:
+        """The scores of slices resized to the training crops' size, and back."""
         size = images.shape[1:3]
         square = (self.size, self.size)
         return resize(network(resize(images, size=square)), size=size)

@@ -46,22 +46,22 @@ def make_evaluator(
     )
 
 
-def metric_name(config: ml_collections.ConfigDict) -> str:
+def best_metric(config: ml_collections.ConfigDict) -> str:
     """Returns the metric that `eval.best_metric` names; "auto" is the protocol's."""
     chosen = config.eval.best_metric
     return make_protocol(config).metric if chosen == "auto" else chosen
 
 
-def best_metric(
+def checked_best_metric(
     config: ml_collections.ConfigDict, setup: Setup, facts: DatasetFacts
 ) -> str:
-    """Returns the metric that chooses the best checkpoint, `eval.best_metric`.
+    """Returns `best_metric`, if validation computes such a metric.
 
     Raises:
       ValueError: there is no such metric, or it is of a class that no validation image
         has.
     """
-    chosen, protocol = metric_name(config), make_protocol(config)
+    chosen, protocol = best_metric(config), make_protocol(config)
     if config.eval.best_metric == "auto":
         return chosen
     names, kinds = ["miou", "pixel_accuracy"], {"iou": facts.class_names}

@@ -28,7 +28,7 @@ from mpmc_jax.experiments.build import (
     total_steps,
 )
 from mpmc_jax.experiments.evaluation import (
-    best_metric,
+    checked_best_metric,
     evaluated_network,
     make_validation,
 )
@@ -77,7 +77,7 @@ def train(
       NonFiniteError, Interrupted: training stopped; the state is saved.
     """
     directory = as_path("--workdir", os.fspath(workdir))
-    begins = distributed.from_first(not workdir_lib.has_steps(directory))
+    begins = bool(distributed.from_first(not workdir_lib.has_steps(directory)))
     with agreement.failing_together():
         check_path(directory.absolute())
         training = build_training(config, begins)
@@ -197,7 +197,7 @@ def build_training(config: ml_collections.ConfigDict, begins: bool) -> Training:
     parallel = build_parallel(config)
     check_memory(config, setup, len(parallel.devices), parallel.memory())
     place = make_place(pipeline, parallel)
-    metric = best_metric(config, setup, facts)
+    metric = checked_best_metric(config, setup, facts)
     loop_config = make_loop_config(config, pipeline.steps_per_epoch, metric)
     log_summary(config, setup, pipeline, loop_config, parallel)
     if facts.partial:

@@ -1,9 +1,9 @@
 """The interface of a base method: how unlabeled images supervise the student.
 
-A method draws random augmentations (`augment`), has its teachers predict targets
-(`prepare`, without gradient) and returns the students' predictions with the targets
-that supervise them (`views`). It is independent of optimizer, plug-in and device: the
-step calls it once per micro-batch on every device.
+A method makes randomly augmented images (`augment`), has its teachers predict targets
+(`prepare`, without gradient), and has its students predict the images and pairs these
+predictions with their targets (`views`). It is independent of optimizer, plug-in and
+device: the step calls it once per micro-batch on every device.
 """
 
 import abc
@@ -54,7 +54,7 @@ class Method(abc.ABC):
       networks: names of the students.
       streams: the crops that the data pipeline must emit.
       teacher: "student" if the students predict the targets themselves, "average" if
-        their moving average (EMA) does.
+        their moving average (EMA) does; see `training.state.TrainState`.
       evaluated: the network that is evaluated by default: "average" for the moving
         average, if one is kept, else "student".
     """
@@ -132,7 +132,7 @@ class Method(abc.ABC):
 
     @abc.abstractmethod
     def augment(self, batch: Batch, state: PyTree, keys: Keys) -> PyTree:
-        """Returns the method's inputs.
+        """Returns the method's inputs: augmented images, labels, masks for mixing.
 
         Every random draw of the step is made here, or gets its key here.
         """
@@ -168,8 +168,9 @@ class Method(abc.ABC):
         targets: PyTree,
         state: PyTree,
     ) -> Outputs:
-        """Returns the students' predictions with their targets.
+        """Has the students predict the augmented images, and adds their targets.
 
+        Each `View` that is returned is a prediction with its target, not an image.
         The step differentiates this function. `students` and `teachers` are keyed by
         the student's name, and `targets` come from `prepare`.
         """

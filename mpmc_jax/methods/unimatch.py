@@ -98,17 +98,17 @@ class UniMatch(base.Method):
             drawn = mixing.draw_boxes(keys.examples(name), size[0])
             return mixing.box_mask(drawn, *size)
 
-        views = self._strong(keys, weak, partner)
+        strong = self._strong_images(keys, weak, partner)
         count = len(self.strong_coefficients)
         return Inputs(
             image=self.normalize(self.unit(batch.labeled.image)),
             label=base.labels(batch),
             weak=self.normalize(weak),
             real=mixing.extent_mask(batch.unlabeled.extent, *size),
-            strong=views[:count],
+            strong=strong[:count],
             partner_weak=self.normalize(partner),
             partner_real=mixing.extent_mask(batch.partner.extent, *size),
-            partner_strong=views[count:],
+            partner_strong=strong[count:],
             masks=tuple(mask(f"box{i + 1}") for i in range(count)),
             perturbation=self._perturbation(keys, weak.dtype),
             dropout_keys=(
@@ -121,15 +121,17 @@ class UniMatch(base.Method):
         """The names of the random keys of each strong view."""
         return [f"strong{i + 1}" for i in range(len(self.strong_coefficients))]
 
-    def _strong(self, keys: Keys, weak: Array, partner: Array) -> tuple[Array, ...]:
+    def _strong_images(
+        self, keys: Keys, weak: Array, partner: Array
+    ) -> tuple[Array, ...]:
         """The strong views of both crops, in one call, so that it compiles once."""
         own = self._key_names()
         names = own + [f"partner_{name}" for name in own]
-        views = strong_views.strong_view(
+        images = strong_views.strong_view(
             jnp.concatenate([keys.examples(name) for name in names]),
             jnp.concatenate([weak] * len(own) + [partner] * len(own)),
         )
-        return tuple(jnp.split(self.normalize(views), len(names)))
+        return tuple(jnp.split(self.normalize(images), len(names)))
 
     def _perturbation(self, keys: Keys, dtype: jnp.dtype) -> dict[str, Array]:
         """Multipliers of the features of [labeled, weak], keyed by tap."""
@@ -178,7 +180,7 @@ class UniMatch(base.Method):
         labeled, weak = clean.halves()
         supervised = base.supervised_part(labeled, inputs.label)
         confidence, label = pseudo_labels.confidence_and_label(weak.logits)
-        views = self._views(
+        views = self._make_views(
             inputs, (confidence, label), targets, perturbed, strong, teachers["student"]
         )
         # As published, over all pixels of the weak view, including padding.
@@ -243,7 +245,7 @@ class UniMatch(base.Method):
         b = mixed[0].shape[0]
         return tuple(both.part(i * b, (i + 1) * b) for i in range(len(mixed))), student
 
-    def _views(
+    def _make_views(
         self,
         inputs: Inputs,
         weak_target: tuple[Array, Array],
@@ -252,6 +254,7 @@ class UniMatch(base.Method):
         strong: tuple[base.Pass, ...],
         teacher: Network,
     ) -> tuple[View, ...]:
+        """Pairs the student's predictions with their targets, mixed like the images."""
         regions = self.regions(inputs)
 
         def view(name, passed, image, confidence, label, coefficient) -> View:

@@ -83,11 +83,11 @@ class UniMatchV2(base.Method):
         del state
         weak = self.unit(batch.unlabeled.image)
         size = weak.shape[1:3]
-        views = strong_views.strong_view(
+        images = strong_views.strong_view(
             jnp.concatenate([keys.examples(f"strong{i}") for i in (1, 2)]),
             jnp.concatenate([weak, weak]),
         )
-        first, second = jnp.split(self.normalize(views), 2)
+        first, second = jnp.split(self.normalize(images), 2)
         boxes = [mixing.draw_boxes(keys.examples(f"box{i}"), size[0]) for i in (1, 2)]
         return Inputs(
             image=self.normalize(self.unit(batch.labeled.image)),

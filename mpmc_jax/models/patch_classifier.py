@@ -101,5 +101,7 @@ class PatchClassifier(nn.Module):
                     self.axis_name,
                     name=f"block{i}_conv{j}",
                 )(x_bhwd, train=train)
-        scores = layers.Scores(ConvSpec(self.num_classes), True, name="classifier")
+        scores = layers.Scores(
+            ConvSpec(self.num_classes), use_bias=True, name="classifier"
+        )
         return scores(x_bhwd)

@@ -13,6 +13,11 @@ class TrainState(struct.PyTreeNode):
     `params` and `batch_stats` hold one tree per network, by name, and the plug-in's
     under `PLUGIN`, so that optimizer, average and checkpoint treat all of them alike.
 
+    The average is the exponential moving average (EMA) of what is trained, in the
+    fields `ema_*`. The teacher is the network that makes the targets: the average or
+    the student itself, as `Method.teacher` says. The setting eval.network=teacher
+    evaluates the average, even where it makes no targets.
+
     Attributes:
       step: () int32, optimizer updates so far; also the position in the data.
       params, batch_stats: variables of the students and the plug-in.

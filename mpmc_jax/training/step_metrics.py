@@ -11,7 +11,7 @@ from mpmc_jax.losses.reduction import Reduction
 from mpmc_jax.types import Array, Outputs, View
 
 
-def counted_terms(terms: dict[str, Array], reduction: Reduction) -> dict[str, Array]:
+def uncounted_as_nan(terms: dict[str, Array], reduction: Reduction) -> dict[str, Array]:
     """Returns the loss terms for the log: NaN where no pixel of the batch counts.
 
     In the objective such a term is 0, which is the mean of nothing.

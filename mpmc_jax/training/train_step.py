@@ -183,7 +183,7 @@ def train_step(
     if delay:
         requests = config.method.requested(kept.method_state, state.step + delay)
     values = {
-        **step_metrics.counted_terms(sums.terms, reduction),
+        **step_metrics.uncounted_as_nan(sums.terms, reduction),
         "grad_norm": grad_norm,
         "lr": config.schedule(state.step),
         **{name: _mean(*pair) for name, pair in pairs.items()},
@@ -206,7 +206,10 @@ def _accumulate(
     micro_batches: PyTree,
     augment: Callable[[PyTree], PyTree],
 ) -> tuple[Carry, StepSums, Reduction]:
-    """Sums gradients and metrics over micro-batches; also returns the reduction."""
+    """Sums gradients and metrics over micro-batches.
+
+    The `Reduction` that it also returns holds the divisors of the whole batch.
+    """
     carry = Carry(
         grads=jax.tree.map(jnp.zeros_like, state.params),
         batch_stats=state.batch_stats,
@@ -246,8 +249,8 @@ def micro_step(
         batch_stats=carry.batch_stats,
         ema_batch_stats=carry.ema_batch_stats,
     )
-    teachers, teacher_plugin = select_teachers(config, now)
-    targets, updated_stats, prepared_state = jax.lax.stop_gradient(
+    teachers, teacher_plugin_variables = select_teachers(config, now)
+    targets, teacher_stats, prepared_state = jax.lax.stop_gradient(
         method.prepare(teachers, inputs, carry.method_state)
     )
 
@@ -257,11 +260,16 @@ def micro_step(
             for name, module in config.modules.items()
         }
         outputs = method.views(students, teachers, inputs, targets, prepared_state)
-        student_plugin = variables_of(
+        student_plugin_variables = variables_of(
             now.replace(params=params), PLUGIN, averaged=False
         )
         loss, sums, plugin_stats = _objective(
-            config, state.step, student_plugin, teacher_plugin, outputs, reduction
+            config,
+            state.step,
+            student_plugin_variables,
+            teacher_plugin_variables,
+            outputs,
+            reduction,
         )
         stats = {name: net.batch_stats for name, net in outputs.students.items()}
         if PLUGIN in params:
@@ -270,8 +278,8 @@ def micro_step(
 
     grads, (sums, stats, method_state) = jax.grad(loss_fn, has_aux=True)(now.params)
     ema_batch_stats = carry.ema_batch_stats
-    if updated_stats:
-        ema_batch_stats = {**ema_batch_stats, **updated_stats}
+    if teacher_stats:
+        ema_batch_stats = {**ema_batch_stats, **teacher_stats}
     carry = Carry(
         grads=jax.tree.map(jnp.add, carry.grads, keep_layout(grads)),
         batch_stats=stats,
@@ -311,17 +319,17 @@ def select_teachers(
         name: Network(module, **variables_of(state, name, averaged=averaged)).frozen()
         for name, module in config.teacher_modules.items()
     }
-    of_plugin = variables_of(
+    plugin_variables = variables_of(
         state, PLUGIN, averaged=config.plugin.teacher_head == "ema"
     )
-    return teachers, jax.lax.stop_gradient(of_plugin)
+    return teachers, jax.lax.stop_gradient(plugin_variables)
 
 
 def _objective(
     config: StepConfig,
     step: Array,
-    student_plugin: PyTree,
-    teacher_plugin: PyTree,
+    student_plugin_variables: PyTree,
+    teacher_plugin_variables: PyTree,
     outputs: Outputs,
     reduction: Reduction,
 ) -> tuple[Array, StepSums, PyTree]:
@@ -331,10 +339,14 @@ def _objective(
     if plugin.warmup_epochs:
         active = step >= plugin.warmup_epochs * config.steps_per_epoch
     views, plugin_targets = plugin.refine(
-        teacher_plugin, outputs.views, reduction, active
+        teacher_plugin_variables, outputs.views, reduction, active
     )
     added = plugin.losses(
-        student_plugin, outputs.supervised, views, plugin_targets, reduction
+        student_plugin_variables,
+        outputs.supervised,
+        views,
+        plugin_targets,
+        reduction,
     )
     alpha = config.alpha_at(step)
     loss, terms = objective.combine(
@@ -383,8 +395,9 @@ def _update_average(
 ) -> tuple[PyTree, PyTree]:
     """Returns the moving averages of parameters and batch-norm statistics after a step.
 
-    Where the teacher's own passes updated its networks' statistics, so that
-    `average_decays` returned (decay, None), these are kept as they are.
+    Where `average_decays` returns (decay, None), the teacher's own passes update the
+    batch-norm statistics of its networks: those that the passes of this step left in
+    the carry are kept, and not averaged with the students'.
     """
     decays = config.method.average_decays(state.step, config.steps_per_epoch)
     if decays is None:

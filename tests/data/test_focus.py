@@ -132,4 +132,4 @@ def test_without_classes_all_but_the_first_are_meant(tmp_path):
     config = config_for(tmp_path)
     config.imbalance.crop_probability = 0.25
     pipeline = build.build_train(config, Streams())
-    assert pipeline._config.crop.focus == ClassFocus(0.25, tuple(range(1, 9)))
+    assert pipeline._config.crop_config.focus == ClassFocus(0.25, tuple(range(1, 9)))

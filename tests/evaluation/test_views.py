@@ -54,13 +54,13 @@ def test_views_come_back_and_are_averaged(name, scales, flip):
         view = _bilinear(image, size)
         for mirrored in (False, True)[: 1 + flip]:
             seen = view[:, ::-1] if mirrored else view
-            found = plain.once(network, jnp.asarray(seen, jnp.float32)[None])
+            found = plain.scores_of_view(network, jnp.asarray(seen, jnp.float32)[None])
             found = np.asarray(found)[0]
             found = found[:, ::-1] if mirrored else found
             found = _bilinear(found, (14, 19))
             total.append(found if name == "slide_unimatch" else _softmax(found))
     if scales == (1.0,) and not flip and name != "slide_unimatch":
-        total = [np.asarray(plain.once(network, jnp.asarray(image)[None]))[0]]
+        total = [np.asarray(plain.scores_of_view(network, jnp.asarray(image)[None]))[0]]
     np.testing.assert_allclose(scores, np.mean(total, 0), rtol=1e-4, atol=1e-5)
 
 

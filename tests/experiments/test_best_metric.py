@@ -36,7 +36,7 @@ def test_a_metric_is_the_protocols_or_one_by_name(tmp_path):
     ):
         config.eval.protocol, config.eval.best_metric = protocol, name
         setup = _setup(classifies_patches=name == "patch_map")
-        chosen.append(evaluation.best_metric(config, setup, facts))
+        chosen.append(evaluation.checked_best_metric(config, setup, facts))
     assert chosen == [
         "miou",
         "dice",
@@ -51,7 +51,7 @@ def test_a_metric_is_the_protocols_or_one_by_name(tmp_path):
         with pytest.raises(
             ValueError, match=f"'{wrong}' is unknown; valid: auto, miou"
         ):
-            evaluation.best_metric(config, _setup(), facts)
+            evaluation.checked_best_metric(config, _setup(), facts)
 
 
 def test_a_class_that_no_validation_image_has_is_refused(tmp_path, monkeypatch):
@@ -64,6 +64,6 @@ def test_a_class_that_no_validation_image_has_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(evaluation, "build_eval", lambda config, split: without)
     config.eval.best_metric = "iou/road"
     with pytest.raises(ValueError, match="no validation image has the class 'road'"):
-        evaluation.best_metric(config, _setup(), info.facts)
+        evaluation.checked_best_metric(config, _setup(), info.facts)
     config.eval.best_metric = "iou/sky"
-    assert evaluation.best_metric(config, _setup(), info.facts) == "iou/sky"
+    assert evaluation.checked_best_metric(config, _setup(), info.facts) == "iou/sky"

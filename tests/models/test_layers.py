@@ -347,7 +347,7 @@ def test_scores_for_gpus_are_products_of_bfloat16_in_float32(shape):
         jax.random.normal(jax.random.fold_in(KEY, i), each, jnp.bfloat16)
         for i, each in enumerate([shape, (1, 1, shape[-1], 5), (*shape[:3], 5)])
     )
-    module = layers.Scores(ConvSpec(5), True)
+    module = layers.Scores(ConvSpec(5), use_bias=True)
     params = {"kernel": kernel.astype(jnp.float32), "bias": jnp.arange(5.0)}
 
     def weighed(params, x):

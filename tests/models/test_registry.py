@@ -80,7 +80,9 @@ class Linear(nn.Module):
     @nn.compact
     def __call__(self, taps, *, train, dropout=None):
         del train, dropout
-        logits = layers.Conv(ConvSpec(self.num_classes), True, name="classifier")
+        logits = layers.Conv(
+            ConvSpec(self.num_classes), use_bias=True, name="classifier"
+        )
         return Prediction(logits(taps[self.reads]), decoder=taps[self.reads])
 
 

@@ -191,5 +191,5 @@ def test_a_term_without_a_pixel_is_no_number_in_the_log():
     counts = {"supervised": jnp.asarray(0), "s1": jnp.asarray(4)}
     names = ("loss", "loss_supervised", "loss_auxiliary", "loss_s1", "loss_contrast")
     terms = dict.fromkeys(names, jnp.asarray(0.5))
-    shown = step_metrics.counted_terms(terms, Reduction(None, counts))
+    shown = step_metrics.uncounted_as_nan(terms, Reduction(None, counts))
     assert [bool(np.isnan(shown[name])) for name in names] == [0, 1, 1, 0, 0]

@@ -12,7 +12,7 @@ import ml_collections
 from mpmc_jax.data.build import build_split, dataset_info
 from mpmc_jax.experiments.base_config import get_base
 from mpmc_jax.experiments.build import total_steps
-from mpmc_jax.experiments.evaluation import metric_name
+from mpmc_jax.experiments.evaluation import best_metric
 from mpmc_jax.experiments.paper.base import PlannedRun
 from mpmc_jax.text import printable
 from mpmc_jax.training import workdir as workdir_lib
@@ -205,7 +205,7 @@ def read_outcome(run: PlannedRun, place: Place) -> Outcome:
     base = get_base()
     base.update(workdir_lib.complete(config))
     steps = total_steps(base, manifest["steps_per_epoch"])
-    metric = f"val/{metric_name(base)}"
+    metric = f"val/{best_metric(base)}"
     lines = ()
     try:
         metrics = read_metrics(directory / "metrics.jsonl")

@@ -192,7 +192,7 @@ class ASPPDecoder(nn.Module):
         train: bool,
         dropout: Mapping[str, Array] | None = None,
     ) -> Prediction:
-        """Decodes the taps "layer1", "layer4" and, for the auxiliary head, "layer3".
+        """Decodes "layer1", "layer4" and, for the auxiliary classifier, "layer3".
 
         `dropout` multiplies named maps; see `DecoderSpec.dropout_channels`.
         """
@@ -212,7 +212,7 @@ class ASPPDecoder(nn.Module):
         def head(x_bhwd: Array, stem: str, specs, features: int, name: str):
             for i, spec in enumerate(specs):
                 x_bhwd = conv_norm(spec, f"{stem}{i}", x_bhwd, self.variant.fuse_bias)
-            last = layers.Scores(ConvSpec(features), True, name=name)
+            last = layers.Scores(ConvSpec(features), use_bias=True, name=name)
             return last(x_bhwd), x_bhwd
 
         both_bhwd = self._join(taps, conv_norm)

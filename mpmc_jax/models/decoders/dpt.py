@@ -2,7 +2,7 @@
 
 Source: UniMatch V2, model/semseg/dpt.py and model/util/blocks.py, without its second
 convolution unit at the deepest level, which nothing reads. There is no batch norm. The
-embedding and auxiliary heads are this project's own.
+embedding head and the auxiliary classifier are this project's own.
 """
 
 import dataclasses
@@ -125,7 +125,9 @@ class ConvUnit(nn.Module):
         spec = ConvSpec(x_bhwd.shape[-1], 3)
         out_bhwd = x_bhwd
         for i in (1, 2):
-            out_bhwd = layers.Conv(spec, True, name=f"conv{i}")(nn.relu(out_bhwd))
+            out_bhwd = layers.Conv(spec, use_bias=True, name=f"conv{i}")(
+                nn.relu(out_bhwd)
+            )
         return x_bhwd + out_bhwd
 
 
@@ -141,7 +143,9 @@ class Fusion(nn.Module):
         if deeper_bhwd is not None:
             x_bhwd = deeper_bhwd + ConvUnit(name="skip")(level_bhwd)
         x_bhwd = resize_align_corners(ConvUnit(name="unit")(x_bhwd), size)
-        return layers.Conv(ConvSpec(x_bhwd.shape[-1]), True, name="out")(x_bhwd)
+        return layers.Conv(ConvSpec(x_bhwd.shape[-1]), use_bias=True, name="out")(
+            x_bhwd
+        )
 
 
 class DPTDecoder(nn.Module):
@@ -185,9 +189,11 @@ class DPTDecoder(nn.Module):
             )
         assert x_bhwd is not None  # There are four levels.
         last_bhwd = nn.relu(
-            layers.Conv(ConvSpec(fused, 3), True, name="output")(x_bhwd)
+            layers.Conv(ConvSpec(fused, 3), use_bias=True, name="output")(x_bhwd)
         )
-        classifier = layers.Scores(ConvSpec(self.num_classes), True, name="classifier")
+        classifier = layers.Scores(
+            ConvSpec(self.num_classes), use_bias=True, name="classifier"
+        )
         prediction = Prediction(logits=classifier(last_bhwd), decoder=last_bhwd)
         heads = FurtherHeads(
             fused, self.num_classes, self.embedding, self.auxiliary, name="further"
@@ -198,13 +204,15 @@ class DPTDecoder(nn.Module):
         """Projects the levels and resizes them by 4, 2, 1 and 1/2."""
         found = []
         for i, features in enumerate(self.sizes.levels):
-            project = layers.Conv(ConvSpec(features), True, name=f"project{i + 1}")
+            project = layers.Conv(
+                ConvSpec(features), use_bias=True, name=f"project{i + 1}"
+            )
             level_bhwd, name = project(taps[self.inputs[i]]), f"resize{i + 1}"
             if i < 2:
                 level_bhwd = TransposedConv(features, (4, 2)[i], name=name)(level_bhwd)
             if i == 3:
-                level_bhwd = layers.Conv(ConvSpec(features, 3, 2), True, name=name)(
-                    level_bhwd
-                )
+                level_bhwd = layers.Conv(
+                    ConvSpec(features, 3, 2), use_bias=True, name=name
+                )(level_bhwd)
             found.append(level_bhwd)
         return found

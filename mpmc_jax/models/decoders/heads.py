@@ -60,14 +60,14 @@ class FurtherHeads(nn.Module):
         layers.check_dropout(masks, valid)
 
         def conv(name: str, x_bhwd: Array) -> Array:
-            module = layers.Conv(ConvSpec(self.features, 3), True, name=name)
+            module = layers.Conv(ConvSpec(self.features, 3), use_bias=True, name=name)
             out_bhwd = nn.relu(module(x_bhwd))
             if name in masks:
                 out_bhwd = out_bhwd * masks[name].astype(out_bhwd.dtype)
             return out_bhwd
 
         def last(features: int, name: str, x_bhwd: Array) -> Array:
-            return layers.Scores(ConvSpec(features), True, name=name)(x_bhwd)
+            return layers.Scores(ConvSpec(features), use_bias=True, name=name)(x_bhwd)
 
         if self.embedding:
             inner = conv("embed1", conv("embed0", deep_bhwd))

@@ -1,6 +1,7 @@
 """Segmenter's decoders on the tokens of a vision transformer (Strudel et al. 2021).
 
-Source: segm/model/decoder.py. The embedding and auxiliary heads are this project's own.
+Source: segm/model/decoder.py. The embedding head and the auxiliary classifier are this
+project's own.
 """
 
 from collections.abc import Mapping

@@ -1,8 +1,8 @@
 """The decoder of UniMatch's U-Net for ACDC (after Ronneberger et al. 2015).
 
 Source: UniMatch, more-scenarios/medical/model/unet.py. Its network has only
-a classifier; the embedding and auxiliary heads, which U2PL and AEL need, are this
-project's own (row D22 of docs/deviations.md), built like those of DeepLabV3+.
+a classifier; the embedding head and the auxiliary classifier, which U2PL and AEL need,
+are this project's own (row D22 of docs/deviations.md), built like those of DeepLabV3+.
 """
 
 from collections.abc import Mapping
@@ -102,7 +102,7 @@ class UNetDecoder(nn.Module):
             return out_bhwd
 
         def scores(spec: ConvSpec, name: str, x_bhwd: Array) -> Array:
-            return layers.Scores(spec, True, name=name)(x_bhwd)
+            return layers.Scores(spec, use_bias=True, name=name)(x_bhwd)
 
         logits = scores(ConvSpec(self.num_classes, 3), "classifier", x_bhwd)
         prediction = Prediction(logits=logits, decoder=x_bhwd)
@@ -121,7 +121,9 @@ class UNetDecoder(nn.Module):
         x_bhwd = taps[STAGES[-1]]
         skips = list(zip(STAGES, stage_channels(self.width), strict=True))[-2::-1]
         for i, (stage, features) in enumerate(skips, start=1):
-            reduce = layers.Conv(ConvSpec(features), True, name=f"up{i}_reduce")
+            reduce = layers.Conv(
+                ConvSpec(features), use_bias=True, name=f"up{i}_reduce"
+            )
             skip_bhwd = taps[stage]
             _, rows, columns, _ = skip_bhwd.shape
             x_bhwd = resize_align_corners(reduce(x_bhwd), (rows, columns))

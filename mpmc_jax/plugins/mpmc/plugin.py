@@ -390,28 +390,29 @@ class MPMC(Plugin):
         """Averages the views' losses with the weights of their pixel losses (D18)."""
         coefficients = sum(view.coefficient for view in views)
         counts = {view.name: reduction.counts[_patches(view.name)] for view in views}
-        means, patches = [], []
+        losses, patches = [], []
         for logits_bhwc, view in zip(logits, views, strict=True):
             target = targets[view.name]
             real_bhw = self._real_patches(view.region)
-            mean = binary_cross_entropy(
+            # This device's share: its sum, divided by the count of the whole batch.
+            local_mean = binary_cross_entropy(
                 logits_bhwc,
                 target.target,
                 weights=target.weight,
                 where=real_bhw,
                 count=counts[view.name],
             )
-            means.append(view.coefficient / coefficients * mean)
+            losses.append(view.coefficient / coefficients * local_mean)
             patches.append(jnp.sum(real_bhw, dtype=jnp.int32))
-        loss, count = jnp.sum(jnp.stack(means)), _add(patches)
+        local_loss, count = jnp.sum(jnp.stack(losses)), _add(patches)
         made = [targets[view.name] for view in views]
         active = made[0].active
         if active is not None:
-            loss, count = (jnp.where(active, x, 0) for x in (loss, count))
+            local_loss, count = (jnp.where(active, x, 0) for x in (local_loss, count))
         metrics = {
-            # `loss` is already divided by the global count; multiply back so that
-            # (sum, count) pairs add up.
-            "loss_patch_unlabeled": (loss * sum(counts.values()), count),
+            # `local_loss` is already divided by counts of the whole batch; multiply
+            # back so that (sum, count) pairs add up.
+            "loss_patch_unlabeled": (local_loss * sum(counts.values()), count),
             "lambda_mean": (
                 _add([target.lambda_sum for target in made]),
                 _add([target.lambda_count for target in made]),
@@ -419,7 +420,7 @@ class MPMC(Plugin):
         }
         if not self.unlabeled:
             return {}, metrics
-        return {"patch_unlabeled": self.beta * reduction.sum(loss)}, metrics
+        return {"patch_unlabeled": self.beta * reduction.sum(local_loss)}, metrics
 
     def _real_patches(self, region: Region) -> Array:
         return real_patches(region.real, self.field, size=self.tap_size)
