@@ -145,12 +145,14 @@ class Network(struct.PyTreeNode):
         drawn = {} if dropout_keys is None else {"dropout_keys": dropout_keys}
         return self._apply("encode", images, until=until, **drawn)
 
-    def decode(self, features: Features, dropout: Mapping[str, Array] | None = None):
+    def decode(
+        self, features: Features, decoder_dropout: Mapping[str, Array] | None = None
+    ):
         """Features -> (Prediction at the decoder's stride, Network).
 
-        `dropout` maps names of the decoder's maps to multipliers, (b,1,1,d) each.
+        `decoder_dropout`: name of a map of the decoder -> (b,1,1,d) multiplier.
         """
-        return self._apply("decode", features, dropout=dropout)
+        return self._apply("decode", features, decoder_dropout=decoder_dropout)
 
     def tap_map(self, images: Array, tap: str) -> Array:
         """The map of one tap, without updating any statistics: (b,h,w,d)."""

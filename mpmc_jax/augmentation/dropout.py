@@ -1,4 +1,15 @@
-"""Channel dropout: masks drawn by a method and applied in a network."""
+"""Channel dropout: masks drawn by a method and applied in a network.
+
+There are three kinds of dropout:
+
+    network dropout   standard dropout and stochastic depth, which are a part of the
+                      network (U-Net, vision transformers); methods give it keys
+    decoder dropout   drops channels of the decoder's maps (U2PL, AEL)
+    perturbation      drops channels of the encoder's outputs before they are decoded
+                      (UniMatch, UniMatch V2)
+
+The masks of the last two are drawn here.
+"""
 
 from collections.abc import Sequence
 
@@ -69,13 +80,13 @@ def draw_kept(group_keys: Array, group_size: int) -> Array:
     return jax.vmap(draw)(group_keys)
 
 
-def decoder_dropout(
+def decoder_dropout_masks(
     keys: Keys,
     network: str,
     parts: Sequence[str],
     channels: tuple[tuple[str, int], ...],
 ) -> dict[str, Array]:
-    """Draws U2PL's masks for one pass: map of the decoder -> (n,1,1,channels).
+    """Draws U2PL's decoder dropout of one pass: map -> (n,1,1,channels).
 
     Args:
       keys: the random keys of the step.

@@ -43,7 +43,8 @@ class Inputs(struct.PyTreeNode):
       labeled_mask: (b,h,w) bool, where the partner's labeled image may be injected.
       mask: (b,h,w) bool, where the partner's unlabeled image goes.
       coin: (b,) in 0..1; an image is injected into if 1 - its confidence exceeds it.
-      dropout_keys: for the pass over [labeled, mixed], see `Method.dropout_keys`.
+      network_dropout_keys: for the pass over [labeled, mixed], see
+        `Method.network_dropout_keys`.
     """
 
     image: Array
@@ -55,7 +56,7 @@ class Inputs(struct.PyTreeNode):
     labeled_mask: Array
     mask: Array
     coin: Array
-    dropout_keys: Array | None = None
+    network_dropout_keys: Array | None = None
 
 
 class Targets(struct.PyTreeNode):
@@ -121,7 +122,9 @@ class AugSeg(base.Method):
             labeled_mask=mask("labeled_box", _LABELED_BETA),
             mask=mask("box", _UNLABELED_BETA),
             coin=coin(keys.examples("coin")),
-            dropout_keys=self.dropout_keys(keys.examples, "labeled", "unlabeled"),
+            network_dropout_keys=self.network_dropout_keys(
+                keys.examples, "labeled", "unlabeled"
+            ),
         )
 
     def _mix(
@@ -174,7 +177,9 @@ class AugSeg(base.Method):
         mixed = self._mix(inputs, targets.injected, inputs.image, inputs.strong)
         images = jnp.concatenate([inputs.image, mixed])
         both, student = base.full_pass(
-            students["student"], images, dropout_keys=inputs.dropout_keys
+            students["student"],
+            images,
+            network_dropout_keys=inputs.network_dropout_keys,
         )
         labeled, unlabeled = both.halves()
         confident = pseudo_labels.is_confident(

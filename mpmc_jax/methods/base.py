@@ -49,8 +49,8 @@ class Method(abc.ABC):
       pixels: the format of stored pixels, and how they are normalized.
       scale: factor of the whole objective, including the plug-in's terms.
       delay: steps from requesting a partner image to using it; 0 for no requests.
-      element_dropout: whether the network has standard dropout or stochastic depth in
-        train mode; see `dropout_keys`.
+      network_dropout: whether the network itself has dropout in train mode; kinds of
+        dropout are listed in `augmentation.dropout`.
       networks: names of the students.
       streams: the crops that the data pipeline must emit.
       teacher: "student" if the students predict the targets themselves, "average" if
@@ -62,7 +62,7 @@ class Method(abc.ABC):
     pixels: PixelFormat = RGB
     scale: float = 1.0
     delay: int = 0
-    element_dropout: bool = False
+    network_dropout: bool = False
 
     networks: ClassVar[tuple[str, ...]] = ("student",)
     streams: ClassVar[Streams] = Streams()
@@ -77,19 +77,20 @@ class Method(abc.ABC):
         """Floats in [0, 1] -> normalized network input."""
         return preprocess.normalize(images, self.pixels)
 
-    def dropout_keys(self, draw: Callable[[str], Array], *parts: str) -> Array | None:
-        """The (n,) dropout keys of one train-mode pass, for `Network.encode`.
+    def network_dropout_keys(
+        self, draw: Callable[[str], Array], *parts: str
+    ) -> Array | None:
+        """The (n,) keys of the network's own dropout in one train-mode pass.
 
-        They are for the dropout of the network itself, such as that of the U-Net, and
-        None for a network without. They are drawn under names "noise/...", so that old
-        runs draw the same; names "dropout/..." are for the channels that a method drops
-        between encoder and decoder or in the decoder (`augmentation.dropout`).
+        They are for `Network.encode`, and None for a network without such dropout. They
+        are drawn under names "noise/...", so that old runs draw the same; names
+        "dropout/..." are for the other kinds of `augmentation.dropout`.
 
         Args:
           draw: `Keys.examples` or `Keys.groups`.
           parts: names of the parts of the pass's images, in order.
         """
-        if not self.element_dropout:
+        if not self.network_dropout:
             return None
         return jnp.concatenate([draw(f"noise/{part}") for part in parts])
 
@@ -281,8 +282,8 @@ class Pass(struct.PyTreeNode):
 def full_pass(
     network: Network,
     images: Array,
-    dropout: Mapping[str, Array] | None = None,
-    dropout_keys: Array | None = None,
+    decoder_dropout: Mapping[str, Array] | None = None,
+    network_dropout_keys: Array | None = None,
     perturbation: Mapping[str, Array] | None = None,
 ) -> tuple[Pass, Network]:
     """Encodes and decodes images; returns the network with its updated statistics.
@@ -290,13 +291,14 @@ def full_pass(
     Args:
       network: the network, in the mode that it is to have.
       images: (b,h,w,c) normalized.
-      dropout: for `Network.decode`.
-      dropout_keys: for `Network.encode`.
+      decoder_dropout: for `Network.decode`.
+      network_dropout_keys: for `Network.encode`.
       perturbation: tap -> (b,1,1,d) multiplier of the encoder's output before it is
         decoded. The returned taps are unperturbed.
     """
-    features, network = network.encode(images, dropout_keys=dropout_keys)
-    prediction, network = network.decode(perturb(features, perturbation), dropout)
+    features, network = network.encode(images, dropout_keys=network_dropout_keys)
+    perturbed = perturb(features, perturbation)
+    prediction, network = network.decode(perturbed, decoder_dropout)
     passed = Pass(
         module=network.module,
         size=features.size,

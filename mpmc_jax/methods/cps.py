@@ -61,7 +61,8 @@ class Inputs(struct.PyTreeNode):
       labeled_real: (b,h,w) bool, real pixels of `image`.
       weak, real: (b,h,w,c) unlabeled images, (b,h,w) bool, their real pixels.
       partner: what is pasted into `weak`, None without CutMix.
-      dropout_keys: name of a pass -> its keys, see `Method.dropout_keys`.
+      network_dropout_keys: name of a pass -> its keys, see
+        `Method.network_dropout_keys`.
     """
 
     image: Array
@@ -70,7 +71,7 @@ class Inputs(struct.PyTreeNode):
     weak: Array
     real: Array
     partner: Partner | None
-    dropout_keys: dict[str, Array | None]
+    network_dropout_keys: dict[str, Array | None]
 
 
 class Passes(NamedTuple):
@@ -133,8 +134,8 @@ class CPS(base.Method):
             weak=self.normalize(self.unit(batch.unlabeled.image)),
             real=mixing.extent_mask(batch.unlabeled.extent, *size),
             partner=partner,
-            dropout_keys={
-                f"{network}/{name}": self.dropout_keys(
+            network_dropout_keys={
+                f"{network}/{name}": self.network_dropout_keys(
                     keys.examples, f"{network}/{name}"
                 )
                 for network in _NETWORKS
@@ -186,13 +187,13 @@ class CPS(base.Method):
         image = inputs.partner.paste(inputs.partner.image, inputs.weak)
         passes, after = {}, {}
         for name in _NETWORKS:
-            keys = inputs.dropout_keys
+            keys = inputs.network_dropout_keys
             label, network = self._label(students[name], inputs, name)
             mixed, network = base.full_pass(
-                network, image, dropout_keys=keys[f"{name}/mixed"]
+                network, image, network_dropout_keys=keys[f"{name}/mixed"]
             )
             labeled, after[name] = base.full_pass(
-                network, inputs.image, dropout_keys=keys[f"{name}/labeled"]
+                network, inputs.image, network_dropout_keys=keys[f"{name}/labeled"]
             )
             passes[name] = Passes(labeled, mixed, label)
         return image, passes, after
@@ -203,12 +204,12 @@ class CPS(base.Method):
         """The classes of both crops, mixed, by train-mode passes without gradient."""
         assert inputs.partner is not None
         network = student.frozen().replace(train=True)
-        keys = inputs.dropout_keys
+        keys = inputs.network_dropout_keys
         outside, network = base.full_pass(
-            network, inputs.weak, dropout_keys=keys[f"{name}/unlabeled"]
+            network, inputs.weak, network_dropout_keys=keys[f"{name}/unlabeled"]
         )
         inside, network = base.full_pass(
-            network, inputs.partner.image, dropout_keys=keys[f"{name}/partner"]
+            network, inputs.partner.image, network_dropout_keys=keys[f"{name}/partner"]
         )
         logits = inputs.partner.paste(inside.logits, outside.logits)
         _, label = pseudo_labels.confidence_and_label(logits)
@@ -264,12 +265,14 @@ class PlainCPS(CPS):
     ) -> tuple[Array, dict[str, Passes], dict[str, Network]]:
         passes, after = {}, {}
         for name in _NETWORKS:
-            keys = inputs.dropout_keys
+            keys = inputs.network_dropout_keys
             labeled, network = base.full_pass(
-                students[name], inputs.image, dropout_keys=keys[f"{name}/labeled"]
+                students[name],
+                inputs.image,
+                network_dropout_keys=keys[f"{name}/labeled"],
             )
             unlabeled, after[name] = base.full_pass(
-                network, inputs.weak, dropout_keys=keys[f"{name}/unlabeled"]
+                network, inputs.weak, network_dropout_keys=keys[f"{name}/unlabeled"]
             )
             both = jax.tree.map(
                 lambda *parts: jnp.concatenate(parts), labeled, unlabeled

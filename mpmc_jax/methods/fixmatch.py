@@ -25,7 +25,7 @@ class FixMatch(UniMatch):
     [labeled, weak], inside it those of the partner in evaluation mode.
     """
 
-    perturbed: tuple[tuple[str, int], ...] = ()
+    perturbed_taps: tuple[tuple[str, int], ...] = ()
 
     strong_coefficients = {"s1": 1 / base.DEFAULT_ALPHA}
 

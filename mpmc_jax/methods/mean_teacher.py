@@ -37,7 +37,8 @@ class Inputs(struct.PyTreeNode):
       weak, strong: (b,h,w,c) two views of the unlabeled images.
       real: (b,h,w) bool, the real pixels of the unlabeled images.
       mask: (b,h,w) bool, where the next image is pasted; None without CutMix.
-      dropout_keys: for the pass over [labeled, mixed], see `Method.dropout_keys`.
+      network_dropout_keys: for the pass over [labeled, mixed], see
+        `Method.network_dropout_keys`.
     """
 
     image: Array
@@ -46,7 +47,7 @@ class Inputs(struct.PyTreeNode):
     strong: Array
     real: Array
     mask: Array | None = None
-    dropout_keys: Array | None = None
+    network_dropout_keys: Array | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +101,9 @@ class MeanTeacher(base.Method):
             weak=self.normalize(weak),
             real=real,
             strong=self.normalize(strong),
-            dropout_keys=self.dropout_keys(keys.examples, "labeled", "unlabeled"),
+            network_dropout_keys=self.network_dropout_keys(
+                keys.examples, "labeled", "unlabeled"
+            ),
         )
         if not self.cutmix:
             return inputs
@@ -167,14 +170,18 @@ class MeanTeacher(base.Method):
         if self.normalization == "joint":
             images = jnp.concatenate([inputs.image, mixed])
             both, student = base.full_pass(
-                student, images, dropout_keys=inputs.dropout_keys
+                student, images, network_dropout_keys=inputs.network_dropout_keys
             )
             return *both.halves(), student
         keys = (None, None)
-        if inputs.dropout_keys is not None:
-            keys = jnp.split(inputs.dropout_keys, 2)
-        labeled, student = base.full_pass(student, inputs.image, dropout_keys=keys[0])
-        unlabeled, student = base.full_pass(student, mixed, dropout_keys=keys[1])
+        if inputs.network_dropout_keys is not None:
+            keys = jnp.split(inputs.network_dropout_keys, 2)
+        labeled, student = base.full_pass(
+            student, inputs.image, network_dropout_keys=keys[0]
+        )
+        unlabeled, student = base.full_pass(
+            student, mixed, network_dropout_keys=keys[1]
+        )
         return labeled, unlabeled, student
 
     def average_decays(self, step: Array, steps_per_epoch: int) -> tuple[Array, Array]:

@@ -31,10 +31,9 @@ class MethodContext:
       num_classes: number of classes, not counting void.
       num_unlabeled: number of images in the unlabeled list.
       pixels: the format of stored pixels.
-      perturbed: tap -> channels, for the encoder's outputs that the decoder reads.
-      element_dropout: whether the network has standard dropout or stochastic depth in
-        train mode.
-      dropout: map of the decoder -> channels, where U2PL and AEL drop channels.
+      perturbed_taps: tap -> channels, of the encoder's outputs that the decoder reads.
+      network_dropout: whether the network itself has dropout, see `Method`.
+      dropout_channels: map of the decoder -> its channels, which U2PL and AEL drop.
       embedding: channels of the pixel embedding, 0 for a network without one.
       axis_name: the device axis, or None on a single device.
     """
@@ -42,9 +41,9 @@ class MethodContext:
     num_classes: int
     num_unlabeled: int
     pixels: PixelFormat
-    perturbed: Mapping[str, int]
-    element_dropout: bool
-    dropout: Mapping[str, int]
+    perturbed_taps: Mapping[str, int]
+    network_dropout: bool
+    dropout_channels: Mapping[str, int]
     embedding: int
     axis_name: str | None
 
@@ -91,7 +90,7 @@ def _mean_teacher(config: ml_collections.ConfigDict, context: MethodContext) -> 
 
 def _unimatch(config: ml_collections.ConfigDict, context: MethodContext) -> Method:
     return UniMatch(
-        perturbed=tuple(context.perturbed.items()),
+        perturbed_taps=tuple(context.perturbed_taps.items()),
         threshold=thresholds(config),
         ema_decay=config.method.ema_decay,
         loss=config.method.unlabeled_loss,
@@ -101,7 +100,7 @@ def _unimatch(config: ml_collections.ConfigDict, context: MethodContext) -> Meth
 def _unimatch_v2(config: ml_collections.ConfigDict, context: MethodContext) -> Method:
     return UniMatchV2(
         group_size=config.train.group_size,
-        perturbed=tuple(context.perturbed.items()),
+        perturbed_taps=tuple(context.perturbed_taps.items()),
         threshold=thresholds(config),
         ema_decay=config.method.ema_decay,
         loss=config.method.unlabeled_loss,
@@ -165,7 +164,7 @@ def _u2pl(config: ml_collections.ConfigDict, context: MethodContext) -> Method:
     return U2PL(
         group_size=config.train.group_size,
         pixel_contrast=pixel_contrast,
-        dropout=tuple(context.dropout.items()),
+        dropout_channels=tuple(context.dropout_channels.items()),
         ema_decay=config.method.ema_decay,
         warmup_epochs=u2pl.warmup_epochs,
         kept_percent=u2pl.kept_percent,
@@ -181,7 +180,7 @@ def _ael(config: ml_collections.ConfigDict, context: MethodContext) -> Method:
         num_unlabeled=context.num_unlabeled,
         group_size=config.train.group_size,
         groups=groups,
-        dropout=tuple(context.dropout.items()),
+        dropout_channels=tuple(context.dropout_channels.items()),
         axis_name=context.axis_name,
         threshold=thresholds(config),
         ema_decay=config.method.ema_decay,
@@ -262,7 +261,7 @@ def build_method(config: ml_collections.ConfigDict, context: MethodContext) -> M
     _check_thresholds(config, context.num_classes)
     method = entry.make(config, context)
     return dataclasses.replace(
-        method, pixels=context.pixels, element_dropout=context.element_dropout
+        method, pixels=context.pixels, network_dropout=context.network_dropout
     )
 
 

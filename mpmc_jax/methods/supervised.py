@@ -22,12 +22,12 @@ class Inputs(struct.PyTreeNode):
 
     Attributes:
       image, label: (b,h,w,c) labeled images, (b,h,w) labels with 255 void.
-      dropout_keys: for the pass over them, see `Method.dropout_keys`.
+      network_dropout_keys: for the pass over them, see `Method.network_dropout_keys`.
     """
 
     image: Array
     label: Array
-    dropout_keys: Array | None = None
+    network_dropout_keys: Array | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,8 +49,12 @@ class SupervisedOnly(base.Method):
     def augment(self, batch: Batch, state: PyTree, keys: Keys) -> Inputs:
         del state
         image = self.normalize(self.unit(batch.labeled.image))
-        dropout_keys = self.dropout_keys(keys.examples, "labeled")
-        return Inputs(image=image, label=base.labels(batch), dropout_keys=dropout_keys)
+        network_dropout_keys = self.network_dropout_keys(keys.examples, "labeled")
+        return Inputs(
+            image=image,
+            label=base.labels(batch),
+            network_dropout_keys=network_dropout_keys,
+        )
 
     def regions(self, inputs: Inputs) -> dict[str, Region]:
         return {"supervised": base.supervised_region(inputs.label)}
@@ -69,7 +73,9 @@ class SupervisedOnly(base.Method):
     ) -> Outputs:
         del teachers, targets
         labeled, student = base.full_pass(
-            students["student"], inputs.image, dropout_keys=inputs.dropout_keys
+            students["student"],
+            inputs.image,
+            network_dropout_keys=inputs.network_dropout_keys,
         )
         supervised = base.supervised_part(labeled, inputs.label)
         return Outputs((supervised,), (), {"student": student}, state)

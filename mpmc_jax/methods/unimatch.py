@@ -45,8 +45,8 @@ class Inputs(struct.PyTreeNode):
       masks: for each strong view (b,h,w) bool, where the partner is pasted.
       perturbation: tap -> (2b,1,1,d) multiplier of the features of [image, weak];
         empty for no perturbed view.
-      dropout_keys: for the passes over [image, weak] and over the strong views, see
-        `Method.dropout_keys`.
+      network_dropout_keys: for the passes over [image, weak] and over the strong
+        views, see `Method.network_dropout_keys`.
     """
 
     image: Array
@@ -59,7 +59,7 @@ class Inputs(struct.PyTreeNode):
     partner_strong: tuple[Array, ...]
     masks: tuple[Array, ...]
     perturbation: dict[str, Array]
-    dropout_keys: tuple[Array | None, Array | None] = (None, None)
+    network_dropout_keys: tuple[Array | None, Array | None] = (None, None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +67,7 @@ class UniMatch(base.Method):
     """UniMatch: L = 1/2 (L_x + alpha (L_s1 + L_s2 + 2 L_fp)), alpha = 0.25.
 
     Attributes:
-      perturbed: (tap, channels) of the encoder outputs whose channels are dropped.
+      perturbed_taps: (tap, channels) of the encoder outputs whose channels are dropped.
       strong_coefficients: name of each strong view -> its coefficient.
       threshold: pseudo-labels below this confidence do not count; one
         number, or one per class.
@@ -75,7 +75,7 @@ class UniMatch(base.Method):
       loss: the loss of the three unlabeled terms, see `training.objective.view_loss`.
     """
 
-    perturbed: tuple[tuple[str, int], ...]
+    perturbed_taps: tuple[tuple[str, int], ...]
     threshold: pseudo_labels.Threshold = 0.95
     ema_decay: float = 0.0
     loss: ViewLoss = "ce"
@@ -111,9 +111,9 @@ class UniMatch(base.Method):
             partner_strong=strong[count:],
             masks=tuple(mask(f"box{i + 1}") for i in range(count)),
             perturbation=self._perturbation(keys, weak.dtype),
-            dropout_keys=(
-                self.dropout_keys(keys.examples, "labeled", "unlabeled"),
-                self.dropout_keys(keys.examples, *self._key_names()),
+            network_dropout_keys=(
+                self.network_dropout_keys(keys.examples, "labeled", "unlabeled"),
+                self.network_dropout_keys(keys.examples, *self._key_names()),
             ),
         )
 
@@ -145,7 +145,7 @@ class UniMatch(base.Method):
             ]
             return jnp.concatenate(parts)
 
-        return {tap: masks(tap, channels) for tap, channels in self.perturbed}
+        return {tap: masks(tap, channels) for tap, channels in self.perturbed_taps}
 
     def regions(self, inputs: Inputs) -> dict[str, Region]:
         def mixed(mask: Array) -> Region:
@@ -195,13 +195,15 @@ class UniMatch(base.Method):
         images = jnp.concatenate([inputs.image, inputs.weak])
         if not inputs.perturbation:
             clean, student = base.full_pass(
-                student, images, dropout_keys=inputs.dropout_keys[0]
+                student, images, network_dropout_keys=inputs.network_dropout_keys[0]
             )
             return clean, None, student
-        features, student = student.encode(images, dropout_keys=inputs.dropout_keys[0])
+        features, student = student.encode(
+            images, dropout_keys=inputs.network_dropout_keys[0]
+        )
         clean_taps = features.taps
-        perturbed_taps = base.perturb(features, inputs.perturbation).taps
-        dropped = {tap: perturbed_taps[tap] for tap in inputs.perturbation}
+        all_dropped = base.perturb(features, inputs.perturbation).taps
+        dropped = {tap: all_dropped[tap] for tap in inputs.perturbation}
         doubled = {
             tap: jnp.concatenate([clean_taps[tap], dropped[tap]]) for tap in dropped
         }
@@ -240,7 +242,9 @@ class UniMatch(base.Method):
             )
         ]
         both, student = base.full_pass(
-            student, jnp.concatenate(mixed), dropout_keys=inputs.dropout_keys[1]
+            student,
+            jnp.concatenate(mixed),
+            network_dropout_keys=inputs.network_dropout_keys[1],
         )
         b = mixed[0].shape[0]
         return tuple(both.part(i * b, (i + 1) * b) for i in range(len(mixed))), student

@@ -38,8 +38,8 @@ class Inputs(struct.PyTreeNode):
       strong: two strong views of `weak`.
       masks: for each of them (b,h,w) bool, where the partner is pasted.
       perturbation: tap -> (2b,1,1,d) multiplier of the features of [s1, s2].
-      dropout_keys: for the passes over the labeled images and over [s1, s2], see
-        `Method.dropout_keys`.
+      network_dropout_keys: for the passes over the labeled images and over [s1, s2],
+        see `Method.network_dropout_keys`.
     """
 
     image: Array
@@ -49,7 +49,7 @@ class Inputs(struct.PyTreeNode):
     strong: tuple[Array, Array]
     masks: tuple[Array, Array]
     perturbation: dict[str, Array]
-    dropout_keys: tuple[Array | None, Array | None] = (None, None)
+    network_dropout_keys: tuple[Array | None, Array | None] = (None, None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +60,7 @@ class UniMatchV2(base.Method):
 
     Attributes:
       group_size: number of images mixed with each other; even.
-      perturbed: (tap, channels) of the encoder outputs whose channels are dropped.
+      perturbed_taps: (tap, channels) of the encoder outputs whose channels are dropped.
         Those of one width share a mask.
       threshold: pseudo-labels below this confidence do not count; one
         number, or one per class.
@@ -69,7 +69,7 @@ class UniMatchV2(base.Method):
     """
 
     group_size: int
-    perturbed: tuple[tuple[str, int], ...]
+    perturbed_taps: tuple[tuple[str, int], ...]
     threshold: pseudo_labels.Threshold = 0.95
     ema_decay: float = 0.996
     loss: ViewLoss = "ce"
@@ -97,9 +97,9 @@ class UniMatchV2(base.Method):
             strong=(first, second),
             masks=(mixing.box_mask(boxes[0], *size), mixing.box_mask(boxes[1], *size)),
             perturbation=self._perturbation(keys, weak.dtype),
-            dropout_keys=(
-                self.dropout_keys(keys.examples, "labeled"),
-                self.dropout_keys(keys.examples, "strong1", "strong2"),
+            network_dropout_keys=(
+                self.network_dropout_keys(keys.examples, "labeled"),
+                self.network_dropout_keys(keys.examples, "strong1", "strong2"),
             ),
         )
 
@@ -111,9 +111,9 @@ class UniMatchV2(base.Method):
                     keys.groups(f"dropout/{channels}"), channels, kept, dtype=dtype
                 )
             )
-            for channels in sorted({width for _, width in self.perturbed})
+            for channels in sorted({width for _, width in self.perturbed_taps})
         }
-        return {tap: by_width[channels] for tap, channels in self.perturbed}
+        return {tap: by_width[channels] for tap, channels in self.perturbed_taps}
 
     def _mix(self, mask: Array, value: Array) -> Array:
         """Pastes the reversed group inside the box."""
@@ -142,7 +142,9 @@ class UniMatchV2(base.Method):
         state: PyTree,
     ) -> Outputs:
         labeled, student = base.full_pass(
-            students["student"], inputs.image, dropout_keys=inputs.dropout_keys[0]
+            students["student"],
+            inputs.image,
+            network_dropout_keys=inputs.network_dropout_keys[0],
         )
         mixed = [
             self._mix(mask, image)
@@ -151,7 +153,7 @@ class UniMatchV2(base.Method):
         both, student = base.full_pass(
             student,
             jnp.concatenate(mixed),
-            dropout_keys=inputs.dropout_keys[1],
+            network_dropout_keys=inputs.network_dropout_keys[1],
             perturbation=inputs.perturbation,
         )
         regions, (confidence, label) = self.regions(inputs), targets

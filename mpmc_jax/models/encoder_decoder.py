@@ -31,7 +31,7 @@ class EncoderDecoder(nn.Module):
         next multiples, and crops the logits.
       half_pixel: whether logits are upsampled with half-pixel centers instead of
         aligned corners.
-      drops_elements: whether the encoder has dropout, and whether the decoder has.
+      has_dropout: whether the encoder has dropout, and whether the decoder has.
       dtype: compute dtype.
       freeze_encoder: whether the encoder is constant: it runs in evaluation mode, and
         no gradient is computed there.
@@ -44,7 +44,7 @@ class EncoderDecoder(nn.Module):
     multiple: int = 1
     resizes_images: bool = False
     half_pixel: bool = False
-    drops_elements: tuple[bool, bool] = (False, False)
+    has_dropout: tuple[bool, bool] = (False, False)
     dtype: str = "float32"
     freeze_encoder: bool = False
 
@@ -79,7 +79,7 @@ class EncoderDecoder(nn.Module):
         is_double = images_bhwc.dtype == jnp.float64
         x_bhwc = images_bhwc if is_double else images_bhwc.astype(self.dtype)
         for_encoder, for_decoder = (
-            dropout_keys if train and drops else None for drops in self.drops_elements
+            dropout_keys if train and has else None for has in self.has_dropout
         )
         train = train and not self.freeze_encoder
         drawn = {}
@@ -95,19 +95,21 @@ class EncoderDecoder(nn.Module):
         features: Features,
         *,
         train: bool = False,
-        dropout: Mapping[str, Array] | None = None,
+        decoder_dropout: Mapping[str, Array] | None = None,
     ) -> Prediction:
         """Computes a `Prediction` at the decoder's stride from features of all taps.
 
         Args:
           features: the result of `encode`.
           train: whether batch norm is in train mode.
-          dropout: map of the decoder -> (b,1,1,d) multiplier of its channels.
+          decoder_dropout: map of the decoder -> (b,1,1,d) multiplier of its channels.
         """
         drawn = {}
         if train and features.dropout_keys is not None:
             drawn["dropout_keys"] = features.dropout_keys
-        return self.decoder(features.taps, train=train, dropout=dropout, **drawn)
+        return self.decoder(
+            features.taps, train=train, decoder_dropout=decoder_dropout, **drawn
+        )
 
     @nn.nowrap
     def upsample(self, logits_bhwc: Array, size: tuple[int, int]) -> Array:

@@ -58,13 +58,13 @@ class Encoder:
 
     Attributes:
       module: (images, until=, train=) -> the taps by name, up to `until`; with
-        `element_dropout` it also takes `dropout_keys=`, (b,) keys.
+        `has_dropout` it also takes `dropout_keys=`, (b,) keys.
       taps: its taps in the order in which they are computed.
       default_tap: the early tap that MPMC reads by default.
       first_kernel: path of the parameter whose last but one axis are image channels.
       maps: outputs of its convolutions and dense layers, for the memory estimate.
       multiple: sides of training crops must be multiples of this.
-      element_dropout: whether it has standard dropout or stochastic depth in train
+      has_dropout: whether it has standard dropout or stochastic depth in train
         mode.
       has_variants: whether it depends on `ModelConfig.variant`.
       levels: four taps of one stride for decoders of several levels; () for none.
@@ -81,7 +81,7 @@ class Encoder:
     first_kernel: tuple[str, ...]
     maps: tuple[FeatureMap, ...] = ()
     multiple: int = 1
-    element_dropout: bool = False
+    has_dropout: bool = False
     has_variants: bool = False
     levels: tuple[str, ...] = ()
     resizes_images: bool = False
@@ -124,16 +124,16 @@ class Decoder:
     """The second half of a network.
 
     Attributes:
-      module: (taps, train=, dropout=) -> Prediction at the decoder's own stride;
-        `dropout` has a multiplier for each of `dropout_channels`, or is None. With
-        `element_dropout` it also takes `dropout_keys=`, (b,) keys.
+      module: (taps, train=, decoder_dropout=) -> Prediction at the decoder's own
+        stride; `decoder_dropout` has a multiplier for each of `dropout_channels`, or is
+        None. With `has_dropout` it also takes `dropout_keys=`, (b,) keys.
       inputs: the encoder's taps that it reads.
       tap: its last map, the tap "decoder".
       size_tap: the encoder's tap that is as large as the last map; "" for none.
       maps: outputs of its convolutions without the heads, for the memory estimate.
       dropout_channels: maps whose channels U2PL and AEL drop -> their channels.
       has_variants: whether it depends on `ModelConfig.variant`.
-      element_dropout: whether it has standard dropout or stochastic depth in train
+      has_dropout: whether it has standard dropout or stochastic depth in train
         mode.
       half_pixel: whether logits are upsampled with half-pixel centers; False: with
         aligned corners.
@@ -146,7 +146,7 @@ class Decoder:
     maps: tuple[FeatureMap, ...] = ()
     dropout_channels: Mapping[str, int] = dataclasses.field(default_factory=dict)
     has_variants: bool = False
-    element_dropout: bool = False
+    has_dropout: bool = False
     half_pixel: bool = False
 
 

@@ -71,7 +71,7 @@ def build_segmenter(
         multiple=encoder.multiple,
         resizes_images=encoder.resizes_images,
         half_pixel=decoder.half_pixel,
-        drops_elements=(encoder.element_dropout, decoder.element_dropout),
+        has_dropout=(encoder.has_dropout, decoder.has_dropout),
         dtype=config.dtype,
         freeze_encoder=config.freeze == "encoder",
     )
@@ -184,10 +184,10 @@ def dropout_channels(config: ModelConfig) -> dict[str, int]:
     return dict(decoder.dropout_channels)
 
 
-def element_dropout(config: ModelConfig) -> bool:
+def has_dropout(config: ModelConfig) -> bool:
     """Whether the network has dropout in train mode, so that `encode` needs keys."""
     encoder, decoder = _encoder_and_decoder(config)
-    return encoder.element_dropout or decoder.element_dropout
+    return encoder.has_dropout or decoder.has_dropout
 
 
 def default_tap(config: ModelConfig) -> str:

@@ -213,8 +213,11 @@ def test_order_within_a_group_changes_nothing():
         image=inputs.image[swap],
         label=inputs.label[swap],
         labeled_real=inputs.labeled_real[swap],
-        dropout=inputs.dropout
-        | {name: {"fuse1": inputs.dropout[name]["fuse1"][swap]} for name in names},
+        decoder_dropout=inputs.decoder_dropout
+        | {
+            name: {"fuse1": inputs.decoder_dropout[name]["fuse1"][swap]}
+            for name in names
+        },
     )
     value, (_, one), *_ = run(method, student, teacher, inputs, memory)
     again, (_, other), *_ = run(method, student, teacher, swapped, memory)

@@ -46,8 +46,8 @@ class Linear:
         del dropout_keys
         return Features({"layer1": images}, images.shape[1:3]), self
 
-    def decode(self, features, dropout=None):
-        assert dropout is None
+    def decode(self, features, decoder_dropout=None):
+        assert decoder_dropout is None
         logits = features.taps["layer1"] @ self.matrix + self.bias
         return Prediction(logits=logits), self
 

@@ -137,7 +137,7 @@ def test_fixmatch_is_unimatch_without_two_of_its_views(threshold):
     np.testing.assert_allclose(
         value, (terms["supervised"] + terms["s1"]) / 2, rtol=1e-6
     )
-    whole = OneView(perturbed=(("layer1", 3),), threshold=threshold)
+    whole = OneView(perturbed_taps=(("layer1", 3),), threshold=threshold)
     inputs = _unimatch_inputs(x, 2, perturbed=True)
     other, (more, _), _, _ = step(whole, MEMBERS, student, teacher, inputs, {})
     for name in ("supervised", "s1"):
@@ -155,7 +155,7 @@ def _cps_inputs(x, mixed):
         partner=cps.Partner(x["partner"], x["partner_real"], x["box1"])
         if mixed
         else None,
-        dropout_keys={
+        network_dropout_keys={
             f"{network}/{name}": None
             for network in ("first", "second")
             for name in ("labeled", "unlabeled", "partner", "mixed")
@@ -264,7 +264,7 @@ def test_taps_of_one_width_share_a_mask_whatever_the_devices():
     parts = tiny.setup(cfg)
     method = parts.step.method
     method = unimatch_v2.UniMatchV2(
-        group_size=2, perturbed=(("a", 8), ("b", 8), ("c", 16))
+        group_size=2, perturbed_taps=(("a", 8), ("b", 8), ("c", 16))
     )
     state = tiny.init_state(parts, 0)
     whole = tiny.batch(0, cfg, parts.step.method)

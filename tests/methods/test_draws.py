@@ -87,9 +87,9 @@ def test_no_two_passes_or_examples_share_a_mask(method):
         method, _memory if method == "ael" else lambda method: None, model__width=64
     )
     inputs = draw(0)
-    passes = [getattr(inputs, "teacher_dropout", None), inputs.dropout]
+    passes = [getattr(inputs, "teacher_decoder_dropout", None), inputs.decoder_dropout]
     rows = [np.asarray(mask).reshape(len(mask), -1) for mask in jax.tree.leaves(passes)]
-    for name, channels in built.dropout:
+    for name, channels in built.dropout_channels:
         assert channels >= 128, name  # so that chance makes no two alike
     for channels in {row.shape[1] for row in rows}:
         alike = np.concatenate([row for row in rows if row.shape[1] == channels])
@@ -191,7 +191,7 @@ def test_no_two_streams_of_a_method_share_a_key(name, monkeypatch):
         )
 
     for epoch in (0, 1):  # of a warm-up, and after it
-        phase = dataclasses.replace(method, element_dropout=True).phase(epoch)
+        phase = dataclasses.replace(method, network_dropout=True).phase(epoch)
         state = phase.init(jax.random.key(0))
         first = len(Noted.asked)
         jax.eval_shape(
@@ -235,7 +235,8 @@ def test_perturbed_features_have_keys_that_no_layer_derives_from_the_clean_ones(
     ones = jnp.ones((count, 1, 1, 3))
     student: Any = _NotesKeys()
     method._weak_pass(
-        student, inputs.replace(perturbation={"last": ones}, dropout_keys=(keys, None))
+        student,
+        inputs.replace(perturbation={"last": ones}, network_dropout_keys=(keys, None)),
     )
     clean, perturbed = np.split(jax.random.key_data(student.keys), 2)
     np.testing.assert_array_equal(clean, jax.random.key_data(keys))

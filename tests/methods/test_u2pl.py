@@ -85,8 +85,10 @@ def test_order_within_a_group_changes_nothing_but_which_are_drawn():
     swapped = jax.tree.map(lambda x: x[swap] if x.ndim > 2 else x, inputs)
     swapped = swapped.replace(
         draws=inputs.draws,
-        dropout={k: v[both] for k, v in inputs.dropout.items()},
-        teacher_dropout={k: v[both] for k, v in inputs.teacher_dropout.items()},
+        decoder_dropout={k: v[both] for k, v in inputs.decoder_dropout.items()},
+        teacher_decoder_dropout={
+            k: v[both] for k, v in inputs.teacher_decoder_dropout.items()
+        },
     )
     one = run(method, student, teacher, inputs, bank)
     other = run(method, student, teacher, swapped, bank)

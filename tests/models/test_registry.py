@@ -78,8 +78,8 @@ class Linear(nn.Module):
     reads: str
 
     @nn.compact
-    def __call__(self, taps, *, train, dropout=None):
-        del train, dropout
+    def __call__(self, taps, *, train, decoder_dropout=None):
+        del train, decoder_dropout
         logits = layers.Conv(
             ConvSpec(self.num_classes), use_bias=True, name="classifier"
         )

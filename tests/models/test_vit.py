@@ -238,8 +238,8 @@ def test_paths_are_dropped_by_key_at_the_rate_of_their_depth():
     np.testing.assert_allclose(dropped, np.linspace(0, 0.4, 12), atol=0.04)
     np.testing.assert_array_equal(module._branch_scales(keys[::-1]), scales[::-1])
     assert module._branch_scales(None) is None
-    assert registry.element_dropout(dataclasses.replace(DPT, drop_path=0.1))
-    assert not registry.element_dropout(DPT)
+    assert registry.has_dropout(dataclasses.replace(DPT, drop_path=0.1))
+    assert not registry.has_dropout(DPT)
 
 
 def test_branches_are_dropped_only_with_keys():
@@ -256,8 +256,8 @@ def test_branches_are_dropped_only_with_keys():
 
 
 def test_the_mask_transformer_drops_elements_by_key_in_train_mode():
-    assert registry.element_dropout(SEGMENTER)
-    assert not registry.element_dropout(LINEAR)
+    assert registry.has_dropout(SEGMENTER)
+    assert not registry.has_dropout(LINEAR)
     network = Network(build_segmenter(SEGMENTER), **random_variables(SEGMENTER))
     image = jax.random.normal(jax.random.key(1), (1, 40, 40, 3))
     images = jnp.broadcast_to(image, (3, 40, 40, 3))

@@ -16,7 +16,7 @@ METHOD = AEL(
     num_unlabeled=IMAGES,
     group_size=MEMBERS,
     groups=GROUPS,
-    dropout=(("fuse1", 3),),
+    dropout_channels=(("fuse1", 3),),
     threshold=0.5,
     object_area=0.02,
     presence_area=0.1,
@@ -61,7 +61,7 @@ def make_inputs(seed, void=0.2):
             rng.random((GROUPS, CLASSES, SIDE, SIDE)),
             rng.random((GROUPS, SIDE, SIDE)),
         ),
-        dropout={
+        decoder_dropout={
             "labeled": masks(EXAMPLES),
             "mixed": masks(GROUPS),
             "teacher_labeled": masks(EXAMPLES),
@@ -112,7 +112,7 @@ def consistency_oracle(logits, certainty, label, confidence, uniform):
 def teacher_says(teacher, inputs, box):
     """(certainty, label) of labeled and of mixed images, threshold applied."""
     trained = teacher.replace(train=True)
-    masks = inputs.dropout
+    masks = inputs.decoder_dropout
     labeled = softmax(scores(trained, inputs.image, masks["teacher_labeled"]))
     both = jnp.concatenate([inputs.first, inputs.second])
     unlabeled = softmax(scores(trained, both, masks["teacher_unlabeled"]))
@@ -130,8 +130,8 @@ def losses_oracle(student, teacher, inputs, box, confidence):
     said, *_ = teacher_says(teacher, inputs, box)
     mixed = np.where(np.asarray(box)[..., None], inputs.second, inputs.first)
     passes = [
-        scores(student, inputs.image, inputs.dropout["labeled"]),
-        scores(student, mixed, inputs.dropout["mixed"]),
+        scores(student, inputs.image, inputs.decoder_dropout["labeled"]),
+        scores(student, mixed, inputs.decoder_dropout["mixed"]),
     ]
     moved = np.array(confidence, np.float64)
     for group in range(GROUPS):

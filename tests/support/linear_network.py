@@ -39,10 +39,10 @@ class Linear(struct.PyTreeNode):
         del dropout_keys
         return Features({"layer1": images[:, ::2, ::2]}, images.shape[1:3]), self
 
-    def decode(self, features, dropout=None):
+    def decode(self, features, decoder_dropout=None):
         pixels = features.taps["layer1"]
-        if self.train and dropout is not None:
-            pixels = pixels * dropout["fuse1"]
+        if self.train and decoder_dropout is not None:
+            pixels = pixels * decoder_dropout["fuse1"]
         scores = (2 if self.train else 1) * pixels @ self.matrix + self.bias
         moved = self.replace(batch_stats=self.batch_stats + self.train)
         return Prediction(scores, pixels @ self.embedder, scores / 2, scores), moved

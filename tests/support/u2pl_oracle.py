@@ -28,7 +28,7 @@ METHOD = U2PL(
         bank_size=40,
         bank_size_first=60,
     ),
-    dropout=(("fuse1", 3),),
+    dropout_channels=(("fuse1", 3),),
 )
 FORMS = {
     name: dataclasses.replace(
@@ -56,8 +56,8 @@ def make_inputs(seed, void=0.2):
         weak=rng.normal(size=(*shape, 3)),
         real=np.ones(shape, bool),
         mask=box,
-        dropout=masks(),
-        teacher_dropout=masks(),
+        decoder_dropout=masks(),
+        teacher_decoder_dropout=masks(),
         draws=Draws(
             rng.random((GROUPS, CLASSES, QUERIES)),
             rng.random((GROUPS, CLASSES, QUERIES, NEGATIVES)),
@@ -108,14 +108,16 @@ def teacher_says(teacher, inputs):
     label = mixed(inputs, scores(teacher, inputs.weak).argmax(-1))
     images = np.concatenate([np.asarray(inputs.image), mixed(inputs, inputs.weak)])
     trained = teacher.replace(train=True)
-    return label, scores(trained, images, inputs.teacher_dropout), images
+    return label, scores(trained, images, inputs.teacher_decoder_dropout), images
 
 
 def unsupervised_oracle(student, teacher, inputs):
     label, logits, images = teacher_says(teacher, inputs)
     p = softmax(logits[EXAMPLES:])
     h = -(p * np.log(p + 1e-10)).sum(-1)
-    entropy = cross_entropy(scores(student, images, inputs.dropout)[EXAMPLES:], label)
+    entropy = cross_entropy(
+        scores(student, images, inputs.decoder_dropout)[EXAMPLES:], label
+    )
     losses = []
     for group in range(GROUPS):
         at = slice(group * MEMBERS, (group + 1) * MEMBERS)
@@ -183,8 +185,10 @@ def contrast_oracle(form, student, teacher, inputs, bank):
     losses, new = [], [[] for _ in range(CLASSES)]
     for group in range(GROUPS):
         low, anchor, key = group_sets(form, group, label, logits, inputs)
-        mine = embeddings(student, images, inputs.dropout, form, group)
-        theirs = embeddings(teacher, images, inputs.teacher_dropout, form, group)
+        mine = embeddings(student, images, inputs.decoder_dropout, form, group)
+        theirs = embeddings(
+            teacher, images, inputs.teacher_decoder_dropout, form, group
+        )
         for c in range(CLASSES):
             new[c] += list(theirs[key[:, c]])
         present = [c for c in range(CLASSES) if low[:, c].any()]

@@ -66,7 +66,7 @@ def _step_config(file, model: ModelConfig, devices: int, batch: int) -> StepConf
     min_kept = int(file["ohem_min_kept"])
     return StepConfig(
         method=UniMatch(
-            perturbed=(("layer1", 256), ("layer4", 2048)),
+            perturbed_taps=(("layer1", 256), ("layer4", 2048)),
             threshold=float(file["conf_thresh"]),
         ),
         plugin=Identity(),

@@ -29,8 +29,9 @@ class Inputs(struct.PyTreeNode):
       box_draw: (g,3) in 0..1, draws a box if there is no object.
       survival: numbers in 0..1 for re-sampling: (g,c,h,w) for the labeled images, which
         share one map per class, and (g,h,w) for the mixed image.
-      dropout: name of the pass -> map of the decoder -> multipliers.
-      dropout_keys: name of the pass -> keys or None, see `Method.dropout_keys`.
+      decoder_dropout: name of the pass -> map of the decoder -> multipliers.
+      network_dropout_keys: name of the pass -> keys or None, see
+        `Method.network_dropout_keys`.
     """
 
     image: Array
@@ -46,8 +47,10 @@ class Inputs(struct.PyTreeNode):
     object_draw: Array
     box_draw: Array
     survival: tuple[Array, Array]
-    dropout: dict[str, dict[str, Array]]
-    dropout_keys: Mapping[str, Array | None] = struct.field(default_factory=dict)
+    decoder_dropout: dict[str, dict[str, Array]]
+    network_dropout_keys: Mapping[str, Array | None] = struct.field(
+        default_factory=dict
+    )
 
 
 class Targets(struct.PyTreeNode):
@@ -95,5 +98,8 @@ def drawn_pass(
 ) -> tuple[base.Pass, Network]:
     """Runs a train-mode pass with the masks and keys that were drawn for it."""
     return base.full_pass(
-        network, images, inputs.dropout[name], inputs.dropout_keys.get(name)
+        network,
+        images,
+        inputs.decoder_dropout[name],
+        inputs.network_dropout_keys.get(name),
     )

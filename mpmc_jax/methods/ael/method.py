@@ -42,7 +42,8 @@ class AEL(base.Method):
       num_unlabeled: number of images in the unlabeled list.
       group_size: labeled images per group, which has one unlabeled image and a partner.
       groups: number of groups in a batch.
-      dropout: (map of the decoder, channels), where a tenth of the channels is dropped.
+      dropout_channels: (map of the decoder, channels), where a tenth of the channels
+        is dropped.
       axis_name: the device axis, over which the memory is kept the same.
       threshold: pseudo-labels below this confidence are void; one
         number, or one per class.
@@ -63,7 +64,7 @@ class AEL(base.Method):
     num_unlabeled: int
     group_size: int
     groups: int
-    dropout: tuple[tuple[str, int], ...]
+    dropout_channels: tuple[tuple[str, int], ...]
     axis_name: str | None = None
     threshold: pseudo_labels.Threshold = 0.7
     ema_decay: float = 0.99
@@ -150,18 +151,22 @@ class AEL(base.Method):
                 uniform("survival", self.num_classes, *size),
                 uniform("survival/mixed", *size),
             ),
-            dropout=self._dropout(keys),
-            dropout_keys={
-                "labeled": self.dropout_keys(keys.examples, "labeled"),
-                "mixed": self.dropout_keys(keys.groups, "mixed"),
-                "teacher_labeled": self.dropout_keys(keys.examples, "teacher/labeled"),
-                "teacher_unlabeled": self.dropout_keys(keys.groups, "first", "second"),
+            decoder_dropout=self._decoder_dropout(keys),
+            network_dropout_keys={
+                "labeled": self.network_dropout_keys(keys.examples, "labeled"),
+                "mixed": self.network_dropout_keys(keys.groups, "mixed"),
+                "teacher_labeled": self.network_dropout_keys(
+                    keys.examples, "teacher/labeled"
+                ),
+                "teacher_unlabeled": self.network_dropout_keys(
+                    keys.groups, "first", "second"
+                ),
             },
         )
 
-    def _dropout(self, keys: Keys) -> dict[str, dict[str, Array]]:
+    def _decoder_dropout(self, keys: Keys) -> dict[str, dict[str, Array]]:
         def masks(*keys_b: Array) -> dict[str, Array]:
-            return channel_dropout(jnp.concatenate(keys_b), self.dropout)
+            return channel_dropout(jnp.concatenate(keys_b), self.dropout_channels)
 
         return {
             "labeled": masks(keys.examples("dropout/student")),

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from mpmc_jax.augmentation import mixing
-from mpmc_jax.augmentation.dropout import decoder_dropout
+from mpmc_jax.augmentation.dropout import decoder_dropout_masks
 from mpmc_jax.losses.contrastive import Bank, Draws
 from mpmc_jax.methods import base, checks, pseudo_labels
 from mpmc_jax.methods.u2pl import entropy
@@ -41,13 +41,14 @@ class Inputs(struct.PyTreeNode):
       labeled_real, real: (b,h,w) bool, real pixels of labeled and unlabeled images.
       weak: (b,h,w,c) unlabeled images.
       mask: (b,h,w) bool, where the next image of the group is pasted.
-      dropout, teacher_dropout: map of the decoder -> (2b,1,1,d) multipliers.
+      decoder_dropout, teacher_decoder_dropout: map of the decoder -> (2b,1,1,d)
+        multipliers.
       draws: (g,...) random numbers that choose anchors and negatives.
       group: (g,) int32, indices of the groups.
       sampling_key: (g,) random keys by which negatives for the banks are sampled.
       kept_percent, contrast_percent: () this epoch's percentiles of the entropy.
-      dropout_keys, teacher_dropout_keys: for the train-mode passes, see
-        `Method.dropout_keys`.
+      network_dropout_keys, teacher_network_dropout_keys: for the train-mode passes, see
+        `Method.network_dropout_keys`.
     """
 
     image: Array
@@ -56,15 +57,15 @@ class Inputs(struct.PyTreeNode):
     weak: Array
     real: Array
     mask: Array
-    dropout: dict[str, Array]
-    teacher_dropout: dict[str, Array]
+    decoder_dropout: dict[str, Array]
+    teacher_decoder_dropout: dict[str, Array]
     draws: Draws
     group: Array
     sampling_key: Array
     kept_percent: Array
     contrast_percent: Array
-    dropout_keys: Array | None = None
-    teacher_dropout_keys: Array | None = None
+    network_dropout_keys: Array | None = None
+    teacher_network_dropout_keys: Array | None = None
 
 
 class Targets(struct.PyTreeNode):
@@ -90,7 +91,8 @@ class U2PL(base.Method):
     Attributes:
       group_size: number of images mixed, ranked and contrasted with each other.
       pixel_contrast: L_c and its settings.
-      dropout: (map of the decoder, channels), where a tenth of the channels is dropped.
+      dropout_channels: (map of the decoder, channels), where a tenth of the channels
+        is dropped.
       ema_decay: largest decay of the teacher.
       warmup_epochs: number of epochs with labeled images alone.
       kept_percent: pixels below this percentile of the entropy count in L_u. It rises
@@ -105,7 +107,7 @@ class U2PL(base.Method):
 
     group_size: int
     pixel_contrast: PixelContrast
-    dropout: tuple[tuple[str, int], ...]
+    dropout_channels: tuple[tuple[str, int], ...]
     ema_decay: float = 0.99
     warmup_epochs: int = 1
     kept_percent: float = 80.0
@@ -134,9 +136,9 @@ class U2PL(base.Method):
         return Warmup(
             self.warmup_epochs,
             self.ema_decay,
-            self.dropout,
+            self.dropout_channels,
             pixels=self.pixels,
-            element_dropout=self.element_dropout,
+            network_dropout=self.network_dropout,
         )
 
     def independent_teacher_init(self) -> bool:
@@ -171,16 +173,22 @@ class U2PL(base.Method):
             weak=self.normalize(weak),
             real=mixing.extent_mask(batch.unlabeled.extent, *size),
             mask=mixing.box_mask(boxes, *size) & coin,
-            dropout=decoder_dropout(keys, "student", parts, self.dropout),
-            teacher_dropout=decoder_dropout(keys, "teacher", parts, self.dropout),
+            decoder_dropout=decoder_dropout_masks(
+                keys, "student", parts, self.dropout_channels
+            ),
+            teacher_decoder_dropout=decoder_dropout_masks(
+                keys, "teacher", parts, self.dropout_channels
+            ),
             draws=jax.vmap(self.pixel_contrast.draws)(keys.groups("contrast")),
             group=keys.group,
             # Another name of the key would change what every run draws.
             sampling_key=keys.groups("key_choice"),
             kept_percent=100 - (100 - self.kept_percent) * (1 - keys.progress),
             contrast_percent=self.contrast_percent * (1 - keys.progress),
-            dropout_keys=self.dropout_keys(keys.examples, "labeled", "unlabeled"),
-            teacher_dropout_keys=self.dropout_keys(
+            network_dropout_keys=self.network_dropout_keys(
+                keys.examples, "labeled", "unlabeled"
+            ),
+            teacher_network_dropout_keys=self.network_dropout_keys(
                 keys.examples, "teacher/labeled", "teacher/unlabeled"
             ),
         )
@@ -206,8 +214,8 @@ class U2PL(base.Method):
         both, teacher = base.full_pass(
             teacher.replace(train=True),
             images,
-            inputs.teacher_dropout,
-            inputs.teacher_dropout_keys,
+            inputs.teacher_decoder_dropout,
+            inputs.teacher_network_dropout_keys,
         )
         _, mixed = both.halves()
         uncertain = pseudo_labels.entropy(mixed.logits)
@@ -241,7 +249,10 @@ class U2PL(base.Method):
         mixed = self._mix(inputs, inputs.weak)
         images = jnp.concatenate([inputs.image, mixed])
         both, student = base.full_pass(
-            students["student"], images, inputs.dropout, inputs.dropout_keys
+            students["student"],
+            images,
+            inputs.decoder_dropout,
+            inputs.network_dropout_keys,
         )
         labeled, unlabeled = both.halves()
         view = View(

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from mpmc_jax.augmentation import mixing
-from mpmc_jax.augmentation.dropout import decoder_dropout
+from mpmc_jax.augmentation.dropout import decoder_dropout_masks
 from mpmc_jax.methods import base
 from mpmc_jax.random_keys import Keys
 from mpmc_jax.types import Array, Batch, Network, Outputs, PyTree, Region
@@ -32,17 +32,19 @@ class Inputs(struct.PyTreeNode):
     Attributes:
       image, label: (b,h,w,c) labeled images, (b,h,w) labels with 255 void.
       real: (b,h,w) bool, their real pixels.
-      dropout, teacher_dropout: map of the decoder -> (b,1,1,d) multipliers.
-      dropout_keys, teacher_dropout_keys: for the passes, see `Method.dropout_keys`.
+      decoder_dropout, teacher_decoder_dropout: map of the decoder -> (b,1,1,d)
+        multipliers.
+      network_dropout_keys, teacher_network_dropout_keys: for the passes, see
+        `Method.network_dropout_keys`.
     """
 
     image: Array
     label: Array
     real: Array
-    dropout: dict[str, Array]
-    teacher_dropout: dict[str, Array]
-    dropout_keys: Array | None = None
-    teacher_dropout_keys: Array | None = None
+    decoder_dropout: dict[str, Array]
+    teacher_decoder_dropout: dict[str, Array]
+    network_dropout_keys: Array | None = None
+    teacher_network_dropout_keys: Array | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +53,7 @@ class Warmup(base.Method):
 
     warmup_epochs: int
     ema_decay: float
-    dropout: tuple[tuple[str, int], ...]
+    dropout_channels: tuple[tuple[str, int], ...]
 
     evaluated = "student"
 
@@ -62,12 +64,16 @@ class Warmup(base.Method):
             image=self.normalize(image),
             label=base.labels(batch),
             real=mixing.extent_mask(batch.labeled.extent, *image.shape[1:3]),
-            dropout=decoder_dropout(keys, "student", ("labeled",), self.dropout),
-            teacher_dropout=decoder_dropout(
-                keys, "teacher", ("labeled",), self.dropout
+            decoder_dropout=decoder_dropout_masks(
+                keys, "student", ("labeled",), self.dropout_channels
             ),
-            dropout_keys=self.dropout_keys(keys.examples, "labeled"),
-            teacher_dropout_keys=self.dropout_keys(keys.examples, "teacher/labeled"),
+            teacher_decoder_dropout=decoder_dropout_masks(
+                keys, "teacher", ("labeled",), self.dropout_channels
+            ),
+            network_dropout_keys=self.network_dropout_keys(keys.examples, "labeled"),
+            teacher_network_dropout_keys=self.network_dropout_keys(
+                keys.examples, "teacher/labeled"
+            ),
         )
 
     def regions(self, inputs: Inputs) -> dict[str, Region]:
@@ -76,7 +82,10 @@ class Warmup(base.Method):
     def prepare(self, teachers: dict[str, Network], inputs: Inputs, state: PyTree):
         teacher = teachers["student"].replace(train=True)
         _, teacher = base.full_pass(
-            teacher, inputs.image, inputs.teacher_dropout, inputs.teacher_dropout_keys
+            teacher,
+            inputs.image,
+            inputs.teacher_decoder_dropout,
+            inputs.teacher_network_dropout_keys,
         )
         return None, {"student": teacher.batch_stats}, state
 
@@ -90,7 +99,10 @@ class Warmup(base.Method):
     ) -> Outputs:
         del teachers, targets
         labeled, student = base.full_pass(
-            students["student"], inputs.image, inputs.dropout, inputs.dropout_keys
+            students["student"],
+            inputs.image,
+            inputs.decoder_dropout,
+            inputs.network_dropout_keys,
         )
         supervised = base.supervised_part(labeled, inputs.label, inputs.real)
         return Outputs((supervised,), (), {"student": student}, state)

@@ -190,13 +190,13 @@ class ASPPDecoder(nn.Module):
         taps: Mapping[str, Array],
         *,
         train: bool,
-        dropout: Mapping[str, Array] | None = None,
+        decoder_dropout: Mapping[str, Array] | None = None,
     ) -> Prediction:
         """Decodes "layer1", "layer4" and, for the auxiliary classifier, "layer3".
 
-        `dropout` multiplies named maps; see `DecoderSpec.dropout_channels`.
+        `decoder_dropout` multiplies named maps; see `DecoderSpec.dropout_channels`.
         """
-        masks = dropout or {}
+        masks = decoder_dropout or {}
         valid = self.spec.dropout_channels(
             embedding=self.embedding, auxiliary=self.auxiliary
         )

@@ -171,9 +171,9 @@ class DPTDecoder(nn.Module):
         taps: Mapping[str, Array],
         *,
         train: bool,
-        dropout: Mapping[str, Array] | None = None,
+        decoder_dropout: Mapping[str, Array] | None = None,
     ) -> Prediction:
-        """Decodes the levels; `dropout` multiplies maps of the further heads."""
+        """Decodes the levels; `decoder_dropout` multiplies maps of other heads."""
         del train
         fused = self.sizes.fused
         levels = [
@@ -198,7 +198,7 @@ class DPTDecoder(nn.Module):
         heads = FurtherHeads(
             fused, self.num_classes, self.embedding, self.auxiliary, name="further"
         )
-        return heads(prediction, x_bhwd, taps[self.inputs[2]], dropout)
+        return heads(prediction, x_bhwd, taps[self.inputs[2]], decoder_dropout)
 
     def _pyramid(self, taps: Mapping[str, Array]) -> list[Array]:
         """Projects the levels and resizes them by 4, 2, 1 and 1/2."""

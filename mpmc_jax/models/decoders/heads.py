@@ -46,14 +46,14 @@ class FurtherHeads(nn.Module):
         prediction: Prediction,
         deep_bhwd: Array,
         middle_bhwd: Array | None,
-        dropout: Mapping[str, Array] | None,
+        decoder_dropout: Mapping[str, Array] | None,
     ) -> Prediction:
         """Reads the embedding from a deep map, the auxiliary logits from a middle one.
 
         The middle one is only needed for these.
-        `dropout` multiplies named maps; see `dropout_channels`.
+        `decoder_dropout` multiplies named maps; see `dropout_channels`.
         """
-        masks = dropout or {}
+        masks = decoder_dropout or {}
         valid = dropout_channels(
             self.features, embedding=self.embedding, auxiliary=self.auxiliary
         )

@@ -75,7 +75,7 @@ def _build(
         dropout_channels=dropout_channels(
             tap.channels, embedding=config.embedding, auxiliary=config.auxiliary
         ),
-        element_dropout=mask,
+        has_dropout=mask,
         half_pixel=True,
     )
 
@@ -163,10 +163,10 @@ class TokenDecoder(nn.Module):
         taps: Mapping[str, Array],
         *,
         train: bool,
-        dropout: Mapping[str, Array] | None = None,
+        decoder_dropout: Mapping[str, Array] | None = None,
         dropout_keys: Array | None = None,
     ) -> Prediction:
-        """Decodes the last level; `dropout` multiplies maps of the further heads.
+        """Decodes the last level; `decoder_dropout` multiplies maps of other heads.
 
         `dropout_keys` are (b,) keys of the mask transformer, or None.
         """
@@ -188,4 +188,4 @@ class TokenDecoder(nn.Module):
             features, self.num_classes, self.embedding, self.auxiliary, name="further"
         )
         prediction = Prediction(logits=logits_bhwc, decoder=x_bhwd)
-        return heads(prediction, x_bhwd, taps.get(middle), dropout)
+        return heads(prediction, x_bhwd, taps.get(middle), decoder_dropout)

@@ -83,10 +83,10 @@ class UNetDecoder(nn.Module):
         taps: Mapping[str, Array],
         *,
         train: bool,
-        dropout: Mapping[str, Array] | None = None,
+        decoder_dropout: Mapping[str, Array] | None = None,
     ) -> Prediction:
-        """Decodes all stages; `dropout` multiplies maps, see `dropout_channels`."""
-        masks, channels = dropout or {}, stage_channels(self.width)
+        """Decodes all stages; `decoder_dropout` is as in `interface.Decoder`."""
+        masks, channels = decoder_dropout or {}, stage_channels(self.width)
         valid = dropout_channels(
             channels[0], embedding=self.embedding, auxiliary=self.auxiliary
         )

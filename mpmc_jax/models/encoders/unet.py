@@ -41,7 +41,7 @@ def build(config: ModelConfig, axis_name: str | None) -> Encoder:
         first_kernel=("stage1", "conv0", "conv", "kernel"),
         maps=feature_maps(_paths(config.in_channels, channels)),
         multiple=_STRIDE,
-        element_dropout=True,
+        has_dropout=True,
     )
 
 

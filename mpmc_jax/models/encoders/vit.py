@@ -124,7 +124,7 @@ def build(config: ModelConfig, axis_name: str | None) -> Encoder:
         first_kernel=("embed", "kernel"),
         maps=_maps(spec, features, config.in_channels),
         multiple=family.patch,
-        element_dropout=config.drop_path > 0,
+        has_dropout=config.drop_path > 0,
         levels=tuple(map(tap_name, spec.levels)),
         resizes_images=True,
         normalization=family.normalization,
