@@ -112,12 +112,12 @@ def draw_weights(folder: pathlib.Path, run: SavedRun, count: int = 3) -> None:
     """Draws pseudo-labels, which of them are wrong, and lambda_s."""
     restored = run.classifying
     predict = pseudo_label_function(restored)
-    source = open_split(restored, "val")
+    dataset = open_split(restored, "val")
     rows, weights = [], []
-    for number in [i for i in range(len(source)) if source.size(i) == source.size(0)][
-        :count
-    ]:
-        example = source[number]
+    for number in [
+        i for i in range(len(dataset)) if dataset.size(i) == dataset.size(0)
+    ][:count]:
+        example = dataset[number]
         found = predict(
             jnp.asarray(example.image[None]), jnp.asarray(example.label[None])
         )

@@ -5,14 +5,14 @@ from collections.abc import Sequence
 import numpy as np
 
 from mpmc_jax.analysis.base import SavedRun
-from mpmc_jax.data.dataset import DatasetFacts, EvalSource
+from mpmc_jax.data.dataset import DatasetFacts, EvalDataset
 from mpmc_jax.experiments.run import open_split
 
 # Separates names in an option; a comma separates the options themselves.
 _SEPARATOR = "+"
 
 
-def open_common(runs: Sequence[SavedRun], split: str = "val") -> EvalSource:
+def open_common(runs: Sequence[SavedRun], split: str = "val") -> EvalDataset:
     """Opens the labeled images of a split of the data set that all runs share.
 
     Raises:
@@ -32,16 +32,16 @@ def open_common(runs: Sequence[SavedRun], split: str = "val") -> EvalSource:
     return open_split(first.restored, split)
 
 
-def choose_images(source: EvalSource, count: int, ids: str) -> list[int]:
+def choose_images(dataset: EvalDataset, count: int, ids: str) -> list[int]:
     """Chooses images by their ids, or the first `count`.
 
     Args:
-      source: the images.
+      dataset: the images.
       count: how many to choose where none is named.
       ids: ids separated by "+"; "" for the first images.
 
     Returns:
-      Indices of `source`.
+      Indices of `dataset`.
 
     Raises:
       ValueError: an unknown id, or a count below 1.
@@ -49,15 +49,15 @@ def choose_images(source: EvalSource, count: int, ids: str) -> list[int]:
     if not ids:
         if count < 1:
             raise ValueError(f"images={count}: at least 1 is needed")
-        return list(range(min(count, len(source))))
+        return list(range(min(count, len(dataset))))
     chosen = ids.split(_SEPARATOR)
     for name in chosen:
-        if name not in source.ids:
+        if name not in dataset.ids:
             raise ValueError(
                 f"ids={ids}: no labeled image {name!r}; the first ones are "
-                f"{', '.join(source.ids[:5])}"
+                f"{', '.join(dataset.ids[:5])}"
             )
-    return [source.ids.index(name) for name in chosen]
+    return [dataset.ids.index(name) for name in chosen]
 
 
 def choose_classes(facts: DatasetFacts, names: str) -> list[int]:

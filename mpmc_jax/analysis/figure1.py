@@ -114,11 +114,11 @@ class Figure1(Figure):
         if self.patches < 1:
             raise ValueError(f"patches={self.patches}: at least 1 is needed")
         run = runs[0].classifying
-        source = open_split(run, "val")
+        dataset = open_split(run, "val")
         view_of = patch_function(run)
         pictures, choices, rows, present = [], [], [], set()
-        for number in choose_images(source, self.images, self.ids):
-            example = source[number]
+        for number in choose_images(dataset, self.images, self.ids):
+            example = dataset[number]
             view = view_of(example)
             classes = view.resized(run.predict(example.image))
             chosen = choose_patches(view, classes, self.patches)

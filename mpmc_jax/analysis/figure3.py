@@ -60,11 +60,11 @@ class Figure3(Figure):
 
     def draw(self, runs: Sequence[SavedRun]) -> Drawing:
         """Draws the same validation images for each of the runs."""
-        named, source = by_name(runs), open_common(runs)
+        named, dataset = by_name(runs), open_common(runs)
         facts = runs[0].restored.facts
         pictures, corners, rows, present = [], [], [], set()
-        for number in choose_images(source, self.images, self.ids):
-            example = source[number]
+        for number in choose_images(dataset, self.images, self.ids):
+            example = dataset[number]
             found = {
                 name: run.restored.predict(example.image) for name, run in named.items()
             }

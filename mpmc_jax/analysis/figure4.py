@@ -68,14 +68,14 @@ class Figure4(Figure):
         """Draws a panel per class, a line per run."""
         if self.bins < 1:
             raise ValueError(f"bins={self.bins}: at least 1 is needed")
-        named, source = by_name(runs), open_common(runs)
+        named, dataset = by_name(runs), open_common(runs)
         facts = runs[0].restored.facts
         chosen = choose_classes(facts, self.classes)
         labels = {name: _describe(run) for name, run in named.items()}
         found: dict[tuple[int, str], list[Any]] = {
             (number, name): [] for number in chosen for name in named
         }
-        for example in source:
+        for example in dataset:
             for name, run in named.items():
                 classes = run.restored.predict(example.image)
                 for number in chosen:

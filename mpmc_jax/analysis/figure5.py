@@ -9,7 +9,7 @@ import numpy as np
 from mpmc_jax.analysis import style
 from mpmc_jax.analysis.base import Drawing, Figure, SavedRun, by_name, drawing_of
 from mpmc_jax.analysis.examples import choose_classes, open_common
-from mpmc_jax.data.dataset import EvalExample, EvalSource
+from mpmc_jax.data.dataset import EvalDataset, EvalExample
 from mpmc_jax.evaluation.bounded_jit import bounded_jit
 from mpmc_jax.evaluation.predict import network_input
 from mpmc_jax.evaluation.protocols import resize_nearest
@@ -65,7 +65,7 @@ class Points:
 
 
 def sample(
-    run: Run, source: EvalSource, classes: Sequence[int], pixels: int, seed: int
+    run: Run, dataset: EvalDataset, classes: Sequence[int], pixels: int, seed: int
 ) -> Points:
     """Samples features of each class from all images.
 
@@ -74,9 +74,9 @@ def sample(
     """
     features_of = feature_function(run)
     rng = np.random.default_rng(seed)
-    share = max(pixels // len(source), 1)
+    share = max(pixels // len(dataset), 1)
     kept: dict[int, list[np.ndarray]] = {number: [] for number in classes}
-    for example in source:
+    for example in dataset:
         features, label = features_of(example)
         for number, parts in kept.items():
             found = np.flatnonzero(label == number)
@@ -112,11 +112,11 @@ class Figure5(Figure):
         """Draws a panel per run."""
         if self.pixels < 1:
             raise ValueError(f"pixels={self.pixels}: at least 1 is needed")
-        named, source = by_name(runs), open_common(runs)
+        named, dataset = by_name(runs), open_common(runs)
         facts = runs[0].restored.facts
         chosen = choose_classes(facts, self.classes)
         if not self.classes:
-            chosen = _most_frequent(source, facts.num_classes)
+            chosen = _most_frequent(dataset, facts.num_classes)
         if len(chosen) > _MOST_CLASSES:
             raise ValueError(
                 f"classes={self.classes}: more than {_MOST_CLASSES} colors cannot be "
@@ -124,7 +124,7 @@ class Figure5(Figure):
             )
         rows = []
         for name, run in named.items():
-            points = sample(run.restored, source, chosen, self.pixels, self.seed)
+            points = sample(run.restored, dataset, chosen, self.pixels, self.seed)
             if len(points.classes) < _FEWEST_POINTS:
                 raise ValueError(
                     f"classes={self.classes}: only {len(points.classes)} features of "
@@ -148,11 +148,11 @@ class Figure5(Figure):
             return embedding.fit_transform(points.features.astype(np.float32))
 
 
-def _most_frequent(source: EvalSource, num_classes: int) -> list[int]:
+def _most_frequent(dataset: EvalDataset, num_classes: int) -> list[int]:
     """Returns the classes with most labeled pixels, in the order of their numbers."""
     count = sum(
         np.bincount(example.label.ravel(), minlength=256)[:num_classes]
-        for example in source
+        for example in dataset
     )
     return sorted(np.argsort(-np.asarray(count), kind="stable")[:_SHOWN].tolist())
 

@@ -37,11 +37,11 @@ class Panels(Figure):
             raise ValueError(f"panels show one run; {len(runs)} are given")
         run = runs[0].classifying
         predict = pseudo_label_function(run)
-        source = open_split(run, "val")
-        chosen = [i for i in range(len(source)) if source.size(i) == source.size(0)]
+        dataset = open_split(run, "val")
+        chosen = [i for i in range(len(dataset)) if dataset.size(i) == dataset.size(0)]
         pictures, rows = [], []
         for number in chosen[: self.images]:
-            example = source[number]
+            example = dataset[number]
             image, label = (
                 jnp.asarray(x[None]) for x in (example.image, example.label)
             )

@@ -115,14 +115,14 @@ def measure(saved: SavedRun) -> dict[str, Any]:
     """
     run = saved.classifying
     predict = pseudo_label_function(run)
-    source = open_split(run, "train")
-    unlabeled = unlabeled_ids(run, saved.workdir, source.info)
-    chosen = [i for i, name in enumerate(source.ids) if name in unlabeled]
+    dataset = open_split(run, "train")
+    unlabeled = unlabeled_ids(run, saved.workdir, dataset.info)
+    chosen = [i for i, name in enumerate(dataset.ids) if name in unlabeled]
     if not chosen:
         raise ValueError("none of the unlabeled images has a label to compare with")
     quality = Quality(thresholds(run.config))
     for number in chosen:
-        example = source[number]
+        example = dataset[number]
         inputs = (jnp.asarray(x[None]) for x in (example.image, example.label))
         found = predict(*inputs)
         maps = PseudoLabels(*(each[0] for each in jax.device_get(found)))

@@ -52,9 +52,9 @@ class Reliability(Figure):
         """Draws a panel per run from the validation images."""
         if self.bins < 1:
             raise ValueError(f"bins={self.bins}: at least 1 is needed")
-        named, source = by_name(runs), open_common(runs)
+        named, dataset = by_name(runs), open_common(runs)
         sums = {name: np.zeros((self.bins, 3)) for name in named}
-        for example in source:
+        for example in dataset:
             known = example.label != IGNORE_LABEL
             for name, run in named.items():
                 scores = run.restored.predictor.probabilities(example.image)

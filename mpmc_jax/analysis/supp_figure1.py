@@ -10,7 +10,7 @@ from mpmc_jax.analysis import style
 from mpmc_jax.analysis.base import Drawing, Figure, SavedRun, drawing_of
 from mpmc_jax.analysis.examples import choose_classes, open_common
 from mpmc_jax.analysis.patches import PatchView, patch_function
-from mpmc_jax.data.dataset import EvalSource
+from mpmc_jax.data.dataset import EvalDataset
 from mpmc_jax.experiments.run import Run
 
 KINDS = ("true positives", "false negatives", "false positives")
@@ -45,11 +45,11 @@ def energy_sums(view: PatchView, classes: np.ndarray, number: int) -> np.ndarray
     )
 
 
-def measure(run: Run, source: EvalSource, classes: Sequence[int]) -> np.ndarray:
+def measure(run: Run, dataset: EvalDataset, classes: Sequence[int]) -> np.ndarray:
     """Measures the mean energy of classes and kinds, (n,3), nan where there is none."""
     view_of = patch_function(run)
     total = np.zeros((len(classes), len(KINDS), 2))
-    for example in source:
+    for example in dataset:
         view = view_of(example)
         predicted = view.resized(run.predict(example.image))
         total += [energy_sums(view, predicted, number) for number in classes]
@@ -78,14 +78,14 @@ class SuppFigure1(Figure):
         # Whatever is wrong shows before the first measurement.
         steps = [each.classifying.step for run in runs for each in run.series()]
         _check_steps(", ".join(run.name for run in runs), steps)
-        source = open_common(_at_last(runs))
-        facts = source.info.facts
+        dataset = open_common(_at_last(runs))
+        facts = dataset.info.facts
         chosen = choose_classes(facts, self.classes)
         rows = []
         for run in runs:
             for saved in run.series():
                 restored = saved.classifying
-                means = measure(restored, source, chosen)
+                means = measure(restored, dataset, chosen)
                 rows += [
                     {
                         "run": saved.name,

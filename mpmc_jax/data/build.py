@@ -7,7 +7,7 @@ import ml_collections
 
 from mpmc_jax.data import decode, registry, splits
 from mpmc_jax.data.class_weights import median_frequency_weights
-from mpmc_jax.data.dataset import DatasetInfo, EvalSource, open_dataset
+from mpmc_jax.data.dataset import DatasetInfo, EvalDataset, open_dataset
 from mpmc_jax.data.geometry.cropping import ClassFocus, CropConfig
 from mpmc_jax.data.pipeline import PipelineConfig, TrainPipeline
 from mpmc_jax.models.registry import encoder_normalization
@@ -214,10 +214,10 @@ def _configured(streams: Streams, data: ml_collections.ConfigDict) -> Streams:
     return dataclasses.replace(streams, partner=data.partner)
 
 
-def build_eval(config: ml_collections.ConfigDict, split: str = "val") -> EvalSource:
+def build_eval(config: ml_collections.ConfigDict, split: str = "val") -> EvalDataset:
     """Opens the labeled images of one split of the configured data set.
 
     Raises:
-      FileNotFoundError, ValueError: see `dataset_info` and `EvalSource`.
+      FileNotFoundError, ValueError: see `dataset_info` and `EvalDataset`.
     """
-    return EvalSource(dataset_info(config), split)
+    return EvalDataset(dataset_info(config), split)

@@ -224,7 +224,7 @@ class EvalExample:
     label: np.ndarray
 
 
-class EvalSource:
+class EvalDataset:
     """The labeled images of one split of a prepared data set, in order.
 
     Attributes:

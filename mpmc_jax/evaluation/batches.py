@@ -37,8 +37,8 @@ class Example(Protocol):
         ...
 
 
-class Source(Protocol):
-    """A labeled data set with random access; `__getitem__` is called from threads."""
+class Dataset(Protocol):
+    """Labeled images with random access; `__getitem__` is called from threads."""
 
     def __len__(self) -> int:
         """The number of images."""
@@ -75,7 +75,7 @@ class Batch:
 
 
 def plan(
-    source: Source,
+    dataset: Dataset,
     batch_size: int,
     num_devices: int,
     canvas: Canvas = lambda size: size,
@@ -89,8 +89,8 @@ def plan(
     images to use; None means all.
     """
     groups = collections.defaultdict(list)
-    for index in range(len(source)) if indices is None else indices:
-        groups[canvas(source.size(index))].append(index)
+    for index in range(len(dataset)) if indices is None else indices:
+        groups[canvas(dataset.size(index))].append(index)
     batches = []
     for size, members in sorted(groups.items()):
         number = math.ceil(len(members) / _round_up(batch_size, num_devices))
@@ -101,7 +101,7 @@ def plan(
 
 
 def load(
-    source: Source,
+    dataset: Dataset,
     batch: Batch,
     on_canvas: OnCanvas = lambda image, label: (image, label),
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -110,18 +110,18 @@ def load(
     Padding and filler rows are black and labeled 255.
 
     Args:
-      source, batch: what to read.
+      dataset, batch: what to read.
       on_canvas: (image, label) -> the image and label to put onto the canvas.
 
     Raises:
       ValueError: an image, its label and its size in the data set differ.
     """
-    examples = [source[index] for index in batch.indices]
+    examples = [dataset[index] for index in batch.indices]
     first = examples[0].image
     images = np.zeros((batch.rows, *batch.size, first.shape[-1]), first.dtype)
     labels = np.full((batch.rows, *batch.size), IGNORE_LABEL, np.uint8)
     for row, (index, example) in enumerate(zip(batch.indices, examples, strict=True)):
-        size = source.size(index)
+        size = dataset.size(index)
         if not example.image.shape[:2] == example.label.shape == size:
             raise ValueError(
                 f"{example.id}: the image has {example.image.shape[:2]} pixels, its "
@@ -136,13 +136,13 @@ def load(
 
 
 def load_all(
-    source: Source, batches: Sequence[Batch], on_canvas: OnCanvas
+    dataset: Dataset, batches: Sequence[Batch], on_canvas: OnCanvas
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yields all batches in order while threads read the next ones."""
     queue: collections.deque[concurrent.futures.Future] = collections.deque()
     with concurrent.futures.ThreadPoolExecutor(_AHEAD) as pool:
         for batch in batches:
-            queue.append(pool.submit(load, source, batch, on_canvas))
+            queue.append(pool.submit(load, dataset, batch, on_canvas))
             if len(queue) > _AHEAD:
                 yield queue.popleft().result()
         while queue:

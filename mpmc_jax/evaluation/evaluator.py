@@ -167,29 +167,29 @@ class Evaluator:
     def run(
         self,
         variables: PyTree,
-        source: batches.Source,
+        dataset: batches.Dataset,
         probe: PatchProbe | None = None,
     ) -> EvalResult:
-        """Evaluates every image of a source.
+        """Evaluates every image of a data set.
 
         Args:
           variables: {"params", "batch_stats"} of the module.
-          source: the labeled images. Every process passes the same source; each
+          dataset: the labeled images. Every process passes the same ones; each
             evaluates a part, and all return the result of the whole.
           probe: the patch classifier, or None.
 
         Raises:
-          ValueError: the source is empty, an image and its label differ in size, or
+          ValueError: there is no image, an image and its label differ in size, or
             the protocol needs volumes and there are none.
         """
-        if len(source) == 0:
+        if len(dataset) == 0:
             raise ValueError("nothing to evaluate: the split holds no image")
         start = time.perf_counter()
-        self.check(source)
-        plan = self._plan(source)
+        self.check(dataset)
+        plan = self._plan(dataset)
         variables, probe = jax.device_put((variables, probe), self._whole)
         total = _Counts(self._num_classes)
-        slices = Slices(source) if self.protocol.by_volume else None
+        slices = Slices(dataset) if self.protocol.by_volume else None
         programs: set[tuple[int, ...]] = set()
 
         def network(images: Array) -> Array:
@@ -200,7 +200,7 @@ class Evaluator:
             return self.protocol.on_canvas(image, label, self._pixels)
 
         pending = None
-        loaded = batches.load_all(source, plan, on_canvas)
+        loaded = batches.load_all(dataset, plan, on_canvas)
         for batch, (host_images, host_labels) in zip(plan, loaded, strict=True):
             images, labels = jax.device_put((host_images, host_labels), self._split)
             found = self._evaluate(network, images, labels, probe)
@@ -210,7 +210,7 @@ class Evaluator:
         total.add(pending, slices)
         return EvalResult(
             confusion=over_processes(total.confusion),
-            num_images=len(source),
+            num_images=len(dataset),
             pad_to=self._pad_to,
             seconds=time.perf_counter() - start,
             programs=len(programs),
@@ -219,16 +219,16 @@ class Evaluator:
             volumes=None if slices is None else slices.scores(self._num_classes),
         )
 
-    def check(self, source: batches.Source) -> None:
-        """Checks the source's sizes and volumes, without reading images.
+    def check(self, dataset: batches.Dataset) -> None:
+        """Checks the images' sizes and volumes, without reading images.
 
         Raises:
           ValueError: images are too large for the devices' memory, or volumes are
             missing (see `EvalProtocol.check`).
         """
-        self.protocol.check(source.volumes)
+        self.protocol.check(dataset.volumes)
         depth = self._pixels.channels + self._num_classes
-        for batch in self._plan(source):
+        for batch in self._plan(dataset):
             check_size(
                 batch.rows,
                 batch.size,
@@ -237,17 +237,17 @@ class Evaluator:
                 devices=len(self._devices),
             )
 
-    def _plan(self, source: batches.Source) -> list[batches.Batch]:
+    def _plan(self, dataset: batches.Dataset) -> list[batches.Batch]:
         """This process's batches: every P-th one of P processes, or by volume."""
 
         def canvas(size: tuple[int, int]) -> tuple[int, int]:
             return self.protocol.canvas(size, self._pad_to)
 
-        settings = (source, self._batch_size, len(self._devices), canvas)
+        settings = (dataset, self._batch_size, len(self._devices), canvas)
         process, processes = jax.process_index(), jax.process_count()
         if not self.protocol.by_volume:
             return batches.plan(*settings)[process::processes]
-        return batches.plan(*settings, Slices(source).of_process(process, processes))
+        return batches.plan(*settings, Slices(dataset).of_process(process, processes))
 
     def _evaluate(
         self,

@@ -13,8 +13,8 @@ from mpmc_jax.evaluation.volumes import FIGURES, VolumeScores, score_volume
 class Slices:
     """The predictions and labels of one process's volumes; every image is a slice."""
 
-    def __init__(self, source: batches.Source):
-        self._volumes = list(source.volumes)
+    def __init__(self, dataset: batches.Dataset):
+        self._volumes = list(dataset.volumes)
         self._names = list(dict.fromkeys(self._volumes))
         self._found: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 

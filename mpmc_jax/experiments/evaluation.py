@@ -177,17 +177,17 @@ def make_validation(
       ValueError: `eval.network` names a network that the run does not have.
     """
     check_network(config, setup)
-    source = build_eval(config, "val")
+    dataset = build_eval(config, "val")
     # All networks of a method have the same module, and so the same programs.
     module = setup.step.modules[setup.step.method.networks[0]]
     evaluator = make_evaluator(config, module, facts)
-    evaluator.check(source)
+    evaluator.check(dataset)
     probe = make_probe_builder(setup)
 
     def validate(state: TrainState) -> dict[str, float]:
         network = evaluated_network(config, setup, state)
         variables = variables_of(state, network.student, averaged=network.averaged)
-        result = evaluator.run(variables, source, probe(state))
+        result = evaluator.run(variables, dataset, probe(state))
         scalars = result.scalars(facts.class_names)
         scalars["pad_to"] = result.pad_to
         return {f"val/{name}": value for name, value in scalars.items()}

@@ -19,7 +19,7 @@ import numpy as np
 
 from mpmc_jax import distributed
 from mpmc_jax.data.build import build_eval, build_split, dataset_info
-from mpmc_jax.data.dataset import DatasetFacts, EvalSource
+from mpmc_jax.data.dataset import DatasetFacts, EvalDataset
 from mpmc_jax.data.decode import decode_array
 from mpmc_jax.evaluation.evaluator import EvalResult, PatchProbe
 from mpmc_jax.evaluation.predict import Predictor
@@ -465,28 +465,28 @@ def use_data(run: Run, data_dir: str, dataset: str = "", *, other: bool = False)
     return dataclasses.replace(run, facts=facts)
 
 
-def open_split(run: Run, split: str) -> EvalSource:
+def open_split(run: Run, split: str) -> EvalDataset:
     """Opens the labeled images of a split of the run's data set as it is now.
 
     Raises:
-      FileNotFoundError, ValueError: see `EvalSource`; or the folder holds other data
+      FileNotFoundError, ValueError: see `EvalDataset`; or the folder holds other data
         than the run was trained on.
     """
-    source = build_eval(run.config, split)
+    dataset = build_eval(run.config, split)
     names = ("dataset", "fingerprint", "class_names")
     found, wanted = (
         {name: getattr(facts, name) for name in names}
-        for facts in (source.info.facts, run.facts)
+        for facts in (dataset.info.facts, run.facts)
     )
     if different := _differences(found, wanted):
         fix = "give the folder of the run's data as --data_dir"
         if found["class_names"] == wanted["class_names"]:
             fix += ", or evaluate the run on these: launch.evaluate --other_data"
         raise ValueError(
-            f"{source.info.directory} holds other data than the run was trained on "
+            f"{dataset.info.directory} holds other data than the run was trained on "
             f"({different}); {fix}"
         )
-    return source
+    return dataset
 
 
 def _differences(found: dict[str, Any], run: dict[str, Any]) -> str:

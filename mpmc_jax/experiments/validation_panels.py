@@ -34,9 +34,9 @@ def make_panels(
     """
     if not config.train.panels:
         return None
-    source, protocol = build_eval(config, "val"), make_protocol(config)
-    number = min(config.train.panels, len(source))
-    chosen = [i * len(source) // number for i in range(number)]
+    dataset, protocol = build_eval(config, "val"), make_protocol(config)
+    number = min(config.train.panels, len(dataset))
+    chosen = [i * len(dataset) // number for i in range(number)]
     module = setup.step.modules[setup.step.method.networks[0]]
     probe = make_probe_builder(setup)
     weigh = lambda_function(setup.step.plugin, protocol, facts.pixels)
@@ -53,7 +53,7 @@ def make_panels(
         head = jax.device_put(probe(state))
         found = {}
         for index in chosen:
-            example = source[index]
+            example = dataset[index]
             classes = predict(example.image)
             row = {
                 "image": pictures.displayable(example.image, facts.pixels),

@@ -20,7 +20,7 @@ from mpmc_jax.experiments import run as runs
 from mpmc_jax.experiments.predict_inputs import find_images
 from tests.support.bright_run import bright_run
 from tests.support.data_sets import prepare_synthetic
-from tests.support.toy_source import Example, Source
+from tests.support.toy_dataset import Dataset, Example
 
 NAMES = ("dark", "bright")
 PALETTE = ((10, 20, 30), (200, 100, 50))
@@ -43,13 +43,13 @@ def run(monkeypatch):
 def test_evaluate_prints_a_table_and_writes_the_figures(
     run, monkeypatch, tmp_path, capsys
 ):
-    source = Source()
+    dataset = Dataset()
     for seed in range(3):
         bright, image = _picture(seed)
         label = bright.astype(np.uint8)
         label[0] = 1
-        source.append(Example(str(seed), image, label))
-    monkeypatch.setattr(runs, "open_split", lambda *_: source)
+        dataset.append(Example(str(seed), image, label))
+    monkeypatch.setattr(runs, "open_split", lambda *_: dataset)
     opened = []
 
     def load_run(workdir, checkpoint):
@@ -77,8 +77,8 @@ def test_evaluate_prints_a_table_and_writes_the_figures(
 
 def test_evaluate_says_that_the_data_set_is_partial(run, monkeypatch, tmp_path, capsys):
     bright, image = _picture(0)
-    source = Source([Example("0", image, bright.astype(np.uint8))])
-    monkeypatch.setattr(runs, "open_split", lambda *_: source)
+    dataset = Dataset([Example("0", image, bright.astype(np.uint8))])
+    monkeypatch.setattr(runs, "open_split", lambda *_: dataset)
     for partial in (False, True):
         facts = dataclasses.replace(run.facts, partial=partial)
         opened = dataclasses.replace(run, facts=facts)
@@ -91,7 +91,7 @@ def test_evaluate_says_that_the_data_set_is_partial(run, monkeypatch, tmp_path, 
 
 
 def test_evaluate_reports_a_user_error_in_one_line(run, monkeypatch, tmp_path):
-    monkeypatch.setattr(runs, "open_split", lambda *_: Source())
+    monkeypatch.setattr(runs, "open_split", lambda *_: Dataset())
     with pytest.raises(SystemExit, match="error: nothing to evaluate"):
         launch_evaluate.main([f"--workdir={tmp_path}"])
 
@@ -329,8 +329,8 @@ def test_an_evaluation_that_cannot_be_written_is_printed(
     run, monkeypatch, tmp_path, capsys
 ):
     bright, image = _picture(0)
-    source = Source([Example("0", image, bright.astype(np.uint8))])
-    monkeypatch.setattr(runs, "open_split", lambda *_: source)
+    dataset = Dataset([Example("0", image, bright.astype(np.uint8))])
+    monkeypatch.setattr(runs, "open_split", lambda *_: dataset)
     (tmp_path / "eval_val_best.json").mkdir()
     with pytest.raises(SystemExit, match=r"error: .*eval_val_best\.json"):
         launch_evaluate.main([f"--workdir={tmp_path}"])
@@ -362,8 +362,8 @@ def test_evaluate_refuses_a_run_s_argument_for_a_file(argument):
 
 def test_evaluate_takes_windows_of_another_size(run, monkeypatch, tmp_path):
     bright, image = _picture(0)
-    source = Source([Example("0", image, bright.astype(np.uint8))])
-    monkeypatch.setattr(runs, "open_split", lambda *_: source)
+    dataset = Dataset([Example("0", image, bright.astype(np.uint8))])
+    monkeypatch.setattr(runs, "open_split", lambda *_: dataset)
     launch_evaluate.main(
         [f"--workdir={tmp_path}", "--protocol=center_crop", "--crop=8"]
     )
@@ -375,8 +375,8 @@ def test_evaluate_takes_windows_of_another_size(run, monkeypatch, tmp_path):
 
 def test_an_evaluation_replaces_only_one_of_the_same_kind(run, monkeypatch, tmp_path):
     bright, image = _picture(0)
-    source = Source([Example("0", image, bright.astype(np.uint8))])
-    monkeypatch.setattr(runs, "open_split", lambda *_: source)
+    dataset = Dataset([Example("0", image, bright.astype(np.uint8))])
+    monkeypatch.setattr(runs, "open_split", lambda *_: dataset)
     kinds = {
         "": [],
         "_whole": ["--protocol=whole"],

@@ -11,7 +11,7 @@ from mpmc_jax.models.config import ModelConfig
 from mpmc_jax.models.registry import build_segmenter, init_variables
 from mpmc_jax.pixels import RGB
 from mpmc_jax.types import Network
-from tests.support.toy_source import NUM_CLASSES, make_source
+from tests.support.toy_dataset import NUM_CLASSES, make_dataset
 
 CONFIG = ModelConfig(backbone="resnet18", width=8, num_classes=NUM_CLASSES)
 NAMES = [str(c) for c in range(NUM_CLASSES)]
@@ -25,7 +25,7 @@ def _fit_classifier(module, variables):
     The encoder, pooling and decoder leak padding as trained ones do, and no gradient
     has to be compiled.
     """
-    crops = make_source([(97, 129)] * 8, seed=1, block=BLOCK)
+    crops = make_dataset([(97, 129)] * 8, seed=1, block=BLOCK)
     images = network_input(jnp.stack([jnp.asarray(e.image) for e in crops]), RGB)
 
     @jax.jit
@@ -55,7 +55,7 @@ def test_padding_moves_mean_iou_little():
     module = build_segmenter(CONFIG)
     variables = init_variables(jax.random.key(0), CONFIG)
     _fit_classifier(module, variables)
-    source = make_source([(92, 125), (93, 123)] * 8, seed=2, block=BLOCK)
+    dataset = make_dataset([(92, 125), (93, 123)] * 8, seed=2, block=BLOCK)
     figures = {}
     for pad_to in (0, 32):
         evaluator = Evaluator(
@@ -65,7 +65,7 @@ def test_padding_moves_mean_iou_little():
             pad_to=pad_to,
             devices=jax.local_devices()[:1],
         )
-        result = evaluator.run(variables, source)
+        result = evaluator.run(variables, dataset)
         figures[pad_to] = result.scalars(NAMES)["miou"]
         assert result.programs == (2 if pad_to == 0 else 1)
     assert figures[0] > 0.4, "the network does not work, the bound says nothing"

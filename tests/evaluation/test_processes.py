@@ -16,7 +16,7 @@ from mpmc_jax.evaluation.evaluator import Evaluator, PatchProbe
 from mpmc_jax.evaluation.protocols import build_protocol
 from mpmc_jax.types import Prediction
 from tests.support.programs import free_address
-from tests.support.toy_source import NUM_CLASSES, SIZES, make_source
+from tests.support.toy_dataset import NUM_CLASSES, SIZES, make_dataset
 from tests.support.xla import device_flags
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
@@ -36,10 +36,10 @@ def _probe(variables, images, labels):
 
 def make_volumes():
     """Three volumes of other depths."""
-    source = make_source([(24, 30)] * 2 + [(18, 18)] * 3 + [(24, 30)])
-    for example, name in zip(source, "aabbbc", strict=True):
+    dataset = make_dataset([(24, 30)] * 2 + [(18, 18)] * 3 + [(24, 30)])
+    for example, name in zip(dataset, "aabbbc", strict=True):
         example.volume = name
-    return source
+    return dataset
 
 
 def evaluate():
@@ -47,7 +47,7 @@ def evaluate():
     module = _Linear()
     variables = module.init(jax.random.key(0), jnp.zeros((1, 2, 2, 3)))
     result = Evaluator(module, NUM_CLASSES, batch_size=2).run(
-        variables, make_source(SIZES), PatchProbe(jnp.float32(1), _probe)
+        variables, make_dataset(SIZES), PatchProbe(jnp.float32(1), _probe)
     )
     volumes = Evaluator(
         module, NUM_CLASSES, batch_size=2, protocol=build_protocol("volume", 16)

@@ -15,7 +15,7 @@ from mpmc_jax.pixels import RGB
 
 
 class _Sized(list):
-    """A source that knows sizes; no image of it is ever read."""
+    """A data set that knows sizes; no image of it is ever read."""
 
     def size(self, index):
         return list.__getitem__(self, index)
@@ -70,11 +70,11 @@ def test_the_bound_is_that_of_input_and_scores():
 
 def test_what_programs_keep_is_not_missed_later(monkeypatch):
     """Memory that a training step leaves to the next one looks as if it were used."""
-    source = _Sized([(40, 50)])
+    dataset = _Sized([(40, 50)])
     evaluator = Evaluator(None, 21, batch_size=1, devices=jax.local_devices()[:1])
     module = types.SimpleNamespace(num_classes=21)
     predictor = Predictor(module, {}, RGB, EvalProtocol(size=1))
     monkeypatch.setattr(memory, "available", lambda: 0)
-    evaluator.check(source)
+    evaluator.check(dataset)
     with pytest.raises(AttributeError):  # of the network, behind the check
         predictor(np.zeros((40, 50, 3), np.uint8))

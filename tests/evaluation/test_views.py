@@ -10,7 +10,7 @@ from mpmc_jax.evaluation.evaluator import Evaluator
 from mpmc_jax.evaluation.protocols import build_protocol
 from mpmc_jax.pixels import RGB, PixelFormat
 from mpmc_jax.types import Prediction
-from tests.support.toy_source import NUM_CLASSES, Example, Source, make_source
+from tests.support.toy_dataset import NUM_CLASSES, Dataset, Example, make_dataset
 
 
 def _softmax(x):
@@ -114,7 +114,7 @@ class _Brightest(nn.Module):
     ],
 )
 def test_counts_depend_on_neither_devices_nor_batches(name):
-    source = make_source([(24, 30), (18, 26), (24, 30), (24, 30), (24, 30)])
+    dataset = make_dataset([(24, 30), (18, 26), (24, 30), (24, 30), (24, 30)])
     scales = (1.0,) if name == "slide_unimatch" else (1.0, 1.5)
     variables = _Brightest().init(jax.random.key(0), jnp.zeros((1, 2, 2, 3)))
     found = []
@@ -126,14 +126,14 @@ def test_counts_depend_on_neither_devices_nor_batches(name):
             protocol=build_protocol(name, 20, scales, flip=True),
             devices=jax.local_devices()[:devices],
         )
-        found.append(evaluator.run(variables, source))
+        found.append(evaluator.run(variables, dataset))
     assert found[0].protocol == name
     for other in found[1:]:
         np.testing.assert_array_equal(found[0].confusion, other.confusion)
-    pixels = sum((example.label != 255).sum() for example in source)
+    pixels = sum((example.label != 255).sum() for example in dataset)
     if name == "center_crop":
         # Padding counts as class 0.
-        void = sum((e.label == 255).sum() for e in source)
+        void = sum((e.label == 255).sum() for e in dataset)
         assert 5 * 400 - void < found[0].confusion.sum() <= 5 * 400
     else:
         assert found[0].confusion.sum() == pixels
@@ -146,7 +146,7 @@ def test_center_crops_are_scored_as_cut():
     protocol = build_protocol("center_crop", 8)
     evaluator = Evaluator(_Brightest(), NUM_CLASSES, batch_size=1, protocol=protocol)
     variables = {"params": {"shift": jnp.zeros(())}}
-    result = evaluator.run(variables, Source([Example("a", image, label)]))
+    result = evaluator.run(variables, Dataset([Example("a", image, label)]))
     unit = image[:, 1:9] / 255
     predicted = ((unit - RGB.mean) / np.array(RGB.std)).argmax(-1)
     expected = np.zeros((NUM_CLASSES, NUM_CLASSES), int)

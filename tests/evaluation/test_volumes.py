@@ -14,7 +14,7 @@ from mpmc_jax.evaluation.table import format_table
 from mpmc_jax.evaluation.volumes import VolumeScores, score_class, score_volume
 from mpmc_jax.pixels import GRAY
 from mpmc_jax.types import Prediction
-from tests.support.toy_source import Example, Source
+from tests.support.toy_dataset import Dataset, Example
 
 NAMES = ("background", "ventricle", "muscle", "chamber")
 
@@ -126,17 +126,17 @@ def predicted(shape, size, classes=4):
 
 def _volumes(seed=0):
     rng = np.random.default_rng(seed)
-    source = Source()
+    dataset = Dataset()
     for number, (depth, *shape) in enumerate([(3, 20, 30), (2, 24, 18), (4, 20, 30)]):
         for i in range(depth):
             label = np.kron(rng.integers(0, 4, (4, 6)), np.ones((6, 5), int))
             label = np.resize(label, shape).astype(np.uint8)
             image = rng.integers(0, 256, (*shape, 1), dtype=np.uint8)
-            source.append(Example(f"{number}_{i}", image, label, f"volume{number}"))
-    return source
+            dataset.append(Example(f"{number}_{i}", image, label, f"volume{number}"))
+    return dataset
 
 
-def evaluate_bands(source, size, devices=4, batch_size=4):
+def evaluate_bands(dataset, size, devices=4, batch_size=4):
     module = _Bands()
     evaluator = Evaluator(
         module,
@@ -147,18 +147,18 @@ def evaluate_bands(source, size, devices=4, batch_size=4):
         devices=jax.local_devices()[:devices],
     )
     variables = module.init(jax.random.key(0), jnp.zeros((1, 4, 4, 1)))
-    return evaluator.run(variables, source)
+    return evaluator.run(variables, dataset)
 
 
 @pytest.mark.parametrize(("devices", "batch_size"), [(1, 1), (1, 3), (4, 4)])
 def test_slices_become_volumes_whatever_the_batches(devices, batch_size):
-    source = _volumes()
-    shuffled = Source(source)
+    dataset = _volumes()
+    shuffled = Dataset(dataset)
     result = evaluate_bands(shuffled, 17, devices, batch_size)
     assert result.volumes is not None and result.protocol == "volume"
-    names = list(dict.fromkeys(example.volume for example in source))
+    names = list(dict.fromkeys(example.volume for example in dataset))
     for position, name in enumerate(names):
-        slices = [example for example in source if example.volume == name]
+        slices = [example for example in dataset if example.volume == name]
         truth = np.stack([example.label for example in slices])
         guess = np.stack([predicted(example.label.shape, 17) for example in slices])
         np.testing.assert_allclose(
@@ -171,7 +171,7 @@ def test_slices_become_volumes_whatever_the_batches(devices, batch_size):
 
 
 def test_images_without_volumes_are_refused():
-    source = _volumes()
-    source[3].volume = ""
+    dataset = _volumes()
+    dataset[3].volume = ""
     with pytest.raises(ValueError, match="has no volumes; use 'whole'"):
-        evaluate_bands(source, 17)
+        evaluate_bands(dataset, 17)

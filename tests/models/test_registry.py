@@ -34,7 +34,7 @@ from mpmc_jax.training.precise_bn import make_bn_recompute
 from mpmc_jax.training.state import variables_of
 from mpmc_jax.types import Network, Prediction
 from tests.support import tiny
-from tests.support.toy_source import NUM_CLASSES, make_source
+from tests.support.toy_dataset import NUM_CLASSES, make_dataset
 
 PATCH = 4
 
@@ -144,7 +144,7 @@ def test_toys_are_trained_averaged_evaluated_and_restored(tmp_path, method, opti
     for averaged in (False, True):
         variables = variables_of(restored, "student", averaged=averaged)
         # At other sizes than that of the crop.
-        result = evaluator.run(variables, make_source([(24, 30), (30, 24)]))
+        result = evaluator.run(variables, make_dataset([(24, 30), (30, 24)]))
         assert result.confusion.sum() > 0
 
 

@@ -15,7 +15,7 @@ from mpmc_jax.evaluation.evaluator import Evaluator
 from mpmc_jax.training.checkpoint.manager import Checkpointer
 from tests.support import tiny
 from tests.support.programs import ROOT, free_address
-from tests.support.toy_source import make_source
+from tests.support.toy_dataset import make_dataset
 from tests.support.x64 import call_x64
 from tests.support.xla import device_flags
 from tests.training.test_compiled_steps import U2PL
@@ -39,10 +39,10 @@ def _confusion(method: str, state) -> np.ndarray:
     module = tiny.setup(tiny.config(f"method={method}")).step.modules["student"]
     params, stats = state.params["student"], state.batch_stats["student"]
     variables = jax.device_get({"params": params, "batch_stats": stats})
-    source = make_source([(24, 30)] * 6 + [(18, 18)] * 5)
-    for example in source:
+    dataset = make_dataset([(24, 30)] * 6 + [(18, 18)] * 5)
+    for example in dataset:
         example.label[example.label >= tiny.CLASSES] = 255
-    found = Evaluator(module, tiny.CLASSES, batch_size=2).run(variables, source)
+    found = Evaluator(module, tiny.CLASSES, batch_size=2).run(variables, dataset)
     assert found.confusion.sum() > 0
     return found.confusion
 

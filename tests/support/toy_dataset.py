@@ -20,7 +20,7 @@ class Example:
     volume: str = ""
 
 
-class Source(list):
+class Dataset(list):
     """A list of examples."""
 
     def size(self, index):
@@ -42,8 +42,8 @@ def make_example(rng, name, size, block=BLOCK):
     return Example(name, image.astype(np.uint8), label.astype(np.uint8))
 
 
-def make_source(sizes, seed=0, block=BLOCK):
+def make_dataset(sizes, seed=0, block=BLOCK):
     rng = np.random.default_rng(seed)
-    return Source(
+    return Dataset(
         make_example(rng, str(number), size, block) for number, size in enumerate(sizes)
     )
