@@ -187,7 +187,9 @@ class Predictor:
 
         def score(stored: np.ndarray) -> np.ndarray:
             placed = self._normalize(self._place(stored))
-            return np.asarray(protocol.of_window(self._network, placed))[: len(stored)]
+            return np.asarray(protocol.scores_of_windows(self._network, placed))[
+                : len(stored)
+            ]
 
         found = scores_by_band(
             protocol, score, image, self._num_classes, len(self._devices)

@@ -116,10 +116,11 @@ class EvalProtocol:
             scaled = tuple(max(round(side * scale), 1) for side in size)
             view = resize(images, size=scaled)
             for mirrored in (False, True)[: 1 + self.flip]:
-                found = self.scores_of_view(network, mirror(view) if mirrored else view)
-                found = resize(mirror(found) if mirrored else found, size=size)
-                found = found if self.probabilities else _softmax(found)
-                total = found if total is None else _sum(total, found)
+                seen = mirror(view) if mirrored else view
+                scores = self.scores_of_view(network, seen)
+                scores = resize(mirror(scores) if mirrored else scores, size=size)
+                scores = scores if self.probabilities else _softmax(scores)
+                total = scores if total is None else _sum(total, scores)
         assert total is not None  # There is a scale.
         return _divide(total, len(self.scales) * (1 + self.flip))
 
@@ -153,11 +154,11 @@ class Slide(EvalProtocol):
     def for_large_images(self) -> "Slide | None":
         return self
 
-    def of_window(self, network: NetworkFn, images: Array) -> Array:
+    def scores_of_windows(self, network: NetworkFn, images: Array) -> Array:
         """The scores of windows, each seen at all scales and flips by itself."""
-        views = EvalProtocol(self.size, self.scales, self.flip)
-        found = views.scores(network, images)
-        return views.to_probabilities(found) if self.gives_probabilities else found
+        whole = EvalProtocol(self.size, self.scales, self.flip)
+        scores = whole.scores(network, images)
+        return whole.to_probabilities(scores) if self.gives_probabilities else scores
 
     def scores_of_view(self, network: NetworkFn, images: Array) -> Array:
         """The scores of the windows of images, averaged where windows overlap."""
@@ -165,13 +166,13 @@ class Slide(EvalProtocol):
         total, count = None, np.zeros((rows, columns), np.float32)
         places = windows.windows(self.spans(rows), self.spans(columns))
         for top, left, height, width in places:
-            found = network(_cut(images, (top, left), size=(height, width)))
-            found = _softmax(found) if self.probabilities else found
             corner = (top, left)
+            scores = network(_cut(images, corner, size=(height, width)))
+            scores = _softmax(scores) if self.probabilities else scores
             if total is None:
-                total = _begin(found, corner, size=(rows, columns))
+                total = _begin(scores, corner, size=(rows, columns))
             else:
-                total = _add(total, found, corner)
+                total = _add(total, scores, corner)
             count[top : top + height, left : left + width] += 1
         assert total is not None  # There is a window.
         return _divide(total, count[None, :, :, None])

@@ -101,7 +101,7 @@ class AugSeg(base.Method):
 
     def augment(self, batch: Batch, state: PyTree, keys: Keys) -> Inputs:
         del state
-        weak = self.unit(batch.unlabeled.image)
+        weak = self.to_unit(batch.unlabeled.image)
         size = weak.shape[1:3]
 
         def mask(name: str, beta: tuple[float, float]) -> Array:
@@ -113,7 +113,7 @@ class AugSeg(base.Method):
         coin = jax.vmap(lambda key: jax.random.uniform(key, dtype=jnp.float32))
         strong = strong_views.intensity_view(keys.examples("strong"), weak)
         return Inputs(
-            image=self.normalize(self.unit(batch.labeled.image)),
+            image=self.normalize(self.to_unit(batch.labeled.image)),
             label=base.labels(batch),
             weak=self.normalize(weak),
             strong=self.normalize(strong),

@@ -69,7 +69,7 @@ class Method(abc.ABC):
     teacher: ClassVar[Literal["student", "average"]] = "average"
     evaluated: ClassVar[Literal["student", "average"]] = "average"
 
-    def unit(self, images: Array) -> Array:
+    def to_unit(self, images: Array) -> Array:
         """Stored images -> floats in [0, 1], of the default float type."""
         return preprocess.to_unit(images, self.pixels, jnp.zeros(()).dtype)
 
@@ -289,7 +289,7 @@ def full_pass(
     """Encodes and decodes images; returns the network with its updated statistics.
 
     Args:
-      network: the network, in the mode that it is to have.
+      network: the network, in train or evaluation mode.
       images: (b,h,w,c) normalized.
       decoder_dropout: for `Network.decode`.
       network_dropout_keys: for `Network.encode`.

@@ -122,16 +122,16 @@ class CPS(base.Method):
         partner, passes = None, ["labeled", "unlabeled"]
         if batch.partner is not None:
             partner = Partner(
-                image=self.normalize(self.unit(batch.partner.image)),
+                image=self.normalize(self.to_unit(batch.partner.image)),
                 real=mixing.extent_mask(batch.partner.extent, *size),
                 mask=mixing.draw_xor_masks(keys.examples("boxes"), size[0]),
             )
             passes += ["partner", "mixed"]
         return Inputs(
-            image=self.normalize(self.unit(batch.labeled.image)),
+            image=self.normalize(self.to_unit(batch.labeled.image)),
             label=base.labels(batch),
             labeled_real=mixing.extent_mask(batch.labeled.extent, *size),
-            weak=self.normalize(self.unit(batch.unlabeled.image)),
+            weak=self.normalize(self.to_unit(batch.unlabeled.image)),
             real=mixing.extent_mask(batch.unlabeled.extent, *size),
             partner=partner,
             network_dropout_keys={

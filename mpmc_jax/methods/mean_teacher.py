@@ -91,12 +91,12 @@ class MeanTeacher(base.Method):
 
     def augment(self, batch: Batch, state: PyTree, keys: Keys) -> Inputs:
         del state
-        weak = self.unit(batch.unlabeled.image)
+        weak = self.to_unit(batch.unlabeled.image)
         size = weak.shape[1:3]
         real = mixing.extent_mask(batch.unlabeled.extent, *size)
         strong = strong_views.strong_view(keys.examples("strong"), weak)
         inputs = Inputs(
-            image=self.normalize(self.unit(batch.labeled.image)),
+            image=self.normalize(self.to_unit(batch.labeled.image)),
             label=base.labels(batch),
             weak=self.normalize(weak),
             real=real,

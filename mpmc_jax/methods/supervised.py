@@ -48,7 +48,7 @@ class SupervisedOnly(base.Method):
 
     def augment(self, batch: Batch, state: PyTree, keys: Keys) -> Inputs:
         del state
-        image = self.normalize(self.unit(batch.labeled.image))
+        image = self.normalize(self.to_unit(batch.labeled.image))
         network_dropout_keys = self.network_dropout_keys(keys.examples, "labeled")
         return Inputs(
             image=image,

@@ -90,8 +90,8 @@ class UniMatch(base.Method):
 
     def augment(self, batch: Batch, state: PyTree, keys: Keys) -> Inputs:
         del state
-        weak = self.unit(batch.unlabeled.image)
-        partner = self.unit(batch.partner.image)
+        weak = self.to_unit(batch.unlabeled.image)
+        partner = self.to_unit(batch.partner.image)
         size = weak.shape[1:3]
 
         def mask(name: str) -> Array:
@@ -101,7 +101,7 @@ class UniMatch(base.Method):
         strong = self._strong_images(keys, weak, partner)
         count = len(self.strong_coefficients)
         return Inputs(
-            image=self.normalize(self.unit(batch.labeled.image)),
+            image=self.normalize(self.to_unit(batch.labeled.image)),
             label=base.labels(batch),
             weak=self.normalize(weak),
             real=mixing.extent_mask(batch.unlabeled.extent, *size),
@@ -148,13 +148,13 @@ class UniMatch(base.Method):
         return {tap: masks(tap, channels) for tap, channels in self.perturbed_taps}
 
     def regions(self, inputs: Inputs) -> dict[str, Region]:
-        def mixed(mask: Array) -> Region:
+        def mixed_region(mask: Array) -> Region:
             real = mixing.paste(mask, inputs.partner_real, inputs.real)
             return Region(valid=real, real=real)
 
         regions = {"supervised": base.supervised_region(inputs.label)}
         for name, mask in zip(self.strong_coefficients, inputs.masks, strict=True):
-            regions[name] = mixed(mask)
+            regions[name] = mixed_region(mask)
         if inputs.perturbation:
             regions["fp"] = Region(valid=inputs.real, real=inputs.real)
         return regions
@@ -241,13 +241,14 @@ class UniMatch(base.Method):
                 inputs.masks, inputs.partner_strong, inputs.strong, strict=True
             )
         ]
-        both, student = base.full_pass(
+        passed, student = base.full_pass(
             student,
             jnp.concatenate(mixed),
             network_dropout_keys=inputs.network_dropout_keys[1],
         )
         b = mixed[0].shape[0]
-        return tuple(both.part(i * b, (i + 1) * b) for i in range(len(mixed))), student
+        parts = (passed.part(i * b, (i + 1) * b) for i in range(len(mixed)))
+        return tuple(parts), student
 
     def _make_views(
         self,

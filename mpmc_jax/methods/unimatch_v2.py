@@ -81,7 +81,7 @@ class UniMatchV2(base.Method):
 
     def augment(self, batch: Batch, state: PyTree, keys: Keys) -> Inputs:
         del state
-        weak = self.unit(batch.unlabeled.image)
+        weak = self.to_unit(batch.unlabeled.image)
         size = weak.shape[1:3]
         images = strong_views.strong_view(
             jnp.concatenate([keys.examples(f"strong{i}") for i in (1, 2)]),
@@ -90,7 +90,7 @@ class UniMatchV2(base.Method):
         first, second = jnp.split(self.normalize(images), 2)
         boxes = [mixing.draw_boxes(keys.examples(f"box{i}"), size[0]) for i in (1, 2)]
         return Inputs(
-            image=self.normalize(self.unit(batch.labeled.image)),
+            image=self.normalize(self.to_unit(batch.labeled.image)),
             label=base.labels(batch),
             weak=self.normalize(weak),
             real=mixing.extent_mask(batch.unlabeled.extent, *size),

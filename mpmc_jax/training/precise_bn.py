@@ -78,7 +78,7 @@ def _adder(
     def add(total: PyTree, batch: Batch, given: tuple[PyTree, ...]) -> PyTree:
         params, kept, start = given
         crops = [c for c in (batch.labeled, batch.unlabeled) if c is not None]
-        images = jnp.concatenate([config.method.unit(c.image) for c in crops])
+        images = jnp.concatenate([config.method.to_unit(c.image) for c in crops])
         normalized = config.method.normalize(images)
 
         def pass_statistics(name: str) -> PyTree:

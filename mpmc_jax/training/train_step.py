@@ -408,17 +408,18 @@ def _update_average(
             lambda o, n: (decay * o + (1 - decay) * n).astype(o.dtype), old, new
         )
 
-    of_params, of_stats = decays
-    ema_params = blend(of_params, state.ema_params, params)
-    averaged = blend(
-        of_params if of_stats is None else of_stats,
+    params_decay, stats_decay = decays
+    ema_params = blend(params_decay, state.ema_params, params)
+    ema_batch_stats = blend(
+        params_decay if stats_decay is None else stats_decay,
         state.ema_batch_stats,
         carry.batch_stats,
     )
-    if of_stats is None:
+    if stats_decay is None:
         # Keep what the teacher's passes updated; only the plug-in's are averaged.
-        averaged |= {name: carry.ema_batch_stats[name] for name in config.modules}
-    return ema_params, averaged
+        kept = {name: carry.ema_batch_stats[name] for name in config.modules}
+        ema_batch_stats = ema_batch_stats | kept
+    return ema_params, ema_batch_stats
 
 
 def _check(

@@ -32,7 +32,7 @@ class Twins(base.Method):
     def augment(self, batch, state, keys):
         del state, keys
         image, weak = (
-            self.normalize(self.unit(crops.image))
+            self.normalize(self.to_unit(crops.image))
             for crops in (batch.labeled, batch.unlabeled)
         )
         return Inputs(image=image, label=base.labels(batch), weak=weak)

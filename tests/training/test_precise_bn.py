@@ -34,7 +34,7 @@ def settled(parts, params, stats, batches):
 
     @jax.jit
     def once(stats, crops):
-        images = [parts.step.method.unit(each) for each in crops]
+        images = [parts.step.method.to_unit(each) for each in crops]
         images = parts.step.method.normalize(jnp.concatenate(images))
         network = Network(parts.step.modules["student"], params, stats, train=True)
         _, network = base.full_pass(network, images)

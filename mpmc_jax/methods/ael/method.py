@@ -135,11 +135,11 @@ class AEL(base.Method):
 
         slot = keys.step % self.delay
         return Inputs(
-            image=self.normalize(self.unit(image)),
+            image=self.normalize(self.to_unit(image)),
             label=label,
             labeled_real=real,
-            first=self.normalize(self.unit(batch.unlabeled.image)),
-            second=self.normalize(self.unit(batch.partner.image)),
+            first=self.normalize(self.to_unit(batch.unlabeled.image)),
+            second=self.normalize(self.to_unit(batch.partner.image)),
             first_real=mixing.extent_mask(batch.unlabeled.extent, *size),
             second_real=mixing.extent_mask(batch.partner.extent, *size),
             wanted=state.label[slot, keys.group],

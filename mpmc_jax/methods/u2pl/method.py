@@ -157,7 +157,7 @@ class U2PL(base.Method):
 
     def augment(self, batch: Batch, state: PyTree, keys: Keys) -> Inputs:
         del state
-        weak = self.unit(batch.unlabeled.image)
+        weak = self.to_unit(batch.unlabeled.image)
         size = weak.shape[1:3]
         # Published processes share these draws: one coin per step, and one box per
         # position in the group.
@@ -167,7 +167,7 @@ class U2PL(base.Method):
         boxes = jnp.tile(boxes, (len(keys.group), 1))
         parts = ("labeled", "unlabeled")
         return Inputs(
-            image=self.normalize(self.unit(batch.labeled.image)),
+            image=self.normalize(self.to_unit(batch.labeled.image)),
             label=base.labels(batch),
             labeled_real=mixing.extent_mask(batch.labeled.extent, *size),
             weak=self.normalize(weak),

@@ -59,7 +59,7 @@ class Warmup(base.Method):
 
     def augment(self, batch: Batch, state: PyTree, keys: Keys) -> Inputs:
         del state
-        image = self.unit(batch.labeled.image)
+        image = self.to_unit(batch.labeled.image)
         return Inputs(
             image=self.normalize(image),
             label=base.labels(batch),

@@ -256,11 +256,13 @@ class MPMC(Plugin):
         for view in views:
             by_teacher.setdefault(id(view.teacher), []).append(view)
         logits: dict[str, Array] = {}
-        for same in by_teacher.values():
-            images_bhwc = jnp.concatenate([view.image for view in same])
-            out = self.teacher_logits(same[0].teacher, variables, images_bhwc)
-            own = _split_like(self._checked(out), [v.image for v in same])
-            logits |= {v.name: each for v, each in zip(same, own, strict=True)}
+        for group in by_teacher.values():
+            images = [view.image for view in group]
+            joined_bhwc = self.teacher_logits(
+                group[0].teacher, variables, jnp.concatenate(images)
+            )
+            split = _split_like(self._checked(joined_bhwc), images)
+            logits |= {v.name: each for v, each in zip(group, split, strict=True)}
         return logits
 
     def _refine_view(
@@ -336,8 +338,10 @@ class MPMC(Plugin):
         of_labeled, of_views = split[: len(supervised)], split[len(supervised) :]
         terms, metrics = self._labeled_loss(of_labeled, supervised, reduction)
         if unlabeled:
-            more = self._unlabeled_loss(of_views, unlabeled, targets, reduction)
-            terms, metrics = {**terms, **more[0]}, {**metrics, **more[1]}
+            added_terms, added_metrics = self._unlabeled_loss(
+                of_views, unlabeled, targets, reduction
+            )
+            terms, metrics = terms | added_terms, metrics | added_metrics
         return PluginLosses(terms, metrics, updated["batch_stats"])
 
     def _labeled_loss(
@@ -347,7 +351,7 @@ class MPMC(Plugin):
         reduction: Reduction,
     ) -> tuple[Terms, MetricSums]:
         """Computes the mean of the students' losses on labeled patches."""
-        means, losses, rights, counts = [], [], [], []
+        means, sums, correct, counts = [], [], [], []
         for logits_bhwc, part in zip(logits, supervised, strict=True):
             # Padding that a base method labels still does not count as real (D7).
             label_bhw = jnp.where(part.region.real, part.label, IGNORE_LABEL)
@@ -365,15 +369,15 @@ class MPMC(Plugin):
                 where=valid_bhw,
                 count=1,  # the sum
             )
-            losses.append(summed)
+            sums.append(summed)
             counts.append(jnp.sum(valid_bhw, dtype=jnp.int32))
-            right_bhwc = (logits_bhwc > 0) == target_bhwc
-            rights.append(jnp.sum(right_bhwc & valid_bhw[..., None], dtype=jnp.int32))
+            correct_bhwc = ((logits_bhwc > 0) == target_bhwc) & valid_bhw[..., None]
+            correct.append(jnp.sum(correct_bhwc, dtype=jnp.int32))
             means.append(reduction.mean(_patches(part.name), summed))
-        loss, right, count = map(_add, (losses, rights, counts))
+        count = _add(counts)
         metrics = {
-            "loss_patch_labeled": (loss, count),
-            "patch_hamming": (right, count * self.num_classes),
+            "loss_patch_labeled": (_add(sums), count),
+            "patch_hamming": (_add(correct), count * self.num_classes),
         }
         if not self.labeled:
             return {}, metrics
@@ -405,8 +409,8 @@ class MPMC(Plugin):
             losses.append(view.coefficient / coefficients * local_mean)
             patches.append(jnp.sum(real_bhw, dtype=jnp.int32))
         local_loss, count = jnp.sum(jnp.stack(losses)), _add(patches)
-        made = [targets[view.name] for view in views]
-        active = made[0].active
+        view_targets = [targets[view.name] for view in views]
+        active = view_targets[0].active
         if active is not None:
             local_loss, count = (jnp.where(active, x, 0) for x in (local_loss, count))
         metrics = {
@@ -414,8 +418,8 @@ class MPMC(Plugin):
             # back so that (sum, count) pairs add up.
             "loss_patch_unlabeled": (local_loss * sum(counts.values()), count),
             "lambda_mean": (
-                _add([target.lambda_sum for target in made]),
-                _add([target.lambda_count for target in made]),
+                _add([target.lambda_sum for target in view_targets]),
+                _add([target.lambda_count for target in view_targets]),
             ),
         }
         if not self.unlabeled:
