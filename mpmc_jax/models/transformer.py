@@ -23,6 +23,9 @@ small_normal = initializers.normal(0.02)
 
 # Sums of more tokens than this are parted.
 _LONGEST_SUM = 256
+# GPUs multiply by so many rows at once. XLA pads matrices with others anew, each time
+# that a product reads them.
+_ROWS = 8
 
 
 class LayerNorm(nn.Module):
@@ -171,8 +174,15 @@ class Block(nn.Module):
         `branch_scale_b2` multiplies the two branches of each example (drop path), and
         `dropout_keys` are (b,) keys or None.
         """
+        batch, count, _ = x_bnd.shape
+        size = batch, count
+        # Keys draw for each example.
+        joined = _needs_rows(size) and dropout_keys is None
+        if joined:
+            x_bnd = _join(x_bnd)
         drop = self._drop(dropout_keys)
-        for i, branch in enumerate((self._attend, self._perceive)):
+        attention = functools.partial(self._attend, size=size)
+        for i, branch in enumerate((attention, self._perceive)):
             norm = LayerNorm(self.epsilon, name=f"norm{i + 1}")
             scale_d = None
             if self.layer_scale:
@@ -182,12 +192,14 @@ class Block(nn.Module):
                 )
             out_bnd = drop(branch(norm(x_bnd), scale_d, drop), i)
             if branch_scale_b2 is not None:
-                scale_b11 = branch_scale_b2[:, i, None, None]
-                out_bnd = out_bnd * scale_b11.astype(out_bnd.dtype)
+                scale = branch_scale_b2[:, i, None, None].astype(out_bnd.dtype)
+                if joined:
+                    scale = _join(jnp.broadcast_to(scale, (*size, 1)))
+                out_bnd = out_bnd * scale
             # Within the product, XLA would add to a copy; within the norm, it would
             # read the sum again.
             x_bnd = _apart(x_bnd + _apart(out_bnd))
-        return x_bnd
+        return _part(x_bnd, size)
 
     def _drop(self, keys_b: Array | None) -> _Drop:
         """Makes the function that drops elements at one of four places."""
@@ -200,8 +212,15 @@ class Block(nn.Module):
 
         return drop
 
-    def _attend(self, x_bnd: Array, scale_d: Array | None, drop: _Drop) -> Array:
-        batch, count, features = x_bnd.shape
+    def _attend(
+        self,
+        x_bnd: Array,
+        scale_d: Array | None,
+        drop: _Drop,
+        size: tuple[int, int],
+    ) -> Array:
+        """Attends among the tokens (*size,d) of each example, joined or not."""
+        features = x_bnd.shape[-1]
         # The fused attention cannot drop weights.
         implementation = "xla" if self.dropout else self.attention
         inputs = Dense(3 * features, name="qkv")
@@ -210,12 +229,15 @@ class Block(nn.Module):
             qkv = inputs.in_parts(x_bnd, 3)
         else:
             qkv = jnp.split(inputs(x_bnd), 3, axis=-1)
-        split = (batch, count, self.heads, features // self.heads)
-        q_bnhd, k_bnhd, v_bnhd = (part_bnd.reshape(split) for part_bnd in qkv)
+        heads = (*size, self.heads, features // self.heads)
+        q_bnhd, k_bnhd, v_bnhd = (_part(each, size).reshape(heads) for each in qkv)
         out_bnhd = attend(
             q_bnhd, k_bnhd, v_bnhd, implementation, lambda weights: drop(weights, 2)
         )
-        return Dense(features, name="proj")(out_bnhd.reshape(x_bnd.shape), scale_d)
+        out_bnd = out_bnhd.reshape(*size, features)
+        if x_bnd.shape[:2] != size:
+            out_bnd = _join(out_bnd)
+        return Dense(features, name="proj")(out_bnd, scale_d)
 
     def _perceive(self, x_bnd: Array, scale_d: Array | None, drop: _Drop) -> Array:
         features = x_bnd.shape[-1]
@@ -249,6 +271,24 @@ class Dense(nn.Module):
         shape = (channels, self.features)
         kernel = self.param("kernel", small_normal, shape, jnp.float32)
         return kernel, self.param("bias", initializers.zeros, shape[1:], jnp.float32)
+
+
+def _needs_rows(size: tuple[int, int]) -> bool:
+    """Whether tokens (b,n) are padded for products."""
+    return target_platform() == "gpu" and size[0] * size[1] % _ROWS != 0
+
+
+def _join(x_bnd: Array) -> Array:
+    """Joins the examples' tokens, and appends zeros: (b,n,d) -> (1,n',d)."""
+    joined_1nd = x_bnd.reshape(1, -1, x_bnd.shape[-1])
+    return jnp.pad(joined_1nd, ((0, 0), (0, -joined_1nd.shape[1] % _ROWS), (0, 0)))
+
+
+def _part(x_bnd: Array, size: tuple[int, int]) -> Array:
+    """Undoes `_join`, if the tokens were joined: to (*size,d)."""
+    if x_bnd.shape[:2] == size:
+        return x_bnd
+    return x_bnd[:, : size[0] * size[1]].reshape(*size, -1)
 
 
 def _affine(x_bnd: Array, kernel: Array, bias: Array) -> Array:

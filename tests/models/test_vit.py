@@ -185,14 +185,19 @@ def test_every_parameter_has_a_gradient_and_recomputing_changes_none(config):
     chex.assert_trees_all_close(plain, again, rtol=1e-3, atol=1e-5)
 
 
-def test_a_blocks_forms_for_gpus_have_the_same_gradients():
+# Of these, 22 and 11 tokens are joined and padded, 24 are not.
+@pytest.mark.parametrize("size", [(2, 11), (1, 11), (2, 12)])
+def test_a_blocks_forms_for_gpus_have_the_same_gradients(size):
     block = Block(heads=2, epsilon=1e-6, layer_scale=True)
-    tokens = jax.random.normal(jax.random.key(0), (2, 11, 8))
+    tokens = jax.random.normal(jax.random.key(0), (*size, 8))
+    drop_path = jnp.array([[0.0, 2.0], [1.5, 1.0]])[: size[0]]
     shapes = jax.eval_shape(block.init, jax.random.key(1), tokens)
     variables = random_like(shapes)
 
     def loss(params, tokens):
-        return jnp.mean(block.apply({"params": params}, tokens) ** 3)
+        out = block.apply({"params": params}, tokens, drop_path)
+        assert out.shape == tokens.shape
+        return jnp.mean(out**3)
 
     gradients = jax.grad(loss, (0, 1))
     expected = gradients(variables["params"], tokens)
