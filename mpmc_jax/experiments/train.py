@@ -73,13 +73,13 @@ def train(
     Raises:
       ValueError, FileNotFoundError: bad settings or data; the message says how to fix
         it.
-      WorkdirError: the directory holds another run.
+      WorkdirError: the directory holds another run, or data.
       NonFiniteError, Interrupted: training stopped; the state is saved.
     """
     directory = as_path("--workdir", os.fspath(workdir))
     begins = bool(distributed.from_first(not workdir_lib.has_steps(directory)))
     with agreement.failing_together():
-        check_path(directory.absolute())
+        _check_workdir(directory)
         training = build_training(config, begins)
     model, networks = training.setup.model, training.setup.step.method.networks
     pretrained = functools.cache(lambda: initial_weights(config, model, len(networks)))
@@ -116,6 +116,12 @@ def train(
                 recompute_bn_stats=training.recompute_bn_stats,
                 panels=training.panels,
             )
+
+
+def _check_workdir(directory: Path) -> None:
+    """Refuses a directory that cannot hold checkpoints, or that holds data."""
+    check_path(directory.absolute())
+    workdir_lib.check_not_data(directory)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,6 +16,9 @@ CONFIG = "config.json"
 MANIFEST = "manifest.json"
 CHECKPOINTS = "checkpoints"
 
+# What shows that a folder holds images or a prepared data set; in lower case.
+_DATA = ("classes.json", "dataset_info.json", "images", "masks")
+
 # Settings that may change when a run resumes: they decide how it computes, not what;
 # but for train.eval_every, see `fixed_settings`.
 _MAY_CHANGE = (
@@ -117,6 +120,27 @@ def has_steps(workdir: Path) -> bool:
         each.name.isdigit() or each.name.startswith("damaged-")
         for each in folder.iterdir()
     )
+
+
+def check_not_data(workdir: Path) -> None:
+    """Refuses a directory that holds data and no run.
+
+    Raises:
+      WorkdirError: the message names what was found and the fix.
+    """
+    if not workdir.is_dir():
+        return
+    names = {path.name.lower(): path.name for path in workdir.iterdir()}
+    found = next((names[name] for name in _DATA if name in names), None)
+    if found is None:  # --workdir=data/NAME
+        prepared = next(workdir.glob("*/dataset_info.json"), None)
+        found = prepared and str(prepared.relative_to(workdir))
+    if found is not None and not names.keys() & {CONFIG, CHECKPOINTS}:
+        raise WorkdirError(
+            f"--workdir={workdir} looks like a folder of data: it holds {found}. A run "
+            "would write its files among them; give another --workdir, such as "
+            f"--workdir=runs/{workdir.absolute().name}"
+        )
 
 
 def trained_on(

@@ -50,6 +50,21 @@ def test_a_workdir_of_another_run_is_refused_with_the_difference(tmp_path):
         _load(tmp_path, other)
 
 
+@pytest.mark.parametrize(
+    "name", ["classes.json", "Images/a.png", "masks/a.png", "1.0.0/dataset_info.json"]
+)
+def test_a_folder_of_data_is_no_workdir(tmp_path, name):
+    folder = tmp_path / "my_data"
+    workdir.check_not_data(folder)
+    (folder / name).parent.mkdir(parents=True)
+    (folder / name).touch()
+    with pytest.raises(workdir.WorkdirError, match="looks like a folder of data") as at:
+        workdir.check_not_data(folder)
+    assert str(folder) in str(at.value) and "--workdir=runs/my_data" in str(at.value)
+    (folder / "config.json").touch()  # A run that is there already resumes.
+    workdir.check_not_data(folder)
+
+
 @pytest.mark.parametrize("text", [None, "", "{", "[]", "\0\0", '{"data": 5}'])
 def test_files_beside_checkpoints_may_be_lost_or_damaged(tmp_path, text, caplog):
     cfg = tiny.config("method=supervised", optimizer__lr=0.01)
