@@ -11,7 +11,8 @@ DIR/config.py; it never overwrites a file.
 
 import argparse
 import dataclasses
-from collections.abc import Mapping
+import pathlib
+from collections.abc import Iterable, Mapping
 
 from launch import cli
 from mpmc_jax.data import check, registry
@@ -62,16 +63,57 @@ def _init(args: argparse.Namespace, data_dir: str) -> None:
     directory = as_path("--source", args.source)
     if not directory.is_dir():
         raise FileNotFoundError(f"--source={directory}: no such folder")
-    lines = start.write_classes(directory, cli.class_names(args))
-    lines += start.write_unlabeled(directory, args.unlabeled)
-    print(*map(printable, lines), sep="\n")
-    source = cli.read_source(args, classes=())
-    report = check.check_source(source)
-    if report.problems:
-        raise ValueError(check.failure(report))
-    print(prepare(source, data_dir, report))
-    lines = start.write_config(source, report, directory, data_dir)
-    print(*map(printable, lines), sep="\n")
+    told = start.write_classes(directory, cli.class_names(args))
+    _print(told.lines)
+    warnings = [f"warning: {_with_mend(w, directory, data_dir)}" for w in told.warnings]
+    try:
+        source, report, lines = _check_init(args, directory)
+        _print(lines)
+        print(prepare(source, data_dir, report))
+    except BaseException:
+        _print(warnings)
+        raise
+    _print([*warnings, *start.write_config(source, report, directory, data_dir)])
+
+
+def _with_mend(warning: str, directory: pathlib.Path, data_dir: str) -> str:
+    """Adds to a warning of a mask all that has to be removed to begin again."""
+    return (
+        f"{warning}; if it is a stray value, mend the mask, remove what is there of "
+        f"{directory / 'classes.json'}, {directory / 'config.py'} and "
+        f"{pathlib.Path(data_dir, 'folder')}, and run this again"
+    )
+
+
+def _check_init(
+    args: argparse.Namespace, directory: pathlib.Path
+) -> tuple[Source, check.Report, list[str]]:
+    """Checks a user's folder with the unlabeled.txt that it may lack.
+
+    That file stays only if there is no problem: it would list misplaced images too.
+
+    Returns:
+      The source, the result of checking it, and what was written, one line each.
+
+    Raises:
+      ValueError, OSError: see `prepare` and `start`.
+    """
+    lines = start.write_unlabeled(directory, args.unlabeled)
+    try:
+        source = cli.read_source(args, classes=())
+        report = check.check_source(source)
+        if report.problems:
+            raise ValueError(check.failure(report))
+    except BaseException:
+        if lines:
+            (directory / "unlabeled.txt").unlink(missing_ok=True)
+        raise
+    return source, report, lines
+
+
+def _print(lines: Iterable[str]) -> None:
+    for line in lines:
+        print(printable(line))
 
 
 def _compare(

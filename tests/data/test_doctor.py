@@ -222,7 +222,7 @@ FAULTS = {
     "leak": (_leak, "this makes results too good: remove them from one split"),
     "two labels": (_two_labels, "different labels of equal images; keep the right"),
     "blank": (_blank, "all pixels are equal; remove the image and its mask"),
-    "few pixels": (_class_of_few_pixels, "in 1 image (03); label more of it"),
+    "few pixels": (_class_of_few_pixels, "in 1 image (03); if it is a stray value"),
     "absent": (
         lambda r: _change(r, lambda x: np.where(x == 2, 0, x).astype(np.uint8), ALL),
         "no training mask holds tree; launch.train refuses that: label them",

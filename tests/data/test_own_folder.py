@@ -2,6 +2,7 @@
 
 import json
 import runpy
+import shutil
 
 import numpy as np
 import pytest
@@ -203,8 +204,8 @@ def test_classes_are_proposed(masks, expected, tmp_path):
             {"classes": ["background", "foreground"], "binary": True},
             None,
         ),
-        (LABEL, 5, "only one mask holds 77 ({})"),
-        (COLORS[LABEL], 5, "only one mask holds (77, 77, 77) ({})"),
+        (LABEL, 5, "only one mask holds 77 ({}, 16 pixels)"),
+        (COLORS[LABEL], 5, "only one mask holds (77, 77, 77) ({}, 16 pixels)"),
     ],
 )
 def test_a_value_in_one_mask_alone_is_told(usual, expected, remark, tmp_path):
@@ -217,7 +218,7 @@ def test_a_value_in_one_mask_alone_is_told(usual, expected, remark, tmp_path):
     _mask(odd, stray)
     found = {path.stem: path for path in (tmp_path / "masks").iterdir()}
     proposal = survey.propose(tmp_path, found)
-    told = [each for each in proposal.remarks if each.startswith("only one mask")]
+    told = proposal.warnings
     if isinstance(expected, int):
         assert len(proposal.facts["classes"]) == expected
     else:
@@ -228,7 +229,30 @@ def test_a_value_in_one_mask_alone_is_told(usual, expected, remark, tmp_path):
         ).problems
         assert f"{odd}: holds 77" in problem
     assert len(told) == (remark is not None)
-    assert not told or told[0].startswith(f"{remark.format(odd)}; if it is a mistake")
+    assert not told or told[0] == remark.format(odd)
+
+
+def test_a_stray_value_is_mended_as_the_warning_says(tmp_path, capsys):
+    root, data = tmp_path / "mine", tmp_path / "data"
+    for i in range(6):
+        _image(root / "images" / f"{i}.png", i)
+        _mask(root / "masks" / f"{i}.png", LABEL)
+    stray = LABEL.copy()
+    stray[0, :3] = 77
+    _mask(root / "masks" / "4.png", stray)
+    _init(root, data)
+    *_, warning, written, train = capsys.readouterr().out.splitlines()
+    assert warning.startswith("warning: only one mask holds 77 (")
+    assert "3 pixels" in warning and "config.py written" in written
+    assert train.startswith("Train with: ")
+    _mask(root / "masks" / "4.png", LABEL)
+    removed = [root / "classes.json", root / "config.py", data / "folder"]
+    assert all(str(path) in warning for path in removed)
+    for path in removed:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    _init(root, data)
+    assert "warning: only" not in capsys.readouterr().out
+    assert open_dataset(str(data), "folder").facts.num_classes == 4
 
 
 def test_blends_at_borders_are_no_classes(tmp_path):
@@ -344,6 +368,39 @@ def test_init_lists_images_without_masks(tmp_path, capsys):
     with pytest.raises(SystemExit, match="no mask for .*a 0.png"):
         _init(root, tmp_path / "data")
     assert not (root / "unlabeled.txt").exists()
+
+
+def test_a_kept_config_of_other_data(tmp_path, capsys):
+    """Folds are prepared one after the other, with one config.py for all."""
+    root = tmp_path / "mine"
+    for i in range(4):
+        _image(root / "images" / f"{i}.png", i)
+        _mask(root / "masks" / f"{i}.png", LABEL)
+
+    def last_lines(data):
+        _init(root, data)
+        return capsys.readouterr().out.splitlines()[-2:]
+
+    _, first = last_lines(tmp_path / "a")
+    assert "--config.data.data_dir" not in first
+    warning, command = last_lines(tmp_path / "b")
+    assert f"kept, and it names data_dir={tmp_path / 'a'};" in warning
+    assert command == (f"{first}_b --config.data.data_dir={tmp_path / 'b'}")
+    assert last_lines(tmp_path / "a") == [
+        f"{root / 'config.py'} exists and is kept",
+        first,
+    ]
+
+
+def test_problems_leave_no_unlabeled_list(tmp_path, capsys):
+    for i in range(4):
+        _image(tmp_path / "imagesTr" / f"x{i}_0000.png", i)
+        _mask(tmp_path / "labelsTr" / f"x{i}.png", LABEL)
+    _image(tmp_path / "imagesTr" / "x3_0001.png", 9)
+    with pytest.raises(SystemExit, match="is it another channel of x3_0000.png"):
+        _init(tmp_path, tmp_path / "data")
+    assert not (tmp_path / "unlabeled.txt").exists()
+    assert "unlabeled.txt" not in capsys.readouterr().out
 
 
 def test_init_of_other_data_and_wrong_names(tmp_path):

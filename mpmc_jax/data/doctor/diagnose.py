@@ -361,8 +361,9 @@ def _rare_classes(source: Source, labeled: Mapping[str, Evidence]) -> list[Findi
         if share < _TINY or len(keys) < 3:
             text = (
                 f"class {name} has {share:.2%} of the pixels, in "
-                f"{quantity(len(keys), 'image')} ({shorten([*keys])}); label more of "
-                "it, merge it with another class, or use a loss with Dice "
+                f"{quantity(len(keys), 'image')} ({shorten([*keys])}); if it is a "
+                "stray value, mend the mask; else label more of it, merge it with "
+                "another class, or use a loss with Dice "
                 "(--config.method.supervised_loss=ce_dice)"
             )
             findings.append(Finding("note", text, keys))

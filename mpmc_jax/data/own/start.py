@@ -1,6 +1,8 @@
 """Writes what a user's folder lacks: classes.json, unlabeled.txt and config.py."""
 
+import ast
 import collections
+import dataclasses
 import json
 import pathlib
 import shlex
@@ -56,8 +58,21 @@ def get_config(argument=""):
 '''
 
 
-def write_classes(directory: pathlib.Path, names: tuple[str, ...] = ()) -> list[str]:
-    """Writes classes.json unless it exists; returns what was found, one line each.
+@dataclasses.dataclass(frozen=True)
+class Told:
+    """What a function of this module tells the user.
+
+    Attributes:
+      lines: what was found or written, one line each.
+      warnings: what may be a mistake, one line each.
+    """
+
+    lines: list[str]
+    warnings: tuple[str, ...] = ()
+
+
+def write_classes(directory: pathlib.Path, names: tuple[str, ...] = ()) -> Told:
+    """Writes classes.json unless it exists; returns what was found.
 
     Args:
       directory: the user's folder.
@@ -71,9 +86,10 @@ def write_classes(directory: pathlib.Path, names: tuple[str, ...] = ()) -> list[
     if path.exists():
         if names:
             raise ValueError(f"--classes: {path} exists; change the names there")
-        return [f"{path} exists and is used"]
+        return Told([f"{path} exists and is used"])
     problems: list[str] = []
     remarks: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
     found = folder.open_folder(directory, problems, [])
     if found.annotations is not None and found.annotations.drawings:
         facts: dict = {"classes": list(found.annotations.class_names)}
@@ -84,6 +100,7 @@ def write_classes(directory: pathlib.Path, names: tuple[str, ...] = ()) -> list[
     else:
         proposal = survey.propose(directory, found.layout.masks)
         facts, remarks = proposal.facts, proposal.remarks
+        warnings = proposal.warnings
     if names:
         if len(names) != len(facts["classes"]):
             raise ValueError(
@@ -95,7 +112,8 @@ def write_classes(directory: pathlib.Path, names: tuple[str, ...] = ()) -> list[
     with path.open("x", encoding="utf-8") as file:
         file.write(_as_json(facts))
     classes = shorten(facts["classes"], 12)
-    return [*remarks, f"{path} written, with the classes {classes}: rename them there"]
+    written = f"{path} written, with the classes {classes}: rename them there"
+    return Told([*remarks, written], warnings)
 
 
 def write_unlabeled(directory: pathlib.Path, more: str = "") -> list[str]:
@@ -150,13 +168,9 @@ def write_config(
       OSError: the file cannot be written.
     """
     path = directory / "config.py"
-    config = shlex.quote(str(path))
-    name = directory.resolve().name
-    workdir = shlex.quote(f"runs/{name}")
-    command = f"python -m launch.train --config={config} --workdir={workdir}"
-    lines = [f"Train with: {command}"]
     if path.exists():
-        return [f"{path} exists and is kept", *lines]
+        return _keep(path, data_dir)
+    command = _command(path)
     labeled = sum(sample.mask is not None for sample in source.splits["train"])
     unlabeled = len(source.splits["train"]) - labeled
     sizes = _sizes(source)
@@ -183,7 +197,55 @@ def write_config(
     )
     with path.open("x", encoding="utf-8") as file:
         file.write(text)
-    return [f"{path} written", *lines]
+    return [f"{path} written", f"Train with: {command}"]
+
+
+def _command(config: pathlib.Path, data_dir: str = "") -> str:
+    """Returns the command that trains with a configuration beside the images.
+
+    Args:
+      config: the configuration.
+      data_dir: where the prepared data set is; "" if the configuration says so.
+    """
+    name = config.parent.resolve().name
+    options = {"--config": str(config), "--workdir": f"runs/{name}"}
+    if data_dir:  # Another data set than that of the run in the usual workdir.
+        options["--workdir"] += f"_{pathlib.Path(data_dir).name}"
+        options["--config.data.data_dir"] = data_dir
+    words = [f"{option}={shlex.quote(value)}" for option, value in options.items()]
+    return " ".join(["python -m launch.train", *words])
+
+
+def _keep(path: pathlib.Path, data_dir: str) -> list[str]:
+    """Returns how to train the data just prepared with a config.py that was there."""
+    kept = f"{path} exists and is kept"
+    prepared = str(pathlib.Path(data_dir).resolve())
+    named = _named_data_dir(path)
+    if named and str(pathlib.Path(named).resolve()) == prepared:
+        return [kept, f"Train with: {_command(path)}"]
+    other = f"names data_dir={named}" if named else "does not show its data_dir"
+    return [
+        f"warning: {kept}, and it {other}; the data just prepared are in {prepared}: "
+        "give --config.data.data_dir as below, or change the file",
+        f"Train with: {_command(path, prepared)}",
+    ]
+
+
+def _named_data_dir(path: pathlib.Path) -> str | None:
+    """Returns the text that a configuration assigns to data_dir, if it shows one."""
+    try:
+        nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+    except (ValueError, SyntaxError, OSError):
+        return None
+    for node in nodes:
+        if (
+            isinstance(node, ast.Assign)
+            and isinstance(node.value, ast.Constant)
+            and isinstance(node.value.value, str)
+            and ast.unparse(node.targets[0]).endswith(".data_dir")
+        ):
+            return node.value.value
+    return None
 
 
 def _quoted(text: str) -> str:

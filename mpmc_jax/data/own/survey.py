@@ -58,10 +58,12 @@ class Proposal:
     Attributes:
       facts: its contents.
       remarks: what was found, one line each.
+      warnings: what may be a mistake in a mask, one line each.
     """
 
     facts: dict[str, Any]
     remarks: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
 
 
 def propose(directory: pathlib.Path, found: Mapping[str, pathlib.Path]) -> Proposal:
@@ -95,10 +97,11 @@ def propose(directory: pathlib.Path, found: Mapping[str, pathlib.Path]) -> Propo
     if known.path:
         remarks.append(f"class names are those of {known.path}")
     colors = _palette_colors([*stored.values()]) if kinds["palette"] else {}
+    warnings: list[str] = []
     if kinds["colors"] or (kinds["palette"] and colors):
-        facts = _from_colors(stored, colors, known, remarks)
+        facts = _from_colors(stored, colors, known, remarks, warnings)
     else:
-        facts = _from_values(stored, known, remarks)
+        facts = _from_values(stored, known, remarks, warnings)
     count = len(facts["classes"])
     if not 2 <= count <= _MOST_CLASSES:
         raise ValueError(
@@ -106,7 +109,7 @@ def propose(directory: pathlib.Path, found: Mapping[str, pathlib.Path]) -> Propo
             f"({shorten(facts['classes'])}), and 2 to {_MOST_CLASSES} are possible; "
             "if they show instances or pictures, store class indices instead"
         )
-    return Proposal(facts, tuple(remarks))
+    return Proposal(facts, tuple(remarks), tuple(warnings))
 
 
 def _try(path: pathlib.Path) -> Stored | str:
@@ -199,20 +202,18 @@ def _palette_colors(stored: list[Stored]) -> dict[int, Color]:
     return dict(enumerate(colors))
 
 
-def _note_lone(
-    stored: Mapping[pathlib.Path, Stored], classes: list, remarks: list[str]
+def _warn_of_lone(
+    stored: Mapping[pathlib.Path, Stored], classes: list, warnings: list[str]
 ) -> None:
-    """Adds a remark on classes that a single mask of several holds."""
-    holders = {
-        each: [path for path, mask in stored.items() if each in mask.counts]
-        for each in classes
-    }
-    lone = [f"{each} ({paths[0]})" for each, paths in holders.items() if not paths[1:]]
+    """Adds a warning of classes that a single mask of several holds."""
+    lone = []
+    for each in classes:
+        holders = [path for path, mask in stored.items() if each in mask.counts]
+        if len(holders) == 1:
+            count = quantity(stored[holders[0]].counts[each], "pixel")
+            lone.append(f"{each} ({holders[0]}, {count})")
     if lone and len(stored) > 1:
-        remarks.append(
-            f"only one mask holds {shorten(lone, 3)}; if it is a mistake, mend the "
-            "mask, remove classes.json and run this again"
-        )
+        warnings.append(f"only one mask holds {shorten(lone, 3)}")
 
 
 def _mostly_binary(stored: Mapping[pathlib.Path, Stored]) -> bool:
@@ -223,7 +224,10 @@ def _mostly_binary(stored: Mapping[pathlib.Path, Stored]) -> bool:
 
 
 def _from_values(
-    stored: Mapping[pathlib.Path, Stored], known: names.Known, remarks: list[str]
+    stored: Mapping[pathlib.Path, Stored],
+    known: names.Known,
+    remarks: list[str],
+    warnings: list[str],
 ) -> dict[str, Any]:
     """Proposes classes of masks whose values are the classes."""
     values = _classes([*stored.values()])
@@ -249,7 +253,7 @@ def _from_values(
             return {"classes": known.two()}
         return {"classes": known.of_values(every)}
     remarks.append(f"the values have gaps and are read as gray: {shorten(classes, 12)}")
-    _note_lone(stored, classes, remarks)
+    _warn_of_lone(stored, classes, warnings)
     facts = {
         "classes": known.of_values(classes),
         "palette": [[value] * 3 for value in classes],
@@ -262,6 +266,7 @@ def _from_colors(
     indexed: dict[int, Color],
     known: names.Known,
     remarks: list[str],
+    warnings: list[str],
 ) -> dict[str, Any]:
     """Proposes classes of masks whose colors are the classes."""
     shown = {path: _as_colors(each) for path, each in stored.items()}
@@ -283,7 +288,7 @@ def _from_colors(
     remarks.append(f"{quantity(len(classes), 'color')} are classes")
     if void:
         remarks.append(f"void: {shorten(void)}")
-    _note_lone(shown, classes, remarks)
+    _warn_of_lone(shown, classes, warnings)
     facts: dict[str, Any] = {
         "classes": known.of_colors(classes),
         "palette": [list(color) for color in classes],
