@@ -13,7 +13,7 @@ from mpmc_jax.evaluation.pictures import colorize, displayable, heat_map, panel
 from mpmc_jax.experiments.run import open_split
 from mpmc_jax.types import IGNORE_LABEL
 
-CAPTIONS = ("image", "truth", "prediction", "lambda_s of the prediction")
+CAPTIONS = ("image", "truth", "prediction", "lambda_s")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import contextlib
 import gc
 import json
+import logging
 import os
 import shutil
 import sys
@@ -15,7 +16,7 @@ import pytest
 
 from mpmc_jax.experiments.build import init_state, state_shape
 from mpmc_jax.training.checkpoint import files as checkpoint_files
-from mpmc_jax.training.checkpoint import manager
+from mpmc_jax.training.checkpoint import manager, orbax_logging
 from mpmc_jax.training.checkpoint.integrity import CheckpointError
 from mpmc_jax.training.checkpoint.manager import Checkpointer
 from mpmc_jax.training.state import TrainState
@@ -376,3 +377,11 @@ def test_no_change_of_a_file_is_accepted_or_breaks_a_program(tmp_path):
         refused += not _accepted(directory, state)
         shutil.rmtree(directory)
     assert refused > len(changes) / 3
+
+
+def test_orbax_does_not_remark_on_a_save_that_waits_for_the_previous_one(caplog):
+    orbax_logging.silence_noise()
+    logger = logging.getLogger("absl")
+    logger.warning("Waiting for previous save to complete took %f seconds.", 1.6)
+    logger.warning("something else")
+    assert [record.getMessage() for record in caplog.records] == ["something else"]

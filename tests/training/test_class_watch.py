@@ -1,6 +1,7 @@
 """The warning that pseudo-labels lost a class, and the shares in metrics.jsonl."""
 
 import logging
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ NOTHING = np.full(3, np.nan)
 
 
 def warnings(
-    caplog, pseudo, *, steps=300, start=0, rampup=0, label=LABEL, confident=0.06
+    caplog, pseudo, *, steps=300, start=0, rampup=0, label=LABEL, confident=0.26
 ):
     """Warnings of a run whose pseudo-labels at step t have the shares pseudo(t)."""
     watch = ClassWatch(NAMES, start, steps, rampup)
@@ -32,10 +33,16 @@ def test_a_class_that_is_gone_is_named_once(caplog):
         return [0.9, 0.06 * (step < 150), 0.004 * (step < 60)]
 
     first, second = warnings(caplog, pseudo)
-    assert first.startswith("steps 61 to 90: ") and "stem (0.04 and 0)" in first
+    assert (
+        first.startswith("steps 61 to 90: ")
+        and "stem (0.04 of the labels, 0 of these)" in first
+    )
     assert "leaf" not in first and "background" not in first
-    assert second.startswith("steps 151 to 180: ") and "leaf (0.06 and 0)" in second
-    assert "stem" not in second and "method.rampup" in second
+    assert (
+        second.startswith("steps 151 to 180: ")
+        and "leaf (0.06 of the labels, 0 of these)" in second
+    )
+    assert "stem" not in second and "--config.method.rampup=-1" in second
 
 
 @pytest.mark.parametrize(
@@ -46,7 +53,7 @@ def test_a_class_that_is_gone_is_named_once(caplog):
         # So it may be until the ramp-up is over.
         (lambda step: [1, 0, 0] if step < 90 else LABEL, {"rampup": 80}),
         # The first confident pixels of a run are those of the easiest classes.
-        (lambda step: [1, 0, 0], {"confident": 0.04}),
+        (lambda step: [1, 0, 0], {"confident": 0.24}),
         # Nothing confident is no class gone.
         (lambda step: NOTHING, {}),
         # Of the labels' share a fiftieth is left.
@@ -90,3 +97,21 @@ def test_shares_are_written_by_class_and_left_out_where_nothing_counts(tmp_path)
     assert second["train/share/label/leaf"] == pytest.approx(0.5)
     assert second["train/share/pseudo/background"] == 1
     assert second["train/share/pseudo/leaf"] == 0
+
+
+def test_a_run_that_unlearned_its_foreground_is_reported_early(caplog):
+    """A mean teacher on ACDC that was stopped; its lines are means of ten steps."""
+    lines = read_metrics(Path("results/mean_teacher_acdc/old_0"))
+    lines = [line for line in lines if "train/confident" in line]
+    classes = ("background", "right ventricle", "myocardium", "left ventricle")
+    watch = ClassWatch(classes, 0, 300)
+    for line in lines[:6]:
+        shares = {
+            kind: [line.get(f"train/share/{kind}/{each}", 0) for each in classes]
+            for kind in ("label", "pseudo")
+        }
+        for _ in range(10):
+            watch.add(shares, line["train/confident"])
+    (record,) = caplog.records
+    assert "steps 31 to 60" in record.getMessage()
+    assert all(each in record.getMessage() for each in classes[1:])

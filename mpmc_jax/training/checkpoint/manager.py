@@ -177,7 +177,7 @@ class Checkpointer:
     def __init__(
         self, directory: Path, keep: int = 2, run: Mapping[str, Any] | None = None
     ) -> None:
-        orbax_logging.silence_failures()
+        orbax_logging.silence_noise()
         self._directory = directory.absolute()
         self._keep = keep
         self._run = json.loads(json.dumps(run or {}))

@@ -1,16 +1,17 @@
-"""Hides what Orbax prints about failed saves and restores besides raising an error."""
+"""Hides what Orbax prints about saves and restores and no user needs to read."""
 
 import logging
 import sys
 from typing import Any
 
 
-def silence_failures() -> None:
-    """Hides Orbax's log tracebacks and its late errors.
+def silence_noise() -> None:
+    """Hides Orbax's log tracebacks, its late errors and its remark on slow saves.
 
-    Failed saves and restores raise; their log tracebacks are suppressed.
+    Failed saves and restores raise; their log tracebacks are suppressed. A save that
+    waits for the previous one costs a second or two, which no setting would save.
     """
-    logging.getLogger("absl").addFilter(_without_traceback)
+    logging.getLogger("absl").addFilter(_is_wanted)
     hide_closed_loops()
 
 
@@ -33,5 +34,6 @@ def hide_closed_loops() -> None:
     sys.unraisablehook = hook
 
 
-def _without_traceback(record: logging.LogRecord) -> bool:
-    return record.exc_info is None
+def _is_wanted(record: logging.LogRecord) -> bool:
+    waited = str(record.msg).startswith("Waiting for previous save to complete")
+    return record.exc_info is None and not waited
