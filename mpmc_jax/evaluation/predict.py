@@ -187,7 +187,7 @@ class Predictor:
 
         def score(stored: np.ndarray) -> np.ndarray:
             placed = self._normalize(self._place(stored))
-            return np.asarray(protocol.scores_of_windows(self._network, placed))[
+            return np.asarray(protocol.scores_of_cut_windows(self._network, placed))[
                 : len(stored)
             ]
 

@@ -154,8 +154,12 @@ class Slide(EvalProtocol):
     def for_large_images(self) -> "Slide | None":
         return self
 
-    def scores_of_windows(self, network: NetworkFn, images: Array) -> Array:
-        """The scores of windows, each seen at all scales and flips by itself."""
+    def scores_of_cut_windows(self, network: NetworkFn, images: Array) -> Array:
+        """The scores of windows that were cut out of a large image (`bands`).
+
+        Each is seen at all scales and flips by itself; `scores` resizes and flips the
+        whole image before it is cut.
+        """
         whole = EvalProtocol(self.size, self.scales, self.flip)
         scores = whole.scores(network, images)
         return whole.to_probabilities(scores) if self.gives_probabilities else scores
