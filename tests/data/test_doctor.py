@@ -270,14 +270,15 @@ def test_values_between_0_and_255(tmp_path):
 class _FakeRun:
     """A run that predicts the labels of a scene, with one wrong corner."""
 
-    def __init__(self, facts):
-        self.facts = facts
+    def __init__(self, facts, change=lambda label: label):
+        self.facts, self.change = facts, change
         self.predictor = self
 
     def probabilities(self, image):
         seeds = [i for i in range(IMAGES) if (_scene(i)[0] == image).all()]
         label = _scene(seeds[0])[1].copy()
         label[:4, :4] = 1
+        label = self.change(label)
         return 0.98 * np.eye(3)[label] + 0.01
 
 
@@ -293,11 +294,26 @@ def test_labels_that_a_run_contradicts(root):
     run = _FakeRun(_Facts(source.class_names, source.pixels))
     (finding,) = label_check.find_disagreements(run, source)
     assert finding.ids == ("03",)
-    assert "03.png: a run contradicts" in finding.text
-    assert "(tree instead of house); look at it and mend it" in finding.text
+    assert "03.png: a run with mIoU 9" in finding.text
+    assert finding.text.endswith("(tree instead of house); compare the two")
     run.facts.class_names = ("a", "b")
     with pytest.raises(ValueError, match="trained on the classes a, b, and the data"):
         label_check.find_disagreements(run, source)
+
+
+def test_a_run_does_not_judge_classes_that_it_has_not_learned(root):
+    """It takes all trees for houses; one mask has houses for ground too."""
+    _change(root, lambda label: np.where(label == 0, 1, label).astype(np.uint8))
+    source = registry.read_source("folder", str(root))
+    facts = _Facts(source.class_names, source.pixels)
+    run = _FakeRun(facts, lambda label: np.where(label == 2, 1, label))
+    warning, note = label_check.find_disagreements(run, source)
+    assert warning.ids == ("03",) and "(ground instead of house)" in warning.text
+    assert note.level == "note" and note.text.startswith("labels of tree (0.0%) are")
+    # A run that has learned nothing says nothing of any class but the first.
+    run = _FakeRun(facts, np.zeros_like)
+    findings = label_check.find_disagreements(run, source)
+    assert [each.level for each in findings] == ["note"]
 
 
 def test_a_page_without_any_other_file(root, tmp_path, capsys):
