@@ -36,6 +36,7 @@ from mpmc_jax.experiments.identity import RunIdentity, data_facts
 from mpmc_jax.experiments.pretrained import initial_weights
 from mpmc_jax.experiments.run import open_model_and_method
 from mpmc_jax.experiments.validation_panels import make_panels
+from mpmc_jax.models import footprint
 from mpmc_jax.paths import as_path
 from mpmc_jax.text import quantity
 from mpmc_jax.training import (
@@ -54,6 +55,10 @@ from mpmc_jax.training.wandb_writer import WandbWriter, load_wandb
 from mpmc_jax.types import Batch, PyTree
 
 _LOG = logging.getLogger(__name__)
+
+# FLOPs of a step that takes two CPU cores about half a minute; those of the quick start
+# are a tenth.
+_LARGE_ON_CPU = 4e11
 
 
 def train(
@@ -206,6 +211,7 @@ def build_training(config: ml_collections.ConfigDict, begins: bool) -> Training:
     metric = checked_best_metric(config, setup, facts)
     loop_config = make_loop_config(config, pipeline.steps_per_epoch, metric)
     log_summary(config, setup, pipeline, loop_config, parallel)
+    log_large_on_cpu(config, setup, parallel)
     if facts.partial:
         _LOG.warning("%s is partial: not as many images as published", facts.dataset)
     return Training(
@@ -330,6 +336,26 @@ def log_summary(
             "epoch); lower u2pl.warmup_epochs or train longer",
             quantity(loop_config.steps, "step"),
             pipeline.steps_per_epoch,
+        )
+
+
+def log_large_on_cpu(
+    config: ml_collections.ConfigDict, setup: Setup, parallel: Parallel
+) -> None:
+    """Logs what makes the run small if its steps are large for a CPU."""
+    sizes = setup.step.method.streams.sizes(
+        config.train.batch_size, config.train.group_size
+    )
+    images = sizes["labeled"] + sizes.get("unlabeled", 0)
+    flops = footprint.training_flops(setup.model, images, config.data.crop)
+    if parallel.devices[0].platform == "cpu" and flops > _LARGE_ON_CPU:
+        _LOG.warning(
+            "a step of %d crops of %d pixels may take minutes on a CPU; for a first "
+            "try append :backbone=resnet18,crop=97 to --config (with a comma if it has "
+            "a colon) and add --config.train.batch_size=2 --config.train.steps=200, "
+            "see 'The first run on a CPU' in docs/own_data.md",
+            images,
+            config.data.crop,
         )
 
 

@@ -1,4 +1,4 @@
-"""The least memory that training a network takes, from its description alone.
+"""The least memory and work of training a network, from its description alone.
 
 Nothing is traced or compiled, so sizes that fit no machine are refused at once.
 """
@@ -31,3 +31,18 @@ def training_bytes(
     sizes.append(config.num_classes * crop**2 * 4)
     held = max(sizes) if recomputes or config.remat == "all" else sum(sizes)
     return images * held + 3 * 4 * sum(each.weights for each in maps)
+
+
+def training_flops(config: ModelConfig, images: int, crop: int) -> float:
+    """Estimates the FLOPs of a forward and backward pass, from its kernels alone.
+
+    Each weight is multiplied and added once per position in the forward pass, and twice
+    in the backward pass.
+
+    Args:
+      config: the network.
+      images: number of images.
+      crop: side of the images in pixels.
+    """
+    maps = feature_maps(config)
+    return 6 * images * sum(m.weights * float(crop / m.stride) ** 2 for m in maps)

@@ -62,6 +62,21 @@ def test_unused_labels_and_a_run_that_is_all_warmup_are_told(caplog):
     assert "lasts the whole run of 7 steps (1 per epoch)" in warm
 
 
+@pytest.mark.parametrize("crop", [33, 2001])
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
+def test_a_step_that_is_large_for_a_cpu_is_told_once(caplog, platform, crop):
+    config = tiny.config("method=unimatch", train__batch_size=4)
+    setup = tiny.setup(config)
+    config.data.crop = crop
+    device = types.SimpleNamespace(platform=platform)
+    parallel = types.SimpleNamespace(devices=[device, device])
+    train.log_large_on_cpu(config, setup, parallel)
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == (platform == "cpu" and crop > 33)
+    assert all("8 crops of 2001 pixels" in line for line in said)
+    assert all("--config.train.batch_size=2" in line for line in said)
+
+
 def test_statistics_are_counted_from_the_runs_own_images(tmp_path):
     prepare_synthetic(tmp_path)
     # AEL would have to ask for its partners.

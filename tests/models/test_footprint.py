@@ -74,6 +74,17 @@ def test_the_bound_is_just_below_what_the_convolutions_give(config):
     assert least == 3 * max(*given, logits)
 
 
+@pytest.mark.parametrize("config", NETWORKS[:4], ids=title)
+def test_flops_are_those_of_the_convolutions(config):
+    module, side = build_segmenter(config), 96
+    images = jnp.zeros((1, side, side, config.in_channels))
+    variables = jax.eval_shape(module.init, jax.random.key(0), images)
+    counted = jax.jit(module.apply).lower(variables, images).cost_analysis()["flops"]
+    found = footprint.training_flops(config, 2, side)
+    # XLA leaves out products with the padding, which is much of so small an image.
+    assert 0.8 * counted < found / 6 < 1.4 * counted
+
+
 @pytest.mark.parametrize("measured", ["programs_cpu", "tpu_compile"])
 def test_the_bound_is_below_every_peak_that_xla_counted(measured):
     """A run that fits is never refused; peaks of whole steps, by `launch.bench`."""

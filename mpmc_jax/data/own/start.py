@@ -54,6 +54,7 @@ def get_config(argument=""):
     # config.model.backbone, config.data.crop = "resnet18", {small_crop}
     # config.train.batch_size, config.train.steps = 2, 200
     # config.optimizer.lr, config.optimizer.head_multiplier = 0.02, 1.0
+    # config.train.precise_bn = 10
     return presets.apply(config, f"method=unimatch,mpmc=recommended,{{argument}}")
 '''
 
