@@ -298,6 +298,15 @@ def test_pictures_are_no_masks(tmp_path):
             {},
             {(0, 0, 0): "background", (1, 2, 3): "a b"},
         ),
+        (
+            "dataset.json",
+            '{"labels": {"bg": 0, "big leaf": "1", "all": [1, 2]}}',
+            {0: "bg", 1: "big leaf"},
+            {},
+        ),
+        ("dataset.json", '{"labels": {"0": "bg", "1": "x"}}', {0: "bg", 1: "x"}, {}),
+        ("dataset.json", '{"labels": ["bg", "x"]}', {}, {}),
+        ("dataset.json", "[", {}, {}),
     ],
 )
 def test_class_names_of_other_programs(file, text, values, colors, tmp_path):
@@ -401,6 +410,28 @@ def test_problems_leave_no_unlabeled_list(tmp_path, capsys):
         _init(tmp_path, tmp_path / "data")
     assert not (tmp_path / "unlabeled.txt").exists()
     assert "unlabeled.txt" not in capsys.readouterr().out
+
+
+def test_init_of_nnunet(tmp_path, capsys):
+    root = tmp_path / "nn"
+    for i in range(4):
+        _image(root / "imagesTr" / f"x{i}_0000.png", i)
+        _mask(root / "labelsTr" / f"x{i}.png", LABEL)
+    _image(root / "imagesTs" / "y_0000.png", 9)
+    labels = {"background": 0, "leaf": 1, "stem": "2", "ignore": 3}
+    (root / "dataset.json").write_text(json.dumps({"labels": labels}))
+    (root / "Readme").write_text("x")
+    tests = root / "imagesTs"
+    _init(root, tmp_path / "a")
+    out = capsys.readouterr().out
+    assert f"not read: Readme, imagesTs/; --unlabeled={tests} reads its images" in out
+    facts = json.loads((root / "classes.json").read_text())
+    assert facts == {"classes": ["background", "leaf", "stem"], "void": [3]}
+    _init(root, tmp_path / "b", f"--unlabeled={tests}")
+    assert "not read: Readme\n" in capsys.readouterr().out
+    assert open_dataset(str(tmp_path / "b"), "folder").ids["train"][-1] == (
+        "imagesTs/y_0000"
+    )
 
 
 def test_init_of_other_data_and_wrong_names(tmp_path):

@@ -35,7 +35,7 @@ import collections
 import dataclasses
 import difflib
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from mpmc_jax.data import decode, files
 from mpmc_jax.data.builders import classes as classes_lib
@@ -44,6 +44,7 @@ from mpmc_jax.data.lists import IMAGE_SUFFIXES
 from mpmc_jax.data.masks import MaskFormat
 from mpmc_jax.data.own import annotations as annotations_lib
 from mpmc_jax.data.own import layout as layout_lib
+from mpmc_jax.data.own import names as names_lib
 from mpmc_jax.data.own import unlabeled as unlabeled_lib
 from mpmc_jax.data.own.layout import UNLABELED_FOLDERS
 from mpmc_jax.data.raster_formats import UnreadableImage
@@ -59,6 +60,8 @@ from mpmc_jax.text import quantity, shorten
 
 # What SOURCE may hold, besides the lists; a note names everything else.
 _PARTS = ("images", "masks", "classes.json", "config.py")
+# nnU-Net's folder of images without masks.
+_NNUNET_TESTS = "imagests"
 # How alike the names of an image and its mask are if one is misspelled, 0 to 1.
 _ALIKE = 0.8
 
@@ -116,7 +119,11 @@ def read_source(
         measure=True,
         splits=splits,
         problems=tuple(problems),
-        notes=(*assigned.notes, *notes, *_note_others(directory, found)),
+        notes=(
+            *assigned.notes,
+            *notes,
+            *_note_others(directory, found, unlabeled, unlabeled_files.values()),
+        ),
         masks=named.masks if found.annotations is None else MaskFormat(),
     )
 
@@ -190,18 +197,43 @@ def find_unlabeled(
     return images
 
 
-def _note_others(directory: pathlib.Path, found: Folder) -> list[str]:
-    """Returns a note on files and folders that have no meaning here, or []."""
+def _note_others(
+    directory: pathlib.Path,
+    found: Folder,
+    unlabeled: str,
+    images: Iterable[pathlib.Path],
+) -> list[str]:
+    """Returns a note on files and folders that have no meaning here, or [].
+
+    Args:
+      directory: the user's folder.
+      found: its images and masks.
+      unlabeled: see `read_source`.
+      images: the images without masks.
+    """
     known = {*_PARTS, *found.layout.read}
     known |= {f"{name}.txt" for name in folder_splits.LISTS}
     if found.annotations is not None:
         known |= found.annotations.read
+    listed = names_lib.find(directory).path
+    known |= {listed.name} if listed is not None else set()
+    root = directory.resolve()
+    given = {path.parent for path in images}
+    given |= {pathlib.Path(unlabeled)} if unlabeled else set()
+    for path in (each.resolve() for each in given):
+        if path.is_relative_to(root):
+            known.update(path.relative_to(root).parts[:1])
     others = [
-        path.name + "/" * path.is_dir()
+        path
         for path in files.visible(directory.iterdir())
         if path.name not in known and path.name.lower() not in UNLABELED_FOLDERS
     ]
-    return [f"{directory}: not read: {shorten(others)}"] if others else []
+    if not others:
+        return []
+    note = shorten([path.name + "/" * path.is_dir() for path in others])
+    tests = [path for path in others if path.name.lower() == _NNUNET_TESTS]
+    hint = f"; --unlabeled={tests[0]} reads its images" if tests else ""
+    return [f"{directory}: not read: {note}{hint}"]
 
 
 def _compare(

@@ -8,9 +8,11 @@ separators , ; : and tab; or a name alone, for the next value:
     label_colors.txt                 128 64 128   road
     labelmap.txt (CVAT)              road:128,64,128::
     _classes.csv (Roboflow)          1, road
+    dataset.json (nnU-Net)           "labels": {"road": 1} or {"1": "road"}
 """
 
 import dataclasses
+import json
 import pathlib
 import re
 from collections.abc import Collection
@@ -24,6 +26,7 @@ _FILES = re.compile(
     r"codes)(_\w+)?\.(txt|csv)",
     re.IGNORECASE,
 )
+_NNUNET = "dataset.json"
 _BLACK = (0, 0, 0)
 # So few colors may agree by chance.
 _FEW = 2
@@ -38,11 +41,13 @@ class Known:
       path: the file; None if there is none.
       values: value -> name; empty where colors are listed.
       colors: color -> name.
+      void: values above all others that are not classes.
     """
 
     path: pathlib.Path | None = None
     values: dict[int, str] = dataclasses.field(default_factory=dict)
     colors: dict[Color, str] = dataclasses.field(default_factory=dict)
+    void: tuple[int, ...] = ()
 
     @property
     def count(self) -> int:
@@ -91,8 +96,9 @@ class Known:
 def find(directory: pathlib.Path) -> Known:
     """Reads the first such file of a folder."""
     for path in files.visible(directory.iterdir()):
-        if _FILES.fullmatch(path.name) and path.is_file():
-            known = read(path)
+        listed = path.name == _NNUNET or _FILES.fullmatch(path.name)
+        if listed and path.is_file():
+            known = _read_nnunet(path) if path.name == _NNUNET else read(path)
             if known.values or known.colors:
                 return known
     return Known()
@@ -136,6 +142,29 @@ def read(path: pathlib.Path) -> Known:
             values[len(values)] = words[0]
     if colors:
         return Known(path, {}, colors)
+    return Known(path, values) if values else Known()
+
+
+def _read_nnunet(path: pathlib.Path) -> Known:
+    """Reads nnU-Net's description of a data set; entries of another form are skipped.
+
+    Old versions map values to names. A label "ignore", which is the last, is void.
+    """
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (ValueError, OSError, RecursionError):
+        return Known()
+    labels = facts.get("labels") if isinstance(facts, dict) else None
+    values: dict[int, str] = {}
+    for key, given in labels.items() if isinstance(labels, dict) else ():
+        # Regions are lists of values, and overlap.
+        name, value = (given, key) if key.isdecimal() else (key, given)
+        if isinstance(name, str) and name.strip() and str(value).isdecimal():
+            values[int(value)] = name.strip()
+    last = max(values, default=-1)
+    if values.get(last, "").lower() == "ignore":
+        del values[last]
+        return Known(path, values, void=(last,))
     return Known(path, values) if values else Known()
 
 

@@ -231,7 +231,8 @@ def _from_values(
 ) -> dict[str, Any]:
     """Proposes classes of masks whose values are the classes."""
     values = _classes([*stored.values()])
-    classes = [value for value in values if value not in (IGNORE_LABEL, -1)]
+    void = [value for value in known.void if value in values]
+    classes = [value for value in values if value not in (IGNORE_LABEL, -1, *void)]
     counted = classes in ([*range(len(classes))], [*range(1, len(classes) + 1)])
     if set(values) == {0, IGNORE_LABEL} or not counted and _mostly_binary(stored):
         remarks.append("0 and 255 are two classes")
@@ -241,24 +242,27 @@ def _from_values(
             f"masks hold the values {shorten(classes, 8)}, and classes are whole "
             "numbers from 0 to 254: write class indices, with 255 for void"
         )
-    if IGNORE_LABEL in values:
-        remarks.append("255 is void")
+    remarks += [
+        f"{value} is void" for value in (*void, IGNORE_LABEL) if value in values
+    ]
     if classes and classes == list(range(1, len(classes) + 1)):
         remarks.append("no mask holds 0, which is void; classes count from 1")
-        return {"classes": known.of_values(classes), "void": [0]}
+        return {"classes": known.of_values(classes), "void": [0, *void]}
+    declared = {"void": void} if void else {}
     last = classes[-1] if classes else 0
     if known.covers(last) or classes == list(range(len(classes))):
         every = list(range(max(last + 1, known.count)))
         if classes == [0, 1]:
-            return {"classes": known.two()}
-        return {"classes": known.of_values(every)}
+            return {"classes": known.two()} | declared
+        return {"classes": known.of_values(every)} | declared
     remarks.append(f"the values have gaps and are read as gray: {shorten(classes, 12)}")
     _warn_of_lone(stored, classes, warnings)
     facts = {
         "classes": known.of_values(classes),
         "palette": [[value] * 3 for value in classes],
     }
-    return facts | ({"void": [[255] * 3]} if IGNORE_LABEL in values else {})
+    void += [IGNORE_LABEL] * (IGNORE_LABEL in values)
+    return facts | ({"void": [[value] * 3 for value in void]} if void else {})
 
 
 def _from_colors(
