@@ -7,6 +7,8 @@ the data set comes on top; --config.a.b=VALUE overrides everything.
 
 import ml_collections
 
+from mpmc_jax.text import did_you_mean
+
 _KEYS = ("method", "mpmc", "split", "lists", "backbone", "model", "crop")
 
 # "recommended": until measurements decide, the paper's method with a lambda_s of
@@ -333,7 +335,10 @@ def parse(argument: str) -> dict[str, str]:
 
 def _choose(table: dict, kind: str, name: str) -> dict:
     if name not in table:
-        raise ValueError(f"{kind}={name!r} is unknown; valid: {sorted(table)}")
+        raise ValueError(
+            f"{kind}={name!r} is unknown; {did_you_mean(name, table)}valid: "
+            f"{sorted(table)}"
+        )
     return table[name]
 
 

@@ -50,7 +50,13 @@ def parser(verb: str, description: str | None) -> argparse.ArgumentParser:
 
 def add_source(arguments: argparse.ArgumentParser) -> None:
     """Adds the arguments that name a data set which is not prepared yet."""
-    arguments.add_argument("--dataset", required=True, choices=list(registry.DATASETS))
+    arguments.add_argument(
+        "--dataset",
+        required=True,
+        type=_known_dataset,
+        metavar="NAME",
+        help=", ".join(registry.DATASETS),
+    )
     arguments.add_argument(
         "--source",
         default="",
@@ -70,6 +76,13 @@ def add_source(arguments: argparse.ArgumentParser) -> None:
         help="more images without masks, for `folder`: a folder (with subfolders), a "
         "quoted pattern such as 'photos/**/*.jpg', or a text file of paths",
     )
+
+
+def _known_dataset(name: str) -> str:
+    """Ends the program with one line (status 1) if the data set is unknown."""
+    with user_errors():
+        registry.find(name)
+    return name
 
 
 def add_run(

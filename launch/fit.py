@@ -30,6 +30,7 @@ from mpmc_jax.experiments.train import prepare
 from mpmc_jax.methods.registry import group_weights
 from mpmc_jax.models.rematerialization import REMATS
 from mpmc_jax.text import quantity
+from mpmc_jax.training.metric_writer import duration
 from mpmc_jax.training.train_step import make_step_info
 from mpmc_jax.training.workdir import flatten
 
@@ -253,6 +254,6 @@ def _describe_hours(config: ml_collections.ConfigDict, program: Program) -> str:
     steps = total_steps(config, pipeline.steps_per_epoch)
     return (
         f"A step takes {seconds:.3g} s, and {quantity(steps, 'step')} take "
-        f"{steps * seconds / 3600:.3g} hours, without compilation and evaluations, if "
+        f"{duration(steps * seconds)}, without compilation and evaluations, if "
         "images are read as fast"
     )

@@ -96,17 +96,14 @@ def main(arguments: list[str] | None = None) -> None:
             pass
         total = quantity(number, "image")
         partial = ", by a run on a partial data set" if run.facts.partial else ""
-        lines = [
-            *found.notes,
-            f"{writer.written} of {total} written to {output}{partial}",
-        ]
+        failed = writer.problems(found.outputs)
+        done = f"{writer.written} of {total} written to {output}{partial}"
         if writer.kept:
-            lines.append(
-                f"{writer.kept} of {total} already done; --overwrite replaces existing "
-                "results"
-            )
-        print(*map(printable, lines), sep="\n")
-        problems = found.problems + writer.problems(found.outputs)
+            done += f", {writer.kept} already there (--overwrite replaces them)"
+        if failed:
+            done += f", {len(failed)} failed"
+        print(*map(printable, [*found.notes, done]), sep="\n")
+        problems = found.problems + failed
     if problems:
         sys.exit("\n".join(f"error: {printable(each)}" for each in problems))
 

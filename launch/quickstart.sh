@@ -34,3 +34,4 @@ for name, (value, bar) in checks.items():
 # So written that a NaN fails.
 sys.exit(not all(value > bar for value, bar in checks.values()))
 PYTHON
+echo "Images, truth and predictions: $workdir/figures/panels.png"

@@ -20,6 +20,7 @@ from launch import cli, multihost
 from launch.fit import fit
 from mpmc_jax.experiments import config_checks
 from mpmc_jax.experiments.train import train
+from mpmc_jax.text import did_you_mean
 from mpmc_jax.training import metric_writer
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -72,17 +73,24 @@ def parse_flags(argv: list[str]) -> list[str]:
             if "get_config" not in reason:
                 raise  # a mistake within the file: its traceback is needed
             reason = "--config names a file without get_config"
-        shared = ("__init__", "base", "presets")
-        files = sorted(Path("configs").glob("*.py"))
-        files = [str(path) for path in files if path.stem not in shared]
         not_found = "No such file" in reason or "get_config" in reason
-        valid = f"; there are {files}" if not_found else ""
-        sys.exit(f"error: {reason}{valid}")
+        sys.exit(f"error: {reason}{_name_files(argv) if not_found else ''}")
     if missing:
         sys.exit(f"error: --{missing[0]} is needed; --help says more")
     if rest:
         sys.exit(f"error: unexpected arguments {rest}; options are --name=value")
     return argv[:1]
+
+
+def _name_files(argv: list[str]) -> str:
+    """Names the configuration files, and the one closest to the one that is given."""
+    shared = ("__init__", "base", "presets")
+    files = sorted(Path("configs").glob("*.py"))
+    files = [str(path) for path in files if path.stem not in shared]
+    given = [each for each in argv if each.startswith("--config=")]
+    path = Path(given[-1].removeprefix("--config=").partition(":")[0] if given else "")
+    near = did_you_mean(str(path), map(str, path.parent.glob("*.py")))
+    return f"; {near}there are {files}"
 
 
 def main(argv: list[str]) -> None:

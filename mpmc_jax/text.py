@@ -1,8 +1,10 @@
 """Text of messages: counts, short lists, names that are safe on a terminal."""
 
+import difflib
+import os
 import unicodedata
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, TextIO
 
 # Unicode categories: control characters, line and paragraph separators, and the lone
 # surrogates that stand for bytes of a name that are not UTF-8.
@@ -16,6 +18,25 @@ def quantity(number: int, noun: str) -> str:
     if number == 1:
         return f"1 {noun}"
     return f"{number} {noun}{'es' if noun.endswith(('s', 'ch', 'x')) else 's'}"
+
+
+def did_you_mean(name: str, valid: Iterable[str]) -> str:
+    """Returns "did you mean 'NAME'? " with the closest valid name, or ""."""
+    close = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.7)
+    return f"did you mean {close[0]!r}? " if close else ""
+
+
+def bar_width(terminal: TextIO) -> dict[str, Any]:
+    """Returns tqdm's arguments for the width of a progress bar.
+
+    Some terminals, such as those of `script` and of containers, say that they have no
+    columns; tqdm would draw nothing there.
+    """
+    try:
+        columns = os.get_terminal_size(terminal.fileno()).columns
+    except (OSError, ValueError):  # no terminal, or a stream without a file
+        return {"dynamic_ncols": True}
+    return {"dynamic_ncols": True} if columns else {"ncols": 80}
 
 
 def markdown_table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:

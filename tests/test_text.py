@@ -1,8 +1,22 @@
 """The text of messages."""
 
+import fcntl
+import io
+import os
+import struct
+import termios
+
 import pytest
 
-from mpmc_jax.text import first_line, has_control, printable, quantity, shorten
+from mpmc_jax.text import (
+    bar_width,
+    did_you_mean,
+    first_line,
+    has_control,
+    printable,
+    quantity,
+    shorten,
+)
 
 
 def test_what_a_terminal_would_obey_is_escaped():
@@ -20,6 +34,24 @@ def test_what_a_terminal_would_obey_is_escaped():
 )
 def test_a_noun_fits_its_number(number, noun, expected):
     assert quantity(number, noun) == expected
+
+
+def test_the_closest_name_is_meant():
+    valid = ["unimatch", "unimatch_v2", "cps"]
+    assert did_you_mean("unimach", valid) == "did you mean 'unimatch'? "
+    assert did_you_mean("zebra", valid) == ""
+
+
+@pytest.mark.parametrize(
+    ("columns", "expected"), [(0, {"ncols": 80}), (70, {"dynamic_ncols": True})]
+)
+def test_a_terminal_without_columns_has_a_bar_of_80(columns, expected):
+    reader, writer = os.openpty()
+    with os.fdopen(reader), os.fdopen(writer, "w") as terminal:
+        size = struct.pack("HHHH", 24, columns, 0, 0)
+        fcntl.ioctl(terminal, termios.TIOCSWINSZ, size)
+        assert bar_width(terminal) == expected
+    assert bar_width(io.StringIO()) == {"dynamic_ncols": True}
 
 
 @pytest.mark.parametrize(

@@ -364,11 +364,18 @@ def _print_hours(
         total += 0.0 if math.isnan(found.hours) else found.hours
         command = shlex.join(["python", "-m", *commands[run.name]])
         done = read_outcome(run, place).state
-        print(f"{found.hours:8.2f} h {found.kind}, {done}: {command}", flush=True)
+        kind = "on one H100" if found.kind == "modeled" else found.kind
+        print(f"{_hours(found.hours)} {kind}, {done}: {command}", flush=True)
     print(
-        f"{total:8.2f} h in all, {quantity(len(table.runs), 'run')}. Measured: at the "
-        "speed so far; modeled: on one H100 in bfloat16, see docs/reproduce.md."
+        f"{_hours(total)} in all, {quantity(len(table.runs), 'run')}. Measured: at the "
+        "speed so far; on one H100: modeled, in bfloat16 (docs/reproduce.md); a CPU "
+        "takes thousands of times as long."
     )
+
+
+def _hours(hours: float) -> str:
+    """Formats hours in a column."""
+    return f"{'< 0.01' if 0 < hours < 0.01 else f'{hours:.2f}':>8} h"
 
 
 def _write_summary(table: Table, place: Place) -> None:

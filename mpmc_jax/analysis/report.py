@@ -69,7 +69,8 @@ def render(
             sections["Images"] = _shown(
                 Figure3(images=images).draw(saved), "predictions"
             )
-    sections["Settings"] = _settings(named)
+    if len(named) > 1:
+        sections["Settings"] = _settings(named)
     body = [_overview(named)]
     for title, content in sections.items():
         body.append(f"<h2>{title}</h2>\n<p>{_ABOUT[title]}</p>\n{content}")

@@ -10,6 +10,8 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
+from mpmc_jax.text import bar_width
+
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -51,7 +53,7 @@ def with_progress(results: Iterable[R], total: int, title: str) -> Iterator[R]:
         mininterval=seconds,
         maxinterval=seconds,
         delay=0 if terminal else _TO_FILE_SECONDS,
-        dynamic_ncols=True,
+        **bar_width(sys.stderr),
         bar_format=None if terminal else _TO_FILE,
     )
 

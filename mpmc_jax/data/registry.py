@@ -18,6 +18,7 @@ from mpmc_jax.data.builders import (
     voc,
 )
 from mpmc_jax.data.source import Source
+from mpmc_jax.text import did_you_mean
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +56,10 @@ def find(name: str) -> Dataset:
       ValueError: there is none; the message lists the valid names.
     """
     if name not in DATASETS:
-        raise ValueError(f"unknown data set {name!r}; one of {', '.join(DATASETS)}")
+        raise ValueError(
+            f"unknown data set {name!r}; {did_you_mean(name, DATASETS)}one of "
+            f"{', '.join(DATASETS)}"
+        )
     return DATASETS[name]
 
 

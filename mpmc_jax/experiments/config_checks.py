@@ -53,6 +53,9 @@ _POSITIVE = (
 )
 
 
+# The largest stride of an encoder: a smaller crop leaves less than one feature.
+_LEAST_CROP = 16
+
 # What presets set although it may not be read: CPS has one weight with CutMix, and one
 # without.
 _PRESET = {"cps.weight": 5.0, "cps.plain_weight": 6.0}
@@ -114,6 +117,11 @@ def check_ranges(config: ml_collections.ConfigDict) -> None:
     wrong += [
         f"{k}={flat[k]} must not be negative" for k in _NOT_NEGATIVE if not flat[k] >= 0
     ]
+    if config.data.crop < _LEAST_CROP:
+        wrong.append(
+            f"data.crop={config.data.crop}: crops need at least {_LEAST_CROP} pixels a "
+            "side, the largest stride of the networks"
+        )
     if config.data.threads < -1:
         wrong.append(
             f"data.threads={config.data.threads}: give a number of threads, 0 for "

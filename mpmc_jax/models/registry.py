@@ -21,6 +21,7 @@ from mpmc_jax.models.encoders import resnet, vit
 from mpmc_jax.models.encoders import unet as unet_encoder
 from mpmc_jax.models.interface import Adapter, Decoder, Encoder, FeatureMap, Tap
 from mpmc_jax.models.receptive_field import ReceptiveField, compose
+from mpmc_jax.text import did_you_mean
 from mpmc_jax.types import Array, PyTree
 
 # Functions of a configuration and the axis over which batch norm is synchronized.
@@ -229,7 +230,10 @@ def _build_encoder(config: ModelConfig) -> BuildEncoder:
 
 def _choose(field: str, name: str, entries: Mapping[str, Any]) -> Any:
     if name not in entries:
-        raise ValueError(f"model.{field}={name!r}: valid are {', '.join(entries)}")
+        raise ValueError(
+            f"model.{field}={name!r}: {did_you_mean(name, entries)}valid are "
+            f"{', '.join(entries)}"
+        )
     return entries[name]
 
 

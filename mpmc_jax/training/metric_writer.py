@@ -23,7 +23,7 @@ from tensorboardX.record_writer import RecordWriter
 
 from mpmc_jax import distributed
 from mpmc_jax.atomic_write import to_json, write_bytes
-from mpmc_jax.text import printable, quantity
+from mpmc_jax.text import bar_width, printable, quantity
 from mpmc_jax.training.class_watch import ClassWatch
 
 _LOG = logging.getLogger(__name__)
@@ -131,7 +131,7 @@ class MetricWriter:
             initial=start,
             disable=not sys.stderr.isatty(),
             bar_format="{bar}| {n_fmt}/{total_fmt}{postfix}",
-            dynamic_ncols=True,
+            **bar_width(sys.stderr),
         )
 
     def written(self, step: int, name: str) -> list[float | None]:

@@ -83,6 +83,13 @@ def test_the_page_fits_and_axe_finds_nothing_serious(written, browser, width, sc
     assert not serious_violations(view)
 
 
+def test_a_single_run_has_no_settings_to_compare(trained, tmp_path):
+    output = tmp_path / "report.html"
+    report.main([str(trained.baseline), f"--output={output}", "--images=0"])
+    text = _Text(output.read_text()).text
+    assert "Environment" in text and "Settings" not in text
+
+
 def test_mistakes_are_one_line(trained, tmp_path):
     for arguments, message in (
         (["--output=x.txt"], "name an .html file"),

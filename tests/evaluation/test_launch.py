@@ -197,8 +197,8 @@ def test_predict_does_not_read_its_own_pictures(run, tmp_path, capsys, below):
     _predict(*command)
     said = capsys.readouterr().out
     assert "not read: 3 files of an earlier prediction" in said
-    assert "0 of 1 image written" in said
-    assert "1 of 1 image already done; --overwrite replaces" in said
+    assert f"0 of 1 image written to {folder / below}, 1 already there" in said
+    assert "(--overwrite replaces them)" in said
     _predict(*command, "--overwrite")
     assert "1 of 1 image written" in capsys.readouterr().out
     assert _files(folder) == first
@@ -228,7 +228,8 @@ def test_predict_overwrites_no_file_of_others(run, tmp_path, capsys):
         str(folder / "b.png"),
         str(folder / "c.png"),
     ]
-    assert "3 of 5 images written" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert f"3 of 5 images written to {output}, 2 failed" in told
     assert before.items() <= _files(folder).items()
     assert (output / "d_index.png").is_file()
 

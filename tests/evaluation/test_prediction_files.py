@@ -211,7 +211,7 @@ def test_a_nifti_volume_is_predicted_on_its_grid(
     # The run is not one on ACDC.
     assert caplog.text.count("volumes are scaled from their smallest") == 1
     _predict(f"--input={tmp_path}", f"--output={out}", "--outputs=index,color")
-    assert "1 of 1 image already done" in capsys.readouterr().out
+    assert f"0 of 1 image written to {out}, 1 already" in capsys.readouterr().out
 
 
 def test_pages_of_a_tiff_are_images_unless_they_are_channels(make_run, tmp_path):

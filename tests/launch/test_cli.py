@@ -100,6 +100,15 @@ def test_a_reader_that_has_enough_is_no_error():
     assert process.returncode == 128 + signal.SIGPIPE
 
 
+@pytest.mark.parametrize("program", [prepare_data, check_data])
+def test_an_unknown_data_set_ends_in_one_line(program):
+    with pytest.raises(SystemExit) as stopped:
+        program.main(["--dataset=foldr", "--source=x"])
+    message = str(stopped.value.code)
+    assert message.startswith("error: unknown data set 'foldr'; did you mean 'folder'?")
+    assert len(message.splitlines()) == 1
+
+
 def test_the_home_is_meant_by_a_tilde(monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
     assert as_path("--workdir", "~/runs") == Path("/home/me/runs")

@@ -110,6 +110,13 @@ def test_devices_are_shared_among_the_runs(tmp_path, monkeypatch):
     assert shown == ["0,2\n", "1,3\n"]
 
 
+@pytest.mark.parametrize(
+    ("hours", "text"), [(0.0, "0.00 h"), (1e-5, "< 0.01 h"), (12.344, "12.34 h")]
+)
+def test_few_hours_are_not_none(hours, text):
+    assert experiments._hours(hours) == f"{text:>10}"
+
+
 def test_what_is_missing_is_said_before_the_first_run(tmp_path, place, capsys):
     with pytest.raises(SystemExit, match="give --name=NAME; --list lists the names"):
         experiments.main([])

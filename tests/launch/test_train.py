@@ -124,6 +124,10 @@ def test_class_weights_are_counted_once_and_recorded(tmp_path):
         (["--workdir=w"], "error: --config is needed; --help says more"),
         (["--config=configs/camvid.py"], "error: --workdir is needed; --help"),
         (["--fit"], "error: --config is needed; --help says more"),
+        (
+            ["--config=configs/camvit.py:method=cps", "--workdir=w"],
+            "; did you mean 'configs/camvid.py'? there are ['configs/acdc.py'",
+        ),
         pytest.param(
             ["--config=configs/camvid.py", "--workdir=w", "x"],
             "arguments ['x']",

@@ -146,6 +146,7 @@ def test_a_value_typed_wrong_is_found_or_makes_no_difference(tmp_path, name):
         ("optimizer__lr", -1.0, "optimizer.lr=-1.0 must not be negative"),
         ("mpmc__alpha", -1.0, "mpmc.alpha=-1.0 must not be negative"),
         ("model__width", 0, "model.width=0 must be positive"),
+        ("data__crop", 1, "data.crop=1: crops need at least 16 pixels a side"),
         ("train__group_size", 0, "train.group_size=0 must be positive"),
         ("seed", -1, "seed=-1 must not be negative"),
         ("data__threads", -2, "data.threads=-2: give a number of threads, 0 for none"),
