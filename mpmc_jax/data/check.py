@@ -296,7 +296,7 @@ def _check_sample(sample: Sample, source: Source, examine: Examine | None) -> Ou
             facts = agreement.mask_facts(
                 sample.name("mask"), found, source.masks, missing
             )
-            problems += _check_values(facts, source)
+            problems += _check_values(facts, source, label_hw)
         except (UnreadableImage, OSError) as error:
             problems.append(f"{sample.name('mask')}: {error}")
     evidence = None
@@ -336,7 +336,7 @@ def _pixel_digest(pixels_hwc: np.ndarray) -> str:
     return digest.hexdigest()
 
 
-def _check_values(facts: MaskFacts, source: Source) -> list[str]:
+def _check_values(facts: MaskFacts, source: Source, label_hw: np.ndarray) -> list[str]:
     """Returns a problem if values are neither a class nor void.
 
     Nothing is checked if the source has no classes, which is a problem of its own.
@@ -346,7 +346,10 @@ def _check_values(facts: MaskFacts, source: Source) -> list[str]:
     if not num_classes or not wrong.size:
         return []
     values = [source.masks.value(label) for label in wrong.tolist()]
-    hint = source.value_hint or _value_hint(values, facts, source)
+    wrong_hw = np.isin(label_hw, wrong)
+    hint = source.value_hint or (
+        masks.repaint(wrong_hw) + _value_hint(values, facts, source)
+    )
     return [
         f"{facts.name}: values {shorten(values, 8)} are not below the class count "
         f"{num_classes}; {hint}"

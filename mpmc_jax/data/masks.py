@@ -30,6 +30,8 @@ _PILLOW_TYPES = ("bool", "uint8", "int16", "uint16", "int32", "float32")
 _FEW_BLENDS = 2
 # So few of their pixels begin a square of 2 x 2 pixels of one value.
 _SOLID = 0.2
+# So small a share of wrong pixels may be a slip of the brush.
+_SLIP = 0.01
 _BLENDED = (
     "at the borders of classes that are blends of theirs: it was drawn with "
     "anti-aliasing or resized with interpolation; export it without, and resize masks "
@@ -253,8 +255,9 @@ def _check_binary(shown_hw: np.ndarray) -> None:
         raise UnreadableImage(f"holds {quantity(len(other), 'value')} {_BLENDED}")
     if other:
         raise UnreadableImage(
-            f'holds {shorten(other)}; with "binary" masks hold only 0 and 255: store '
-            '255 for class 1, or remove "binary" if all masks hold 0 and 1'
+            f"holds {shorten(other)}; {repaint(between_hw)}"
+            'with "binary" masks hold only 0 and 255: store 255 for class 1, or remove '
+            '"binary" if all masks hold 0 and 1'
         )
 
 
@@ -283,9 +286,11 @@ def _from_palette(image: Image.Image, form: MaskFormat) -> Mask:
         return Mask(form.labels(index_hw), "")
     unknown = [c for c, label in zip(colors, by_color, strict=True) if label is None]
     if unknown:
+        without = [label is None for label in by_color]
+        told = _unknown(unknown, np.isin(index_hw, used[without]))
         raise UnreadableImage(
-            f"{_unknown(unknown)}; or remove the palette from {form.declared_in} if "
-            "the indices of palette PNGs are the classes"
+            f"{told}; or remove the palette from {form.declared_in} if the "
+            "indices of palette PNGs are the classes"
         )
     named = [label for label in by_color if label is not None]
     return Mask(_replaced(index_hw, used, named), "colors")
@@ -345,7 +350,7 @@ def _look_up(rgb_hwc: np.ndarray, colors: dict[Color, int]) -> np.ndarray:
         known_hw |= here_hw
     if not known_hw.all():
         unknown = [*map(tuple, np.unique(rgb_hwc[~known_hw], axis=0).tolist())]
-        text = _unknown(unknown)
+        text = _unknown(unknown, ~known_hw)
         if len(unknown) > IGNORE_LABEL and not 2 * known_hw.sum() > known_hw.size:
             text = f"holds {quantity(len(unknown), 'color')}; is it a photo, no mask?"
         elif len(unknown) > _FEW_BLENDS and only_at_borders(packed_hw, ~known_hw):
@@ -371,11 +376,22 @@ def _pack(rgb_hwc: np.ndarray) -> np.ndarray:
     return rgb_hwc[..., :3].astype(np.int64) @ np.array([1 << 16, 1 << 8, 1])
 
 
-def _unknown(colors: list[Color]) -> str:
+def _unknown(colors: list[Color], unknown_hw: np.ndarray) -> str:
     return (
         f"holds {quantity(len(colors), 'color')} that the palette lacks: "
-        f"{shorten(colors)}; add them to it, or list them under void"
+        f"{shorten(colors)}; {repaint(unknown_hw)}"
+        "add them to the palette, or list them under void"
     )
+
+
+def repaint(wrong_hw: np.ndarray) -> str:
+    """Returns the advice to repaint wrong pixels and where; "" where these are many."""
+    if wrong_hw.mean() > _SLIP:
+        return ""
+    row, column = np.argwhere(wrong_hw)[0].tolist()
+    count = quantity(int(wrong_hw.sum()), "pixel")
+    where = f"row {row} and column {column} (from 0)"
+    return f"repaint {count}, the first in {where}, or else "
 
 
 def _replaced(values_hw: np.ndarray, used: np.ndarray, labels: list[int]) -> np.ndarray:

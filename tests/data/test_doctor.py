@@ -337,6 +337,40 @@ def test_a_page_without_any_other_file(root, tmp_path, capsys):
         check_data.main(["--dataset=folder", "--data_dir=x", "--html=y"])
 
 
+def test_a_page_shows_images_with_problems(root, tmp_path):
+    facts = {"classes": ["ground", "house", "tree"], "palette": COLORS.tolist()}
+    (root / "classes.json").write_text(json.dumps(facts))
+    _change(root, lambda label: COLORS[label], [f"{i:02d}" for i in range(IMAGES)])
+    stray = np.array(Image.open(_mask(root, "05")))
+    stray[7, 20:23] = 9, 8, 7
+    Image.fromarray(stray).save(_mask(root, "05"))
+    _change(root, lambda colors: colors[:-2], ["06"])
+    page = tmp_path / "page.html"
+    with pytest.raises(SystemExit) as failed:
+        check_data.main(["--dataset=folder", f"--source={root}", f"--html={page}"])
+    text = (
+        "05.png: holds 1 color that the palette lacks: (9, 8, 7); repaint 3 pixels, "
+        "the first in row 7 and column 20 (from 0), or else add them to the palette"
+    )
+    assert text in str(failed.value)
+    problems, examples = page.read_text().split("<h2>Examples</h2>")
+    assert text in problems
+    for key in ("05", "06"):
+        assert f"{key} and its labels" in problems
+        assert f"{key} and its labels" not in examples
+
+
+def test_a_value_in_few_pixels_is_located(root):
+    def change(label):
+        label[3, 4] = 9
+        return label
+
+    _change(root, change)
+    (line, *_) = _lines(root)
+    assert "values 9 are not below the class count 3; repaint 1 pixel, the" in line
+    assert "in row 3 and column 4 (from 0), or else store class indices 0..2" in line
+
+
 def test_the_hash_of_a_picture():
     image, _ = _scene(0)
     other, _ = _scene(1)

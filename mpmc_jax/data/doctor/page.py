@@ -42,11 +42,13 @@ def render(
       summary: a description of the data set, in lines.
     """
     samples = {s.id: s for split in source.splits.values() for s in split}
-    labeled = [sample for sample in samples.values() if sample.mask is not None]
+    problems = _locate(report.problems, samples)
+    wrong = {key for problem in problems for key in problem.ids}
+    labeled = [s for s in samples.values() if s.mask is not None and s.id not in wrong]
     step = max(len(labeled) // _EXAMPLES, 1)
     examples = [_figure(source, s) for s in labeled[::step][:_EXAMPLES]]
     found = {
-        "Problems": [Finding("problem", text) for text in report.problems],
+        "Problems": problems,
         "Warnings": [Finding("warning", text) for text in report.warnings],
         "Notes": [Finding("note", text) for text in report.notes],
     }
@@ -64,6 +66,17 @@ def render(
         examples="\n".join(examples),
     )
     return web_page.page(f"Labels of {source.name}", body)
+
+
+def _locate(problems: Sequence[str], samples: Mapping[str, Sample]) -> list[Finding]:
+    """Returns the problems, with the image whose file a problem begins with."""
+    named = {
+        sample.name(part): sample.id
+        for sample in samples.values()
+        for part in ("image", "mask")
+    }
+    found = [(text, named.get(text.partition(": ")[0])) for text in problems]
+    return [Finding("problem", text, (key,) if key else ()) for text, key in found]
 
 
 def _section(
@@ -117,15 +130,23 @@ def _picture(source: Source, sample: Sample) -> Image.Image:
     if sample.mask is None:
         return _shrunk(shown_hwc)
     content = source_lib.read_bytes(sample.mask)
-    label_hw = masks.read_mask(content, source.masks).label_hw
-    colors = np.full((256, 3), 255, np.uint8)
-    colors[: len(source.palette)] = source.palette
-    left, right = _shrunk(shown_hwc), Image.fromarray(colors[label_hw])
+    left, right = _shrunk(shown_hwc), _painted(content, source)
     right = right.resize(left.size, Image.Resampling.NEAREST)
     both = Image.new("RGB", (2 * left.width, left.height))
     both.paste(left, (0, 0))
     both.paste(Image.blend(left, right, 0.6), (left.width, 0))
     return both
+
+
+def _painted(content: bytes, source: Source) -> Image.Image:
+    """Returns labels in the colors of their classes; as stored if they are wrong."""
+    try:
+        label_hw = masks.read_mask(content, source.masks).label_hw
+    except UnreadableImage:
+        return decode.open_oriented(content)[0].convert("RGB")
+    colors = np.full((256, 3), 255, np.uint8)
+    colors[: len(source.palette)] = source.palette
+    return Image.fromarray(colors[label_hw])
 
 
 def _displayed(image_hwc: np.ndarray) -> np.ndarray:
