@@ -79,9 +79,9 @@ def _init(args: argparse.Namespace, data_dir: str) -> None:
 def _with_mend(warning: str, directory: pathlib.Path, data_dir: str) -> str:
     """Adds to a warning of a mask all that has to be removed to begin again."""
     return (
-        f"{warning}; if it is a stray value, mend the mask, remove what is there of "
+        f"{warning}; if it is a stray value, mend the mask, remove "
         f"{directory / 'classes.json'}, {directory / 'config.py'} and "
-        f"{pathlib.Path(data_dir, 'folder')}, and run this again"
+        f"{pathlib.Path(data_dir, 'folder')} (those that are there), and run this again"
     )
 
 
