@@ -64,7 +64,7 @@ def _trained(parts, state, batch):
         carry = train_step.Carry(
             grads=jax.tree.map(jnp.zeros_like, state.params),
             batch_stats=state.batch_stats,
-            teacher_stats=state.ema_batch_stats,
+            ema_batch_stats=state.ema_batch_stats,
             method_state=state.method_state,
         )
         train_step.micro_step(config, state, carry, inputs, totals)
