@@ -85,12 +85,15 @@ def parse_flags(argv: list[str]) -> list[str]:
 def _name_files(argv: list[str]) -> str:
     """Names the configuration files, and the one closest to the one that is given."""
     shared = ("__init__", "base", "presets")
-    files = sorted(Path("configs").glob("*.py"))
-    files = [str(path) for path in files if path.stem not in shared]
     given = [each for each in argv if each.startswith("--config=")]
     path = Path(given[-1].removeprefix("--config=").partition(":")[0] if given else "")
-    near = did_you_mean(str(path), map(str, path.parent.glob("*.py")))
-    return f"; {near}there are {files}"
+
+    def in_folder(folder: Path) -> list[str]:
+        files = sorted(set(folder.glob("*.py")) - {path})
+        return [str(each) for each in files if each.stem not in shared]
+
+    near = "" if path.exists() else did_you_mean(str(path), in_folder(path.parent))
+    return f"; {near}there are {in_folder(Path('configs'))}"
 
 
 def main(argv: list[str]) -> None:

@@ -138,5 +138,5 @@ def test_predict_that_is_killed_often_ends_as_one_that_never_was(trained, tmp_pa
         finished = {k: v for k, v in there.items() if not k.endswith(".part")}
         assert finished.items() <= whole.items()
     output = _finish(start(*predict, f"--output={killed}"), 0)
-    assert "already done; --overwrite replaces existing results" in output
+    assert "already there (--overwrite replaces them)" in output
     assert _files(killed) == whole

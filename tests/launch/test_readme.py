@@ -172,7 +172,7 @@ def test_every_command_of_the_readme_runs(tmp_path):
     assert len(ours) == 5
     for line in ours:
         arguments = line.replace("my_data", str(source)).replace(
-            "runs/", f"{tmp_path}/"
+            "runs/", f"{tmp_path}/runs/"
         )
         arguments = arguments.split()[2:]
         if arguments[0] == "launch.prepare_data":
@@ -180,7 +180,9 @@ def test_every_command_of_the_readme_runs(tmp_path):
         if arguments[0] == "launch.train":
             arguments += SMALL
         run(*arguments)
-    assert len(list((tmp_path / "mine" / "predictions").glob("*_index.png"))) == 6
+    assert (
+        len(list((tmp_path / "runs" / "mine" / "predictions").glob("*_index.png"))) == 6
+    )
 
 
 @pytest.mark.full
