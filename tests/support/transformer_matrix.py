@@ -10,7 +10,6 @@ bound.
 """
 
 import argparse
-import functools
 import itertools
 import json
 import pathlib
@@ -20,19 +19,14 @@ import tempfile
 import tests.conftest  # noqa: F401  Sets the devices and the strict JAX of all tests.
 
 # isort: split
-import chex
 import jax
 import numpy as np
 
 from configs import presets
-from launch.bench.timing import COMPILED, counted
-from mpmc_jax.experiments.build import state_shape
 from mpmc_jax.text import markdown_table
-from mpmc_jax.training.checkpoint.manager import Checkpointer
 from mpmc_jax.training.manifest import make_manifest
-from mpmc_jax.training.state import to_host
 from tests.support import tiny, x64
-from tests.training.test_parity import transformer_settings
+from tests.training.test_parity import resume, transformer_settings
 
 MOST = {"pmap": 1e-10, "shard_map": 1e-10, "bfloat16": 0.05, "resumed": 0.0}
 COLUMNS = ("method", "mpmc", *MOST, "compilations")
@@ -53,32 +47,15 @@ def mappings(method: str, mpmc: str) -> dict[str, float]:
 
 def precisions(method: str, mpmc: str) -> dict[str, float]:
     """The loss in bfloat16 against float32, a resumed step, and compilations."""
-    losses = {}
-    for dtype in ("bfloat16", "float32"):
-        chex.clear_trace_counter()
-        cfg = tiny.config(
-            f"method={method},mpmc={mpmc}",
-            **transformer_settings(method, model__dtype=dtype),
+    with tempfile.TemporaryDirectory() as folder:
+        low, full = (
+            resume(method, mpmc, dtype, pathlib.Path(folder, dtype))
+            for dtype in ("bfloat16", "float32")
         )
-        parts = tiny.setup(cfg)
-        start = to_host(tiny.init_state(parts, cfg.seed))
-        once = functools.partial(chex.assert_max_traces, n=1)
-        advance = tiny.stepper(cfg, trace=once)
-        first, (metrics,) = advance(start, 1)
-        losses[dtype] = float(metrics.values["loss"])
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        Checkpointer(pathlib.Path(folder)) as checkpointer,
-    ):
-        checkpointer.save(first, {}, wait=True)
-        restored = checkpointer.restore_latest(state_shape(parts))
-    with counted() as counts:
-        halves, _ = advance(restored.state, 1)
-    whole, _ = advance(start, 2)
     return {
-        "bfloat16": abs(losses["bfloat16"] / losses["float32"] - 1),
-        "resumed": tiny.difference(halves, whole),
-        "compilations": 1 + counts[COMPILED],
+        "bfloat16": abs(low.loss / full.loss - 1),
+        "resumed": tiny.difference(full.resumed, full.undisturbed),
+        "compilations": 1 + full.compiled,
     }
 
 

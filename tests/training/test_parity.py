@@ -2,6 +2,8 @@
 
 import functools
 import json
+import pathlib
+from typing import NamedTuple
 
 import chex
 import jax
@@ -12,7 +14,7 @@ from launch.bench.timing import COMPILED, counted
 from mpmc_jax.experiments.build import state_shape
 from mpmc_jax.models.platform import compiled_for
 from mpmc_jax.training.checkpoint.manager import Checkpointer
-from mpmc_jax.training.state import PLUGIN, to_host
+from mpmc_jax.training.state import PLUGIN, TrainState, to_host
 from mpmc_jax.training.train_step import make_keys
 from tests.support import tiny
 from tests.support.x64 import call_x64
@@ -177,32 +179,58 @@ def test_devices_and_mappings_agree_on_a_transformer(method, changes):
     assert np.max(list(found.values())) < 1e-10, json.dumps(found)
 
 
+class Resumed(NamedTuple):
+    """A run whose second step follows a checkpoint, beside one that went on.
+
+    Attributes:
+      loss: of the first step.
+      resumed, undisturbed: the states after two steps.
+      compiled: programs that resuming compiled.
+    """
+
+    loss: float
+    resumed: TrainState
+    undisturbed: TrainState
+    compiled: int
+
+
+def resume(method: str, mpmc: str, dtype: str, folder: pathlib.Path) -> Resumed:
+    """Two steps on a tiny transformer, with a checkpoint between them in `folder`.
+
+    Raises:
+      AssertionError: the step was traced more than once.
+    """
+    chex.clear_trace_counter()
+    cfg = tiny.config(
+        f"method={method},mpmc={mpmc}",
+        **transformer_settings(method, model__dtype=dtype),
+    )
+    parts = tiny.setup(cfg)
+    start = to_host(tiny.init_state(parts, cfg.seed))
+    once = functools.partial(chex.assert_max_traces, n=1)
+    advance = tiny.stepper(cfg, trace=once)
+    first, (metrics,) = advance(start, 1)
+    with Checkpointer(folder) as checkpointer:
+        checkpointer.save(first, {}, wait=True)
+        restored = checkpointer.restore_latest(state_shape(parts))
+    with counted() as counts:
+        resumed, _ = advance(restored.state, 1)
+    undisturbed, _ = advance(start, 2)
+    loss = float(metrics.values["loss"])
+    return Resumed(loss, resumed, undisturbed, counts[COMPILED])
+
+
 @pytest.mark.full
 @pytest.mark.parametrize("method", ["fixmatch", "u2pl"])
 def test_half_precision_and_going_on_on_a_transformer(method, tmp_path):
     """A program in bfloat16 is near float32, compiles once, and goes on bit by bit."""
     losses = {}
     for dtype in ("float32", "bfloat16"):
-        chex.clear_trace_counter()
-        cfg = tiny.config(
-            f"method={method},mpmc=recommended",
-            **transformer_settings(method, model__dtype=dtype),
-        )
-        parts = tiny.setup(cfg)
-        start = to_host(tiny.init_state(parts, cfg.seed))
-        once = functools.partial(chex.assert_max_traces, n=1)
-        advance = tiny.stepper(cfg, trace=once)
-        first, (metrics,) = advance(start, 1)
-        losses[dtype] = metrics.values["loss"]
+        found = resume(method, "recommended", dtype, tmp_path / dtype)
+        losses[dtype] = found.loss
+        assert found.compiled == 0
+        chex.assert_trees_all_equal(found.resumed, found.undisturbed)
     np.testing.assert_allclose(losses["bfloat16"], losses["float32"], rtol=0.05)
-    with Checkpointer(tmp_path / "checkpoints") as checkpointer:
-        checkpointer.save(first, {}, wait=True)
-        restored = checkpointer.restore_latest(state_shape(parts))
-    with counted() as counts:
-        halves, _ = advance(restored.state, 1)
-    assert counts[COMPILED] == 0
-    whole, _ = advance(start, 2)
-    chex.assert_trees_all_equal(halves, whole)
 
 
 def _strong(inputs):
