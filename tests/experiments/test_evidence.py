@@ -259,7 +259,7 @@ def test_the_page_has_every_run_that_is_there_whatever_it_shows(write):
     assert worse < text.index(f"- camvid, stage 2: {line} ± 0.3 (3 seeds, p =") < few
     assert "+20.0 (1 seed)" in text[few:]
     # Mean teacher reads as many unlabeled images as labeled ones.
-    hours = 7 * STEPS * (4 + 4) / SPEED / 3600
+    hours = 7 * STEPS * (8 + 8) / SPEED / 3600
     assert f"Costs: {hours:.1f} hours of training in 7 runs" in text
     # Of labeled - off and paper - off.
     counted = (0, BETTER), (1, BETTER.replace("better", "worse"))
@@ -288,6 +288,13 @@ def test_settings_of_an_experiment_give_way_to_the_command_line(capsys, tmp_path
         experiments.main(
             ["--name=evidence1", "--summarize", f"--output={tmp_path}", *both]
         )
+
+
+def test_another_data_set_has_the_labeled_part_of_its_own_settings():
+    [column] = planned("evidence1", dataset="camvid").columns
+    assert column == "1_16"
+    [column] = planned("evidence1", dataset="synthetic").columns
+    assert column == "1_8"
 
 
 def test_pairs_name_rows_and_stages_share_runs():

@@ -68,6 +68,7 @@ class Experiment:
       pairs: our own: rows whose runs of equal seeds are compared; empty in the paper's.
       settings: our own: by data set, settings of all runs. Those of the command line
         and of a row replace them.
+      parts: our own: by data set, the labeled part that is its column.
     """
 
     title: str
@@ -79,6 +80,7 @@ class Experiment:
     note: str = ""
     pairs: tuple[Pair, ...] = ()
     settings: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    parts: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,7 +218,7 @@ def plan(
       dataset: the data set; "" for the paper's. Published values are those of the
         paper's.
       splits: columns: ids of the experiment's, or labeled parts such as "1_16". Empty
-        for all of the experiment's, or 1_8 on another data set.
+        for all of the experiment's; on another data set for its `parts`, or 1_8.
       seeds: a run for each.
       only: ids of rows; empty for all.
       changes: parts of the configuration's argument that replace the experiment's own,
@@ -228,7 +230,7 @@ def plan(
     dataset = dataset or experiment.dataset
     _check(name, experiment, seeds, only)
     ours = dataset == experiment.dataset
-    columns = _columns(experiment, splits, same=ours)
+    columns = _columns(experiment, splits, dataset)
     rows = _rows(experiment, only, changes or {})
     published = {"rows": {}, "columns": []}
     if ours and not experiment.pairs:
@@ -293,18 +295,19 @@ def _rows(
 
 
 def _columns(
-    experiment: Experiment, splits: Sequence[str], *, same: bool
+    experiment: Experiment, splits: Sequence[str], dataset: str
 ) -> dict[str, Choice]:
     """Returns the experiment's columns, or one for each of `splits`.
 
     Args:
       experiment: the experiment.
       splits: ids of columns if the data set is the paper's, or labeled parts.
-      same: whether the data set is the paper's.
+      dataset: the data set.
     """
-    own = dict(experiment.columns) if same else {}
+    own = dict(experiment.columns) if dataset == experiment.dataset else {}
     if not splits:
-        return own or {"1_8": labeled_part("1_8")}
+        part = experiment.parts.get(dataset, "1_8")
+        return own or {part: labeled_part(part)}
     return {split: own.get(split, labeled_part(split)) for split in splits}
 
 

@@ -31,22 +31,27 @@ _SETTINGS = {
         # Where stage 0's oracle removes a tenth of the wrong weight.
         "mpmc.tap": "stage2",
     },
+    # Trained and evaluated at a third of its images' size, where a small crop shows
+    # enough of a street to learn from. Adam learns from random weights in a fourth of
+    # the steps that SGD takes.
     "camvid": {
         **_SHORT,
-        # After 300 steps all methods were at 17% mIoU.
-        "train.steps": 1000,
-        "train.eval_every": 250,
-        "train.checkpoint_every": 250,
-        "method.ema_decay": 0.99,
-        "model.backbone": "resnet18",
-        "model.width": 32,
-        "data.crop": 129,
-        "train.batch_size": 4,
-        "train.group_size": 2,
-        # As on Cityscapes: after so few steps hardly a pixel is confident.
-        "method.threshold": 0.0,
+        "train.steps": 400,
+        "optimizer.name": "adamw",
+        "optimizer.lr": 0.002,
+        "model.name": "unet",
+        "data.crop": 96,
+        "data.scale_base": 160,
+        "data.scale_min": 0.8,
+        "data.scale_max": 1.5,
+        "eval.scales": (0.33334,),
+        "train.batch_size": 8,
+        "train.group_size": 8,
+        "mpmc.tap": "stage2",
     },
 }
+# Of CamVid's 367 images 23 are labeled.
+_PARTS = {"camvid": "1_16"}
 _COLUMNS = {"3": Choice("3 cases", {"split": "3"})}
 
 
@@ -110,6 +115,7 @@ STAGE1 = Experiment(
     note="On ACDC, mean teacher's averaged batch-norm statistics include unlabeled "
     "slices, which may be a part of its gain (results/mean_teacher_acdc).",
     settings=_SETTINGS,
+    parts=_PARTS,
 )
 
 # L_l^M trains the head and the encoder; nothing else of MPMC acts.
@@ -211,6 +217,7 @@ STAGE2 = Experiment(
         Pair("balanced_logit", "off", "Is that better than not to balance?"),
     ),
     settings=_SETTINGS,
+    parts=_PARTS,
 )
 
 # What is varied: the paper's form, since no arm of stage 2 was better than A.
@@ -256,4 +263,5 @@ STAGE3 = Experiment(
         ),
     ),
     settings=_SETTINGS,
+    parts=_PARTS,
 )
