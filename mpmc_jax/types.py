@@ -91,6 +91,10 @@ class Features(struct.PyTreeNode):
     size: tuple[int, int] = struct.field(pytree_node=False)
     dropout_keys: Array | None = None
 
+    def part(self, start: int, stop: int) -> "Features":
+        """The examples start..stop-1."""
+        return jax.tree.map(lambda x: x[start:stop], self)
+
 
 class Prediction(struct.PyTreeNode):
     """The output of a segmenter, at the decoder's stride or at full size.
@@ -139,20 +143,33 @@ class Network(struct.PyTreeNode):
         return out, self.replace(batch_stats=updated.get("batch_stats", {}))
 
     def encode(
-        self, images: Array, until: str | None = None, dropout_keys: Array | None = None
+        self,
+        images: Array,
+        until: str | None = None,
+        dropout_keys: Array | None = None,
+        passes: int = 1,
     ):
-        """(b,h,w,c) normalized images, (b,) dropout keys -> (Features, Network)."""
+        """(b,h,w,c) normalized images, (b,) dropout keys -> (Features, Network).
+
+        With `passes`, equal parts of the batch are encoded as if one after the other.
+        """
         drawn = {} if dropout_keys is None else {"dropout_keys": dropout_keys}
-        return self._apply("encode", images, until=until, **drawn)
+        return self._apply("encode", images, until=until, passes=passes, **drawn)
 
     def decode(
-        self, features: Features, decoder_dropout: Mapping[str, Array] | None = None
+        self,
+        features: Features,
+        decoder_dropout: Mapping[str, Array] | None = None,
+        passes: int = 1,
     ):
         """Features -> (Prediction at the decoder's stride, Network).
 
         `decoder_dropout`: name of a map of the decoder -> (b,1,1,d) multiplier.
+        `passes` as of `encode`.
         """
-        return self._apply("decode", features, decoder_dropout=decoder_dropout)
+        return self._apply(
+            "decode", features, decoder_dropout=decoder_dropout, passes=passes
+        )
 
     def tap_map(self, images: Array, tap: str) -> Array:
         """The map of one tap, without updating any statistics: (b,h,w,d)."""

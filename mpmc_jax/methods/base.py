@@ -200,6 +200,11 @@ def in_groups(tree: T, group_size: int) -> T:
     return jax.tree.map(lambda x: x.reshape((-1, group_size) + x.shape[1:]), tree)
 
 
+def joined(first: T, second: T) -> T:
+    """Two trees of arrays -> one of their concatenations along the first axis."""
+    return jax.tree.map(lambda *parts: jnp.concatenate(parts), first, second)
+
+
 def take(taps: dict[str, Array], start: int, stop: int) -> dict[str, Array]:
     """The examples start..stop-1 of every tap."""
     return {name: tap[start:stop] for name, tap in taps.items()}
@@ -285,6 +290,7 @@ def full_pass(
     decoder_dropout: Mapping[str, Array] | None = None,
     network_dropout_keys: Array | None = None,
     perturbation: Mapping[str, Array] | None = None,
+    passes: int = 1,
 ) -> tuple[Pass, Network]:
     """Encodes and decodes images; returns the network with its updated statistics.
 
@@ -295,10 +301,25 @@ def full_pass(
       network_dropout_keys: for `Network.encode`.
       perturbation: tap -> (b,1,1,d) multiplier of the encoder's output before it is
         decoded. The returned taps are unperturbed.
+      passes: number of equal parts of the batch that are passes of their own to batch
+        norm in train mode, one after the other. In one batch they take fewer kernels.
     """
-    features, network = network.encode(images, dropout_keys=network_dropout_keys)
+    features, network = network.encode(
+        images, dropout_keys=network_dropout_keys, passes=passes
+    )
+    return decoded(network, features, decoder_dropout, perturbation, passes)
+
+
+def decoded(
+    network: Network,
+    features: Features,
+    decoder_dropout: Mapping[str, Array] | None = None,
+    perturbation: Mapping[str, Array] | None = None,
+    passes: int = 1,
+) -> tuple[Pass, Network]:
+    """The second part of `full_pass`, from features of `Network.encode`."""
     perturbed = perturb(features, perturbation)
-    prediction, network = network.decode(perturbed, decoder_dropout)
+    prediction, network = network.decode(perturbed, decoder_dropout, passes)
     passed = Pass(
         module=network.module,
         size=features.size,

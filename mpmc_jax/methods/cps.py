@@ -12,7 +12,6 @@ unlabeled loaders have the same seed, so that both crops are of one image.
 import dataclasses
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from flax import struct
 
@@ -189,12 +188,12 @@ class CPS(base.Method):
         for name in _NETWORKS:
             keys = inputs.network_dropout_keys
             label, network = self._label(students[name], inputs, name)
-            mixed, network = base.full_pass(
-                network, image, network_dropout_keys=keys[f"{name}/mixed"]
+            both, after[name] = _two_passes(
+                network,
+                (image, inputs.image),
+                (keys[f"{name}/mixed"], keys[f"{name}/labeled"]),
             )
-            labeled, after[name] = base.full_pass(
-                network, inputs.image, network_dropout_keys=keys[f"{name}/labeled"]
-            )
+            mixed, labeled = both.halves()
             passes[name] = Passes(labeled, mixed, label)
         return image, passes, after
 
@@ -205,12 +204,12 @@ class CPS(base.Method):
         assert inputs.partner is not None
         network = student.frozen().replace(train=True)
         keys = inputs.network_dropout_keys
-        outside, network = base.full_pass(
-            network, inputs.weak, network_dropout_keys=keys[f"{name}/unlabeled"]
+        both, network = _two_passes(
+            network,
+            (inputs.weak, inputs.partner.image),
+            (keys[f"{name}/unlabeled"], keys[f"{name}/partner"]),
         )
-        inside, network = base.full_pass(
-            network, inputs.partner.image, network_dropout_keys=keys[f"{name}/partner"]
-        )
+        outside, inside = both.halves()
         logits = inputs.partner.paste(inside.logits, outside.logits)
         _, label = pseudo_labels.confidence_and_label(logits)
         return label, student.replace(batch_stats=network.batch_stats)
@@ -266,17 +265,20 @@ class PlainCPS(CPS):
         passes, after = {}, {}
         for name in _NETWORKS:
             keys = inputs.network_dropout_keys
-            labeled, network = base.full_pass(
+            both, after[name] = _two_passes(
                 students[name],
-                inputs.image,
-                network_dropout_keys=keys[f"{name}/labeled"],
-            )
-            unlabeled, after[name] = base.full_pass(
-                network, inputs.weak, network_dropout_keys=keys[f"{name}/unlabeled"]
-            )
-            both = jax.tree.map(
-                lambda *parts: jnp.concatenate(parts), labeled, unlabeled
+                (inputs.image, inputs.weak),
+                (keys[f"{name}/labeled"], keys[f"{name}/unlabeled"]),
             )
             _, label = pseudo_labels.confidence_and_label(both.logits)
-            passes[name] = Passes(labeled, both, label)
+            passes[name] = Passes(both.halves()[0], both, label)
         return jnp.concatenate([inputs.image, inputs.weak]), passes, after
+
+
+def _two_passes(
+    network: Network, images: tuple[Array, Array], keys: tuple[Array | None, ...]
+) -> tuple[base.Pass, Network]:
+    """Passes over both batches of images, in a row to batch norm."""
+    first, second = zip(images, keys, strict=True)
+    both, joined_keys = base.joined(first, second)
+    return base.full_pass(network, both, network_dropout_keys=joined_keys, passes=2)

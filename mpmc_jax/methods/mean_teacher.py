@@ -167,22 +167,13 @@ class MeanTeacher(base.Method):
         self, student: Network, inputs: Inputs, mixed: Array
     ) -> tuple[base.Pass, base.Pass, Network]:
         """The student's passes over labeled images and over mixed strong views."""
-        if self.normalization == "joint":
-            images = jnp.concatenate([inputs.image, mixed])
-            both, student = base.full_pass(
-                student, images, network_dropout_keys=inputs.network_dropout_keys
-            )
-            return *both.halves(), student
-        keys = (None, None)
-        if inputs.network_dropout_keys is not None:
-            keys = jnp.split(inputs.network_dropout_keys, 2)
-        labeled, student = base.full_pass(
-            student, inputs.image, network_dropout_keys=keys[0]
+        both, student = base.full_pass(
+            student,
+            jnp.concatenate([inputs.image, mixed]),
+            network_dropout_keys=inputs.network_dropout_keys,
+            passes=1 if self.normalization == "joint" else 2,
         )
-        unlabeled, student = base.full_pass(
-            student, mixed, network_dropout_keys=keys[1]
-        )
-        return labeled, unlabeled, student
+        return *both.halves(), student
 
     def average_decays(self, step: Array, steps_per_epoch: int) -> tuple[Array, Array]:
         del steps_per_epoch

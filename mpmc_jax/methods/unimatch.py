@@ -175,8 +175,11 @@ class UniMatch(base.Method):
         targets: tuple[Array, Array],
         state: PyTree,
     ) -> Outputs:
-        clean, perturbed, student = self._weak_pass(students["student"], inputs)
-        strong, student = self._strong_pass(student, inputs)
+        weak_features, strong_features, student = self._encode(
+            students["student"], inputs
+        )
+        clean, perturbed, student = self._decode_weak(student, weak_features, inputs)
+        strong, student = base.decoded(student, strong_features)
         labeled, weak = clean.halves()
         supervised = base.supervised_part(labeled, inputs.label)
         confidence, label = pseudo_labels.confidence_and_label(weak.logits)
@@ -188,19 +191,37 @@ class UniMatch(base.Method):
         metrics = {"confident_weak": base.sum_and_count(confident)}
         return Outputs((supervised,), views, {"student": student}, state, metrics)
 
-    def _weak_pass(
+    def _encode(
         self, student: Network, inputs: Inputs
-    ) -> tuple[base.Pass, base.Pass | None, Network]:
-        """Encodes [x, u] once; decodes clean and perturbed features in one batch."""
-        images = jnp.concatenate([inputs.image, inputs.weak])
-        if not inputs.perturbation:
-            clean, student = base.full_pass(
-                student, images, network_dropout_keys=inputs.network_dropout_keys[0]
+    ) -> tuple[Features, Features, Network]:
+        """Encodes [x, u], then the strong views after CutMix.
+
+        Two strong views are as many images as [x, u]: both passes are one batch then.
+        """
+        mixed = [
+            mixing.paste(mask, partner, image)
+            for mask, partner, image in zip(
+                inputs.masks, inputs.partner_strong, inputs.strong, strict=True
             )
+        ]
+        weak = jnp.concatenate([inputs.image, inputs.weak])
+        strong = jnp.concatenate(mixed)
+        keys, n = inputs.network_dropout_keys, len(weak)
+        if len(strong) != n:
+            of_weak, student = student.encode(weak, dropout_keys=keys[0])
+            of_strong, student = student.encode(strong, dropout_keys=keys[1])
+            return of_weak, of_strong, student
+        images, joined_keys = base.joined((weak, keys[0]), (strong, keys[1]))
+        both, student = student.encode(images, dropout_keys=joined_keys, passes=2)
+        return both.part(0, n), both.part(n, 2 * n), student
+
+    def _decode_weak(
+        self, student: Network, features: Features, inputs: Inputs
+    ) -> tuple[base.Pass, base.Pass | None, Network]:
+        """Decodes clean and perturbed features of [x, u] in one batch."""
+        if not inputs.perturbation:
+            clean, student = base.decoded(student, features)
             return clean, None, student
-        features, student = student.encode(
-            images, dropout_keys=inputs.network_dropout_keys[0]
-        )
         clean_taps = features.taps
         all_dropped = base.perturb(features, inputs.perturbation).taps
         dropped = {tap: all_dropped[tap] for tap in inputs.perturbation}
@@ -213,7 +234,8 @@ class UniMatch(base.Method):
             others = jax.vmap(lambda key: key_of_name(key, "perturbed"))(keys)
             keys = jnp.concatenate([keys, others])
         prediction, student = student.decode(Features(doubled, features.size, keys))
-        n, b = images.shape[0], inputs.image.shape[0]
+        b = inputs.image.shape[0]
+        n = 2 * b
 
         def part(taps: Mapping[str, Array], start: int, stop: int) -> base.Pass:
             decoder = {"decoder": prediction.decoder[start:stop]}
@@ -231,32 +253,13 @@ class UniMatch(base.Method):
         perturbed = part(unlabeled_taps, n + b, 2 * n)
         return clean, perturbed, student
 
-    def _strong_pass(
-        self, student: Network, inputs: Inputs
-    ) -> tuple[tuple[base.Pass, ...], Network]:
-        """Passes over the strong views after CutMix, in one batch."""
-        mixed = [
-            mixing.paste(mask, partner, image)
-            for mask, partner, image in zip(
-                inputs.masks, inputs.partner_strong, inputs.strong, strict=True
-            )
-        ]
-        passed, student = base.full_pass(
-            student,
-            jnp.concatenate(mixed),
-            network_dropout_keys=inputs.network_dropout_keys[1],
-        )
-        b = mixed[0].shape[0]
-        parts = (passed.part(i * b, (i + 1) * b) for i in range(len(mixed)))
-        return tuple(parts), student
-
     def _make_views(
         self,
         inputs: Inputs,
         weak_target: tuple[Array, Array],
         partner_target: tuple[Array, Array],
         perturbed: base.Pass | None,
-        strong: tuple[base.Pass, ...],
+        strong: base.Pass,
         teacher: Network,
     ) -> tuple[View, ...]:
         """Pairs the student's predictions with their targets, mixed like the images."""
@@ -280,8 +283,10 @@ class UniMatch(base.Method):
         views = []
         if perturbed is not None:
             views.append(view("fp", perturbed, inputs.weak, *weak_target, 2.0))
+        b = len(inputs.weak)
+        parts = [strong.part(i * b, (i + 1) * b) for i in range(len(inputs.masks))]
         for (name, coefficient), passed, mask in zip(
-            self.strong_coefficients.items(), strong, inputs.masks, strict=True
+            self.strong_coefficients.items(), parts, inputs.masks, strict=True
         ):
             image = mixing.paste(mask, inputs.partner_weak, inputs.weak)
             confidence = mixing.paste(mask, partner_target[0], weak_target[0])

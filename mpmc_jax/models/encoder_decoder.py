@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from mpmc_jax.models import normalization
 from mpmc_jax.models.interface import multiples_around
 from mpmc_jax.models.resize import resize_align_corners, resize_half_pixel
 from mpmc_jax.types import Features, Prediction
@@ -55,11 +56,18 @@ class EncoderDecoder(nn.Module):
         until: str | None = None,
         train: bool = False,
         dropout_keys: Array | None = None,
+        passes: int = 1,
     ) -> Features:
         """Computes the encoder's taps, or those up to `until`, from images.
 
-        `dropout_keys` are (b,) keys for parts with dropout, which acts only in train
-        mode. The decoder finds its keys in the result.
+        Args:
+          images_bhwc: normalized images.
+          until: the last tap that is computed; None for all.
+          train: whether batch norm and dropout are in train mode.
+          dropout_keys: (b,) keys for parts with dropout. The decoder finds its keys in
+            the result.
+          passes: number of equal parts of the batch that train mode normalizes as if
+            they were encoded in a row.
 
         Raises:
           ValueError: `until` names no tap, or a side is no multiple of `multiple`.
@@ -85,7 +93,8 @@ class EncoderDecoder(nn.Module):
         drawn = {}
         if train and for_encoder is not None:
             drawn["dropout_keys"] = for_encoder
-        taps = self.backbone(x_bhwc, until=until, train=train, **drawn)
+        with normalization.joined(passes):
+            taps = self.backbone(x_bhwc, until=until, train=train, **drawn)
         if self.freeze_encoder:
             taps = jax.lax.stop_gradient(taps)
         return Features(taps=taps, size=(rows, columns), dropout_keys=for_decoder)
@@ -96,6 +105,7 @@ class EncoderDecoder(nn.Module):
         *,
         train: bool = False,
         decoder_dropout: Mapping[str, Array] | None = None,
+        passes: int = 1,
     ) -> Prediction:
         """Computes a `Prediction` at the decoder's stride from features of all taps.
 
@@ -103,13 +113,15 @@ class EncoderDecoder(nn.Module):
           features: the result of `encode`.
           train: whether batch norm is in train mode.
           decoder_dropout: map of the decoder -> (b,1,1,d) multiplier of its channels.
+          passes: as of `encode`.
         """
         drawn = {}
         if train and features.dropout_keys is not None:
             drawn["dropout_keys"] = features.dropout_keys
-        return self.decoder(
-            features.taps, train=train, decoder_dropout=decoder_dropout, **drawn
-        )
+        with normalization.joined(passes):
+            return self.decoder(
+                features.taps, train=train, decoder_dropout=decoder_dropout, **drawn
+            )
 
     @nn.nowrap
     def upsample(self, logits_bhwc: Array, size: tuple[int, int]) -> Array:

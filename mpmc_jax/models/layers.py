@@ -26,6 +26,7 @@ from mpmc_jax.models.normalization import (
     folds,
     normalize,
     normalize_by_batch,
+    passes,
     per_channel,
 )
 from mpmc_jax.models.rematerialization import keep
@@ -123,7 +124,8 @@ class BatchNorm(nn.Module):
 
     Train mode uses the mean and variance of the batch over all devices. It updates the
     running statistics by 0.1 towards that mean and the *unbiased* variance. Statistics
-    are computed in float32, or float64 for such input.
+    are computed in float32, or float64 for such input. A batch of several passes is
+    normalized, and updates the running statistics, like the passes in a row.
 
     Attributes:
       axis_name: devices over which the batch is normalized, or None.
@@ -152,11 +154,11 @@ class BatchNorm(nn.Module):
             return finish(out_bhwc, shortcut_bhwc, self.slope)
         # Variables are made before anything is mapped over devices.
         axis_name = None if self.is_initializing() else self.axis_name
-        out_bhwc, batch_mean, batch_var = normalize_by_batch(
+        out_bhwc, means_pc, vars_pc = normalize_by_batch(
             Form(axis_name, self.slope), x_bhwc, shortcut_bhwc, scale, bias, mean.value
         )
         if not self.is_initializing():
-            count = distributed.count(axis_name) * (x_bhwc.size // features)
+            count = distributed.count(axis_name) * (x_bhwc.size // features // passes())
             if count == 1:
                 raise ValueError(
                     "batch norm has one value per channel, which it would make 0: a "
@@ -164,9 +166,10 @@ class BatchNorm(nn.Module):
                     "train.batch_size (over all devices and train.accumulation) of at "
                     "least 2 images per pass"
                 )
-            unbiased = batch_var * (count / max(count - 1, 1))
-            mean.value = _towards(mean.value, batch_mean)
-            var.value = _towards(var.value, unbiased)
+            unbiased_pc = vars_pc * (count / max(count - 1, 1))
+            for i in range(passes()):
+                mean.value = _towards(mean.value, means_pc[i])
+                var.value = _towards(var.value, unbiased_pc[i])
         return out_bhwc
 
     def folded(self, kernel_kkio: Array, bias_o: Array | None) -> tuple[Array, Array]:

@@ -12,6 +12,10 @@ to sum, both again, and the gradient); with a shortcut 4 and 7 times (also the s
 the output, whose sign is that of the activation, and the shortcut's gradient).
 """
 
+import contextlib
+import contextvars
+import functools
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -27,6 +31,26 @@ from mpmc_jax.precision import at_least_float32
 Array = jax.Array
 
 EPSILON = 1e-5
+
+_passes: contextvars.ContextVar[int] = contextvars.ContextVar("passes", default=1)
+
+
+def passes() -> int:
+    """Returns the number of passes that a batch in train mode consists of."""
+    return _passes.get()
+
+
+@contextlib.contextmanager
+def joined(passes: int) -> Iterator[None]:
+    """Traces what runs inside for a batch of that many passes, of equal size.
+
+    Each has a mean and a variance of its own, as if it were the whole batch.
+    """
+    token = _passes.set(passes)
+    try:
+        yield
+    finally:
+        _passes.reset(token)
 
 
 @jax.jit
@@ -84,10 +108,10 @@ def normalize_by_batch(
     bias_c: Array,
     center_c: Array,
 ) -> tuple[Array, Array, Array]:
-    """Returns `finish` of the normalized batch, its mean and biased variance.
+    """Returns `finish` of the normalized batch, its means and biased variances.
 
-    Mean and variance, over all devices, are for running statistics; no gradient flows
-    through them.
+    They are (p,c), those of each of the `passes` of the batch over all devices, and for
+    running statistics; no gradient flows through them.
 
     Args:
       form: devices and activation.
@@ -96,6 +120,31 @@ def normalize_by_batch(
       scale_c, bias_c: one number per channel.
       center_c: a guess of the mean, such as the running one; see `_fused`.
     """
+    one_pass = functools.partial(_normalize_pass, form)
+    if passes() == 1:
+        out_bhwc, mean_c, var_c = one_pass(
+            x_bhwc, shortcut_bhwc, scale_c, bias_c, center_c
+        )
+        return out_bhwc, mean_c[None], var_c[None]
+    x_pbhwc, shortcut_pbhwc = jax.tree.map(
+        lambda x: x.reshape(passes(), -1, *x.shape[1:]), (x_bhwc, shortcut_bhwc)
+    )
+    each_pass = jax.vmap(one_pass, in_axes=(0, 0, None, None, None))
+    out_pbhwc, mean_pc, var_pc = each_pass(
+        x_pbhwc, shortcut_pbhwc, scale_c, bias_c, center_c
+    )
+    return out_pbhwc.reshape(x_bhwc.shape), mean_pc, var_pc
+
+
+def _normalize_pass(
+    form: Form,
+    x_bhwc: Array,
+    shortcut_bhwc: Array | None,
+    scale_c: Array,
+    bias_c: Array,
+    center_c: Array,
+) -> tuple[Array, Array, Array]:
+    """Returns `finish` of one normalized pass, its mean and biased variance."""
     out: Any
     if target_platform() == "gpu":
         out = _fused_with_gradient(

@@ -42,12 +42,12 @@ class Linear:
 
     module = FullSize()
 
-    def encode(self, images, dropout_keys=None):
-        del dropout_keys
+    def encode(self, images, dropout_keys=None, passes=1):
+        del dropout_keys, passes
         return Features({"layer1": images}, images.shape[1:3]), self
 
-    def decode(self, features, decoder_dropout=None):
-        assert decoder_dropout is None
+    def decode(self, features, decoder_dropout=None, passes=1):
+        assert decoder_dropout is None and passes == 1
         logits = features.taps["layer1"] @ self.matrix + self.bias
         return Prediction(logits=logits), self
 

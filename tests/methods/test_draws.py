@@ -216,10 +216,8 @@ class _NotesKeys:
     module = None
     keys: Any = None
 
-    def encode(self, images, dropout_keys):
-        return Features({"last": images}, images.shape[1:3], dropout_keys), self
-
-    def decode(self, features):
+    def decode(self, features, decoder_dropout=None, passes=1):
+        assert decoder_dropout is None and passes == 1
         self.keys = features.dropout_keys
         images = features.taps["last"]
         return Prediction(logits=images, decoder=images), self
@@ -234,9 +232,11 @@ def test_perturbed_features_have_keys_that_no_layer_derives_from_the_clean_ones(
     keys = jax.random.split(jax.random.key(3), count)
     ones = jnp.ones((count, 1, 1, 3))
     student: Any = _NotesKeys()
-    method._weak_pass(
+    images = jnp.concatenate([inputs.image, inputs.weak])
+    method._decode_weak(
         student,
-        inputs.replace(perturbation={"last": ones}, network_dropout_keys=(keys, None)),
+        Features({"last": images}, images.shape[1:3], keys),
+        inputs.replace(perturbation={"last": ones}),
     )
     clean, perturbed = np.split(jax.random.key_data(student.keys), 2)
     np.testing.assert_array_equal(clean, jax.random.key_data(keys))

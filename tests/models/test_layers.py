@@ -154,6 +154,69 @@ def test_batch_norm_has_the_gradient_of_its_formula(platform):
     assert max(single.values()) < 1e-5, single
 
 
+def joined_errors(platform: str) -> dict[str, float]:
+    """Three passes of four images, as one batch on two devices, against a row."""
+    x = 3 + 2 * jax.random.normal(KEY, (3, 2, 2, 3, 4, 5), jnp.float64)
+    added, weights = jax.random.normal(jax.random.key(1), (2, *x.shape), jnp.float64)
+    params = {"scale": jnp.linspace(-1.0, 2.0, 5), "bias": jnp.linspace(0.3, -0.2, 5)}
+    stats = {"mean": jnp.ones(5), "var": jnp.full(5, 0.5)}
+
+    def apply(module, params, stats, x, added):
+        variables = {"params": params, "batch_stats": stats}
+        out, moved = module.apply(
+            variables, x, added, train=True, mutable=["batch_stats"]
+        )
+        return out, moved["batch_stats"]
+
+    def in_a_row(params, x, added):
+        module, moved, outs = BatchNorm(slope=0.0), stats, []
+        for each, shortcut in zip(x, added, strict=True):
+            flat = (a.reshape(4, *a.shape[2:]) for a in (each, shortcut))
+            out, moved = apply(module, params, moved, *flat)
+            outs.append(out.reshape(each.shape))
+        return jnp.stack(outs), moved
+
+    @functools.partial(jax.pmap, axis_name="d", in_axes=(None, 1, 1, 1))
+    def on_devices(params, x, added, weights):
+        def loss(params, x, added):
+            flat = (a.reshape(6, *a.shape[2:]) for a in (x, added))
+            with normalization.joined(3):
+                out, moved = apply(BatchNorm("d", 0.0), params, stats, *flat)
+            out = out.reshape(x.shape)
+            return jnp.sum(weights * jnp.sin(out)), (out, moved)
+
+        return jax.grad(loss, argnums=(0, 1, 2), has_aux=True)(params, x, added)
+
+    def loss(params, x, added):
+        out, moved = in_a_row(params, x, added)
+        return jnp.sum(weights * jnp.sin(out)), (out, moved)
+
+    expected = jax.grad(loss, argnums=(0, 1, 2), has_aux=True)(params, x, added)
+    with platforms.compiled_for(platform):
+        (d_params, dx, d_added), (out, moved) = on_devices(params, x, added, weights)
+    maps = (jnp.moveaxis(each, 0, 1) for each in (dx, d_added))
+    d_params = jax.tree.map(lambda each: each.sum(0), d_params)
+    moved = jax.tree.map(lambda each: each[0], moved)
+    found = (d_params, *maps), (jnp.moveaxis(out, 0, 1), moved)
+    differences = jax.tree.map(
+        lambda a, b: float(jnp.abs(a - b).max()), found, expected
+    )
+    return {
+        jax.tree_util.keystr(path): each
+        for path, each in jax.tree_util.tree_leaves_with_path(differences)
+    }
+
+
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
+def test_passes_in_one_batch_are_normalized_as_in_a_row(platform):
+    errors = run_x64(
+        "import json\nfrom tests.models.test_layers import joined_errors\n"
+        f"print(json.dumps(joined_errors({platform!r})))"
+    )
+    assert len(errors) == 7  # two parameters, two maps; result, mean, variance
+    assert max(errors.values()) < 1e-11, errors
+
+
 @pytest.mark.parametrize("use_bias", [False, True])
 @pytest.mark.parametrize(("slope", "has_shortcut"), ENDINGS)
 def test_a_folded_norm_equals_one_of_its_own(use_bias, slope, has_shortcut):

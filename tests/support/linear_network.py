@@ -35,16 +35,16 @@ class Linear(struct.PyTreeNode):
 
     module = Doubling()
 
-    def encode(self, images, dropout_keys=None):
-        del dropout_keys
+    def encode(self, images, dropout_keys=None, passes=1):
+        del dropout_keys, passes
         return Features({"layer1": images[:, ::2, ::2]}, images.shape[1:3]), self
 
-    def decode(self, features, decoder_dropout=None):
+    def decode(self, features, decoder_dropout=None, passes=1):
         pixels = features.taps["layer1"]
         if self.train and decoder_dropout is not None:
             pixels = pixels * decoder_dropout["fuse1"]
         scores = (2 if self.train else 1) * pixels @ self.matrix + self.bias
-        moved = self.replace(batch_stats=self.batch_stats + self.train)
+        moved = self.replace(batch_stats=self.batch_stats + passes * self.train)
         return Prediction(scores, pixels @ self.embedder, scores / 2, scores), moved
 
     def frozen(self):
