@@ -200,7 +200,7 @@ def in_groups(tree: T, group_size: int) -> T:
     return jax.tree.map(lambda x: x.reshape((-1, group_size) + x.shape[1:]), tree)
 
 
-def joined(first: T, second: T) -> T:
+def concatenated(first: T, second: T) -> T:
     """Two trees of arrays -> one of their concatenations along the first axis."""
     return jax.tree.map(lambda *parts: jnp.concatenate(parts), first, second)
 

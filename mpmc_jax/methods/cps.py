@@ -276,9 +276,10 @@ class PlainCPS(CPS):
 
 
 def _two_passes(
-    network: Network, images: tuple[Array, Array], keys: tuple[Array | None, ...]
+    network: Network,
+    images: tuple[Array, Array],
+    keys: tuple[Array | None, Array | None],
 ) -> tuple[base.Pass, Network]:
     """Passes over both batches of images, in a row to batch norm."""
-    first, second = zip(images, keys, strict=True)
-    both, joined_keys = base.joined(first, second)
-    return base.full_pass(network, both, network_dropout_keys=joined_keys, passes=2)
+    both, both_keys = base.concatenated((images[0], keys[0]), (images[1], keys[1]))
+    return base.full_pass(network, both, network_dropout_keys=both_keys, passes=2)

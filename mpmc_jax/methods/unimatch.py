@@ -211,8 +211,8 @@ class UniMatch(base.Method):
             of_weak, student = student.encode(weak, dropout_keys=keys[0])
             of_strong, student = student.encode(strong, dropout_keys=keys[1])
             return of_weak, of_strong, student
-        images, joined_keys = base.joined((weak, keys[0]), (strong, keys[1]))
-        both, student = student.encode(images, dropout_keys=joined_keys, passes=2)
+        images, both_keys = base.concatenated((weak, keys[0]), (strong, keys[1]))
+        both, student = student.encode(images, dropout_keys=both_keys, passes=2)
         return both.part(0, n), both.part(n, 2 * n), student
 
     def _decode_weak(

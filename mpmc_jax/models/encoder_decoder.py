@@ -93,7 +93,7 @@ class EncoderDecoder(nn.Module):
         drawn = {}
         if train and for_encoder is not None:
             drawn["dropout_keys"] = for_encoder
-        with normalization.joined(passes):
+        with normalization.in_passes(passes):
             taps = self.backbone(x_bhwc, until=until, train=train, **drawn)
         if self.freeze_encoder:
             taps = jax.lax.stop_gradient(taps)
@@ -118,7 +118,7 @@ class EncoderDecoder(nn.Module):
         drawn = {}
         if train and features.dropout_keys is not None:
             drawn["dropout_keys"] = features.dropout_keys
-        with normalization.joined(passes):
+        with normalization.in_passes(passes):
             return self.decoder(
                 features.taps, train=train, decoder_dropout=decoder_dropout, **drawn
             )

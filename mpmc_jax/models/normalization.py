@@ -41,12 +41,12 @@ def passes() -> int:
 
 
 @contextlib.contextmanager
-def joined(passes: int) -> Iterator[None]:
+def in_passes(count: int) -> Iterator[None]:
     """Traces what runs inside for a batch of that many passes, of equal size.
 
     Each has a mean and a variance of its own, as if it were the whole batch.
     """
-    token = _passes.set(passes)
+    token = _passes.set(count)
     try:
         yield
     finally:

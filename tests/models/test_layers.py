@@ -180,7 +180,7 @@ def joined_errors(platform: str) -> dict[str, float]:
     def on_devices(params, x, added, weights):
         def loss(params, x, added):
             flat = (a.reshape(6, *a.shape[2:]) for a in (x, added))
-            with normalization.joined(3):
+            with normalization.in_passes(3):
                 out, moved = apply(BatchNorm("d", 0.0), params, stats, *flat)
             out = out.reshape(x.shape)
             return jnp.sum(weights * jnp.sin(out)), (out, moved)
