@@ -65,23 +65,28 @@ def _init(args: argparse.Namespace, data_dir: str) -> None:
         raise FileNotFoundError(f"--source={directory}: no such folder")
     told = start.write_classes(directory, cli.class_names(args))
     _print(told.lines)
-    warnings = [f"warning: {_with_mend(w, directory, data_dir)}" for w in told.warnings]
+    made, lines = [directory / "classes.json"], []
     try:
-        source, report, lines = _check_init(args, directory)
-        _print(lines)
+        source, report, written = _check_init(args, directory)
+        _print(written)
         print(prepare(source, data_dir, report))
-    except BaseException:
-        _print(warnings)
-        raise
-    _print([*warnings, *start.write_config(source, report, directory, data_dir)])
+        # Prepared from these masks, by an earlier call if not by this one.
+        made.append(pathlib.Path(data_dir, source.name))
+        is_new = not (directory / "config.py").exists()
+        lines = start.write_config(source, report, directory, data_dir)
+        made += [directory / "config.py"] * is_new
+    finally:
+        _print(f"warning: {_with_mend(text, made)}" for text in told.warnings)
+    _print(lines)
 
 
-def _with_mend(warning: str, directory: pathlib.Path, data_dir: str) -> str:
-    """Adds to a warning of a mask all that has to be removed to begin again."""
+def _with_mend(warning: str, made: list[pathlib.Path]) -> str:
+    """Adds to a warning of a mask how to begin again without what was made of it."""
+    *others, last = map(str, made)
+    listed = f"{', '.join(others)} and {last}" if others else last
     return (
-        f"{warning}; if it is a stray value, mend the mask, remove "
-        f"{directory / 'classes.json'}, {directory / 'config.py'} and "
-        f"{pathlib.Path(data_dir, 'folder')} (those that are there), and run this again"
+        f"{warning}; if it is a stray value, mend the mask, remove {listed}, and run "
+        "this again"
     )
 
 

@@ -1,4 +1,4 @@
-"""A user's folder with nothing but images and masks: layouts, classes, --init."""
+"""A user's folder with nothing but images and masks: layouts, --init."""
 
 import json
 import runpy
@@ -6,39 +6,12 @@ import shutil
 
 import numpy as np
 import pytest
-import tifffile
-from PIL import Image
 
 from launch import prepare_data
-from mpmc_jax.data import check, registry
-from mpmc_jax.data.builders import camvid
+from mpmc_jax.data import registry
 from mpmc_jax.data.dataset import open_dataset
-from mpmc_jax.data.own import names, survey
 from mpmc_jax.data.source import default_palette
-
-SIZE = (24, 32)
-LABEL = np.repeat(np.arange(4, dtype=np.uint8), 6)[:, None].repeat(32, 1)
-COLORS = np.array([(0, 0, 0), (200, 0, 0), (0, 200, 0), (0, 0, 200)], np.uint8)
-
-
-def _image(path, seed=0, shape=(*SIZE, 3), dtype=np.uint8):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    rng = np.random.default_rng([seed, len(path.name)])
-    values = rng.integers(0, 200, shape).astype(dtype)
-    if path.suffix == ".npy":
-        np.save(path, values)
-    elif path.suffix == ".tif":
-        tifffile.imwrite(path, np.moveaxis(values, -1, 0), photometric="minisblack")
-    else:
-        Image.fromarray(values).save(path)
-
-
-def _mask(path, values, palette=None):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    image = Image.fromarray(values)
-    if palette is not None:
-        image.putpalette(palette.ravel().tolist())
-    image.save(path)
+from tests.support.own_folder import LABEL, SIZE, write_image, write_mask
 
 
 def _pairs(root):
@@ -76,8 +49,8 @@ def _pairs(root):
 )
 def test_layouts(image, mask, key, tmp_path):
     for i in range(3):
-        _image(tmp_path / image.format(i))
-        _mask(tmp_path / mask.format(i), LABEL)
+        write_image(tmp_path / image.format(i))
+        write_mask(tmp_path / mask.format(i), LABEL)
     names_of = {
         (key or "{}_leftImg8bit").format(i): tuple(
             text.format(i).rpartition("/")[2] for text in (image, mask)
@@ -99,8 +72,8 @@ def test_a_first_class_called_background_is_black():
 def test_channels_in_files_of_their_own_are_explained(tmp_path):
     for i in range(3):
         for channel in range(2):
-            _image(tmp_path / "imagesTr" / f"x{i}_000{channel}.png")
-        _mask(tmp_path / "labelsTr" / f"x{i}.png", LABEL)
+            write_image(tmp_path / "imagesTr" / f"x{i}_000{channel}.png")
+        write_mask(tmp_path / "labelsTr" / f"x{i}.png", LABEL)
     source = registry.read_source("folder", str(tmp_path), ("a", "b", "c", "d"))
     problems = [line for line in source.problems if "another channel of x" in line]
     assert len(problems) == 3 and "Put all channels of an image into one" in problems[0]
@@ -109,8 +82,8 @@ def test_channels_in_files_of_their_own_are_explained(tmp_path):
 def test_folders_of_splits_hold_images_and_masks(tmp_path):
     for split in ("train", "val"):
         for i in range(2):
-            _image(tmp_path / split / "images" / f"{i}.png")
-            _mask(tmp_path / split / "masks" / f"{i}.png", LABEL)
+            write_image(tmp_path / split / "images" / f"{i}.png")
+            write_mask(tmp_path / split / "masks" / f"{i}.png", LABEL)
     source = registry.read_source("folder", str(tmp_path), ("a", "b", "c", "d"))
     assert source.problems == ()
     assert [s.id for s in source.splits["val"]] == ["val/0", "val/1"]
@@ -119,9 +92,9 @@ def test_folders_of_splits_hold_images_and_masks(tmp_path):
 
 def test_folders_below_unlabeled_hold_no_labeled_images(tmp_path):
     for i in range(2):
-        _image(tmp_path / f"{i}.png")
-        _mask(tmp_path / f"{i}_mask.png", LABEL)
-    _image(tmp_path / "unlabeled" / "img" / "u.png")
+        write_image(tmp_path / f"{i}.png")
+        write_mask(tmp_path / f"{i}_mask.png", LABEL)
+    write_image(tmp_path / "unlabeled" / "img" / "u.png")
     assert _pairs(tmp_path) == {
         "0": ("0.png", "0_mask.png"),
         "1": ("1.png", "1_mask.png"),
@@ -130,17 +103,17 @@ def test_folders_below_unlabeled_hold_no_labeled_images(tmp_path):
 
 
 def test_two_masks_of_one_image(tmp_path):
-    _image(tmp_path / "images" / "x.png")
-    _mask(tmp_path / "masks" / "x_mask.png", LABEL)
-    _mask(tmp_path / "masks" / "x_gt.png", LABEL)
+    write_image(tmp_path / "images" / "x.png")
+    write_mask(tmp_path / "masks" / "x_mask.png", LABEL)
+    write_mask(tmp_path / "masks" / "x_gt.png", LABEL)
     source = registry.read_source("folder", str(tmp_path), ("a", "b", "c", "d"))
     assert any("x_gt.png, " in p or "x_mask.png" in p for p in source.problems)
 
 
 def test_a_misspelled_mask_is_named(tmp_path):
     for name in ("flower_01", "flower_02", "flower_03"):
-        _image(tmp_path / "images" / f"{name}.png")
-        _mask(tmp_path / "masks" / f"{name}.png", LABEL)
+        write_image(tmp_path / "images" / f"{name}.png")
+        write_mask(tmp_path / "masks" / f"{name}.png", LABEL)
     wrong = tmp_path / "masks" / "flwer_03.png"
     (tmp_path / "masks" / "flower_03.png").rename(wrong)
     source = registry.read_source("folder", str(tmp_path), ("a", "b", "c", "d"))
@@ -148,104 +121,25 @@ def test_a_misspelled_mask_is_named(tmp_path):
     assert "is flwer_03.png the mask of flower_03.png? Give it that name" in lonely
 
 
-SHIFTED = np.roll(COLORS, 1, axis=0)
-
-
-@pytest.mark.parametrize(
-    "masks, expected",
-    [
-        ([LABEL], {"classes": ["background", "class_1", "class_2", "class_3"]}),
-        ([np.where(LABEL == 3, 255, LABEL).astype(np.uint8)], 3),
-        ([np.where(LABEL == 3, 255, 0).astype(np.uint8)], {"binary": True}),
-        ([LABEL + 1], {"void": [0], "classes": [f"class_{i}" for i in (1, 2, 3, 4)]}),
-        (
-            [LABEL * 80],
-            {
-                "classes": ["background", "class_80", "class_160", "class_240"],
-                "palette": [[v] * 3 for v in (0, 80, 160, 240)],
-            },
-        ),
-        (
-            [COLORS[LABEL]],
-            {"palette": [[0, 0, 0], [0, 0, 200], [0, 200, 0], [200, 0, 0]]},
-        ),
-        ([(LABEL, COLORS)], {"palette": COLORS.tolist()}),
-        # A program that reordered the palettes.
-        ([(LABEL, COLORS), (LABEL, SHIFTED)], 4),
-        ([LABEL.astype(np.int32)], 4),
-    ],
-)
-def test_classes_are_proposed(masks, expected, tmp_path):
-    for i in range(4):
-        _image(tmp_path / "images" / f"{i}.png", i)
-        mask = masks[i % len(masks)]
-        label, palette = mask if isinstance(mask, tuple) else (mask, None)
-        suffix = ".tif" if label.dtype == np.int32 else ".png"
-        _mask(tmp_path / "masks" / f"{i}{suffix}", label, palette)
-    found = dict(enumerate(sorted((tmp_path / "masks").iterdir())))
-    facts = survey.propose(tmp_path, found).facts
-    if isinstance(expected, int):
-        assert len(facts["classes"]) == expected
-    else:
-        assert facts == {"classes": facts["classes"], **expected}
-    (tmp_path / "classes.json").write_text(json.dumps(facts))
-    source = registry.read_source("folder", str(tmp_path))
-    report = check.check_source(source)
-    assert report.problems == ()
-    assert np.flatnonzero(report.pixels[:255]).size == len(facts["classes"])
-
-
-@pytest.mark.parametrize(
-    "usual, expected, remark",
-    [
-        # A stray value leaves 0 and 255 the two classes, and `check` names it.
-        (
-            np.where(LABEL == 3, 255, 0).astype(np.uint8),
-            {"classes": ["background", "foreground"], "binary": True},
-            None,
-        ),
-        (LABEL, 5, "only one mask holds 77 ({}, 16 pixels)"),
-        (COLORS[LABEL], 5, "only one mask holds (77, 77, 77) ({}, 16 pixels)"),
-    ],
-)
-def test_a_value_in_one_mask_alone_is_told(usual, expected, remark, tmp_path):
-    for i in range(6):
-        _image(tmp_path / "images" / f"{i}.png", i)
-        _mask(tmp_path / "masks" / f"{i}.png", usual)
-    stray = usual.copy()
-    stray[:4, :4] = 77
-    odd = tmp_path / "masks" / "4.png"
-    _mask(odd, stray)
-    found = {path.stem: path for path in (tmp_path / "masks").iterdir()}
-    proposal = survey.propose(tmp_path, found)
-    told = proposal.warnings
-    if isinstance(expected, int):
-        assert len(proposal.facts["classes"]) == expected
-    else:
-        assert proposal.facts == expected
-        (tmp_path / "classes.json").write_text(json.dumps(proposal.facts))
-        (problem,) = check.check_source(
-            registry.read_source("folder", str(tmp_path))
-        ).problems
-        assert f"{odd}: holds 77" in problem
-    assert len(told) == (remark is not None)
-    assert not told or told[0] == remark.format(odd)
+def _init(root, data, *more):
+    named = ["--dataset=folder", f"--source={root}", f"--data_dir={data}"]
+    prepare_data.main([*named, "--init", *more])
 
 
 def test_a_stray_value_is_mended_as_the_warning_says(tmp_path, capsys):
     root, data = tmp_path / "mine", tmp_path / "data"
     for i in range(6):
-        _image(root / "images" / f"{i}.png", i)
-        _mask(root / "masks" / f"{i}.png", LABEL)
+        write_image(root / "images" / f"{i}.png", i)
+        write_mask(root / "masks" / f"{i}.png", LABEL)
     stray = LABEL.copy()
     stray[0, :3] = 77
-    _mask(root / "masks" / "4.png", stray)
+    write_mask(root / "masks" / "4.png", stray)
     _init(root, data)
     *_, warning, written, train = capsys.readouterr().out.splitlines()
     assert warning.startswith("warning: only one mask holds 77 (")
     assert "3 pixels" in warning and "config.py written" in written
     assert train.startswith("Train with: ")
-    _mask(root / "masks" / "4.png", LABEL)
+    write_mask(root / "masks" / "4.png", LABEL)
     removed = [root / "classes.json", root / "config.py", data / "folder"]
     assert all(str(path) in warning for path in removed)
     for path in removed:
@@ -253,86 +147,30 @@ def test_a_stray_value_is_mended_as_the_warning_says(tmp_path, capsys):
     _init(root, data)
     assert "warning: only" not in capsys.readouterr().out
     assert open_dataset(str(data), "folder").facts.num_classes == 4
-
-
-def test_blends_at_borders_are_no_classes(tmp_path):
-    mask = np.zeros(SIZE, np.uint8)
-    mask[:, 16:] = 255
-    mask[:, 14:17] = np.linspace(60, 200, 72).reshape(24, 3)
-    _mask(tmp_path / "0.png", mask)
-    facts = survey.propose(tmp_path, {"0": tmp_path / "0.png"}).facts
-    assert facts == {"classes": ["background", "foreground"], "binary": True}
-
-
-def test_pictures_are_no_masks(tmp_path):
-    noise = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
-    _mask(tmp_path / "0.png", noise.repeat(8, 0).repeat(8, 1))
-    _mask(tmp_path / "1.png", LABEL)
-    found = {str(i): tmp_path / f"{i}.png" for i in range(2)}
-    many = np.arange(256, dtype=np.uint8).repeat(2)[:, None].repeat(2, 1) * [[1, 1]]
-    assert len(survey.propose(tmp_path, found).facts["classes"]) < 255
-    Image.fromarray(many.astype(np.uint16) * 3).save(tmp_path / "0.png")
-    with pytest.raises(ValueError, match="write class indices"):
-        survey.propose(tmp_path, found)
-    (tmp_path / "0.png").write_text("x")
-    with pytest.raises(ValueError, match="no classes can be proposed: .*0.png: not a"):
-        survey.propose(tmp_path, {"0": tmp_path / "0.png"})
-
-
-@pytest.mark.parametrize(
-    "file, text, values, colors",
-    [
-        ("classes.txt", "sky\nbig road\n", {0: "sky", 1: "big road"}, {}),
-        ("labels.txt", "0 sky\n1 road\n", {0: "sky", 1: "road"}, {}),
-        (
-            "_classes.csv",
-            "Pixel Value, Class\n0, bg\n1, a b\n",
-            {0: "bg", 1: "a b"},
-            {},
-        ),
-        ("class_dict.csv", "name,r,g,b\nroad,1,2,3\n", {}, {(1, 2, 3): "road"}),
-        ("label_colors.txt", "64 128 64\tAnimal\n", {}, {(64, 128, 64): "Animal"}),
-        (
-            "labelmap.txt",
-            "# label:color_rgb:parts:actions\nbackground:0,0,0::\na b:1,2,3::\n",
-            {},
-            {(0, 0, 0): "background", (1, 2, 3): "a b"},
-        ),
-        (
-            "dataset.json",
-            '{"labels": {"bg": 0, "big leaf": "1", "all": [1, 2]}}',
-            {0: "bg", 1: "big leaf"},
-            {},
-        ),
-        ("dataset.json", '{"labels": {"0": "bg", "1": "x"}}', {0: "bg", 1: "x"}, {}),
-        ("dataset.json", '{"labels": ["bg", "x"]}', {}, {}),
-        ("dataset.json", "[", {}, {}),
-    ],
-)
-def test_class_names_of_other_programs(file, text, values, colors, tmp_path):
-    (tmp_path / file).write_text(text)
-    known = names.find(tmp_path)
-    assert (known.values, known.colors) == (values, colors)
-
-
-def test_names_of_a_published_palette(tmp_path):
-    colors = np.array([(0, 0, 0), *camvid.CLASSES.values()], np.uint8)[:4]
-    _mask(tmp_path / "0.png", colors[LABEL])
-    facts = survey.propose(tmp_path, {"0": tmp_path / "0.png"}).facts
-    assert facts["classes"] == ["sky", "building", "pole"]
-    assert facts["void"] == [[0, 0, 0]]
-
-
-def _init(root, data, *more):
-    named = ["--dataset=folder", f"--source={root}", f"--data_dir={data}"]
-    prepare_data.main([*named, "--init", *more])
+    # Only what this folder's call wrote may go.
+    other = tmp_path / "other"
+    shutil.copytree(root, other)
+    (other / "classes.json").unlink()
+    write_mask(other / "masks" / "4.png", stray)
+    with pytest.raises(SystemExit, match="was made from other data"):
+        _init(other, data)
+    (warning,) = [
+        x for x in capsys.readouterr().out.splitlines() if x.startswith("warning: only")
+    ]
+    assert f"mend the mask, remove {other / 'classes.json'}, and run" in warning
+    (other / "classes.json").unlink()
+    _init(other, tmp_path / "b")
+    (warning,) = [
+        x for x in capsys.readouterr().out.splitlines() if x.startswith("warning: only")
+    ]
+    assert f"{other / 'classes.json'} and {tmp_path / 'b' / 'folder'}, and" in warning
 
 
 def test_init_writes_what_training_needs(tmp_path, capsys):
     root = tmp_path / 'it\'s "mine"'
     for i in range(12):
-        _image(root / "images" / f"{i}.png", i)
-        _mask(root / "masks" / f"{i}.png", LABEL)
+        write_image(root / "images" / f"{i}.png", i)
+        write_mask(root / "masks" / f"{i}.png", LABEL)
     _init(root, tmp_path / "data", "--classes=bg,x,y,z")
     out = capsys.readouterr().out
     assert "python -m launch.train --config=" in out
@@ -359,11 +197,11 @@ def test_init_writes_what_training_needs(tmp_path, capsys):
 def test_init_lists_images_without_masks(tmp_path, capsys):
     root = tmp_path / "mine"
     for i in range(8):
-        _image(root / "images" / f"a {i}.png", i)
+        write_image(root / "images" / f"a {i}.png", i)
     for i in range(4):
-        _mask(root / "masks" / f"a {i}.png", LABEL)
-    _image(root / "unlabeled" / "u.png")
-    _image(tmp_path / "photos" / "p.png", 9)
+        write_mask(root / "masks" / f"a {i}.png", LABEL)
+    write_image(root / "unlabeled" / "u.png")
+    write_image(tmp_path / "photos" / "p.png", 9)
     _init(root, tmp_path / "data", f"--unlabeled={tmp_path / 'photos'}")
     out = capsys.readouterr().out
     assert (
@@ -383,8 +221,8 @@ def test_a_kept_config_of_other_data(tmp_path, capsys):
     """Folds are prepared one after the other, with one config.py for all."""
     root = tmp_path / "mine"
     for i in range(4):
-        _image(root / "images" / f"{i}.png", i)
-        _mask(root / "masks" / f"{i}.png", LABEL)
+        write_image(root / "images" / f"{i}.png", i)
+        write_mask(root / "masks" / f"{i}.png", LABEL)
 
     def last_lines(data):
         _init(root, data)
@@ -403,9 +241,9 @@ def test_a_kept_config_of_other_data(tmp_path, capsys):
 
 def test_problems_leave_no_unlabeled_list(tmp_path, capsys):
     for i in range(4):
-        _image(tmp_path / "imagesTr" / f"x{i}_0000.png", i)
-        _mask(tmp_path / "labelsTr" / f"x{i}.png", LABEL)
-    _image(tmp_path / "imagesTr" / "x3_0001.png", 9)
+        write_image(tmp_path / "imagesTr" / f"x{i}_0000.png", i)
+        write_mask(tmp_path / "labelsTr" / f"x{i}.png", LABEL)
+    write_image(tmp_path / "imagesTr" / "x3_0001.png", 9)
     with pytest.raises(SystemExit, match="is it another channel of x3_0000.png"):
         _init(tmp_path, tmp_path / "data")
     assert not (tmp_path / "unlabeled.txt").exists()
@@ -415,9 +253,9 @@ def test_problems_leave_no_unlabeled_list(tmp_path, capsys):
 def test_init_of_nnunet(tmp_path, capsys):
     root = tmp_path / "nn"
     for i in range(4):
-        _image(root / "imagesTr" / f"x{i}_0000.png", i)
-        _mask(root / "labelsTr" / f"x{i}.png", LABEL)
-    _image(root / "imagesTs" / "y_0000.png", 9)
+        write_image(root / "imagesTr" / f"x{i}_0000.png", i)
+        write_mask(root / "labelsTr" / f"x{i}.png", LABEL)
+    write_image(root / "imagesTs" / "y_0000.png", 9)
     labels = {"background": 0, "leaf": 1, "stem": "2", "ignore": 3}
     (root / "dataset.json").write_text(json.dumps({"labels": labels}))
     (root / "Readme").write_text("x")
@@ -435,8 +273,8 @@ def test_init_of_nnunet(tmp_path, capsys):
 
 
 def test_init_of_other_data_and_wrong_names(tmp_path):
-    _image(tmp_path / "images" / "0.png")
-    _mask(tmp_path / "masks" / "0.png", LABEL)
+    write_image(tmp_path / "images" / "0.png")
+    write_mask(tmp_path / "masks" / "0.png", LABEL)
     with pytest.raises(SystemExit, match="2 names for 4 classes: background, class_1"):
         _init(tmp_path, tmp_path / "data", "--classes=a,b")
     with pytest.raises(SystemExit, match="--init is for --dataset=folder"):
@@ -455,8 +293,10 @@ def test_init_of_other_data_and_wrong_names(tmp_path):
 def test_init_of_other_images(shape, dtype, suffix, tmp_path, capsys):
     root = tmp_path / "mine"
     for i in range(4):
-        _image(root / "images" / f"{i}{suffix}", i, shape, dtype)
-        _mask(root / "masks" / f"{i}.png", np.where(LABEL, 255, 0).astype(np.uint8))
+        write_image(root / "images" / f"{i}{suffix}", i, shape, dtype)
+        write_mask(
+            root / "masks" / f"{i}.png", np.where(LABEL, 255, 0).astype(np.uint8)
+        )
     _init(root, tmp_path / "data")
     pixels = open_dataset(str(tmp_path / "data"), "folder").facts.pixels
     assert (pixels.channels, pixels.dtype) == ((*shape, 1)[2], "uint16")
@@ -465,10 +305,10 @@ def test_init_of_other_images(shape, dtype, suffix, tmp_path, capsys):
 def test_unlabeled_images_from_elsewhere(tmp_path):
     root, other = tmp_path / "mine", tmp_path / "photos"
     for i in range(3):
-        _image(root / "images" / f"{i}.png", i)
-        _mask(root / "masks" / f"{i}.png", LABEL)
+        write_image(root / "images" / f"{i}.png", i)
+        write_mask(root / "masks" / f"{i}.png", LABEL)
     for name in ("a/1.png", "a/2.png", "b/1.png", "c.png"):
-        _image(other / name)
+        write_image(other / name)
     (other / "a" / "notes.txt").write_text("x")
 
     def unlabeled(text):

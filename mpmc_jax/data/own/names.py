@@ -15,11 +15,12 @@ import dataclasses
 import json
 import pathlib
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Mapping
 
 from mpmc_jax.data import files, lists
 from mpmc_jax.data.builders import camvid, cityscapes
 from mpmc_jax.data.decode import Color
+from mpmc_jax.types import IGNORE_LABEL
 
 _FILES = re.compile(
     r"_?(class(es)?|labels?|label_?map|class_?(dict|names)|(label_)?colors|colormap|"
@@ -60,20 +61,22 @@ class Known:
 
     def of_values(self, values: list[int]) -> list[str]:
         """Returns the names of class values, made up where none is listed."""
-        return _distinct(
-            [
-                self.values.get(v, "background" if v == 0 else f"class_{v}")
-                for v in values
-            ]
-        )
+        return _distinct([self.values.get(v, _made_up(v)) for v in values])
 
-    def of_colors(self, colors: list[Color]) -> list[str]:
-        """Returns the names of class colors, made up where none is listed."""
+    def of_colors(self, colors: list[Color], indices: Mapping[Color, int]) -> list[str]:
+        """Returns the names of class colors, made up where none is listed.
+
+        Args:
+          colors: the classes' colors.
+          indices: color -> index in the palettes; empty if these do not agree.
+        """
+        if self.values and indices.keys() >= {*colors}:
+            return self.of_values([indices[color] for color in colors])
         made_up = [
             "background" if color == (0, 0, 0) else f"class_{i}"
             for i, color in enumerate(colors)
         ]
-        if not self.colors and self.covers(len(colors) - 1):
+        if not self.colors and not indices and self.covers(len(colors) - 1):
             return self.of_values(list(range(len(colors))))
         return _distinct(
             [
@@ -84,13 +87,22 @@ class Known:
 
     def two(self) -> list[str]:
         """Returns the names of background and foreground."""
-        if len(self.values) == 2:
+        if self.values.keys() in ({0, 1}, {0, IGNORE_LABEL}):
             return [name for _, name in sorted(self.values.items())]
         return ["background", "foreground"]
+
+    def gave(self, class_names: Iterable[str]) -> bool:
+        """Returns whether a class name is listed that would not have been made up."""
+        listed = {*self.values.values(), *self.colors.values()}
+        return bool(listed & {*class_names} - {_made_up(v) for v in range(256)})
 
     def is_void(self, color: Color) -> bool:
         """Returns whether a color's name says that it is no class."""
         return self.colors.get(color, "").lower() in _VOID
+
+
+def _made_up(value: int) -> str:
+    return "background" if value == 0 else f"class_{value}"
 
 
 def find(directory: pathlib.Path) -> Known:

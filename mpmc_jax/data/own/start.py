@@ -91,6 +91,7 @@ def write_classes(directory: pathlib.Path, names: tuple[str, ...] = ()) -> Told:
     problems: list[str] = []
     remarks: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    named_in = None
     found = folder.open_folder(directory, problems, [])
     if found.annotations is not None and found.annotations.drawings:
         facts: dict = {"classes": list(found.annotations.class_names)}
@@ -101,7 +102,7 @@ def write_classes(directory: pathlib.Path, names: tuple[str, ...] = ()) -> Told:
     else:
         proposal = survey.propose(directory, found.layout.masks)
         facts, remarks = proposal.facts, proposal.remarks
-        warnings = proposal.warnings
+        warnings, named_in = proposal.warnings, proposal.named_in
     if names:
         if len(names) != len(facts["classes"]):
             raise ValueError(
@@ -110,6 +111,8 @@ def write_classes(directory: pathlib.Path, names: tuple[str, ...] = ()) -> Told:
                 f"{shorten(facts['classes'], 12)}"
             )
         facts["classes"] = list(names)
+    elif named_in is not None:
+        remarks += (f"class names are those of {named_in}",)
     with path.open("x", encoding="utf-8") as file:
         file.write(_as_json(facts))
     classes = shorten(facts["classes"], 12)

@@ -23,6 +23,8 @@ from mpmc_jax.types import IGNORE_LABEL
 _MOST_CLASSES = IGNORE_LABEL
 # So many values in no square are still classes, such as lines of one pixel.
 _FEW = 2
+# A class that one mask alone holds, in a smaller share of its pixels, may be a slip.
+_SLIP = 0.05
 # Where this part of the masks holds 0 and 255 alone, other values are mistakes.
 _MOST = 0.8
 
@@ -59,11 +61,13 @@ class Proposal:
       facts: its contents.
       remarks: what was found, one line each.
       warnings: what may be a mistake in a mask, one line each.
+      named_in: the list beside the images that gave names to classes, if any.
     """
 
     facts: dict[str, Any]
     remarks: tuple[str, ...]
     warnings: tuple[str, ...] = ()
+    named_in: pathlib.Path | None = None
 
 
 def propose(directory: pathlib.Path, found: Mapping[str, pathlib.Path]) -> Proposal:
@@ -94,12 +98,10 @@ def propose(directory: pathlib.Path, found: Mapping[str, pathlib.Path]) -> Propo
     if errors:
         count = quantity(len(errors), "mask")
         remarks.append(f"{count} not read: {shorten(errors, 1)}")
-    if known.path:
-        remarks.append(f"class names are those of {known.path}")
-    colors = _palette_colors([*stored.values()]) if kinds["palette"] else {}
+    colors = _palette_colors([*stored.values()]) if kinds["palette"] else None
     warnings: list[str] = []
-    if kinds["colors"] or (kinds["palette"] and colors):
-        facts = _from_colors(stored, colors, known, remarks, warnings)
+    if kinds["colors"] or colors is not None:
+        facts = _from_colors(stored, colors or {}, known, remarks, warnings)
     else:
         facts = _from_values(stored, known, remarks, warnings)
     count = len(facts["classes"])
@@ -109,7 +111,8 @@ def propose(directory: pathlib.Path, found: Mapping[str, pathlib.Path]) -> Propo
             f"({shorten(facts['classes'])}), and 2 to {_MOST_CLASSES} are possible; "
             "if they show instances or pictures, store class indices instead"
         )
-    return Proposal(facts, tuple(remarks), tuple(warnings))
+    named_in = known.path if known.gave(facts["classes"]) else None
+    return Proposal(facts, tuple(remarks), tuple(warnings), named_in)
 
 
 def _try(path: pathlib.Path) -> Stored | str:
@@ -183,35 +186,44 @@ def _classes(stored: list[Stored]) -> list:
     return sorted(every if len(every - solid) <= _FEW else solid)
 
 
-def _palette_colors(stored: list[Stored]) -> dict[int, Color]:
+def _palette_colors(stored: list[Stored]) -> dict[int, Color] | None:
     """Returns index -> color if one color stands for each index and vice versa.
 
-    Palettes that disagree give the colors numbers of their own. If two indices have the
-    same color, indices are the classes, and the result is empty.
+    It is empty if palettes disagree, so that colors are the classes and indices mean
+    nothing; None if two indices have the same color, so that indices are the classes.
     """
     by_index: dict[int, Color] = {}
     agree = True
     for each in stored:
         if len(set(each.palette.values())) < len(each.palette):
-            return {}
+            return None
         for index, color in each.palette.items():
             agree &= by_index.setdefault(index, color) == color
     if agree and len(set(by_index.values())) == len(by_index):
         return by_index
-    colors = sorted({color for each in stored for color in each.palette.values()})
-    return dict(enumerate(colors))
+    return {}
 
 
 def _warn_of_lone(
-    stored: Mapping[pathlib.Path, Stored], classes: list, warnings: list[str]
+    stored: Mapping[pathlib.Path, Stored],
+    classes: list,
+    warnings: list[str],
+    largest: float = 1,
 ) -> None:
-    """Adds a warning of classes that a single mask of several holds."""
+    """Adds a warning of classes that a single mask of several holds.
+
+    Args:
+      stored: the masks.
+      classes: the values or colors that are classes.
+      warnings: gets the warning.
+      largest: the share of that mask above which a class raises none.
+    """
     lone = []
     for each in classes:
         holders = [path for path, mask in stored.items() if each in mask.counts]
-        if len(holders) == 1:
-            count = quantity(stored[holders[0]].counts[each], "pixel")
-            lone.append(f"{each} ({holders[0]}, {count})")
+        counts = stored[holders[0]].counts if len(holders) == 1 else {}
+        if counts and counts[each] <= largest * sum(counts.values()):
+            lone.append(f"{each} ({holders[0]}, {quantity(counts[each], 'pixel')})")
     if lone and len(stored) > 1:
         warnings.append(f"only one mask holds {shorten(lone, 3)}")
 
@@ -247,14 +259,16 @@ def _from_values(
     ]
     if classes and classes == list(range(1, len(classes) + 1)):
         remarks.append("no mask holds 0, which is void; classes count from 1")
+        _warn_of_lone(stored, classes, warnings, _SLIP)
         return {"classes": known.of_values(classes), "void": [0, *void]}
     declared = {"void": void} if void else {}
     last = classes[-1] if classes else 0
     if known.covers(last) or classes == list(range(len(classes))):
+        _warn_of_lone(stored, classes, warnings, _SLIP)
         every = list(range(max(last + 1, known.count)))
-        if classes == [0, 1]:
-            return {"classes": known.two()} | declared
-        return {"classes": known.of_values(every)} | declared
+        made_up = classes == [0, 1] and not known.values
+        listed = known.two() if made_up else known.of_values(every)
+        return {"classes": listed} | declared
     remarks.append(f"the values have gaps and are read as gray: {shorten(classes, 12)}")
     _warn_of_lone(stored, classes, warnings)
     facts = {
@@ -280,13 +294,11 @@ def _from_colors(
         if known.colors:
             remarks.append("the colors are those of a published data set")
     void = [color for color in colors if known.is_void(color)]
-    void_index = indexed.get(IGNORE_LABEL)
-    if void_index in colors and void_index not in void:
-        void.append(void_index)
+    of_void = (indexed.get(index) for index in (*known.void, IGNORE_LABEL))
+    void += [color for color in of_void if color in colors and color not in void]
     classes = [color for color in colors if color not in void]
-    if indexed:
-        order = {color: index for index, color in indexed.items()}
-        classes.sort(key=lambda color: (order.get(color, 256), color))
+    indices = {color: index for index, color in indexed.items()}
+    classes.sort(key=lambda color: (indices.get(color, 256), color))
     known_order = {color: i for i, color in enumerate(known.colors)}
     classes.sort(key=lambda color: known_order.get(color, len(known_order)))
     remarks.append(f"{quantity(len(classes), 'color')} are classes")
@@ -294,7 +306,7 @@ def _from_colors(
         remarks.append(f"void: {shorten(void)}")
     _warn_of_lone(shown, classes, warnings)
     facts: dict[str, Any] = {
-        "classes": known.of_colors(classes),
+        "classes": known.of_colors(classes, indices),
         "palette": [list(color) for color in classes],
     }
     return facts | ({"void": [list(color) for color in void]} if void else {})
