@@ -373,7 +373,7 @@ def _value_hint(values: list[int], facts: MaskFacts, source: Source) -> str:
             hint += f" If 0 is void and labels start at 1, {shift}"
         return hint
     if facts.has_palette:
-        hint = "a palette PNG: its indices count, not its colors; void must be 255"
+        hint = "of a palette PNG indices count, not colors; void must be 255"
         if path:
             hint += f'. If colors are the classes, give them as "palette" in {path}'
         return hint

@@ -385,13 +385,19 @@ def _unknown(colors: list[Color], unknown_hw: np.ndarray) -> str:
 
 
 def repaint(wrong_hw: np.ndarray) -> str:
-    """Returns the advice to repaint wrong pixels and where; "" where these are many."""
+    """Returns the advice to repaint wrong pixels and where; "" where these are many.
+
+    Other advice can follow, whether a sentence or a question.
+    """
     if wrong_hw.mean() > _SLIP:
         return ""
     row, column = np.argwhere(wrong_hw)[0].tolist()
-    count = quantity(int(wrong_hw.sum()), "pixel")
-    where = f"row {row} and column {column} (from 0)"
-    return f"repaint {count}, the first in {where}, or else "
+    where = f"in row {row} and column {column} (from 0)"
+    count = int(wrong_hw.sum())
+    if count == 1:
+        return f"if this pixel, {where}, is a slip, repaint it; otherwise: "
+    some = f"these {count} pixels, the first {where}, are a slip"
+    return f"if {some}, repaint them; otherwise: "
 
 
 def _replaced(values_hw: np.ndarray, used: np.ndarray, labels: list[int]) -> np.ndarray:

@@ -132,9 +132,9 @@ def check_not_data(workdir: Path) -> None:
         return
     names = {path.name.lower(): path.name for path in workdir.iterdir()}
     found = next((names[name] for name in _DATA if name in names), None)
-    if found is None:  # --workdir=data/NAME
-        prepared = next(workdir.glob("*/dataset_info.json"), None)
-        found = prepared and str(prepared.relative_to(workdir))
+    for depth in ("*", "*/*"):  # --workdir=data/NAME, --workdir=data
+        prepared = next(workdir.glob(f"{depth}/dataset_info.json"), None)
+        found = found or (prepared and str(prepared.relative_to(workdir)))
     if found is not None and not names.keys() & {CONFIG, CHECKPOINTS}:
         raise WorkdirError(
             f"--workdir={workdir} looks like a folder of data: it holds {found}. A run "

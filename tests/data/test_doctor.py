@@ -349,8 +349,9 @@ def test_a_page_shows_images_with_problems(root, tmp_path):
     with pytest.raises(SystemExit) as failed:
         check_data.main(["--dataset=folder", f"--source={root}", f"--html={page}"])
     text = (
-        "05.png: holds 1 color that the palette lacks: (9, 8, 7); repaint 3 pixels, "
-        "the first in row 7 and column 20 (from 0), or else add them to the palette"
+        "05.png: holds 1 color that the palette lacks: (9, 8, 7); if these 3 pixels, "
+        "the first in row 7 and column 20 (from 0), are a slip, repaint them; "
+        "otherwise: add them to the palette, or list them under void"
     )
     assert text in str(failed.value)
     problems, examples = page.read_text().split("<h2>Examples</h2>")
@@ -367,8 +368,24 @@ def test_a_value_in_few_pixels_is_located(root):
 
     _change(root, change)
     (line, *_) = _lines(root)
-    assert "values 9 are not below the class count 3; repaint 1 pixel, the" in line
-    assert "in row 3 and column 4 (from 0), or else store class indices 0..2" in line
+    assert (
+        "values 9 are not below the class count 3; if this pixel, in row 3 and column "
+        "4 (from 0), is a slip, repaint it; otherwise: store class indices 0..2" in line
+    )
+
+
+def test_a_page_of_many_problems_shows_the_first(root, tmp_path):
+    def change(label):
+        label[3, 4] = 9
+        return label
+
+    _change(root, change, ALL)
+    page = tmp_path / "page.html"
+    with pytest.raises(SystemExit, match="16 problems"):
+        check_data.main(["--dataset=folder", f"--source={root}", f"--html={page}"])
+    problems, _ = page.read_text().split("<h2>Classes</h2>")
+    assert problems.count("values 9 are not") == 16
+    assert problems.count("data:image/jpeg;base64,") == 12
 
 
 def test_the_hash_of_a_picture():

@@ -1,5 +1,6 @@
 """Which files of a user's folder are data, and for which split."""
 
+import json
 import os
 
 import numpy as np
@@ -76,6 +77,33 @@ def test_files_that_are_not_read_are_counted_by_ending(folder):
     expected = "2 .heic (a.heic, b.HEIC); 1 .md (notes.md); 1 without ending (plain)"
     assert f"{folder / 'images'}: not read: {expected}" in notes
     assert f"{folder}: not read: test/, val_list.txt" in notes
+
+
+@pytest.mark.parametrize(
+    ("listed", "agrees"),
+    [
+        ("a\nb\nc", True),
+        ("a\nb\nc\nd", True),
+        ("0 a\n2 c", False),
+        ("c\nb\na", False),
+        ("background\nb\nc", False),
+        ("a 0 0 0\nb 9 0 0\nc 0 9 0\nvoid 0 0 9", True),
+        ("a 0 0 0\nb 9 0 0", False),
+    ],
+)
+def test_a_list_of_other_class_names_is_not_read(folder, listed, agrees):
+    (folder / "labels.txt").write_text(listed)
+    said = "not read: labels.txt" in _notes(folder)
+    assert said != agrees
+
+
+def test_a_list_may_name_some_of_the_classes(folder):
+    (folder / "labels.txt").write_text("0 sky\n2 road")
+    for middle, agrees in (("class_1", True), ("tree", False)):
+        facts = {"classes": ["sky", middle, "road"]}
+        (folder / "classes.json").write_text(json.dumps(facts))
+        said = "not read: labels.txt" in _notes(folder)
+        assert said != agrees
 
 
 def test_an_unlabeled_folder_that_is_empty_or_of_another_format(folder):

@@ -234,6 +234,14 @@ def test_binary_masks():
         np.testing.assert_array_equal(found.label_hw, two)
     with pytest.raises(UnreadableImage, match="holds 1; with"):
         read_mask(encoded(image(two)), form)
+    large = np.zeros((20, 20), np.uint8)
+    large[3, 4] = 77
+    with pytest.raises(
+        UnreadableImage,
+        match=r"^holds 77; if this pixel, in row 3 and column 4 \(from 0\), is a slip, "
+        'repaint it; otherwise: with "binary" masks hold only 0 and 255',
+    ):
+        read_mask(encoded(image(large)), form)
 
 
 def test_void_values_shift_the_classes():

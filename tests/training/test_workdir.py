@@ -51,7 +51,14 @@ def test_a_workdir_of_another_run_is_refused_with_the_difference(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["classes.json", "Images/a.png", "masks/a.png", "1.0.0/dataset_info.json"]
+    "name",
+    [
+        "classes.json",
+        "Images/a.png",
+        "masks/a.png",
+        "1.0.0/dataset_info.json",
+        "folder/1.0.0/dataset_info.json",
+    ],
 )
 def test_a_folder_of_data_is_no_workdir(tmp_path, name):
     folder = tmp_path / "my_data"

@@ -109,6 +109,9 @@ def read_source(
     )
     splits = {"train": samples(assigned.labeled) + without_masks}
     splits |= {split: samples(keys) for split, keys in assigned.held_out.items()}
+    notes += _note_others(
+        directory, named.names, found, unlabeled, unlabeled_files.values()
+    )
     pixels = _pixel_format([s.image for split in splits.values() for s in split])
     return Source(
         name="folder",
@@ -119,11 +122,7 @@ def read_source(
         measure=True,
         splits=splits,
         problems=tuple(problems),
-        notes=(
-            *assigned.notes,
-            *notes,
-            *_note_others(directory, found, unlabeled, unlabeled_files.values()),
-        ),
+        notes=(*assigned.notes, *notes),
         masks=named.masks if found.annotations is None else MaskFormat(),
     )
 
@@ -199,6 +198,7 @@ def find_unlabeled(
 
 def _note_others(
     directory: pathlib.Path,
+    class_names: tuple[str, ...],
     found: Folder,
     unlabeled: str,
     images: Iterable[pathlib.Path],
@@ -207,6 +207,7 @@ def _note_others(
 
     Args:
       directory: the user's folder.
+      class_names: its classes; a list of other names had no effect.
       found: its images and masks.
       unlabeled: see `read_source`.
       images: the images without masks.
@@ -215,8 +216,9 @@ def _note_others(
     known |= {f"{name}.txt" for name in folder_splits.LISTS}
     if found.annotations is not None:
         known |= found.annotations.read
-    listed = names_lib.find(directory).path
-    known |= {listed.name} if listed is not None else set()
+    listed = names_lib.find(directory)
+    if listed.path is not None and listed.agrees(class_names):
+        known.add(listed.path.name)
     root = directory.resolve()
     given = {path.parent for path in images}
     given |= {pathlib.Path(unlabeled)} if unlabeled else set()

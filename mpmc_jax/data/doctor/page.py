@@ -1,6 +1,8 @@
 """A page on the labels of a data set: one HTML file without any other."""
 
+import dataclasses
 import io
+import itertools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -17,7 +19,7 @@ from mpmc_jax.types import IGNORE_LABEL
 from mpmc_jax.web_page import escape
 
 _SIDE = 180  # Of a thumbnail, in pixels.
-_PER_FINDING, _EXAMPLES = 6, 12
+_PER_FINDING, _PROBLEMS, _EXAMPLES = 6, 12, 12
 
 _BODY = """<p>{summary}</p>
 {findings}
@@ -48,7 +50,7 @@ def render(
     step = max(len(labeled) // _EXAMPLES, 1)
     examples = [_figure(source, s) for s in labeled[::step][:_EXAMPLES]]
     found = {
-        "Problems": problems,
+        "Problems": _few_pictures(problems),
         "Warnings": [Finding("warning", text) for text in report.warnings],
         "Notes": [Finding("note", text) for text in report.notes],
     }
@@ -77,6 +79,17 @@ def _locate(problems: Sequence[str], samples: Mapping[str, Sample]) -> list[Find
     }
     found = [(text, named.get(text.partition(": ")[0])) for text in problems]
     return [Finding("problem", text, (key,) if key else ()) for text, key in found]
+
+
+def _few_pictures(problems: Sequence[Finding]) -> list[Finding]:
+    """Returns the problems, of which only the first are shown with their image."""
+    located = itertools.count(1)
+    return [
+        problem
+        if not problem.ids or next(located) <= _PROBLEMS
+        else dataclasses.replace(problem, ids=())
+        for problem in problems
+    ]
 
 
 def _section(

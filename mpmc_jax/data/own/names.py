@@ -96,6 +96,19 @@ class Known:
         listed = {*self.values.values(), *self.colors.values()}
         return bool(listed & {*class_names} - {_made_up(v) for v in range(256)})
 
+    def agrees(self, class_names: Iterable[str]) -> bool:
+        """Returns whether classes have the names and order of this list.
+
+        Classes that it lacks may have made-up names.
+        """
+        found, listed = list(class_names), iter(self.colors.values())
+        if self.values:
+            made_up = {_made_up(v) for v in range(256) if v not in self.values}
+            found = [name for name in class_names if name not in made_up]
+            listed = iter([name for _, name in sorted(self.values.items())])
+        # In order: each name is searched for after the one before it.
+        return bool(found) and all(name in listed for name in found)
+
     def is_void(self, color: Color) -> bool:
         """Returns whether a color's name says that it is no class."""
         return self.colors.get(color, "").lower() in _VOID
