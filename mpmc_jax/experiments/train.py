@@ -18,6 +18,7 @@ from mpmc_jax.data.dataset import DatasetFacts
 from mpmc_jax.data.pipeline import TrainPipeline
 from mpmc_jax.data.splits import Split
 from mpmc_jax.experiments import config_checks
+from mpmc_jax.experiments.base_config import get_base
 from mpmc_jax.experiments.build import (
     Setup,
     build_parallel,
@@ -37,6 +38,7 @@ from mpmc_jax.experiments.pretrained import initial_weights
 from mpmc_jax.experiments.run import open_model_and_method
 from mpmc_jax.experiments.validation_panels import make_panels
 from mpmc_jax.models import footprint
+from mpmc_jax.models.registry import build_segmenter, identifying_fields
 from mpmc_jax.paths import as_path
 from mpmc_jax.text import quantity
 from mpmc_jax.training import (
@@ -59,6 +61,15 @@ _LOG = logging.getLogger(__name__)
 # FLOPs of a step that takes two CPU cores about half a minute; those of the quick start
 # are a tenth.
 _LARGE_ON_CPU = 4e11
+# What makes a run small, in docs/own_data.md too.
+_SMALL_CROP = 97
+_SMALL_RUN = {
+    "train.batch_size": 2,
+    "train.steps": 200,
+    "optimizer.lr": 0.02,
+    "optimizer.head_multiplier": 1,
+    "train.precise_bn": 10,
+}
 
 
 def train(
@@ -349,14 +360,39 @@ def log_large_on_cpu(
     images = sizes["labeled"] + sizes.get("unlabeled", 0)
     flops = footprint.training_flops(setup.model, images, config.data.crop)
     if parallel.devices[0].platform == "cpu" and flops > _LARGE_ON_CPU:
+        argument, flags = _small_run(config, setup)
         _LOG.warning(
             "a step of %d crops of %d pixels may take minutes on a CPU; for a first "
-            "try append :backbone=resnet18,crop=97 to --config (with a comma if it has "
-            "a colon) and add --config.train.batch_size=2 --config.train.steps=200, "
+            "try append :%s to --config (with a comma if it has a colon) and add %s, "
             "see 'The first run on a CPU' in docs/own_data.md",
             images,
             config.data.crop,
+            argument,
+            flags,
         )
+
+
+def _small_run(config: ml_collections.ConfigDict, setup: Setup) -> tuple[str, str]:
+    """Returns what makes a run as small as the quick start's.
+
+    Returns:
+      The end of the argument of --config, and the further arguments.
+    """
+    multiple = build_segmenter(setup.model).multiple
+    crop = min(_SMALL_CROP, config.data.crop)
+    argument = f"crop={max(crop // multiple, 1) * multiple}"
+    settings = dict(_SMALL_RUN)
+    if "backbone" in identifying_fields(setup.model):
+        argument = f"backbone=resnet18,{argument}"
+        # A decoder that reads a vision transformer does not read a ResNet.
+        if setup.model.name != (usual := get_base().model.name):
+            argument = f"model={usual},{argument}"
+        if config.model.pretrained:
+            settings["model.pretrained"] = ""
+    # A batch is whole groups, for each of the accumulated passes.
+    most = {"train.group_size": settings["train.batch_size"], "train.accumulation": 1}
+    settings |= {k: v for k, v in most.items() if config[k] > v}
+    return argument, " ".join(f"--config.{k}={v}" for k, v in settings.items())
 
 
 def make_place(pipeline: TrainPipeline, parallel: Parallel) -> Callable[[Batch], Batch]:

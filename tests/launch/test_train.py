@@ -1,14 +1,16 @@
 """What training says before it trains."""
 
 import logging
+import re
 import types
 
 import jax
 import numpy as np
 import pytest
 
+from configs import acdc, folder, voc
 from mpmc_jax.data.splits import Split
-from mpmc_jax.experiments import train
+from mpmc_jax.experiments import config_checks, train
 from mpmc_jax.experiments.build import build_parallel, init_state
 from mpmc_jax.experiments.identity import RunIdentity, data_facts
 from mpmc_jax.training import loop
@@ -75,6 +77,52 @@ def test_a_step_that_is_large_for_a_cpu_is_told_once(caplog, platform, crop):
     assert len(said) == (platform == "cpu" and crop > 33)
     assert all("8 crops of 2001 pixels" in line for line in said)
     assert all("--config.train.batch_size=2" in line for line in said)
+
+
+@pytest.mark.parametrize(
+    ("module", "argument", "appended"),
+    [
+        (acdc, "", "crop=96"),
+        (acdc, "method=unimatch,mpmc=recommended", "crop=96"),
+        (acdc, "method=u2pl,mpmc=paper", "crop=96"),
+        (folder, "method=unimatch", "backbone=resnet18,crop=97"),
+        (voc, "method=cps,mpmc=paper", "backbone=resnet18,crop=97"),
+        (voc, "method=u2pl", "backbone=resnet18,crop=97"),
+        (
+            voc,
+            "method=unimatch_v2,mpmc=recommended",
+            "model=deeplabv3plus,backbone=resnet18,crop=84",
+        ),
+        (
+            folder,
+            "model=segmenter,backbone=vit_s16",
+            "model=deeplabv3plus,backbone=resnet18,crop=96",
+        ),
+    ],
+)
+def test_the_advice_for_a_cpu_is_accepted(caplog, module, argument, appended):
+    config = module.get_config(argument)
+    if "unimatch_v2" in argument:
+        config.model.pretrained = "dinov2_b14"
+    device = types.SimpleNamespace(platform="cpu")
+    parallel = types.SimpleNamespace(devices=[device])
+    train.log_large_on_cpu(config, tiny.setup(config), parallel)
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert f"append :{appended} to --config" in said
+    small = module.get_config(f"{argument},{appended}")
+    for name, value in re.findall(r"--config\.(\S+)=([^\s,]*)", said):
+        section, key = name.split(".")
+        small[section][key] = type(small[section][key])(value)
+    assert small.train.precise_bn == 10 and small.optimizer.lr == 0.02
+    assert small.optimizer.head_multiplier == 1 and small.train.steps == 200
+    assert small.model.pretrained == ""
+    config_checks.check_ranges(small)
+    config_checks.check_read(small)
+    small.train.devices = 1
+    build_parallel(small)
+    caplog.clear()
+    train.log_large_on_cpu(small, tiny.setup(small), parallel)
+    assert not caplog.records
 
 
 def test_statistics_are_counted_from_the_runs_own_images(tmp_path):
