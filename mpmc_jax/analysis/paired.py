@@ -172,16 +172,12 @@ class PairedSummary:
 
     @property
     def deviation(self) -> float:
-        """The standard deviation of paired differences over seeds, pooled; or NaN."""
+        """The standard deviation of differences over seeds: the pairs' median, or NaN.
+
+        A mean over pairs would be that of the few in which an arm collapses.
+        """
         known = [each.last for each in self.differences if len(each.last) > 1]
-        if not known:
-            return math.nan
-        freedom = [len(values) - 1 for values in known]
-        squares = [
-            count * statistics.variance(values)
-            for count, values in zip(freedom, known, strict=True)
-        ]
-        return math.sqrt(sum(squares) / sum(freedom))
+        return statistics.median(map(statistics.stdev, known)) if known else math.nan
 
     def power(self) -> str:
         """Says which differences a number of seeds lets a t-test find."""
@@ -196,7 +192,7 @@ class PairedSummary:
         )
         return (
             f"Paired differences deviate by {self.deviation:.1f} points from seed to "
-            "seed (pooled over all pairs below). The smallest true differences that "
+            "seed (median of all pairs below). The smallest true differences that "
             f"a paired t-test finds (p < {_LEVEL}) in four of five repetitions are "
             f"{shown}."
         )

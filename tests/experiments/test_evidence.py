@@ -116,6 +116,14 @@ def test_a_difference_is_the_mean_of_pairs_and_its_error(write):
     assert found.drawing().png[:4] == b"\x89PNG"
 
 
+def test_an_arm_that_collapses_does_not_hide_what_others_could_show():
+    lasts = (-60.0, 0.0, 40.0), (0.0, 0.5, 1.0), (1.0, 2.0, 3.0)
+    differences = tuple(map(difference, lasts))
+    table = base.plan("toy", TOY)
+    found = paired.PairedSummary(table, (), differences, {})
+    assert found.deviation == 1.0
+
+
 @pytest.mark.parametrize(
     "last, verdict",
     [
