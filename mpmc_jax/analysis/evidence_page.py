@@ -1,7 +1,8 @@
 """The page of all stages of the evidence: all differences, their p-values, the costs.
 
 `page(place)` reads the runs of stages 1 to 3 and the pages of stage 0 (evidence0.md in
-the same folder, or in a folder of it), and leaves out nothing that is there.
+the same folder, or in a folder of it), and leaves out nothing that is there: it links
+to the pages (README.md) of runs in folders of their own.
 """
 
 import dataclasses
@@ -95,6 +96,7 @@ def page(place: Place) -> str:
         _verdicts(found),
         _not_run(found),
         _costs(found),
+        _others(place.folder),
     ]
     for pattern in ("evidence0.md", "*/evidence0.md"):
         for path in sorted(place.folder.glob(pattern)):
@@ -154,6 +156,15 @@ def _moved_from(folder: str, text: str) -> str:
         return f"]({posixpath.normpath(posixpath.join(folder, found[1]))})"
 
     return re.sub(r"\]\((?![a-z]+:|#)([^)]+)\)", link, text)
+
+
+def _others(folder: Path) -> str:
+    """Links to the pages of runs that are not among the experiments'."""
+    lines = []
+    for path in sorted(folder.glob("*/README.md")):
+        title = path.read_text().splitlines()[0].lstrip("# ")
+        lines.append(f"- [{title}]({path.relative_to(folder).as_posix()})")
+    return "Runs with other settings:\n\n" + "\n".join(lines) if lines else ""
 
 
 def _lowered(text: str) -> str:

@@ -253,10 +253,12 @@ def test_the_page_has_every_run_that_is_there_whatever_it_shows(write):
             write_run(run, (0.1, score))
     (place.folder / "evidence0.md").write_text("# Stage 0\n\ntext\n")
     (place.folder / "other").mkdir()
+    (place.folder / "other" / "README.md").write_text("# Tried first\n\ntext\n")
     links = "[a](../../b/c.md) [d](https://e.org/f) [g](h.png)"
     (place.folder / "other" / "evidence0.md").write_text(f"# Other\n\n{links}\n")
     text = evidence_page.page(place)
     assert "[a](../b/c.md) [d](https://e.org/f) [g](other/h.png)" in text
+    assert "Runs with other settings:\n\n- [Tried first](other/README.md)\n" in text
     for long in text.splitlines():
         assert len(long) <= 88 or long.startswith("|"), long
     # Lines are joined, to be compared whatever their breaks.
