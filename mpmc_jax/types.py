@@ -92,10 +92,6 @@ class Features(struct.PyTreeNode):
     size: tuple[int, int] = struct.field(pytree_node=False)
     dropout_keys: Array | None = None
 
-    def part(self, start: int, stop: int) -> "Features":
-        """The examples start..stop-1."""
-        return jax.tree.map(lambda x: x[start:stop], self)
-
 
 class Prediction(struct.PyTreeNode):
     """The output of a segmenter, at the decoder's stride or at full size.

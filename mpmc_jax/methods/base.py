@@ -205,9 +205,9 @@ def concatenated(first: T, second: T) -> T:
     return jax.tree.map(lambda *parts: jnp.concatenate(parts), first, second)
 
 
-def take(taps: dict[str, Array], start: int, stop: int) -> dict[str, Array]:
-    """The examples start..stop-1 of every tap."""
-    return {name: tap[start:stop] for name, tap in taps.items()}
+def take(tree: T, start: int, stop: int) -> T:
+    """The examples start..stop-1 of every array of a tree."""
+    return jax.tree.map(lambda x: x[start:stop], tree)
 
 
 def warmed_decay(step: Array, decay: float) -> Array:
@@ -276,7 +276,7 @@ class Pass(struct.PyTreeNode):
 
     def part(self, start: int, stop: int) -> "Pass":
         """The examples start..stop-1."""
-        return jax.tree.map(lambda x: x[start:stop], self)
+        return take(self, start, stop)
 
     def halves(self) -> tuple["Pass", "Pass"]:
         """Splits the batch into its two halves, such as [labeled, unlabeled] images."""

@@ -213,7 +213,7 @@ class UniMatch(base.Method):
             return of_weak, of_strong, student
         images, both_keys = base.concatenated((weak, keys[0]), (strong, keys[1]))
         both, student = student.encode(images, dropout_keys=both_keys, passes=2)
-        return both.part(0, n), both.part(n, 2 * n), student
+        return base.take(both, 0, n), base.take(both, n, 2 * n), student
 
     def _decode_weak(
         self, student: Network, features: Features, inputs: Inputs

@@ -14,7 +14,6 @@ the output, whose sign is that of the activation, and the shortcut's gradient).
 
 import contextlib
 import contextvars
-import functools
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -120,39 +119,23 @@ def normalize_by_batch(
       scale_c, bias_c: one number per channel.
       center_c: a guess of the mean, such as the running one; see `_fused`.
     """
-    one_pass = functools.partial(_normalize_pass, form)
+
+    def one_pass(x_bhwc: Array, shortcut_bhwc: Array | None) -> Any:
+        if target_platform() == "gpu":
+            return _fused_with_gradient(
+                form, x_bhwc, shortcut_bhwc, scale_c, bias_c, center_c
+            )
+        out = _with_gradient(form.axis_name, x_bhwc, scale_c, bias_c)
+        return finish(out[0], shortcut_bhwc, form.slope), *out[1:]
+
     if passes() == 1:
-        out_bhwc, mean_c, var_c = one_pass(
-            x_bhwc, shortcut_bhwc, scale_c, bias_c, center_c
-        )
+        out_bhwc, mean_c, var_c = one_pass(x_bhwc, shortcut_bhwc)
         return out_bhwc, mean_c[None], var_c[None]
-    x_pbhwc, shortcut_pbhwc = jax.tree.map(
+    by_pass = jax.tree.map(
         lambda x: x.reshape(passes(), -1, *x.shape[1:]), (x_bhwc, shortcut_bhwc)
     )
-    each_pass = jax.vmap(one_pass, in_axes=(0, 0, None, None, None))
-    out_pbhwc, mean_pc, var_pc = each_pass(
-        x_pbhwc, shortcut_pbhwc, scale_c, bias_c, center_c
-    )
+    out_pbhwc, mean_pc, var_pc = jax.vmap(one_pass)(*by_pass)
     return out_pbhwc.reshape(x_bhwc.shape), mean_pc, var_pc
-
-
-def _normalize_pass(
-    form: Form,
-    x_bhwc: Array,
-    shortcut_bhwc: Array | None,
-    scale_c: Array,
-    bias_c: Array,
-    center_c: Array,
-) -> tuple[Array, Array, Array]:
-    """Returns `finish` of one normalized pass, its mean and biased variance."""
-    out: Any
-    if target_platform() == "gpu":
-        out = _fused_with_gradient(
-            form, x_bhwc, shortcut_bhwc, scale_c, bias_c, center_c
-        )
-        return out
-    out = _with_gradient(form.axis_name, x_bhwc, scale_c, bias_c)
-    return finish(out[0], shortcut_bhwc, form.slope), *out[1:]
 
 
 def finish(x_bhwc: Array, shortcut_bhwc: Array | None, slope: float | None) -> Array:
