@@ -10,8 +10,7 @@ Array names end in the letters of their axes:
     d     feature channels
     n     items of a flat list (the pixels of a map, the negatives of an anchor)
     m     anchors per class
-    p     parts of the channels, each pooled at a window of its own; passes through a
-          network in one batch
+    p     parts of the channels, or passes through a network that are one batch
     1, 4  an axis of that length
 
 So `logits_bhwc` are class scores and `label_bhw` a label map. In docstrings, C
