@@ -61,7 +61,8 @@ def parse_flags(argv: list[str]) -> list[str]:
         needed = (_CONFIG,) if _FIT.value else (_CONFIG, _WORKDIR)
         missing = [flag.name for flag in needed if flag.value in (None, "")]
         if not missing:
-            _ = _CONFIG.value.format_version  # fails if the file could not be read
+            # Fails if the file could not be read.
+            config_checks.check_epochs(argv, _CONFIG.value)
     except (flags.Error, ValueError, OSError, AttributeError) as error:
         # ml_collections wraps what a configuration file raised; its reason is last.
         reason = str(error).strip().splitlines()[-1].strip()

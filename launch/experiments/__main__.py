@@ -282,7 +282,7 @@ def _settings(args: argparse.Namespace, more: Sequence[str]) -> list[str]:
     Raises:
       ValueError: an unknown key, or a negative number of steps.
     """
-    config_checks.check_keys(list(more))
+    config_checks.check_keys(more)
     if bare := [each for each in more if "=" not in each]:
         raise ValueError(f"{bare[0]}: expected --config.KEY=VALUE")
     found = []
@@ -310,7 +310,7 @@ def _configuration(arguments: Sequence[str]) -> ml_collections.ConfigDict:
     """Parses the flags of a run as `launch.train` does.
 
     Raises:
-      ValueError: a value that is not valid.
+      ValueError: a value that is not valid or does not act.
     """
     values, argv = flags.FlagValues(), ["launch.train", *arguments]
     holder = config_flags.DEFINE_config_file(
@@ -322,6 +322,7 @@ def _configuration(arguments: Sequence[str]) -> ml_collections.ConfigDict:
     except (flags.Error, AttributeError, OSError) as error:
         reason = str(error).strip().splitlines()[-1]
         raise ValueError(f"{shlex.join(arguments)}: {reason}") from error
+    config_checks.check_epochs(arguments, config)
     config_checks.expand_paths(config)
     config_checks.check_ranges(config)
     return config

@@ -2,6 +2,7 @@
 
 import difflib
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import ml_collections
@@ -78,7 +79,7 @@ def expand_paths(config: ml_collections.ConfigDict) -> None:
         config.model.pretrained = str(path)
 
 
-def check_keys(arguments: list[str]) -> None:
+def check_keys(arguments: Sequence[str]) -> None:
     """Refuses an argument --config.a.b that names no key.
 
     Raises:
@@ -102,6 +103,21 @@ def check_keys(arguments: list[str]) -> None:
             if (section and near) or not close:
                 hint += f"valid: {', '.join(near.values() or valid)}"
             raise ValueError(f"unknown configuration key {name!r}; {hint}".rstrip())
+
+
+def check_epochs(arguments: Sequence[str], config: ml_collections.ConfigDict) -> None:
+    """Refuses --config.train.epochs where `train.steps` replaces it.
+
+    Raises:
+      ValueError: the configuration, or another argument, sets `train.steps`.
+    """
+    steps = config.train.steps
+    names = [argument.partition("=")[0] for argument in arguments]
+    if steps and "--config.train.epochs" in names:
+        raise ValueError(
+            f"--config.train.epochs does not act, because train.steps={steps} replaces "
+            "it; leave it out, or add --config.train.steps=0"
+        )
 
 
 def check_ranges(config: ml_collections.ConfigDict) -> None:

@@ -163,6 +163,16 @@ def test_names_of_a_published_palette(tmp_path):
     assert facts["void"] == [[0, 0, 0]]
 
 
+def test_names_without_colors_are_not_given_to_colors(tmp_path):
+    write_mask(tmp_path / "0.png", COLORS[LABEL])
+    (tmp_path / "classes.txt").write_text("sky\nroad\ncar\ntree\n")
+    proposal = survey.propose(tmp_path, {"0": tmp_path / "0.png"})
+    assert not {"sky", "road"} & {*proposal.facts["classes"]}
+    assert proposal.named_in is None
+    (warning,) = proposal.warnings
+    assert warning.startswith(f"{tmp_path / 'classes.txt'} says no colors")
+
+
 def _propose(tmp_path, labels, listed, palette=None):
     """Proposes classes of a folder with nnU-Net's list of names."""
     if listed is not None:

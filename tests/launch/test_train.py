@@ -192,6 +192,10 @@ def test_class_weights_are_counted_once_and_recorded(tmp_path):
             "data.flip=maybe: True or False is needed, not 'maybe'",
             marks=pytest.mark.full,
         ),
+        (
+            ["--config=configs/synthetic.py", "--workdir=w", "--config.train.epochs=5"],
+            "epochs does not act, because train.steps=150 replaces it; leave it out",
+        ),
     ],
 )
 def test_a_command_line_that_lacks_something_ends_in_one_line(arguments, message):

@@ -76,8 +76,6 @@ class Known:
             "background" if color == (0, 0, 0) else f"class_{i}"
             for i, color in enumerate(colors)
         ]
-        if not self.colors and not indices and self.covers(len(colors) - 1):
-            return self.of_values(list(range(len(colors))))
         return _distinct(
             [
                 self.colors.get(color, name)

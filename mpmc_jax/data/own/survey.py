@@ -305,6 +305,11 @@ def _from_colors(
     if void:
         remarks.append(f"void: {shorten(void)}")
     _warn_of_lone(shown, classes, warnings)
+    if known.values and not indices.keys() >= {*classes}:
+        warnings.append(
+            f"{known.path} says no colors, and the masks are colors, so its names are "
+            "not used; name the classes, in the order of their colors, in classes.json"
+        )
     facts: dict[str, Any] = {
         "classes": known.of_colors(classes, indices),
         "palette": [list(color) for color in classes],
