@@ -248,8 +248,15 @@ for _method, _label in _METHODS.items():
     _STAGE3[f"{_method}_winner"] = _choice(
         f"{_label} + MPMC", _method, "paper", _without_base(_WINNER)
     )
+# In 300 steps a seed whose network finds the right ventricle late stays behind.
+_LONG = {"train.steps": 600}
+_STAGE3 |= {
+    "long_off": _choice("A, 600 steps", "mean_teacher", settings={**_BASE, **_LONG}),
+    "long_labeled": _arm("B, 600 steps", {**_LABELED, **_LONG}),
+    "long_max": _arm("D, 600 steps", {**_MAX, **_LONG}),
+}
 STAGE3 = Experiment(
-    "The winner's settings, other methods, and ideas beyond the paper",
+    "Other settings and methods, longer runs, and ideas beyond the paper",
     "acdc",
     _STAGE3,
     _COLUMNS,
@@ -257,6 +264,8 @@ STAGE3 = Experiment(
         Pair("winner", "off", "Does it help?"),
         *(Pair(row, "winner", "Is it a better setting?") for row in _VARIED),
         *(Pair(row, "winner", "Does it help beyond the paper?") for row in _BEYOND),
+        Pair("long_labeled", "long_off", "Does L_l^M help in twice the steps?"),
+        Pair("long_max", "long_off", "Does L_l^M with lambda_s help in them?"),
         *(
             Pair(f"{method}_winner", method, f"Does it help {label}?")
             for method, label in _METHODS.items()
