@@ -98,6 +98,11 @@ STAGE1 = Experiment(
             settings=_BALANCED,
         ),
         "unimatch": _choice("UniMatch", "unimatch"),
+        "no_unlabeled": _choice(
+            "Mean teacher, unlabeled loss of weight 0",
+            "mean_teacher",
+            settings={**_BASE, "mpmc.alpha": 0.0},
+        ),
     },
     _COLUMNS,
     pairs=tuple(
@@ -110,10 +115,13 @@ STAGE1 = Experiment(
             "mean_teacher_0",
             "mean_teacher_balanced_0",
             "unimatch",
+            "no_unlabeled",
         )
-    ),
-    note="On ACDC, mean teacher's averaged batch-norm statistics include unlabeled "
-    "slices, which may be a part of its gain (results/mean_teacher_acdc).",
+    )
+    + (Pair("mean_teacher_ce_0", "no_unlabeled", "Does the unlabeled loss help?"),),
+    note="All are evaluated by averaged parameters, but mean teacher's batch-norm "
+    "statistics are of labeled and unlabeled images, supervision's of labeled ones. "
+    "Where the unlabeled loss has weight 0, nothing else differs from supervision.",
     settings=_SETTINGS,
     parts=_PARTS,
 )
@@ -191,7 +199,7 @@ STAGE2 = Experiment(
     "weight, so that those of rare classes, often wrong, weigh as much as others.",
     pairs=(
         Pair("labeled", "off", "Does L_l^M help?"),
-        Pair("detached", "labeled", "Is that gain the encoder's?"),
+        Pair("detached", "off", "Nothing reaches the network: is it equal?"),
         Pair("max", "off", "Does L_l^M with lambda_s help?"),
         Pair("max", "labeled", "Does lambda_s help beyond L_l^M?"),
         Pair("max", "shuffled", "Does it matter where lambda_s is small?"),
@@ -264,6 +272,7 @@ STAGE3 = Experiment(
         Pair("winner", "off", "Does it help?"),
         *(Pair(row, "winner", "Is it a better setting?") for row in _VARIED),
         *(Pair(row, "winner", "Does it help beyond the paper?") for row in _BEYOND),
+        *(Pair(row, "off", "And against none of MPMC?") for row in _BEYOND),
         Pair("long_labeled", "long_off", "Does L_l^M help in twice the steps?"),
         Pair("long_max", "long_off", "Does L_l^M with lambda_s help in them?"),
         *(
