@@ -5,6 +5,7 @@ the same folder, or in a folder of it), and leaves out nothing that is there: it
 to the pages (README.md) of runs in folders of their own.
 """
 
+import collections
 import dataclasses
 import math
 import posixpath
@@ -12,6 +13,7 @@ import re
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from mpmc_jax.analysis import paired
 from mpmc_jax.analysis.paired import VERDICTS, Difference, PairedSummary
@@ -93,6 +95,7 @@ def page(place: Place) -> str:
         _COMMANDS,
         "## Differences",
         paired.CHANCE,
+        _corrected(found),
         _verdicts(found),
         _not_run(found),
         _costs(found),
@@ -125,24 +128,39 @@ def _in_lines(text: str) -> str:
 
 
 def _summary(found: list[PairedSummary]) -> str:
-    """Says what stage 2 has found out, in a sentence."""
-    arms = [
-        difference
-        for each in found
-        if each.table.experiment is registry.OWN["evidence2"]
-        for difference in each.differences
-        if difference.last
-    ]
-    if not arms:
+    """Says in a sentence whether MPMC helps, by all its forms that were run."""
+    forms = {}
+    for each in found:
+        for difference in each.differences:
+            row = each.table.experiment.rows[difference.pair.row]
+            if difference.last and _adds_mpmc(each.table.experiment, difference.pair):
+                # Stages share runs.
+                form = str((each.table.dataset, row.argument, row.settings))
+                forms[form] = difference.verdict()
+    if not forms:
         return (
-            "**Not known yet**: no arm of MPMC (stage 2) has been run, so nothing here "
-            "says whether MPMC helps."
+            "**Not known yet**: no training with MPMC has been run beside the same one "
+            "without, so nothing here says whether MPMC helps."
         )
-    counts = {
-        verdict: sum(arm.verdict() == verdict for arm in arms) for verdict in VERDICTS
-    }
-    said = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
-    return f"Of {quantity(len(arms), 'difference')} between arms (stage 2): {said}."
+    counts = collections.Counter(forms.values())
+    said = ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS)
+    return (
+        f"Of {quantity(len(forms), 'training')} with a form of MPMC, compared with the "
+        f"same without: {said}."
+    )
+
+
+def _adds_mpmc(experiment: base.Experiment, pair: base.Pair) -> bool:
+    """Whether two rows differ in MPMC alone, which the second does not have."""
+    row, against = (experiment.rows[name] for name in (pair.row, pair.against))
+
+    def rest(choice: base.Choice) -> dict[str, Any]:
+        settings = choice.settings.items()
+        others = {k: v for k, v in settings if not k.startswith("mpmc.")}
+        return others | {"method": choice.argument["method"]}
+
+    used = row.argument["mpmc"], against.argument["mpmc"]
+    return used[0] != "off" == used[1] and rest(row) == rest(against)
 
 
 def _where(found: PairedSummary) -> str:
@@ -170,6 +188,19 @@ def _others(folder: Path) -> str:
 def _lowered(text: str) -> str:
     """Lowers the page's first heading by one level."""
     return f"#{text}"
+
+
+def _corrected(found: list[PairedSummary]) -> str:
+    """Says how small the smallest p-value is among so many."""
+    values = [each.p_value() for one in found for each in one.differences]
+    known = [p for p in values if not math.isnan(p)]
+    if not known:
+        return ""
+    return (
+        f"The smallest p of these {quantity(len(known), 'pair')} is {min(known):.2g}, "
+        f"and {min(1.0, len(known) * min(known)):.2g} if corrected for their number "
+        "(Bonferroni)."
+    )
 
 
 def _verdicts(found: list[PairedSummary]) -> str:
@@ -211,10 +242,12 @@ def _said(difference: Difference) -> str:
     mean, error = (difference.as_row()[f"last_{name}"] for name in ("mean", "error"))
     number = f"{mean:+.1f}" + ("" if error == "" else f" ± {error:.1f}")
     seeds = quantity(len(difference.last), "seed")
+    if len(difference.last) > 1:
+        seeds += ": " + ", ".join(f"{each:+.1f}" for each in difference.last)
     if not math.isnan(p := difference.p_value()):
-        seeds += f", p = {p:.2g}"
+        seeds += f"; p = {p:.2g}"
     if difference.left_out:
-        seeds += f", {difference.left_out} without a finite score"
+        seeds += f"; {difference.left_out} without a finite score"
     return (
         f"{difference.pair.question} {difference.label} minus {difference.against}: "
         f"{number} ({seeds})"

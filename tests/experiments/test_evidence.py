@@ -266,17 +266,23 @@ def test_the_page_has_every_run_that_is_there_whatever_it_shows(write):
     worse = text.index("Worse by more than 2 standard errors:")
     few = text.index("Too few seeds:")
     line = "Does L_l^M help? B: L_l^M alone minus A: mean teacher: -9.7"
-    assert worse < text.index(f"- camvid, stage 2: {line} ± 0.3 (3 seeds, p =") < few
+    assert (
+        worse < text.index(f"- camvid, stage 2: {line} ± 0.3 (3 seeds: -10.0, ") < few
+    )
+    p = stats.ttest_1samp([-10, -9, -10], 0).pvalue
+    said = f"smallest p of these 1 pair is {p:.2g}, and {p:.2g} if corrected"
+    assert said in text[:worse]
     assert "+20.0 (1 seed)" in text[few:]
     # Mean teacher reads as many unlabeled images as labeled ones.
     hours = 7 * STEPS * (8 + 8) / SPEED / 3600
     assert f"Costs: {hours:.1f} hours of training in 7 runs" in text
     # Of labeled - off and paper - off.
+    assert "Of 2 trainings with a form of MPMC, compared with the same without:" in text
     counted = (0, BETTER), (1, BETTER.replace("better", "worse"))
     counted += (0, "within 2 standard errors"), (1, "too few seeds")
     assert ", ".join(f"{count} {verdict}" for count, verdict in counted) in text
     unmeasured = text[text.index("Not measured") :]
-    assert "- camvid, stage 2: detached - labeled, " in unmeasured
+    assert "- camvid, stage 2: detached - off, " in unmeasured
     assert "paper - off" not in unmeasured.split("- acdc, stage 2: ")[0]
     assert "\n## Stage 0\n" in text and "## evidence2 on camvid" in text
     # Stage 1 shares the run without MPMC, and is there with it.
@@ -291,7 +297,7 @@ def test_settings_of_an_experiment_give_way_to_the_command_line(capsys, tmp_path
     assert config.optimizer.lag == 1
     assert "lr" not in table.runs[2].name
     experiments.main(["--name=evidence2", "--summarize", f"--output={tmp_path}"])
-    assert "no arm of MPMC (stage 2)" in (tmp_path / "README.md").read_text()
+    assert "no training with MPMC has been run" in (tmp_path / "README.md").read_text()
     assert (tmp_path / "evidence2_acdc.md").read_text() in capsys.readouterr().out
     with pytest.raises(SystemExit, match="one labeled part; --splits names 2"):
         both = ["--dataset=camvid", "--splits=1_8,1_4"]
@@ -320,6 +326,18 @@ def test_pairs_name_rows_and_stages_share_runs():
     assert sum(run.name in shared for run in planned("evidence3").runs) == 2
 
 
+def test_forms_of_mpmc_are_compared_with_the_same_training_without():
+    stage2 = registry.OWN["evidence2"]
+    alone = {
+        (pair.row, pair.against)
+        for pair in stage2.pairs
+        if evidence_page._adds_mpmc(stage2, pair)
+    }
+    assert {("labeled", "off"), ("balanced_logit", "balanced_off")} <= alone
+    others = ("max", "shuffled"), ("logit", "supervised"), ("logit", "mean_teacher")
+    assert not alone & {*others, ("balanced_off", "off"), ("balanced_logit", "off")}
+
+
 def test_arms_differ_from_their_pairs_as_they_say():
     rows = registry.OWN["evidence2"].rows
     changed = {
@@ -330,7 +348,9 @@ def test_arms_differ_from_their_pairs_as_they_say():
         }
         for pair in registry.OWN["evidence2"].pairs
     }
-    assert changed["detached", "labeled"] == {"mpmc.detach"}
+    assert rows["detached"].settings == rows["labeled"].settings | {
+        "mpmc.detach": "all"
+    }
     assert changed["max", "shuffled"] == {"mpmc.shuffle"}
     assert changed["logit", "logit_shuffled"] == {"mpmc.shuffle"}
     assert changed["logit_detached", "logit"] == {"mpmc.detach"}
