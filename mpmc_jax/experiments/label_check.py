@@ -2,7 +2,7 @@
 
 import dataclasses
 import itertools
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
@@ -20,6 +20,8 @@ _CONFIDENT = 0.95
 # A mask is reported if the run disagrees with this share of the confident pixels, and
 # with so many standard deviations more than with most masks.
 _SHARE, _DEVIATIONS = 0.05, 5.0
+# Fewer confident pixels, as a share of all labeled ones of a mask, say nothing of it.
+_JUDGED = 0.05
 # Of a normal distribution, per median absolute deviation.
 _DEVIATION = 1.4826
 # IoU on the validation split: of a class that the run has not learned, so that its
@@ -35,11 +37,13 @@ class _Counts:
       sample: the image.
       every: (C,C) of all pixels, label by prediction; None outside of validation.
       sure: {(label, prediction): pixels} of confident predictions.
+      labeled: number of labeled pixels.
     """
 
     sample: Sample
     every: np.ndarray | None
     sure: dict[tuple[int, int], int]
+    labeled: int
 
 
 def find_disagreements(run: Run, source: Source) -> list[Finding]:
@@ -97,7 +101,11 @@ def _contradicted(
       mean_iou: the run's mean IoU on the validation split, if there are labels.
       source: the data set.
     """
-    found = [(each.sample, *_share(each.sure, unlearned)) for each in counts]
+    found = []
+    for each in counts:
+        sure = {k: n for k, n in each.sure.items() if k[0] not in unlearned}
+        if sure and sum(sure.values()) >= _JUDGED * each.labeled:
+            found.append((each.sample, *_share(sure)))
     if not found:
         return []
     shares = np.array([share for _, share, _ in found])
@@ -114,9 +122,10 @@ def _contradicted(
         if share > limit and pair is not None:
             label, prediction = pair
             text = (
-                f"{sample.name('mask')}: a run{score} contradicts {share:.0%} of its "
-                f"labels with a confidence above {_CONFIDENT} ({names[prediction]} "
-                f"instead of {names[label]}); {advice}"
+                f"{sample.name('mask')}: a run{score} contradicts {share:.0%} of "
+                "the labels that it judges with a confidence above "
+                f"{_CONFIDENT} ({names[prediction]} instead of {names[label]}); "
+                f"{advice}"
             )
             findings.append(Finding("warning", text, (sample.id,)))
     return findings
@@ -142,7 +151,8 @@ def _count_all(
             yield None
             continue
         every, sure = _count(probability_hwc, label_hw)
-        yield _Counts(sample, every if sample.id in held_out else None, sure)
+        held = every if sample.id in held_out else None
+        yield _Counts(sample, held, sure, int(every.sum()))
 
 
 def _count(
@@ -164,19 +174,17 @@ def _count(
 
 
 def _share(
-    sure: Mapping[tuple[int, int], int], unlearned: Collection[int] = ()
+    sure: Mapping[tuple[int, int], int],
 ) -> tuple[float, tuple[int, int] | None]:
     """Returns which share of the labels confident predictions contradict.
 
     Args:
-      sure: (label, prediction) -> pixels.
-      unlearned: labels that are left out.
+      sure: (label, prediction) -> pixels, at least one.
 
     Returns:
       The share; and the most frequent contradiction, label and prediction, if any.
     """
-    judged = {pair: n for pair, n in sure.items() if pair[0] not in unlearned}
-    wrong = {pair: n for pair, n in judged.items() if pair[0] != pair[1]}
+    wrong = {pair: n for pair, n in sure.items() if pair[0] != pair[1]}
     if not wrong:
         return 0.0, None
-    return sum(wrong.values()) / sum(judged.values()), max(wrong, key=wrong.__getitem__)
+    return sum(wrong.values()) / sum(sure.values()), max(wrong, key=wrong.__getitem__)

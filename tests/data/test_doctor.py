@@ -296,6 +296,11 @@ def test_labels_that_a_run_contradicts(root):
     assert finding.ids == ("03",)
     assert "03.png: a run with mIoU 9" in finding.text
     assert finding.text.endswith("(tree instead of house); compare the two")
+    # Of almost all pixels it is not sure.
+    sure = run.probabilities
+    rest = np.arange(HEIGHT * WIDTH).reshape(HEIGHT, WIDTH, 1) > 8
+    run.probabilities = lambda image: np.where(rest, 0.9 * sure(image), sure(image))
+    assert label_check.find_disagreements(run, source) == []
     run.facts.class_names = ("a", "b")
     with pytest.raises(ValueError, match="trained on the classes a, b, and the data"):
         label_check.find_disagreements(run, source)

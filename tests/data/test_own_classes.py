@@ -122,7 +122,6 @@ def test_pictures_are_no_masks(tmp_path):
 @pytest.mark.parametrize(
     "file, text, values, colors",
     [
-        ("classes.txt", "sky\nbig road\n", {0: "sky", 1: "big road"}, {}),
         ("labels.txt", "0 sky\n1 road\n", {0: "sky", 1: "road"}, {}),
         (
             "_classes.csv",
@@ -153,6 +152,60 @@ def test_class_names_of_other_programs(file, text, values, colors, tmp_path):
     (tmp_path / file).write_text(text)
     known = names.find(tmp_path)
     assert (known.values, known.colors) == (values, colors)
+
+
+@pytest.mark.parametrize(
+    "listed, values, expected",
+    [
+        ("crack", [0, 1], ["background", "crack"]),
+        ("crack", [0, 255], ["background", "crack"]),
+        ("cat\ndog", [0, 1, 2], ["background", "cat", "dog"]),
+        ("cat\ndog", [0, 1], ["cat", "dog"]),
+        ("cat\ndog", [0, 255], ["cat", "dog"]),
+        ("cat\ndog\ncow", [0, 1], ["cat", "dog", "cow"]),
+        ("bg\ncat", [0, 1, 2], None),
+        ("cat\ndog\ncow", [0, 1, 2, 3, 4], None),
+        ("road\nsky", [1, 2, 255], ["road", "sky"]),
+        ("background\nroad\nsky", [1, 2], ["road", "sky"]),
+        ("road\nsky\ncar", [1, 2], None),
+        ("grade 1\ngrade 2\ngrade 3", [0, 1, 2], ["grade 1", "grade 2", "grade 3"]),
+        ("Sky\nRoad\nVoid", [0, 1, 2], ["Sky", "Road"]),
+        ("void\nSky\nRoad", [0, 1, 2], ["Sky", "Road"]),
+        ("0 sky\n1 void\n2 road", [0, 1, 2], ["sky", "road"]),
+    ],
+)
+def test_names_alone_are_given_to_values_they_fit(listed, values, expected, tmp_path):
+    (tmp_path / "classes.txt").write_text(listed)
+    bands = np.arange(SIZE[0]) * len(values) // SIZE[0]
+    mask = np.array(values, np.uint8)[bands][:, None].repeat(SIZE[1], 1)
+    for i in "01":
+        write_image(tmp_path / "images" / f"{i}.png", int(i))
+        write_mask(tmp_path / "masks" / f"{i}.png", mask)
+    found = {i: tmp_path / "masks" / f"{i}.png" for i in "01"}
+    proposal = survey.propose(tmp_path, found)
+    names_of = proposal.facts["classes"]
+    if expected is None:
+        assert proposal.named_in is None
+        (warning,) = proposal.warnings
+        assert "so it is not used; name the classes in classes.json" in warning
+        assert {*names_of} <= {"background", "foreground"} | {
+            f"class_{value}" for value in values
+        }
+        return
+    assert names_of == expected and not proposal.warnings
+    assert proposal.named_in == tmp_path / "classes.txt"
+    assert names.find(tmp_path).agrees(expected)
+    (tmp_path / "classes.json").write_text(json.dumps(proposal.facts))
+    source = registry.read_source("folder", str(tmp_path))
+    assert check.check_source(source).problems == ()
+
+
+def test_names_alone_are_those_of_a_palettes_indices(tmp_path):
+    (tmp_path / "classes.txt").write_text("leaf\nstem\nroot\n")
+    write_mask(tmp_path / "0.png", LABEL, COLORS)
+    facts = survey.propose(tmp_path, {"0": tmp_path / "0.png"}).facts
+    assert facts["classes"] == ["background", "leaf", "stem", "root"]
+    assert facts["palette"] == COLORS.tolist()
 
 
 def test_names_of_a_published_palette(tmp_path):

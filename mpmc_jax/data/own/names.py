@@ -1,7 +1,7 @@
 """Finds class names that a user's folder lists in a file of another program.
 
 Lines hold a name, and perhaps a value or a color, in any order and with any of the
-separators , ; : and tab; or a name alone, for the next value:
+separators , ; : and tab; or a name alone (see `Known.numbered`):
 
     classes.txt, labels.txt          one name per line
     class_dict.csv                   road,128,64,128
@@ -20,6 +20,7 @@ from collections.abc import Collection, Iterable, Mapping
 from mpmc_jax.data import files, lists
 from mpmc_jax.data.builders import camvid, cityscapes
 from mpmc_jax.data.decode import Color
+from mpmc_jax.text import quantity, shorten
 from mpmc_jax.types import IGNORE_LABEL
 
 _FILES = re.compile(
@@ -31,6 +32,7 @@ _NNUNET = "dataset.json"
 _BLACK = (0, 0, 0)
 # So few colors may agree by chance.
 _FEW = 2
+_BACKGROUND = ("background", "_background_", "bg")
 _VOID = ("void", "ignore", "unlabeled", "unlabelled", "unknown", "undefined")
 
 
@@ -42,13 +44,47 @@ class Known:
       path: the file; None if there is none.
       values: value -> name; empty where colors are listed.
       colors: color -> name.
-      void: values above all others that are not classes.
+      void: values that are not classes.
+      order: names without values or colors.
     """
 
     path: pathlib.Path | None = None
     values: dict[int, str] = dataclasses.field(default_factory=dict)
     colors: dict[Color, str] = dataclasses.field(default_factory=dict)
     void: tuple[int, ...] = ()
+    order: tuple[str, ...] = ()
+
+    def numbered(self, values: Iterable[int], warnings: list[str]) -> "Known":
+        """Gives names that are only listed to the values that occur in masks.
+
+        They count from 0, or from 1 if they are one fewer than the values from 0 to
+        the largest one: then 0 is the background. A list of another length says
+        nothing. Values whose names say that they are no classes are void.
+
+        Args:
+          values: values of masks, without 255.
+          warnings: gets a line if the list is not used.
+        """
+        held, named = {*values}, dict(self.values)
+        if self.order and held:
+            last, count = max(held), len(self.order)
+            from_0 = self.order[0].lower() in (*_BACKGROUND, *_VOID)
+            if count > last and (from_0 or 0 in held):
+                named = dict(enumerate(self.order))
+            elif count == last and not from_0:
+                named = {0: _made_up(0)} if 0 in held else {}
+                named |= dict(enumerate(self.order, 1))
+            else:
+                warnings.append(
+                    f"{self.path} lists {quantity(count, 'name')}, and masks hold the "
+                    f"values {shorten(sorted(held), 12)}, so it is not used; name the "
+                    "classes in classes.json"
+                )
+        void = [value for value, name in named.items() if name.lower() in _VOID]
+        named = {value: name for value, name in named.items() if value not in void}
+        return dataclasses.replace(
+            self, values=named, void=(*self.void, *void), order=()
+        )
 
     @property
     def count(self) -> int:
@@ -91,7 +127,7 @@ class Known:
 
     def gave(self, class_names: Iterable[str]) -> bool:
         """Returns whether a class name is listed that would not have been made up."""
-        listed = {*self.values.values(), *self.colors.values()}
+        listed = {*self.values.values(), *self.colors.values(), *self.order}
         return bool(listed & {*class_names} - {_made_up(v) for v in range(256)})
 
     def agrees(self, class_names: Iterable[str]) -> bool:
@@ -100,7 +136,11 @@ class Known:
         Classes that it lacks may have made-up names.
         """
         found, listed = list(class_names), iter(self.colors.values())
-        if self.values:
+        if self.order:
+            made_up = {_made_up(v) for v in range(256)} - {*self.order}
+            found = [name for name in class_names if name not in made_up]
+            listed = iter(self.order)
+        elif self.values:
             made_up = {_made_up(v) for v in range(256) if v not in self.values}
             found = [name for name in class_names if name not in made_up]
             listed = iter([name for _, name in sorted(self.values.items())])
@@ -122,7 +162,7 @@ def find(directory: pathlib.Path) -> Known:
         listed = path.name == _NNUNET or _FILES.fullmatch(path.name)
         if listed and path.is_file():
             known = _read_nnunet(path) if path.name == _NNUNET else read(path)
-            if known.values or known.colors:
+            if known.values or known.colors or known.order:
                 return known
     return Known()
 
@@ -148,9 +188,9 @@ def read(path: pathlib.Path) -> Known:
         return Known()
     values: dict[int, str] = {}
     colors: dict[Color, str] = {}
-    for line in lines:
-        if line.startswith("#"):
-            continue
+    order: list[str] = []
+    plain = [line.strip() for line in lines if not line.startswith("#")]
+    for line in plain:
         parts = [each for part in re.split(r"[,;:\t]", line) for each in _split(part)]
         numbers = [int(part) for part in parts if part.isdecimal()]
         words = [part for part in parts if part and not part.isdecimal()]
@@ -162,10 +202,15 @@ def read(path: pathlib.Path) -> Known:
         elif len(numbers) == 1:
             values[numbers[0]] = words[0]
         elif not numbers and (len(words) == 1 or "," not in line):
-            values[len(values)] = words[0]
+            order.append(words[0])
     if colors:
-        return Known(path, {}, colors)
-    return Known(path, values) if values else Known()
+        return Known(path, colors=colors)
+    if len({*values.values()}) < len(values) and not order:
+        # The numbers belong to the names, as in "grade 1" and "grade 2".
+        return Known(path, order=tuple(line for line in plain if line))
+    if values:
+        return Known(path, values)
+    return Known(path, order=tuple(order)) if order else Known()
 
 
 def _read_nnunet(path: pathlib.Path) -> Known:

@@ -243,12 +243,16 @@ def _from_values(
 ) -> dict[str, Any]:
     """Proposes classes of masks whose values are the classes."""
     values = _classes([*stored.values()])
-    void = [value for value in known.void if value in values]
-    classes = [value for value in values if value not in (IGNORE_LABEL, -1, *void)]
+    held = [value for value in values if value not in (IGNORE_LABEL, -1)]
+    classes = [value for value in held if value not in known.void]
     counted = classes in ([*range(len(classes))], [*range(1, len(classes) + 1)])
     if set(values) == {0, IGNORE_LABEL} or not counted and _mostly_binary(stored):
         remarks.append("0 and 255 are two classes")
+        known = known.numbered((0, 1), warnings)
         return {"classes": known.two(), "binary": True}
+    known = known.numbered(held, warnings)
+    void = [value for value in known.void if value in values]
+    classes = [value for value in held if value not in void]
     if any(value % 1 or not 0 <= value < 256 for value in classes):
         raise ValueError(
             f"masks hold the values {shorten(classes, 8)}, and classes are whole "
@@ -258,9 +262,11 @@ def _from_values(
         f"{value} is void" for value in (*void, IGNORE_LABEL) if value in values
     ]
     if classes and classes == list(range(1, len(classes) + 1)):
-        remarks.append("no mask holds 0, which is void; classes count from 1")
+        if 0 not in void:
+            remarks.append("no mask holds 0, which is void; classes count from 1")
+            void = [0, *void]
         _warn_of_lone(stored, classes, warnings, _SLIP)
-        return {"classes": known.of_values(classes), "void": [0, *void]}
+        return {"classes": known.of_values(classes), "void": void}
     declared = {"void": void} if void else {}
     last = classes[-1] if classes else 0
     if known.covers(last) or classes == list(range(len(classes))):
@@ -293,6 +299,9 @@ def _from_colors(
         known = names.published(colors)
         if known.colors:
             remarks.append("the colors are those of a published data set")
+    if indexed:
+        held = [index for index in indexed if index != IGNORE_LABEL]
+        known = known.numbered(held, warnings)
     void = [color for color in colors if known.is_void(color)]
     of_void = (indexed.get(index) for index in (*known.void, IGNORE_LABEL))
     void += [color for color in of_void if color in colors and color not in void]
@@ -305,7 +314,7 @@ def _from_colors(
     if void:
         remarks.append(f"void: {shorten(void)}")
     _warn_of_lone(shown, classes, warnings)
-    if known.values and not indices.keys() >= {*classes}:
+    if (known.values or known.order) and not indices.keys() >= {*classes}:
         warnings.append(
             f"{known.path} says no colors, and the masks are colors, so its names are "
             "not used; name the classes, in the order of their colors, in classes.json"
