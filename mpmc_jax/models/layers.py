@@ -154,11 +154,12 @@ class BatchNorm(nn.Module):
             return finish(out_bhwc, shortcut_bhwc, self.slope)
         # Variables are made before anything is mapped over devices.
         axis_name = None if self.is_initializing() else self.axis_name
+        form, parts = Form(axis_name, self.slope), passes()
         out_bhwc, means_pc, vars_pc = normalize_by_batch(
-            Form(axis_name, self.slope), x_bhwc, shortcut_bhwc, scale, bias, mean.value
+            form, x_bhwc, shortcut_bhwc, scale, bias, mean.value, parts
         )
         if not self.is_initializing():
-            count = distributed.count(axis_name) * (x_bhwc.size // features // passes())
+            count = distributed.count(axis_name) * (x_bhwc.size // features // parts)
             if count == 1:
                 raise ValueError(
                     "batch norm has one value per channel, which it would make 0: a "
@@ -167,7 +168,7 @@ class BatchNorm(nn.Module):
                     "least 2 images per pass"
                 )
             unbiased_pc = vars_pc * (count / max(count - 1, 1))
-            for i in range(passes()):
+            for i in range(parts):
                 mean.value = _towards(mean.value, means_pc[i])
                 var.value = _towards(var.value, unbiased_pc[i])
         return out_bhwc

@@ -106,11 +106,12 @@ def normalize_by_batch(
     scale_c: Array,
     bias_c: Array,
     center_c: Array,
+    count: int = 1,
 ) -> tuple[Array, Array, Array]:
     """Returns `finish` of the normalized batch, its means and biased variances.
 
-    They are (p,c), those of each of the `passes` of the batch over all devices, and for
-    running statistics; no gradient flows through them.
+    They are (p,c), those of each pass of the batch over all devices, and for running
+    statistics; no gradient flows through them.
 
     Args:
       form: devices and activation.
@@ -118,6 +119,7 @@ def normalize_by_batch(
       shortcut_bhwc: what is added before the activation, or None.
       scale_c, bias_c: one number per channel.
       center_c: a guess of the mean, such as the running one; see `_fused`.
+      count: number of passes of equal size, one after the other in the batch.
     """
 
     def one_pass(x_bhwc: Array, shortcut_bhwc: Array | None) -> Any:
@@ -128,11 +130,11 @@ def normalize_by_batch(
         out = _with_gradient(form.axis_name, x_bhwc, scale_c, bias_c)
         return finish(out[0], shortcut_bhwc, form.slope), *out[1:]
 
-    if passes() == 1:
+    if count == 1:
         out_bhwc, mean_c, var_c = one_pass(x_bhwc, shortcut_bhwc)
         return out_bhwc, mean_c[None], var_c[None]
     by_pass = jax.tree.map(
-        lambda x: x.reshape(passes(), -1, *x.shape[1:]), (x_bhwc, shortcut_bhwc)
+        lambda x: x.reshape(count, -1, *x.shape[1:]), (x_bhwc, shortcut_bhwc)
     )
     out_pbhwc, mean_pc, var_pc = jax.vmap(one_pass)(*by_pass)
     return out_pbhwc.reshape(x_bhwc.shape), mean_pc, var_pc
