@@ -107,7 +107,7 @@ def load(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Reads a batch: images (b,h,w,c) as stored, and labels (b,h,w) uint8.
 
-    Padding and filler rows are black and labeled 255.
+    Padding is mirrored, filler rows are black, and both are labeled 255.
 
     Args:
       dataset, batch: what to read.
@@ -130,9 +130,19 @@ def load(
             )
         image, label = on_canvas(example.image, example.label)
         height, width = label.shape
-        images[row, :height, :width] = image
+        images[row] = mirrored(image, batch.size)
         labels[row, :height, :width] = label
     return images, labels
+
+
+def mirrored(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Extends an image (h,w,c) at the bottom and right to a size, by mirroring it.
+
+    What a network computes of the image as a whole, as in global pooling, then changes
+    less than with black pixels.
+    """
+    more = [(0, side - own) for side, own in zip(size, image.shape, strict=False)]
+    return np.pad(image, (*more, (0, 0)), mode="symmetric")
 
 
 def load_all(

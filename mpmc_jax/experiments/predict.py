@@ -24,6 +24,7 @@ from mpmc_jax.data import decode, stacks
 from mpmc_jax.data.decode import decode_array
 from mpmc_jax.data.parallel_map import map_in_order
 from mpmc_jax.evaluation import pictures, prediction_files
+from mpmc_jax.evaluation.batches import mirrored
 from mpmc_jax.evaluation.predict import WINDOW_ABOVE, Band, Predictor
 from mpmc_jax.experiments.evaluation import make_protocol
 from mpmc_jax.experiments.patch_maps import patch_classifier
@@ -325,10 +326,10 @@ class PredictionWriter:
         pixels = self._facts.pixels
         shape = (batch.rows, *batch.size, pixels.channels)
         stored, errors = np.zeros(shape, pixels.dtype), []
-        for row, image in enumerate(batch.images):
+        for row in range(len(batch.images)):
             found, error = next(loaded)
             if found is not None:
-                stored[row, : image.size[0], : image.size[1]] = found
+                stored[row] = mirrored(found, batch.size)
             errors.append(error)
         return stored, errors
 

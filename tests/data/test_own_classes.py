@@ -186,13 +186,14 @@ def test_names_alone_are_given_to_values_they_fit(listed, values, expected, tmp_
     names_of = proposal.facts["classes"]
     if expected is None:
         assert proposal.named_in is None
-        (warning,) = proposal.warnings
+        (warning,) = [line for line in proposal.remarks if line.startswith("warning")]
         assert "so it is not used; name the classes in classes.json" in warning
         assert {*names_of} <= {"background", "foreground"} | {
             f"class_{value}" for value in values
         }
         return
-    assert names_of == expected and not proposal.warnings
+    assert names_of == expected
+    assert not any(line.startswith("warning") for line in proposal.remarks)
     assert proposal.named_in == tmp_path / "classes.txt"
     assert names.find(tmp_path).agrees(expected)
     (tmp_path / "classes.json").write_text(json.dumps(proposal.facts))
@@ -222,8 +223,9 @@ def test_names_without_colors_are_not_given_to_colors(tmp_path):
     proposal = survey.propose(tmp_path, {"0": tmp_path / "0.png"})
     assert not {"sky", "road"} & {*proposal.facts["classes"]}
     assert proposal.named_in is None
-    (warning,) = proposal.warnings
-    assert warning.startswith(f"{tmp_path / 'classes.txt'} says no colors")
+    *_, warning = [line for line in proposal.remarks if line.startswith("warning")]
+    assert warning.startswith(f"warning: {tmp_path / 'classes.txt'} says no colors")
+    assert not proposal.warnings
 
 
 def _propose(tmp_path, labels, listed, palette=None):

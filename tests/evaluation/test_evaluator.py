@@ -187,7 +187,7 @@ def test_predictions_of_many_sizes_keep_few_programs(variables, monkeypatch):
         np.testing.assert_array_equal(classes, np.argmax(logits[0], -1))
 
 
-def test_padding_is_black_at_the_lower_right_and_counts_nowhere(variables):
+def test_padding_mirrors_at_the_lower_right_and_counts_nowhere(variables):
     dataset = make_dataset(SIZES)
     result = Evaluator(_Net(), NUM_CLASSES, batch_size=4, pad_to=16).run(
         variables, dataset
@@ -195,7 +195,7 @@ def test_padding_is_black_at_the_lower_right_and_counts_nowhere(variables):
 
     def pad(image):
         extra = [(0, -side % 16) for side in image.shape[:2]]
-        return np.pad(image, [*extra, (0, 0)])
+        return np.pad(image, [*extra, (0, 0)], mode="symmetric")
 
     np.testing.assert_array_equal(result.confusion, _by_hand(variables, dataset, pad))
     assert result.confusion.sum() == sum(

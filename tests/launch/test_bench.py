@@ -90,7 +90,7 @@ def test_what_a_refused_program_needs(text, said):
         ("--what=fits --batch_size=2", "--batch_size is not for --what=fits; "),
         ("--what=compile --steps=5", "--steps is not for --what=compile; "),
         (
-            "--what=compile --topology=x --devices=4",
+            "--what=compile --topology=v5e:2x2 --devices=4",
             "not for --what=compile --topology",
         ),
         ("--what=data --backbone=resnet18", "--backbone is not for --what=data; "),

@@ -99,13 +99,18 @@ def test_figures_are_sums_by_kind_and_by_source():
     [
         ("h100:1", ("h100", 1)),
         ("a100:16", ("a100", 16)),
-        ("h100:0", None),
         ("v5e:4x4", None),
-        ("h100", None),
+        ("", None),
     ],
 )
 def test_names_of_gpus(topology, expected):
     assert devices.parse_topology(topology) == expected
+
+
+@pytest.mark.parametrize("topology", ["h100", "h100:0", "h10:1"])
+def test_a_gpu_without_a_number_or_unknown_is_one_line(topology):
+    with pytest.raises(SystemExit, match=f"{topology}: did you mean 'h100:1'"):
+        bench.main(["--what=compile", f"--topology={topology}"])
 
 
 @pytest.mark.parametrize("name", devices.RATES)

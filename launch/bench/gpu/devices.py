@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 import jax
 from jax.experimental import topologies
 
+from mpmc_jax.text import did_you_mean
+
 # Without a GPU nothing can be timed, so XLA takes its default algorithms, and of Triton
 # products a default tiling, which it does not find for each shape.
 COMPILER_OPTIONS = {
@@ -53,9 +55,23 @@ RATES = {
 
 
 def parse_topology(topology: str) -> tuple[str, int] | None:
-    """Splits "h100:8" into name and number of GPUs; None for a TPU's topology."""
+    """Splits "h100:8" into name and number of GPUs; None for a TPU's topology.
+
+    Raises:
+      ValueError: the name of a GPU without a number of them, or of one not known here.
+    """
     found = re.fullmatch(rf"({'|'.join(RATES)}):([1-9]\d*)", topology)
-    return (found.group(1), int(found.group(2))) if found else None
+    if found:
+        return found.group(1), int(found.group(2))
+    # TPUs are called v4, v5e and so on.
+    if topology and not re.match(r"v\d", topology):
+        names = [f"{name}:1" for name in RATES]
+        hint = did_you_mean(topology, names)
+        raise ValueError(
+            f"--topology={topology}: {hint}GPUs are {', '.join(names)} or more of one, "
+            "TPUs are like v5e:4x4"
+        )
+    return None
 
 
 def absent_gpus(name: str, count: int) -> Sequence[Any]:

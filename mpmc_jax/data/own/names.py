@@ -54,7 +54,7 @@ class Known:
     void: tuple[int, ...] = ()
     order: tuple[str, ...] = ()
 
-    def numbered(self, values: Iterable[int], warnings: list[str]) -> "Known":
+    def numbered(self, values: Iterable[int], remarks: list[str]) -> "Known":
         """Gives names that are only listed to the values that occur in masks.
 
         They count from 0, or from 1 if they are one fewer than the values from 0 to
@@ -63,7 +63,7 @@ class Known:
 
         Args:
           values: values of masks, without 255.
-          warnings: gets a line if the list is not used.
+          remarks: gets a warning if the list is not used.
         """
         held, named = {*values}, dict(self.values)
         if self.order and held:
@@ -75,10 +75,10 @@ class Known:
                 named = {0: _made_up(0)} if 0 in held else {}
                 named |= dict(enumerate(self.order, 1))
             else:
-                warnings.append(
-                    f"{self.path} lists {quantity(count, 'name')}, and masks hold the "
-                    f"values {shorten(sorted(held), 12)}, so it is not used; name the "
-                    "classes in classes.json"
+                remarks.append(
+                    f"warning: {self.path} lists {quantity(count, 'name')}, and masks "
+                    f"hold the values {shorten(sorted(held), 12)}, so it is not used; "
+                    "name the classes in classes.json"
                 )
         void = [value for value, name in named.items() if name.lower() in _VOID]
         named = {value: name for value, name in named.items() if value not in void}

@@ -4,6 +4,7 @@ import ast
 import collections
 import dataclasses
 import json
+import math
 import pathlib
 import shlex
 import statistics
@@ -20,6 +21,7 @@ _CROP = 321  # That of VOC and of configs/folder.py.
 _LONGEST_WHOLE = 2048
 # More sizes of images than this are padded to common ones.
 _FEW_SIZES = 8
+_LEAST_PADDING, _MOST_PADDING = 16, 128
 _SAMPLED = 200
 # A class with a smaller share of the pixels is rare.
 _RARE = 0.01
@@ -100,7 +102,7 @@ def write_classes(directory: pathlib.Path, names: tuple[str, ...] = ()) -> Told:
     elif problems:
         raise ValueError("\n".join(problems))
     else:
-        proposal = survey.propose(directory, found.layout.masks)
+        proposal = survey.propose(directory, found.layout.masks, use_lists=not names)
         facts, remarks = proposal.facts, proposal.remarks
         warnings, named_in = proposal.warnings, proposal.named_in
     if names:
@@ -115,7 +117,11 @@ def write_classes(directory: pathlib.Path, names: tuple[str, ...] = ()) -> Told:
         remarks += (f"class names are those of {named_in}",)
     with path.open("x", encoding="utf-8") as file:
         file.write(_as_json(facts))
-    classes = shorten(facts["classes"], 12)
+    shown = facts["classes"]
+    if "palette" in facts:
+        colors = map(tuple, facts["palette"])
+        shown = [f"{name} {color}" for name, color in zip(shown, colors, strict=True)]
+    classes = shorten(shown, 12)
     written = f"{path} written, with the classes {classes}: rename them there"
     return Told([*remarks, written], warnings)
 
@@ -282,8 +288,8 @@ def _settings(
     elif len(collections.Counter(sizes)) > _FEW_SIZES:
         lines += [
             "# Images of many sizes are padded to multiples of this in training's",
-            "# evaluations, for which fewer programs are compiled.",
-            "config.eval.pad_to = 128",
+            "# evaluations, for which fewer programs are compiled; 0 is exact.",
+            f"config.eval.pad_to = {_padding(sizes)}",
         ]
     trained = [sample.id for sample in source.splits["train"]]
     seen = {label for key in trained for label in report.present.get(key, ())}
@@ -302,6 +308,12 @@ def _settings(
             '# config.model.pretrained = "dinov2_s14"',
         ]
     return lines
+
+
+def _padding(sizes: list[tuple[int, int]]) -> int:
+    """Returns a power of two, at most a fourth of most images' short sides."""
+    short = statistics.median(map(min, sizes))
+    return max(_LEAST_PADDING, min(_MOST_PADDING, 2 ** int(math.log2(short / 4))))
 
 
 def _imbalance(source: Source, report: check.Report) -> list[str]:

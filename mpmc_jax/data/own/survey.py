@@ -70,12 +70,18 @@ class Proposal:
     named_in: pathlib.Path | None = None
 
 
-def propose(directory: pathlib.Path, found: Mapping[str, pathlib.Path]) -> Proposal:
+def propose(
+    directory: pathlib.Path,
+    found: Mapping[str, pathlib.Path],
+    *,
+    use_lists: bool = True,
+) -> Proposal:
     """Proposes classes.json from all masks and a list of class names beside them.
 
     Args:
       directory: the user's folder, where such a list may be.
       found: id -> mask.
+      use_lists: whether names are taken from such a list.
 
     Raises:
       ValueError: no mask can be read, or they do not agree; the message says why.
@@ -92,7 +98,7 @@ def propose(directory: pathlib.Path, found: Mapping[str, pathlib.Path]) -> Propo
     if not stored:
         first = errors[0] if errors else f"{directory} holds no mask"
         raise ValueError(f"no classes can be proposed: {first}")
-    known = names.find(directory)
+    known = names.find(directory) if use_lists else names.Known()
     kinds = collections.Counter(each.kind for each in stored.values())
     remarks = [f"{quantity(kinds[kind], 'mask')} {_KINDS[kind]}" for kind in kinds]
     if errors:
@@ -248,9 +254,9 @@ def _from_values(
     counted = classes in ([*range(len(classes))], [*range(1, len(classes) + 1)])
     if set(values) == {0, IGNORE_LABEL} or not counted and _mostly_binary(stored):
         remarks.append("0 and 255 are two classes")
-        known = known.numbered((0, 1), warnings)
+        known = known.numbered((0, 1), remarks)
         return {"classes": known.two(), "binary": True}
-    known = known.numbered(held, warnings)
+    known = known.numbered(held, remarks)
     void = [value for value in known.void if value in values]
     classes = [value for value in held if value not in void]
     if any(value % 1 or not 0 <= value < 256 for value in classes):
@@ -301,7 +307,7 @@ def _from_colors(
             remarks.append("the colors are those of a published data set")
     if indexed:
         held = [index for index in indexed if index != IGNORE_LABEL]
-        known = known.numbered(held, warnings)
+        known = known.numbered(held, remarks)
     void = [color for color in colors if known.is_void(color)]
     of_void = (indexed.get(index) for index in (*known.void, IGNORE_LABEL))
     void += [color for color in of_void if color in colors and color not in void]
@@ -315,9 +321,9 @@ def _from_colors(
         remarks.append(f"void: {shorten(void)}")
     _warn_of_lone(shown, classes, warnings)
     if (known.values or known.order) and not indices.keys() >= {*classes}:
-        warnings.append(
-            f"{known.path} says no colors, and the masks are colors, so its names are "
-            "not used; name the classes, in the order of their colors, in classes.json"
+        remarks.append(
+            f"warning: {known.path} says no colors, and the masks are colors, so its "
+            "names are not used; name the classes in classes.json"
         )
     facts: dict[str, Any] = {
         "classes": known.of_colors(classes, indices),
