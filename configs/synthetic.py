@@ -1,6 +1,6 @@
 """Procedural street scenes: the quick start, and what tests train on.
 
-    bash launch/quickstart.sh      (about eight minutes on two cores)
+    bash launch/quickstart.sh      (three to ten minutes on two cores)
 
 ResNet-18 from noise at 1/16 of the labels; a small crop and few steps.
 """

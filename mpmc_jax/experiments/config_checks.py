@@ -20,6 +20,8 @@ _INT32_MAX = 2**31 - 1
 # Numbers whose sign nothing else checks, or only after a division by them.
 _NOT_NEGATIVE = (
     "seed",
+    "train.steps",
+    "train.epochs",
     "data.split_seed",
     "method.auxiliary_weight",
     "imbalance.focal_gamma",

@@ -252,11 +252,11 @@ def write(
 
 
 def _unwritable(workdir: Path, error: OSError) -> WorkdirError:
-    reason = "it is a file" if workdir.is_file() else error.strerror
-    return WorkdirError(
-        f"cannot write to --workdir={workdir}: {reason}; choose "
-        "another or fix its permissions"
-    )
+    if workdir.is_file():
+        said = "it is a file; choose another"
+    else:
+        said = f"{error.strerror}; choose another or fix its permissions"
+    return WorkdirError(f"cannot write to --workdir={workdir}: {said}")
 
 
 def read_manifest(workdir: Path, run: dict[str, Any] | None = None) -> dict[str, Any]:
