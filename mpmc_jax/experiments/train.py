@@ -13,7 +13,7 @@ import jax
 import ml_collections
 
 from mpmc_jax import distributed
-from mpmc_jax.data.build import build_class_weights, build_train
+from mpmc_jax.data.build import build_class_weights, build_eval, build_train
 from mpmc_jax.data.dataset import DatasetFacts
 from mpmc_jax.data.pipeline import TrainPipeline
 from mpmc_jax.data.splits import Split
@@ -61,6 +61,8 @@ _LOG = logging.getLogger(__name__)
 # FLOPs of a step that takes two CPU cores about half a minute; those of the quick start
 # are a tenth.
 _LARGE_ON_CPU = 4e11
+# Images whose size is looked at.
+_SAMPLED = 20
 # What makes a run small, in docs/own_data.md too.
 _SMALL_CROP = 97
 _SMALL_RUN = {
@@ -223,6 +225,7 @@ def build_training(config: ml_collections.ConfigDict, begins: bool) -> Training:
     loop_config = make_loop_config(config, pipeline.steps_per_epoch, metric)
     log_summary(config, setup, pipeline, loop_config, parallel)
     log_large_on_cpu(config, setup, parallel)
+    log_large_crop(config)
     if facts.partial:
         _LOG.warning("%s is partial: not as many images as published", facts.dataset)
     return Training(
@@ -369,6 +372,23 @@ def log_large_on_cpu(
             config.data.crop,
             argument,
             flags,
+        )
+
+
+def log_large_crop(config: ml_collections.ConfigDict) -> None:
+    """Logs a crop that no resized image fills, by the first validation images."""
+    data, dataset = config.data, build_eval(config, "val")
+    sizes = [dataset.size(i) for i in range(min(len(dataset), _SAMPLED))]
+    largest = max((max(size) for size in sizes), default=0)
+    reached = data.scale_max * (data.scale_base or largest)
+    # ACDC's geometry resizes every image to the crop.
+    if sizes and data.crop > reached and data.geometry != "acdc":
+        _LOG.warning(
+            "crops of %d pixels are always partly padding: images of up to %d pixels a "
+            "side are enlarged by data.scale_max=%g at most; set a smaller data.crop",
+            data.crop,
+            largest,
+            data.scale_max,
         )
 
 

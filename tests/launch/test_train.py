@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from configs import acdc, folder, voc
+from mpmc_jax.data.build import build_eval
 from mpmc_jax.data.splits import Split
 from mpmc_jax.experiments import config_checks, train
 from mpmc_jax.experiments.build import build_parallel, init_state
@@ -123,6 +124,21 @@ def test_the_advice_for_a_cpu_is_accepted(caplog, module, argument, appended):
     caplog.clear()
     train.log_large_on_cpu(small, tiny.setup(small), parallel)
     assert not caplog.records
+
+
+def test_a_crop_that_no_image_fills_is_told(tmp_path, caplog):
+    prepare_synthetic(tmp_path)
+    config = tiny.config("method=supervised", data__split="4")
+    config.data.data_dir, config.data.scale_max = str(tmp_path), 2.0
+    dataset = build_eval(config, "val")
+    largest = max(max(dataset.size(i)) for i in range(len(dataset)))
+    config.data.crop = 2 * largest
+    train.log_large_crop(config)
+    assert not caplog.records
+    config.data.crop += 1
+    train.log_large_crop(config)
+    (record,) = caplog.records
+    assert f"images of up to {largest} pixels a side" in record.getMessage()
 
 
 def test_statistics_are_counted_from_the_runs_own_images(tmp_path):
