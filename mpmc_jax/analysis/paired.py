@@ -26,7 +26,7 @@ from mpmc_jax.experiments.paper.results import (
     have_same_data,
     read_outcome,
 )
-from mpmc_jax.text import markdown_table
+from mpmc_jax.text import markdown_table, quantity
 from mpmc_jax.training import workdir as workdir_lib
 from mpmc_jax.training.metric_writer import read_metrics
 
@@ -227,13 +227,18 @@ class PairedSummary:
     def _settings(self) -> list[str]:
         """Says with what the runs were trained, of the experiment's settings."""
         common, varied = [], []
+        rows = {
+            run.name: self.table.rows[cell.row]
+            for cell in self.table.cells
+            for run in cell.runs
+        }
         for key in self.table.experiment.settings.get(self.table.dataset, {}):
             runs = collections.defaultdict(list)
             for name, run in self.begun.items():
-                runs[text(run.settings[key])].append(f"`{name}`")
+                runs[text(run.settings[key])].append(rows[name])
             (usual, _), *others = sorted(runs.items(), key=lambda each: -len(each[1]))
             if others:
-                named = (f"{value} in {', '.join(names)}" for value, names in others)
+                named = (f"{value} in {_counted(labels)}" for value, labels in others)
                 varied.append(f"- `{key}`: {'; '.join(named)}; {usual} in the others")
             else:
                 common.append(f"`{key}={usual}`")
@@ -247,6 +252,12 @@ class PairedSummary:
         rows = [each.as_row() for each in self.differences]
         with style.applied():
             return drawing_of(_plot(self.differences), rows)
+
+
+def _counted(labels: Sequence[str]) -> str:
+    """Returns the names of rows with their numbers of runs."""
+    counts = collections.Counter(labels)
+    return ", ".join(f"{label} ({quantity(n, 'run')})" for label, n in counts.items())
 
 
 def detectable(deviation: float, seeds: int) -> float:
